@@ -1,0 +1,175 @@
+"""The mask contract, version 1: which weights are kept is a pure function of five integers.
+
+A weight is addressed by the run's seed, the draw (which mask), the layer's stream and its global
+row and column. The address fixes sixteen random bits, whatever the tile, thread, device or shard
+that asks for them, so a mask is never stored::
+
+    ctr  = ( ((k >> 6) << 3) | ((k >> 1) & 7),  n,  draw,  stream )    four uint32 words
+    w    = philox4x32, 7 rounds (ctr, key = (seed low, seed high))     four uint32 words
+    u    = 16 bits of word w[(k >> 4) & 3]: its low half if k is even, its high half if k is odd
+    keep = (u & 0x7FFF) < T,          T = threshold in 0..32768, so P(keep) = T / 32768 exactly
+
+In a row, 64 columns take 8 Philox calls, and the words of calls 0..7 laid side by side are the
+uniforms in column order. Seven rounds is the smallest number of Philox-4x32 that passes BigCrush
+(Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+This module is the executable reference: slow integer arithmetic in plain PyTorch, on any device.
+Besides it only ``csrc/common/philox.h`` and ``kernels/philox.py`` may draw bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+LEVELS = 1 << 15
+"""Thresholds count in units of 1 / LEVELS."""
+ROUNDS = 7
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_U32 = 0xFFFFFFFF
+
+SEED_LIMIT = 1 << 64
+DRAW_LIMIT = 1 << 32
+STREAM_LIMIT = 1 << 31
+ROW_LIMIT = 1 << 32
+COLUMN_LIMIT = 1 << 34
+
+
+def check_address(
+    *,
+    seed: int = 0,
+    draw: int = 0,
+    stream: int = 0,
+    rows: int = 0,
+    cols: int = 0,
+    row_offset: int = 0,
+    col_offset: int = 0,
+) -> None:
+    """Raise ``ValueError`` naming the first integer that lies outside the contract's range."""
+    for name, value, limit in (
+        ("seed", seed, SEED_LIMIT),
+        ("draw", draw, DRAW_LIMIT),
+        ("stream", stream, STREAM_LIMIT),
+    ):
+        if not 0 <= value < limit:
+            raise ValueError(f"{name} must lie in 0 .. 2^{limit.bit_length() - 1} - 1, got {value}")
+    for name, offset, count, limit in (("row", row_offset, rows, ROW_LIMIT), ("col", col_offset, cols, COLUMN_LIMIT)):
+        if offset < 0 or count < 0 or offset + count > limit:
+            raise ValueError(
+                f"{name}_offset {offset} and {count} {name}s leave the addressable 2^{limit.bit_length() - 1} {name}s"
+            )
+
+
+def philox4x32(
+    counter: tuple[Tensor, ...], key: tuple[Tensor | int, Tensor | int], rounds: int = ROUNDS
+) -> list[Tensor]:
+    """Philox-4x32 on int64 tensors that hold uint32 values, broadcast together. Returns the four words.
+
+    A product wraps in int64 without losing bits: shifting and masking give its exact halves.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for i in range(rounds):
+        if i:
+            k0, k1 = (k0 + _WEYL[0]) & _U32, (k1 + _WEYL[1]) & _U32
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & _U32) ^ c1 ^ k0, p1 & _U32, ((p0 >> 32) & _U32) ^ c3 ^ k1, p0 & _U32
+    return list(torch.broadcast_tensors(c0, c1, c2, c3))
+
+
+def as_int64(value: int) -> int:
+    """The int64 that has the bits of a uint64: how a seed travels in a tensor."""
+    return value - SEED_LIMIT if value >= SEED_LIMIT // 2 else value
+
+
+def uniform16(
+    rows: int,
+    cols: int,
+    *,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    row_offset: int = 0,
+    col_offset: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The contract's sixteen random bits for each weight of a block.
+
+    Args:
+        rows, cols: shape of the block.
+        seed: 0 .. 2^64 - 1, or a one-element int64 tensor with those bits.
+        draw: 0 .. 2^32 - 1, or a one-element int64 tensor.
+        stream: 0 .. 2^31 - 1, the layer.
+        row_offset, col_offset: global position of the block's first weight.
+        device: where the result lives; default the device of ``seed`` or ``draw`` if tensors, else the CPU.
+
+    Returns:
+        int32 tensor [rows, cols] with values 0 .. 65535.
+
+    Raises:
+        ValueError: an integer outside the range of the contract.
+    """
+    if device is None:
+        device = next((v.device for v in (seed, draw) if isinstance(v, Tensor)), torch.device("cpu"))
+    check_address(
+        seed=0 if isinstance(seed, Tensor) else seed,
+        draw=0 if isinstance(draw, Tensor) else draw,
+        stream=stream,
+        rows=rows,
+        cols=cols,
+        row_offset=row_offset,
+        col_offset=col_offset,
+    )
+    bits = seed.reshape(()).to(device) if isinstance(seed, Tensor) else torch.tensor(as_int64(seed), device=device)
+    d = draw.reshape(()).to(device) if isinstance(draw, Tensor) else torch.tensor(draw, device=device)
+    n = torch.arange(row_offset, row_offset + rows, device=device).unsqueeze(1)  # [rows, 1]
+    k = torch.arange(col_offset, col_offset + cols, device=device).unsqueeze(0)  # [1, cols]
+    call = ((k >> 6) << 3) | ((k >> 1) & 7)
+    words = philox4x32((call, n, d, torch.tensor(stream, device=device)), (bits & _U32, (bits >> 32) & _U32))
+    word = torch.stack(words).gather(0, ((k >> 4) & 3).expand(1, rows, cols)).squeeze(0)  # [rows, cols]
+    return ((word >> (16 * (k & 1))) & 0xFFFF).to(torch.int32)
+
+
+def threshold_from_logits(logits: Tensor) -> Tensor:
+    """Keep thresholds of trained probabilities: ``clamp(floor(sigmoid(logit) * 32768 + 0.5), 1, 32767)``.
+
+    The sigmoid is taken in float64, so that the result does not depend on the platform. NaN gives 1.
+
+    Args:
+        logits: floating tensor of any shape.
+
+    Returns:
+        uint16 tensor of the same shape.
+    """
+    scaled = torch.floor(torch.sigmoid(logits.detach().double()) * LEVELS + 0.5)
+    return torch.nan_to_num(scaled, nan=1.0).clamp(1, LEVELS - 1).to(torch.int32).to(torch.uint16)
+
+
+def _digest(name: str) -> int:
+    raw = hashlib.blake2s(name.encode("utf-8")).digest()[:4]
+    return int.from_bytes(raw, "little") & (STREAM_LIMIT - 1)
+
+
+def stream(name: str) -> int:
+    """A parameter's stream: the first four bytes of the blake2s digest of its qualified name, top bit cleared."""
+    return _digest(name)
+
+
+def streams(names: Iterable[str]) -> dict[str, int]:
+    """The streams of all the parameters of one model.
+
+    On a collision the later name in sorted order is hashed again with ``#1`` appended, then ``#2``, and so on.
+    """
+    taken: dict[int, str] = {}
+    for name in sorted(set(names)):
+        value, attempt = _digest(name), 0
+        while value in taken:
+            attempt += 1
+            value = _digest(f"{name}#{attempt}")
+        taken[value] = name
+    return {name: value for value, name in taken.items()}

@@ -1,0 +1,49 @@
+"""csrc/common/philox.h by the compilers it is written for: g++ runs it against the golden vectors, nvcc compiles it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+VECTORS = json.loads((Path(__file__).parent / "mask_vectors.json").read_text())["uniform16"]
+HOST = r"""
+#include <cstdio>
+#include <cstdlib>
+#include "common/philox.h"
+int main(int, char** a) {
+  const auto n = [&](int i) { return std::strtoull(a[i], nullptr, 10); };
+  for (uint64_t r = 0; r < n(4); ++r)
+    for (uint64_t c = 0; c < n(5); ++c)
+      std::printf("%u ", stochprune::uniform16(n(1), n(2), n(3), uint32_t(n(6) + r), n(7) + c));
+}
+"""
+DEVICE = r"""
+#include "common/philox.h"
+__global__ void keep(bool* out, uint64_t seed, const uint16_t* threshold) {
+  out[threadIdx.x] = stochprune::keep(stochprune::uniform16(seed, 1, 2, blockIdx.x, threadIdx.x), threshold[threadIdx.x]);
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_the_header_gives_the_golden_vectors(tmp_path):
+    source, program = tmp_path / "host.cpp", tmp_path / "host"
+    source.write_text(HOST)
+    subprocess.run(["g++", "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", source, "-o", program], check=True)
+    for case in VECTORS:
+        names = ("seed", "draw", "stream", "rows", "cols", "row_offset", "col_offset")
+        run = subprocess.run([program, *(str(case[n]) for n in names)], capture_output=True, text=True, check=True)
+        assert [int(u) for u in run.stdout.split()] == [u for row in case["values"] for u in row]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_header_compiles_for_the_device(tmp_path):
+    source = tmp_path / "device.cu"
+    source.write_text(DEVICE)
+    command = ["nvcc", "-std=c++20", "-cubin", "-arch=sm_90a", f"-I{ROOT / 'csrc'}", source, "-o", tmp_path / "out"]
+    subprocess.run(command, check=True)
