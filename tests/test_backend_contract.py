@@ -1,0 +1,210 @@
+"""What every backend keeps, written once: bits, values, gradients, odd shapes, empty, strided, poisoned memory."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stochprune import backends, reference, rng
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}  # relative, of the whole tensor
+ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected")
+SHAPES = [(1, 1, 1), (3, 5, 63), (7, 37, 64), (2, 33, 130), (4, 16, 257)]  # M, N, K
+
+
+def _native_variants() -> list[str]:
+    if importlib.util.find_spec("stochprune._C") is None:
+        return []
+    from stochprune import _C
+
+    return [f"native-{name}" for name in _C.instruction_sets()]
+
+
+VARIANTS = ["reference", *_native_variants(), *(["triton"] if importlib.util.find_spec("triton") else [])]
+
+
+@pytest.fixture(params=VARIANTS)
+def backend(request):
+    name, _, instruction_set = request.param.partition("-")
+    if not instruction_set:
+        yield backends.load(name)
+        return
+    from stochprune import _C
+
+    before = _C.instruction_set()
+    _C.use_instruction_set(instruction_set)
+    yield backends.load(name)
+    _C.use_instruction_set(before)
+
+
+@pytest.fixture
+def device(backend) -> str:
+    return "cuda" if backend.NAME == "triton" and torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Fresh memory holds NaN, so that an element no kernel writes shows."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        allocate = getattr(owner, name)
+
+        def fresh(*args, _allocate=allocate, **kwargs):
+            out = _allocate(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        monkeypatch.setattr(owner, name, fresh)
+
+
+def dtypes(backend) -> list[torch.dtype]:
+    # bfloat16 products are wrong in Triton's interpreter.
+    names = {"reference": (torch.float64, torch.float32), "native": (torch.float32, torch.bfloat16)}
+    return list(names.get(backend.NAME, (torch.float32,)))
+
+
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    scale = expected.double().norm().clamp_min(1e-30)
+    return float((actual.double().cpu() - expected.double().cpu()).norm() / scale)
+
+
+def key(seed: int, draw: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([rng.as_int64(seed)], device=device), torch.tensor([draw], device=device)
+
+
+fixture_per_function = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@fixture_per_function
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    draw=st.integers(0, 2**32 - 1),
+    stream=st.integers(0, 2**31 - 1),
+    row=st.one_of(st.integers(0, 300), st.integers(2**32 - 40, 2**32 - 20)),
+    col=st.one_of(st.integers(0, 300), st.integers(2**34 - 400, 2**34 - 300)),
+    rows=st.integers(1, 20),
+    cols=st.integers(1, 200),
+    transposed=st.booleans(),
+)
+def test_keep_mask_bits(backend, device, seed, draw, stream, row, col, rows, cols, transposed):
+    threshold = (torch.arange(rows * cols) * 7919 % (rng.LEVELS + 1)).to(torch.int32).view(rows, cols)
+    if transposed:
+        threshold = threshold.T.contiguous().T
+    threshold = threshold.to(torch.uint16)
+    expected = reference.keep_mask(threshold, *key(seed, draw, "cpu"), stream, row, col)
+    actual = backend.keep_mask(threshold.to(device), *key(seed, draw, device), stream, row, col)
+    assert actual.dtype == torch.bool
+    assert torch.equal(actual.cpu(), expected)
+
+
+def test_keep_mask_keeps_all_and_none(backend, device):
+    threshold = torch.tensor([[0], [rng.LEVELS]], dtype=torch.int32).expand(2, 500).to(torch.uint16)
+    keep = backend.keep_mask(threshold.to(device), *key(1, 2, device), 3, 0, 0)
+    assert keep.sum(1).tolist() == [0, 500]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_thresholds(backend, device, dtype, generator):
+    if backend.NAME == "native" and dtype == torch.float16:
+        pytest.skip("served by the reference")
+    logits = (torch.randn(50, 33, generator=generator) * 6).to(dtype)
+    logits[0, :4] = torch.tensor([float("inf"), float("-inf"), 0.0, -0.0])
+    expected = rng.threshold_from_logits(logits).int()
+    actual = backend.threshold_from_logits(logits.to(device)).cpu()
+    assert actual.dtype == torch.uint16
+    off = (actual.int() - expected).abs().max()
+    assert off <= (1 if backend.NAME == "triton" else 0)  # a GPU forms them in float32
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients(backend, device, estimator, shape, generator):
+    m, n, k = shape
+    draws = torch.tensor([5, 2**32 - 1, 6])
+    seed = torch.tensor([rng.as_int64(2**63 + 11)])
+    for dtype in dtypes(backend):
+        make = lambda *s: torch.randn(*s, generator=generator).to(dtype)  # noqa: B023, E731
+        x, w, logits, bias, grad = make(3, m, k), make(n, k), make(n, k), make(n), make(3, m, n)
+        options = (seed, draws, 77, estimator, 0.7)
+        exact = [t.double() for t in (x, w, logits, bias, grad)]
+        y = reference.masked_linear(*exact[:4], *options)
+        grads = reference.masked_linear_backward(exact[4], *exact[:3], *options, True, True, True)
+
+        there = [t.to(device) for t in (x, w, logits, bias, grad)]
+        options = (seed.to(device), draws.to(device), *options[2:])
+        actual = backend.masked_linear(*there[:4], *options)
+        assert actual.dtype == dtype
+        assert error(actual, y) < TOLERANCE[dtype]
+        actuals = backend.masked_linear_backward(there[4], *there[:3], *options, True, True, True)
+        for got, expected, like in zip(actuals, grads, (x, w, logits), strict=True):
+            assert got.dtype == like.dtype and got.shape == like.shape
+            assert error(got, expected) < TOLERANCE[dtype]
+        for needs in ((True, False, False), (False, True, False), (False, False, True)):
+            some = backend.masked_linear_backward(there[4], *there[:3], *options, *needs)
+            for got, whole, need in zip(some, actuals, needs, strict=True):
+                assert (got is not None) == need
+                assert got is None or error(got, whole.cpu()) < TOLERANCE[dtype]
+
+
+def test_strided_inputs_give_the_bits_of_their_copies(backend, device, generator):
+    x = torch.randn(2, 70, 6, generator=generator).to(device).transpose(1, 2)
+    w = torch.randn(70, 9, generator=generator).to(device).T
+    logits = torch.randn(9, 140, generator=generator).to(device)[:, ::2]
+    grad = torch.randn(2, 6, 9, generator=generator).to(device)
+    seed, _ = key(8, 0, device)
+    options = (seed, torch.tensor([1, 2], device=device), 3, "straight_through", 1.0)
+    copies = [t.contiguous() for t in (x, w, logits)]
+    y = backend.masked_linear(x, w, logits, None, *options)
+    assert error(y, backend.masked_linear(*copies, None, *options)) < 1e-6
+    grads = backend.masked_linear_backward(grad, x, w, logits, *options, True, True, True)
+    for got, expected in zip(
+        grads, backend.masked_linear_backward(grad, *copies, *options, True, True, True), strict=True
+    ):
+        assert error(got, expected) < 1e-6
+
+
+def test_one_input_shared_by_all_draws(backend, device, generator):
+    x = torch.randn(1, 4, 70, generator=generator).to(device)
+    w, logits = torch.randn(2, 9, 70, generator=generator).to(device)
+    seed, _ = key(8, 0, device)
+    options = (seed, torch.arange(3, device=device), 3, "straight_through", 1.0)
+    shared = backend.masked_linear(x.expand(3, 4, 70), w, logits, None, *options)
+    apart = backend.masked_linear(x.repeat(3, 1, 1), w, logits, None, *options)
+    assert error(shared, apart) < 1e-6
+    assert error(shared[0], apart[1]) > 1e-2
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0)], ids=str)
+def test_empty_dimensions(backend, device, shape):
+    m, n, k = shape
+    x, w, bias = torch.ones(1, m, k, device=device), torch.ones(n, k, device=device), torch.ones(n, device=device)
+    options = (*key(0, 0, device), 1, "straight_through", 1.0)
+    y = backend.masked_linear(x, w, torch.zeros_like(w), bias, *options)
+    assert y.shape == (1, m, n) and (y == 1).all()
+    dx, dw, dl = backend.masked_linear_backward(
+        torch.ones_like(y), x, w, torch.zeros_like(w), *options, True, True, True
+    )
+    assert dx.shape == x.shape and (dx == 0).all()
+    assert dw.shape == dl.shape == w.shape and (dw == 0).all() and (dl == 0).all()
+
+
+def test_wide_weights_under_a_narrow_input(backend, device, generator):
+    x = torch.randn(1, 8, 130, generator=generator).bfloat16().to(device)
+    if backend.NAME == "triton" and device == "cpu":
+        x = x.half()  # bfloat16 products are wrong in Triton's interpreter
+    w, logits = torch.randn(2, 20, 130, generator=generator).to(device)
+    grad = torch.randn(1, 8, 20, generator=generator).to(x)
+    options = (*key(3, 4, "cpu"), 5, "straight_through", 1.0)
+    here = [t.cpu().double() for t in (grad, x, w, logits)]
+    y = reference.masked_linear(*here[1:], None, *options)
+    grads = reference.masked_linear_backward(*here, *options, True, True, True)
+    options = (*key(3, 4, device), *options[2:])
+    assert error(backend.masked_linear(x, w, logits, None, *options), y) < 1e-2
+    actual = backend.masked_linear_backward(grad, x, w, logits, *options, True, True, True)
+    assert [t.dtype for t in actual] == [x.dtype, torch.float32, torch.float32]
+    for got, expected in zip(actual, grads, strict=True):
+        assert error(got, expected) < 1e-2

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from stochprune import backends, reference
+from stochprune.functional import masked_linear
+
+T = torch.ones(2, 2)
+
+
+@pytest.fixture
+def without_native(monkeypatch):
+    backends._row.cache_clear()
+    importing = backends._import
+    missing = ImportError("no compiled extension")
+    monkeypatch.setattr(backends, "_import", lambda name: missing if name == "native" else importing(name))
+    yield
+    backends._row.cache_clear()
+
+
+def test_each_dtype_finds_its_backend():
+    assert backends.resolve(T).NAME == "native"
+    assert backends.resolve(T.bfloat16(), T).NAME == "native"
+    assert backends.resolve(T.double()).NAME == "reference"
+    assert backends.resolve(T, T.half()).NAME == "reference"
+
+
+def test_the_override(monkeypatch):
+    monkeypatch.setenv(backends.OVERRIDE, "reference")
+    assert backends.resolve(T).NAME == "reference"
+    monkeypatch.setenv(backends.OVERRIDE, "cudnn")
+    with pytest.raises(ValueError, match="unknown backend 'cudnn'; known are: native, triton, reference"):
+        masked_linear(T, T, T, seed=0, draw=0, stream=0)
+
+
+def test_a_missing_extension_warns_once_and_the_reference_serves(without_native):
+    zero = torch.tensor([0])
+    expected = reference.masked_linear(T[None], T, T, None, zero, zero, 0, "straight_through", 1.0)[0]
+    with pytest.warns(
+        backends.BackendWarning, match="native backend is missing on cpu .no compiled extension."
+    ) as seen:
+        y = masked_linear(T, T, T, seed=0, draw=0, stream=0)
+        masked_linear(T, T, T, seed=0, draw=1, stream=0)
+    assert len(seen) == 1
+    torch.testing.assert_close(y, expected)
+
+
+def test_a_missing_backend_that_is_asked_for_is_an_error(without_native, monkeypatch):
+    monkeypatch.setenv(backends.OVERRIDE, "native")
+    with pytest.raises(RuntimeError, match="'native' is not available here: no compiled extension"):
+        backends.resolve(T)
+
+
+def test_the_table_names_every_backend_and_its_state(without_native):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = backends.table()
+    assert "native      not available: no compiled extension" in text
+    assert "reference   ready" in text and "override: STOCHPRUNE_BACKEND" in text
