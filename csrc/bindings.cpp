@@ -1,0 +1,66 @@
+// stochprune._C: the CPU kernels for Python, by raw address. The only file that knows Python; it knows no torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+
+#include "cpu/engine.h"
+
+namespace py = pybind11;
+using namespace stochprune;
+
+namespace {
+
+using Key = std::tuple<uint64_t, uint32_t, uint32_t, uint64_t, uint64_t>;  // seed, draw, stream, first row, first column
+using Array = std::tuple<uintptr_t, int64_t, int>;                         // address or 0, row stride, dtype
+using Size = std::tuple<int64_t, int64_t>;                                 // rows, columns
+
+Address address(const Key& k) { return {std::get<0>(k), std::get<1>(k), std::get<2>(k), std::get<3>(k), std::get<4>(k)}; }
+Shape shape(const Size& s) { return {std::get<0>(s), std::get<1>(s)}; }
+
+ConstMatrix input(const Array& a) {
+  return {reinterpret_cast<const void*>(std::get<0>(a)), std::get<1>(a), DType(std::get<2>(a))};
+}
+
+Matrix output(const Array& a) { return {reinterpret_cast<void*>(std::get<0>(a)), std::get<1>(a), DType(std::get<2>(a))}; }
+
+Thresholds levels(const Array& a) { return {reinterpret_cast<const uint16_t*>(std::get<0>(a)), std::get<1>(a)}; }
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def("instruction_sets", &instruction_sets);
+  m.def("instruction_set", &instruction_set);
+  m.def("use_instruction_set", &use_instruction_set);
+  m.def(
+      "keep_mask",
+      [](Key k, Size s, Array t, Array mask, int threads) {
+        keep_mask(address(k), shape(s), levels(t), reinterpret_cast<uint8_t*>(std::get<0>(mask)), std::get<1>(mask), threads);
+      },
+      unlocked);
+  m.def(
+      "thresholds",
+      [](Size s, Array logits, Array out, int threads) {
+        return thresholds(shape(s), input(logits), reinterpret_cast<uint16_t*>(std::get<0>(out)), std::get<1>(out), threads);
+      },
+      unlocked);
+  m.def(
+      "masked_weight",
+      [](Key k, Size s, int estimator, float temperature, Array weight, Array logits, Array t, Array out, int threads) {
+        return masked_weight(address(k), shape(s), {Estimator(estimator), temperature}, input(weight), input(logits), levels(t),
+                             output(out), threads);
+      },
+      unlocked);
+  m.def(
+      "weight_grad",
+      [](Key k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array t, Array dweight,
+         Array dlogits, bool accumulate, int threads) {
+        weight_grad(address(k), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight), input(logits),
+                    levels(t), output(dweight), output(dlogits), accumulate, threads);
+      },
+      unlocked);
+  m.def(
+      "advise_huge_pages", [](uintptr_t data, size_t bytes) { advise_huge_pages(reinterpret_cast<void*>(data), bytes); },
+      unlocked);
+}

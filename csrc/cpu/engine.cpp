@@ -1,0 +1,135 @@
+#include "engine.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <stdexcept>
+
+#include "threads.h"
+
+namespace stochprune {
+namespace {
+
+std::vector<const Kernels*> runnable() {
+  std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && avx512_kernels()) found.push_back(avx512_kernels());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && avx2_kernels()) found.push_back(avx2_kernels());
+#endif
+  found.push_back(scalar_kernels());
+  return found;
+}
+
+const std::vector<const Kernels*>& choices() {
+  static const std::vector<const Kernels*> list = runnable();
+  return list;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> kernels{choices().front()};
+  return kernels;
+}
+
+size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
+
+Address from_row(Address a, int64_t r) {
+  a.row += uint64_t(r);
+  return a;
+}
+
+ConstMatrix from_row(ConstMatrix m, int64_t r) {
+  m.data = static_cast<const char*>(m.data) + size_t(r * m.stride) * size_of(m.dtype);
+  return m;
+}
+
+Matrix from_row(Matrix m, int64_t r) {
+  if (m.data) m.data = static_cast<char*>(m.data) + size_t(r * m.stride) * size_of(m.dtype);
+  return m;
+}
+
+Thresholds from_row(Thresholds t, int64_t r) {
+  if (t.data) t.data += r * t.stride;
+  return t;
+}
+
+// Below this many weights a thread costs more to wake than it saves.
+constexpr int64_t kWeightsPerThread = 1 << 14;
+
+template <class F>
+void split(int threads, Shape shape, F&& body) {
+  const int64_t useful = 1 + shape.rows * shape.cols / kWeightsPerThread;
+  parallel_rows(int(useful < threads ? useful : threads), shape.rows,
+                [&](int64_t first, int64_t last) { body(first, Shape{last - first, shape.cols}); });
+}
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* k : choices()) names.emplace_back(k->name);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  std::string known;
+  for (const Kernels* k : choices()) {
+    if (name == k->name) {
+      chosen() = k;
+      return;
+    }
+    known += std::string(known.empty() ? "" : ", ") + k->name;
+  }
+  throw std::invalid_argument("unknown instruction set '" + name + "'; this machine runs: " + known);
+}
+
+std::string instruction_set() { return chosen().load()->name; }
+
+void keep_mask(Address a, Shape shape, Thresholds t, uint8_t* mask, int64_t stride, int threads) {
+  const Kernels& k = *chosen().load();
+  split(threads, shape, [&](int64_t r, Shape part) { k.keep_mask(from_row(a, r), part, from_row(t, r), mask + r * stride, stride); });
+}
+
+bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out, int64_t stride, int threads) {
+  const Kernels& k = *chosen().load();
+  std::atomic<bool> nan{false};
+  split(threads, shape, [&](int64_t r, Shape part) {
+    if (k.thresholds(part, from_row(logits, r), out + r * stride, stride)) nan = true;
+  });
+  return nan;
+}
+
+bool masked_weight(Address a, Shape shape, Relaxation relax, ConstMatrix weight, ConstMatrix logits, Thresholds t, Matrix out,
+                   int threads) {
+  const Kernels& k = *chosen().load();
+  std::atomic<bool> nan{false};
+  split(threads, shape, [&](int64_t r, Shape part) {
+    if (k.masked_weight(from_row(a, r), part, relax, from_row(weight, r), from_row(logits, r), from_row(t, r), from_row(out, r)))
+      nan = true;
+  });
+  return nan;
+}
+
+void weight_grad(Address a, Shape shape, Relaxation relax, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds t,
+                 Matrix dweight, Matrix dlogits, bool accumulate, int threads) {
+  const Kernels& k = *chosen().load();
+  split(threads, shape, [&](int64_t r, Shape part) {
+    k.weight_grad(from_row(a, r), part, relax, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(t, r),
+                  from_row(dweight, r), from_row(dlogits, r), accumulate);
+  });
+}
+
+void advise_huge_pages(void* data, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kPage - 1);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+}  // namespace stochprune

@@ -1,0 +1,25 @@
+// The CPU kernels as the bindings call them: the best instruction set of this processor, rows shared among threads.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace stochprune {
+
+// Names of the instruction sets that this binary holds and this processor runs, best first.
+std::vector<std::string> instruction_sets();
+// Chooses one of them for all later calls. Throws std::invalid_argument for another name.
+void use_instruction_set(const std::string& name);
+std::string instruction_set();
+
+void keep_mask(Address, Shape, Thresholds, uint8_t* mask, int64_t stride, int threads);
+bool thresholds(Shape, ConstMatrix logits, uint16_t* out, int64_t stride, int threads);
+bool masked_weight(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out, int threads);
+void weight_grad(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds,
+                 Matrix dweight, Matrix dlogits, bool accumulate, int threads);
+
+// Asks for huge pages under a large buffer that is about to be written for the first time.
+void advise_huge_pages(void* data, size_t bytes);
+
+}  // namespace stochprune

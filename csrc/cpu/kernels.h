@@ -1,0 +1,70 @@
+// The CPU kernels: their types, and the table of functions that one instruction set provides.
+// Matrices have unit column stride. Nothing here checks its input: Python does, at the edge.
+#pragma once
+#include <cstdint>
+
+namespace stochprune {
+
+enum class DType : int { f32 = 0, bf16 = 1 };
+enum class Estimator : int { straight_through = 0, concrete = 1, straight_through_concrete = 2, expected = 3 };
+
+struct Address {  // of a matrix's first weight: the contract's five integers
+  uint64_t seed;
+  uint32_t draw, stream;
+  uint64_t row, col;
+};
+
+struct Shape {
+  int64_t rows, cols;
+};
+
+struct ConstMatrix {
+  const void* data;
+  int64_t stride;  // elements from one row to the next
+  DType dtype;
+};
+
+struct Matrix {
+  void* data;  // null: not wanted
+  int64_t stride;
+  DType dtype;
+};
+
+struct Thresholds {
+  const uint16_t* data;  // null: formed from the logits in registers
+  int64_t stride;
+};
+
+struct Relaxation {
+  Estimator estimator;
+  float temperature;
+};
+
+struct Kernels {
+  const char* name;
+  // mask[n, k] = whether weight (n, k) is kept.
+  void (*keep_mask)(Address, Shape, Thresholds, uint8_t* mask, int64_t stride);
+  // Thresholds of trained probabilities, equal to the float64 reference. Returns whether a logit is NaN.
+  bool (*thresholds)(Shape, ConstMatrix logits, uint16_t* out, int64_t stride);
+  // out = z * weight, z the estimator's mask. Returns whether a logit is NaN.
+  bool (*masked_weight)(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out);
+  // From grad = dL/d(z * weight): dweight = grad * z and dlogits = grad * weight * dz/dlogit, either may alias grad.
+  // accumulate: add to what is there (the draws of one layer are summed).
+  void (*weight_grad)(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds,
+                      Matrix dweight, Matrix dlogits, bool accumulate);
+};
+
+// The tables compiled into this binary; null where the target architecture has no such instructions.
+const Kernels* avx512_kernels();
+const Kernels* avx2_kernels();
+const Kernels* scalar_kernels();
+
+// Threshold boundaries and logits of the uniforms, made once in float64.
+struct Tables {
+  const float* bound;  // [32769] bound[t]: the smallest float whose threshold is >= t; bound[32768] = inf
+  const float* logit;  // [32768] logit((u + 0.5) / 32768)
+};
+const Tables& tables();
+uint16_t exact_threshold(double logit);
+
+}  // namespace stochprune

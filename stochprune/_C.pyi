@@ -1,0 +1,38 @@
+# The compiled CPU kernels, by raw address; see csrc/bindings.cpp and stochprune/native.py.
+from typing import TypeAlias
+
+_Key: TypeAlias = tuple[int, int, int, int, int]  # seed, draw, stream, first row, first column
+_Array: TypeAlias = tuple[int, int, int]  # address or 0, row stride, dtype
+_Size: TypeAlias = tuple[int, ...]  # rows, columns
+
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...
+def use_instruction_set(name: str) -> None: ...
+def keep_mask(key: _Key, size: _Size, threshold: _Array, mask: _Array, threads: int) -> None: ...
+def thresholds(size: _Size, logits: _Array, out: _Array, threads: int) -> bool: ...
+def masked_weight(
+    key: _Key,
+    size: _Size,
+    estimator: int,
+    temperature: float,
+    weight: _Array,
+    logits: _Array,
+    threshold: _Array,
+    out: _Array,
+    threads: int,
+) -> bool: ...
+def weight_grad(
+    key: _Key,
+    size: _Size,
+    estimator: int,
+    temperature: float,
+    grad: _Array,
+    weight: _Array,
+    logits: _Array,
+    threshold: _Array,
+    dweight: _Array,
+    dlogits: _Array,
+    accumulate: bool,
+    threads: int,
+) -> None: ...
+def advise_huge_pages(address: int, bytes: int) -> None: ...

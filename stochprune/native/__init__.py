@@ -1,0 +1,32 @@
+"""The C++ backend of the CPU: masks are drawn, applied and dropped inside one workspace that all layers share.
+
+A module with the functions of :mod:`stochprune.reference`.
+"""
+
+from stochprune import _C
+from stochprune.native.arrays import DTYPES, supports
+from stochprune.native.keep_mask import keep_mask
+from stochprune.native.masked_linear import masked_linear, masked_linear_backward
+from stochprune.native.thresholds import cache, threshold_from_logits
+from stochprune.native.workspace import workspace
+
+NAME = "native"
+
+
+def describe() -> str:
+    """The instruction set in use."""
+    return _C.instruction_set()
+
+
+__all__ = [
+    "DTYPES",
+    "NAME",
+    "cache",
+    "describe",
+    "keep_mask",
+    "masked_linear",
+    "masked_linear_backward",
+    "supports",
+    "threshold_from_logits",
+    "workspace",
+]

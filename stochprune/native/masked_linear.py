@@ -1,0 +1,55 @@
+"""masked_linear on the CPU: torch's products on panels of the masked weight, a draw at a time."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stochprune.native import panels
+from stochprune.native.arrays import fresh
+from stochprune.native.masked_weight import MaskedWeight
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    bias: Tensor | None,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    estimator: str,
+    temperature: float,
+) -> Tensor:
+    """As :func:`stochprune.reference.masked_linear`."""
+    layer = MaskedWeight(weight, logits, seed, stream, estimator, temperature)
+    y = x.new_empty(len(draw), x.shape[1], weight.shape[0])
+    for i in range(len(draw)):
+        panels.forward(layer, draw[i], x[i], bias, y[i])
+    return y
+
+
+def masked_linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    estimator: str,
+    temperature: float,
+    need_x: bool,
+    need_weight: bool,
+    need_logits: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As :func:`stochprune.reference.masked_linear_backward`."""
+    layer = MaskedWeight(weight, logits, seed, stream, estimator, temperature)
+    dx = (x.new_empty if len(weight) else x.new_zeros)(x.shape) if need_x else None
+    dweight = fresh(tuple(weight.shape), weight.dtype) if need_weight else None
+    dlogits = fresh(tuple(logits.shape), logits.dtype) if need_logits else None
+    for i in range(len(draw)):
+        if dx is not None:
+            panels.input_grad(layer, draw[i], grad[i], dx[i])
+        if need_weight or need_logits:
+            panels.weight_grad(layer, draw[i], grad[i], x[i], dweight, dlogits, accumulate=i > 0)
+    return dx, dweight, dlogits

@@ -1,0 +1,61 @@
+"""One layer's weight under its mask, and the gradients through the mask, in C++."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stochprune import _C
+from stochprune.native.arrays import ESTIMATORS, Array, array, key, rows_of
+from stochprune.native.thresholds import cache
+
+
+class MaskedWeight:
+    """What the products of one layer share: its weight and logits under one seed and estimator."""
+
+    def __init__(
+        self, weight: Tensor, logits: Tensor, seed: Tensor, stream: int, estimator: str, temperature: float
+    ) -> None:
+        hard = estimator.startswith("straight_through")
+        self.weight, self.logits = rows_of(weight.detach()), rows_of(logits.detach())
+        self.thresholds = cache.get(logits) if hard else None
+        self.shape = tuple(weight.shape)
+        self.seed, self.stream = seed, stream
+        self.relaxation = (ESTIMATORS[estimator], temperature)
+
+    def address(self, draw: Tensor, row: int = 0) -> tuple[int, int, int, int, int]:
+        """The contract's address of the first weight of ``row``."""
+        return key(self.seed, draw, self.stream, row)
+
+    def rows(self, part: slice) -> tuple[Array, Array, Array]:
+        """The arrays of weight, logits and thresholds."""
+        levels = None if self.thresholds is None else self.thresholds[part]
+        return array(self.weight[part]), array(self.logits[part]), array(levels)
+
+    def write(self, draw: Tensor, part: slice, out: Tensor) -> Tensor:
+        """z * weight of the rows in ``part`` to ``out``, in its dtype."""
+        size, threads = tuple(out.shape), torch.get_num_threads()
+        if _C.masked_weight(
+            self.address(draw, part.start), size, *self.relaxation, *self.rows(part), array(out), threads
+        ):
+            raise ValueError("logits contain NaN")
+        return out
+
+    def gradients(
+        self, draw: Tensor, part: slice, grad: Tensor, dweight: Tensor | None, dlogits: Tensor | None, accumulate: bool
+    ) -> None:
+        """From grad = dL/d(z * weight) of the rows in ``part`` to dweight and dlogits; either may be grad itself."""
+        weight, logits, levels = self.rows(part)
+        _C.weight_grad(
+            self.address(draw, part.start),
+            tuple(grad.shape),
+            *self.relaxation,
+            array(grad),
+            weight,
+            logits,
+            levels,
+            array(None if dweight is None else dweight[part]),
+            array(None if dlogits is None else dlogits[part]),
+            accumulate,
+            torch.get_num_threads(),
+        )

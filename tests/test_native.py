@@ -1,0 +1,182 @@
+"""What only the C++ backend has: instruction sets, the workspace, threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from stochprune import rng
+
+native = pytest.importorskip("stochprune.native")
+from stochprune import _C  # noqa: E402
+from stochprune.native.masked_weight import MaskedWeight  # noqa: E402
+from stochprune.native.workspace import Workspace, workspace  # noqa: E402
+
+OPTIONS = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0)
+
+
+def masked_weight(weight, logits):
+    layer = MaskedWeight(weight, logits, OPTIONS[0], *OPTIONS[2:])
+    return layer.write(OPTIONS[1], slice(0, len(weight)), torch.empty_like(weight))
+
+
+@pytest.fixture(params=_C.instruction_sets())
+def instruction_set(request):
+    before = _C.instruction_set()
+    _C.use_instruction_set(request.param)
+    yield request.param
+    _C.use_instruction_set(before)
+
+
+@pytest.fixture
+def budget(monkeypatch):
+    def use(size):
+        monkeypatch.setattr(Workspace, "budget", size)
+        workspace.release()
+
+    yield use
+    workspace.release()
+
+
+def test_thresholds_are_exact_at_every_boundary(instruction_set):
+    """Around each of the 32,766 logits where the threshold steps, where float arithmetic alone would err."""
+    edges = torch.logit((torch.arange(2, 32768).double() - 0.5) / 32768).float()
+    logits = [edges]
+    up = down = edges
+    for _ in range(6):
+        up, down = (torch.nextafter(t, torch.full_like(t, s)) for t, s in ((up, 99.0), (down, -99.0)))
+        logits += [up, down]
+    logits += [edges * (1 + s) for s in (1e-6, -1e-6, 1e-5, -1e-5, 1e-4, -1e-4)]
+    every = torch.cat(logits)
+    assert torch.equal(native.threshold_from_logits(every).int(), rng.threshold_from_logits(every).int())
+
+
+def test_masks_from_logits_are_those_of_the_thresholds(instruction_set):
+    """The kernels that form thresholds in registers decide every weight as the exact thresholds do."""
+    logits = torch.linspace(-9, 9, 1 << 20).view(1024, 1024)
+    weight = torch.ones(1024, 1024)
+    masked = masked_weight(weight, logits)
+    keep = native.keep_mask(native.threshold_from_logits(logits), *OPTIONS[:3], 0, 0)
+    assert torch.equal(masked.bool(), keep)
+
+
+def test_panels_give_the_whole_layers_result(budget, generator):
+    x, grad = torch.randn(2, 8, 100, generator=generator), torch.randn(2, 8, 37, generator=generator)
+    w, logits = torch.randn(2, 37, 100, generator=generator)
+    options = (OPTIONS[0], torch.tensor([2, 9]), *OPTIONS[2:])
+    results = []
+    for size in (64 << 20, 100 * 4 * 5, 1):
+        budget(size)
+        y = native.masked_linear(x, w, logits, None, *options)
+        results.append((y, *native.masked_linear_backward(grad, x, w, logits, *options, True, True, True)))
+        if size < 64 << 20:
+            assert workspace.nbytes <= max(size, 400)
+    for parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts[1], parts[0])
+        torch.testing.assert_close(parts[2], parts[0])
+
+
+def test_the_workspace_is_all_that_is_kept(budget):
+    budget(64 << 20)
+    layers = [torch.randn(64, 64, generator=torch.Generator()) for _ in range(8)]
+    for w in layers:
+        native.masked_linear(torch.ones(1, 1, 64), w, w, None, *OPTIONS)
+    assert workspace.nbytes == 64 * 64 * 4
+
+
+def test_equal_panels():
+    assert workspace.panel_rows(0, 5, torch.float32) == 0
+    assert workspace.panel_rows(4096, 4096, torch.float32) == 4096
+    assert workspace.panel_rows(4097, 4096, torch.float32) == 2049
+
+
+def test_results_do_not_depend_on_threads(generator):
+    w, logits = torch.randn(2, 333, 257, generator=generator)
+    before = torch.get_num_threads()
+    try:
+        outs = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outs.append(masked_weight(w, logits))
+        assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_have_workspaces_of_their_own(generator):
+    w, logits = torch.randn(2, 64, 64, generator=generator)
+    x = torch.randn(1, 4, 64, generator=generator)
+    expected = native.masked_linear(x, w, logits, None, *OPTIONS)
+    wrong = []
+
+    def work():
+        for _ in range(50):
+            if not torch.equal(native.masked_linear(x, w, logits, None, *OPTIONS), expected):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    [t.start() for t in workers], [t.join() for t in workers]
+    assert not wrong
+
+
+def test_an_unknown_instruction_set_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown instruction set 'sve'; this machine runs: .*scalar"):
+        _C.use_instruction_set("sve")
+
+
+@pytest.fixture
+def cache():
+    native.cache.enabled = True
+    yield native.cache
+    native.cache.enabled = False
+    native.cache.clear()
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "straight_through_concrete"])
+def test_cached_thresholds_change_nothing_but_the_speed(cache, estimator, generator):
+    x, grad = torch.randn(2, 4, 100, generator=generator), torch.randn(2, 4, 30, generator=generator)
+    w, logits = torch.randn(2, 30, 100, generator=generator)
+    options = (OPTIONS[0], torch.tensor([2, 9]), 3, estimator, 0.7)
+
+    def run():
+        y = native.masked_linear(x, w, logits, None, *options)
+        return (y, *native.masked_linear_backward(grad, x, w, logits, *options, True, True, True))
+
+    with_cache = run()
+    assert cache.nbytes == 2 * 30 * 100
+    cache.enabled = False
+    for a, b in zip(with_cache, run(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_cache_sees_changes_and_forgets_the_dead(cache, generator):
+    w, x = torch.ones(30, 64), torch.ones(1, 1, 64)
+    logits = torch.full((30, 64), 9.0)
+    y = native.masked_linear(x, w, logits, None, *OPTIONS)
+    logits.sub_(18)  # as an optimiser's step would
+    assert (native.masked_linear(x, w, logits, None, *OPTIONS) < y - 32).all()
+    assert cache.nbytes == 2 * 30 * 64
+    del logits
+    assert cache.nbytes == 0
+
+
+def test_the_cache_holds_a_layers_logits_once_over_steps(cache, generator):
+    from stochprune.nn import MaskedLinear
+
+    layer = MaskedLinear(64, 30)
+    for _ in range(3):
+        layer(torch.ones(2, 64)).sum().backward()
+    assert cache.nbytes == 2 * 30 * 64
+
+
+def test_nan_logits_are_refused_at_any_place():
+    for column in (0, 63, 64, 99):
+        logits = torch.zeros(3, 100)
+        logits[1, column] = float("nan")
+        with pytest.raises(ValueError, match="NaN"):
+            masked_weight(torch.ones(3, 100), logits)
+        with pytest.raises(ValueError, match="NaN"):
+            native.threshold_from_logits(logits)
+    masked_weight(torch.ones(1, 2), torch.tensor([[float("inf"), float("-inf")]]))
