@@ -1,0 +1,48 @@
+"""keep_mask: the hard mask itself, for looking at; training never forms it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stochprune import backends, rng
+from stochprune.functional._checks import draw_tensor, seed_tensor
+
+
+def keep_mask(
+    threshold: Tensor, *, seed: int | Tensor, draw: int | Tensor, stream: int, row_offset: int = 0, col_offset: int = 0
+) -> Tensor:
+    """Which weights are kept: ``(uniform16 & 0x7FFF) < threshold`` at each weight's address.
+
+    Args:
+        threshold: uint16 [N, K], 0 .. 32768, the keep probabilities in units of 2^-15
+            (see :func:`stochprune.rng.threshold_from_logits`).
+        seed: 0 .. 2^64 - 1, or a one-element int64 tensor with those bits.
+        draw: 0 .. 2^32 - 1, or a one-element int64 tensor.
+        stream: 0 .. 2^31 - 1, the layer.
+        row_offset, col_offset: global position of ``threshold[0, 0]``, for shards.
+
+    Returns:
+        bool [N, K] on the threshold's device.
+
+    Raises:
+        TypeError: ``threshold`` is not an integer tensor.
+        ValueError: it is not a matrix or leaves 0 .. 32768, or an integer leaves the contract's range.
+    """
+    if threshold.dtype not in (torch.uint16, torch.int32, torch.int64):
+        raise TypeError(f"keep_mask: threshold must be uint16, got {threshold.dtype}")
+    if threshold.dim() != 2:
+        raise ValueError(f"keep_mask: threshold must be a matrix [N, K], got shape {tuple(threshold.shape)}")
+    rows, cols = threshold.shape
+    rng.check_address(stream=stream, rows=rows, cols=cols, row_offset=row_offset, col_offset=col_offset)
+    wide = threshold.to(torch.int32)
+    if threshold.numel() and not (int(wide.min()) >= 0 and int(wide.max()) <= rng.LEVELS):
+        worst = int(wide.max()) if int(wide.max()) > rng.LEVELS else int(wide.min())
+        raise ValueError(f"keep_mask: thresholds must lie in 0 .. {rng.LEVELS}, got {worst}")
+    if threshold.dtype != torch.uint16:
+        threshold = wide.to(torch.uint16)
+    device = threshold.device
+    seeds, draws = seed_tensor("keep_mask", seed, device), draw_tensor("keep_mask", draw, None, device)
+    if draws.numel() != 1:
+        raise ValueError(f"keep_mask: one draw at a time, got {draws.numel()}")
+    return backends.resolve(threshold).keep_mask(threshold, seeds, draws, stream, row_offset, col_offset)
