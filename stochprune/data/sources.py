@@ -1,0 +1,84 @@
+"""The data sets that are known by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stochprune.data.dataset import Dataset
+from stochprune.data.idx import read_idx
+
+NAMES = ("digits", "mnist")
+
+
+def load(name: str, data_dir: Path | str | None = None) -> Dataset:
+    """The data set called ``name``: ``digits``, or ``mnist`` from the files in ``data_dir``.
+
+    Raises:
+        ValueError: an unknown name, or no folder given where one is needed; and what the data set itself raises.
+    """
+    if name == "digits":
+        return digits()
+    if name == "mnist":
+        if data_dir is None:
+            raise ValueError("mnist needs data_dir, the folder of its four IDX files")
+        return mnist(data_dir)
+    raise ValueError(f"unknown data set {name!r}; known are: {', '.join(NAMES)}")
+
+
+def digits() -> Dataset:
+    """The 1797 handwritten digits of 8x8 pixels that come with scikit-learn, in one fixed split.
+
+    Stratified by class: 1437 for training, 360 for testing. Inputs [n, 1, 8, 8] are scaled to [0, 1],
+    then standardised by mean and deviation over all training pixels.
+    """
+    from sklearn.datasets import load_digits  # here: scikit-learn takes a second to import
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    x = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
+    y = torch.from_numpy(raw.target).long()
+    train, test = train_test_split(np.arange(len(y)), test_size=360, stratify=raw.target, random_state=0)
+    return _standardised("digits", (x[train], y[train]), (x[test], y[test]))
+
+
+def mnist(data_dir: Path | str) -> Dataset:
+    """MNIST (LeCun, Cortes and Burges) from its four IDX files, gzipped or not.
+
+    Inputs [n, 1, 28, 28] are scaled to [0, 1], then standardised by mean and deviation over all training pixels.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message lists the names that were looked for.
+        ValueError: a file is damaged, or the arrays do not fit together.
+    """
+    return _standardised("mnist", *(_mnist_part(Path(data_dir), part) for part in ("train", "t10k")))
+
+
+def _mnist_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images float32 [n, 1, rows, columns] in [0, 1] and labels int64 [n]."""
+    image_path, label_path = _find(folder, f"{part}-images", 3), _find(folder, f"{part}-labels", 1)
+    images, labels = read_idx(image_path), read_idx(label_path)
+    for path, values, ndim in ((image_path, images, 3), (label_path, labels, 1)):
+        if values.dtype != torch.uint8 or values.ndim != ndim:
+            raise ValueError(f"{path} must hold uint8 in {ndim} dimensions, got {values.dtype} {tuple(values.shape)}")
+    if len(images) != len(labels):
+        raise ValueError(f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} labels")
+    return images.unsqueeze(1).float() / 255, labels.long()
+
+
+def _find(folder: Path, stem: str, ndim: int) -> Path:
+    names = [f"{stem}{mark}idx{ndim}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} holds none of {', '.join(names)}")
+
+
+def _standardised(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Dataset:
+    std, mean = torch.std_mean(train[0])
+    if not std > 0:
+        raise ValueError(f"{name}: the training inputs {tuple(train[0].shape)} are constant or none")
+    return Dataset(name, (train[0] - mean) / std, train[1], (test[0] - mean) / std, test[1], num_classes=10)

@@ -1,0 +1,50 @@
+"""Dataset: what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from stochprune.data import Dataset
+
+GOOD = Dataset(
+    name="toy",
+    train_x=torch.zeros(6, 1, 2, 3),
+    train_y=torch.tensor([0, 1, 2, 0, 1, 2]),
+    test_x=torch.zeros(2, 1, 2, 3),
+    test_y=torch.tensor([2, 0]),
+    num_classes=3,
+)
+NAN_IN_FOURTH = torch.zeros(6, 1, 2, 3)
+NAN_IN_FOURTH[3, 0, 1, 1] = torch.nan
+
+
+def test_shape_is_that_of_one_input() -> None:
+    assert GOOD.shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"train_x": torch.zeros(5, 1, 2, 3)},
+            r"toy \(train\): inputs \(5, 1, 2, 3\) and labels \(6,\) differ in length",
+        ),
+        ({"test_y": torch.tensor([0])}, r"toy \(test\): inputs .* and labels \(1,\) differ in length"),
+        ({"test_x": torch.zeros(0, 1, 2, 3), "test_y": torch.zeros(0).long()}, r"toy \(test\): there are no examples"),
+        ({"train_x": NAN_IN_FOURTH}, r"toy \(train\): 1 of 6 inputs hold NaN, the first is number 3"),
+        ({"test_y": torch.tensor([0, 3])}, r"toy \(test\): labels must lie in 0 .. 2, got 0 .. 3"),
+        ({"test_y": torch.tensor([-1, 0])}, r"labels must lie in 0 .. 2, got -1 .. 0"),
+        ({"test_y": torch.tensor([0, 1], dtype=torch.int32)}, r"labels int64, got torch.float32 and torch.int32"),
+        ({"train_x": torch.zeros(6, 1, 2, 3).double()}, r"inputs must be float32 .*, got torch.float64"),
+        (
+            {"test_x": torch.zeros(2, 1, 3, 3)},
+            r"training inputs \(1, 2, 3\) and test inputs \(1, 3, 3\) differ in shape",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(GOOD, **change)

@@ -1,0 +1,73 @@
+"""The IDX reader against files written byte by byte here."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from stochprune.data import read_idx
+
+
+def idx(code: int, shape: tuple[int, ...], values: bytes) -> bytes:
+    return bytes([0, 0, code, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + values
+
+
+GOOD = idx(0x08, (2, 3), bytes(range(6)))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("code", "form", "dtype", "values"),
+    [
+        (0x08, "B", torch.uint8, [0, 1, 127, 128, 254, 255]),
+        (0x09, "b", torch.int8, [0, 1, 127, -1, -2, -128]),
+        (0x0B, "h", torch.int16, [0, 1, 258, -1, -258, -32768]),
+        (0x0C, "i", torch.int32, [0, 1, 16909060, -1, -2, -(2**31)]),
+        (0x0D, "f", torch.float32, [0.0, 1.5, -2.25, 2.0**100, 3.0, -0.0]),
+        (0x0E, "d", torch.float64, [0.0, 1.5, -2.25, 2.0**1000, 0.1, -0.0]),
+    ],
+)
+def test_every_type_is_read_in_row_major_order(
+    tmp_path: Path, pack: type[bytes], code: int, form: str, dtype: torch.dtype, values: list
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(pack(idx(code, (2, 3), struct.pack(f">6{form}", *values))))
+    array = read_idx(path)
+    assert array.dtype == dtype
+    assert array.tolist() == [values[:3], values[3:]]
+
+
+def test_a_size_of_zero_is_an_empty_array(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(idx(0x08, (0, 28, 28), b""))
+    assert read_idx(tmp_path / "file").shape == (0, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not an IDX file: it starts with nothing"),
+        (b"PNG!" + GOOD, "is not an IDX file: it starts with 50 4e 47 21"),
+        (b"\0\0\x0a\x01" + GOOD, "unknown IDX type code 0x0a; known are: 0x08, 0x09, 0x0b, 0x0c, 0x0d, 0x0e"),
+        (GOOD[:9], "is truncated: 9 bytes, its header of 2 dimensions takes 12"),
+        (GOOD[:-1], r"is truncated: shape \(2, 3\) of uint8 takes 18 bytes, got 17"),
+        (GOOD + b"x", r"has trailing bytes: shape \(2, 3\) of uint8 takes 18 bytes, got 19"),
+        (idx(0x08, (2**32 - 1,) * 4, b"abc"), "is truncated"),
+        (gzip.compress(GOOD)[:-9], "truncated or damaged gzip file"),
+        (gzip.compress(GOOD)[:12] + b"\xff" * 30, "truncated or damaged gzip file"),
+        (gzip.compress(GOOD[:-1]), "takes 18 bytes, got 17"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "train-images"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} .*{message}|{path} {message}"):
+        read_idx(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_idx(tmp_path / "nowhere")
