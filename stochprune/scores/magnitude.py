@@ -1,0 +1,21 @@
+"""Magnitude pruning."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stochprune.scores._common import Examples, LossFunction, checked, prunable_weights
+
+
+def magnitude(
+    model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None
+) -> dict[str, Tensor]:
+    """``|w|`` (Janowsky 1989; Han, Pool, Tran and Dally 2015). ``loss_fn`` and ``batches`` are not used.
+
+    Returns:
+        By weight name, a tensor of the weight's shape and dtype.
+
+    Raises:
+        ValueError: no prunable layer, or a weight that is not finite.
+    """
+    return checked("magnitude", {name: weight.detach().abs() for name, weight in prunable_weights(model).items()})
