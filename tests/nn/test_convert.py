@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import stochprune as sp
+from stochprune.nn import MaskedLinear
+
+
+class Net(nn.Module):
+    """Two layers, one of them used twice, and a head tied to the first."""
+
+    def __init__(self, generator):
+        super().__init__()
+        make = lambda *s: nn.utils.skip_init(nn.Linear, *s)  # noqa: E731
+        self.body = nn.Sequential(make(20, 30), nn.ReLU(), make(30, 20))
+        self.again = self.body[2]
+        self.head = make(20, 30)
+        self.head.weight = self.body[0].weight
+        self.norm = nn.BatchNorm1d(20)
+        for p in self.parameters():
+            nn.init.normal_(p, generator=generator)
+
+    def forward(self, x):
+        return self.head(self.norm(self.body(x)))
+
+
+@pytest.fixture
+def net(generator):
+    return Net(generator)
+
+
+def test_in_place_with_streams_from_names(net):
+    weight = net.body[0].weight
+    assert sp.convert(net, seed=9) is net
+    assert isinstance(net.body[0], MaskedLinear) and net.body[0].weight is weight
+    assert net.body[0].stream == sp.rng.stream("body.0.weight")
+    assert int(net.body[2].mask_seed) == 9
+    assert set(sp.nn.masked_layers(net)) == {"body.0.weight", "body.2.weight", "head.weight"}
+
+
+def test_shared_layers_stay_shared_and_tied_weights_share_one_mask(net):
+    sp.convert(net)
+    assert net.again is net.body[2]
+    head, first = net.head, net.body[0]
+    assert head.weight is first.weight and head.mask_logits is first.mask_logits and head.stream == first.stream
+    x = torch.eye(20)
+    torch.testing.assert_close(head(x) - head.bias, first(x) - first.bias)
+
+
+def test_masks_set_the_probabilities(net):
+    mask = torch.zeros(30, 20, dtype=torch.bool)
+    mask[3] = True
+    sp.convert(net, {"body.0.weight": mask}, keep_kept=0.9, keep_pruned=0.2)
+    assert net.head.mask_logits is net.body[0].mask_logits  # tied: one name for both
+    q = torch.sigmoid(net.body[0].mask_logits)
+    torch.testing.assert_close(q, torch.where(mask, 0.9, 0.2))
+    assert type(net.body[2]) is nn.Linear  # no mask names it
+
+
+def test_include_and_exclude(net):
+    sp.convert(net, include="body.*", exclude=["*.2.weight"])
+    assert set(sp.nn.masked_layers(net)) == {"body.0.weight"}
+
+
+def test_a_layer_under_two_names_of_one_parent(net):
+    net.second = net.head
+    sp.convert(net)
+    assert net.second is net.head and isinstance(net.head, MaskedLinear)
+    sp.harden(net)
+    assert net.second is net.head and type(net.head) is nn.Linear
+
+
+def test_a_lone_layer(generator):
+    layer = nn.utils.skip_init(nn.Linear, 4, 3)
+    nn.init.normal_(layer.weight, generator=generator), nn.init.zeros_(layer.bias)
+    masked = sp.convert(layer)
+    assert isinstance(masked, MaskedLinear) and masked.stream == sp.rng.stream("weight")
+    assert type(sp.harden(masked)) is nn.Linear
+
+
+def test_dense_checkpoints_load_and_the_model_trains(net, generator):
+    dense = {name: value.clone() for name, value in net.state_dict().items()}
+    sp.convert(net)
+    net.load_state_dict(dense)
+    out = net(torch.randn(8, 20, generator=generator))
+    out.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_harden_restores_plain_layers_with_exact_zeros(net, generator):
+    sp.convert(net)
+    for layer in sp.nn.masked_layers(net).values():
+        nn.init.normal_(layer.mask_logits, generator=generator)
+    expected = {name: layer.thresholded_weight().detach() for name, layer in sp.nn.masked_layers(net).items()}
+    x = torch.randn(8, 20, generator=generator)
+    y = net.eval()(x)
+    assert sp.harden(net) is net
+    assert not sp.nn.masked_layers(net) and net.again is net.body[2] and net.head.weight is net.body[0].weight
+    assert torch.equal(net.body[0].weight, expected["body.0.weight"])
+    torch.testing.assert_close(net(x), y)
+    assert not any("mask" in name for name in net.state_dict())
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_harden_to_a_sparsity(generator, scope):
+    net = nn.Sequential(nn.utils.skip_init(nn.Linear, 40, 30), nn.utils.skip_init(nn.Linear, 30, 10))
+    for p in net.parameters():
+        nn.init.normal_(p, generator=generator)
+    sp.convert(net)
+    for layer in sp.nn.masked_layers(net).values():
+        nn.init.normal_(layer.mask_logits, generator=generator)
+    sp.harden(net, 0.8, scope)
+    zeros = [int((layer.weight == 0).sum()) for layer in net]
+    assert sum(zeros) == 1200
+    assert (zeros == [960, 240]) == (scope == "layer")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"masks": {"tail.weight": torch.ones(2, 2, dtype=torch.bool)}},
+            "no linear layer has the weight 'tail.weight'",
+        ),
+        (
+            {"masks": {"body.0.weight": torch.ones(2, 2, dtype=torch.bool)}},
+            r"must be bool \(30, 20\), got torch.bool \(2, 2\)",
+        ),
+        ({"masks": {"body.0.weight": torch.ones(30, 20)}}, "got torch.float32"),
+        ({"include": "nothing*"}, "no linear layer is left"),
+        ({"keep_kept": 1.0}, "strictly between 0 and 1"),
+        ({"seed": -3}, "seed must lie"),
+    ],
+)
+def test_convert_refuses(net, options, message):
+    with pytest.raises(ValueError, match=message):
+        sp.convert(net, **options)
+    assert not sp.nn.masked_layers(net)  # and has changed nothing
+
+
+def test_harden_refuses(net):
+    with pytest.raises(ValueError, match="no masked layer"):
+        sp.harden(net)
+    sp.convert(net)
+    with pytest.raises(ValueError, match="sparsity must lie in"):
+        sp.harden(net, 1.0)
+    with pytest.raises(ValueError, match=r"no probability reaches one half in body\.0\.weight"):
+        nn.init.constant_(net.body[0].mask_logits, -9.0)
+        sp.harden(net)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import stochprune as sp
+from stochprune.nn import MaskedLinear
+
+
+@pytest.fixture
+def linear(generator):
+    layer = nn.utils.skip_init(nn.Linear, 70, 9)
+    for p in layer.parameters():
+        nn.init.normal_(p, generator=generator)
+    return layer
+
+
+@pytest.fixture
+def x(generator):
+    return torch.randn(5, 70, generator=generator)
+
+
+def test_forward_is_the_op_at_consecutive_draws(linear, x):
+    layer = MaskedLinear.from_linear(linear, 0.5, seed=2**64 - 1, stream=8)
+    for draw in range(3):
+        expected = sp.functional.masked_linear(
+            x, linear.weight, layer.mask_logits, linear.bias, seed=2**64 - 1, draw=draw, stream=8
+        )
+        assert torch.equal(layer(x), expected)
+    assert int(layer.mask_draw) == 3
+
+
+def test_from_linear_adopts_the_parameters(linear):
+    layer = MaskedLinear.from_linear(linear.eval())
+    assert layer.weight is linear.weight and layer.bias is linear.bias and not layer.training
+    torch.testing.assert_close(torch.sigmoid(layer.mask_logits), torch.full((9, 70), 0.95))
+
+
+def test_evaluation_thresholds_and_sampling_can_be_forced(linear, x, generator):
+    keep = torch.rand(9, 70, generator=generator).clamp(0.01, 0.99)
+    layer = MaskedLinear.from_linear(linear, keep).eval()
+    expected = F.linear(x, linear.weight * (keep >= 0.5), linear.bias)
+    torch.testing.assert_close(layer(x), expected)
+    assert int(layer.mask_draw) == 0
+    layer.sample = True
+    assert not torch.equal(layer(x), expected) and int(layer.mask_draw) == 1
+    layer.train().sample = False
+    torch.testing.assert_close(layer(x), expected)
+    with sp.nn.sampling(layer):
+        assert not torch.equal(layer(x), expected)
+    with sp.nn.sampling(layer.eval(), False):
+        torch.testing.assert_close(layer(x), expected)
+    assert layer.sample is False
+
+
+def test_to_linear_has_exact_zeros(linear, generator):
+    keep = torch.rand(9, 70, generator=generator).clamp(0.01, 0.99)
+    layer = MaskedLinear.from_linear(linear, keep)
+    dense = layer.to_linear()
+    assert type(dense) is nn.Linear
+    assert torch.equal(dense.weight, torch.where(keep >= 0.5, linear.weight, 0.0))
+    assert torch.equal(dense.bias, linear.bias) and dense.bias is not linear.bias
+    assert torch.equal(layer.to_linear(torch.zeros(9, 70, dtype=torch.bool)).weight, torch.zeros(9, 70))
+
+
+def test_a_resumed_layer_goes_on_with_the_next_mask(linear, x):
+    layer = MaskedLinear.from_linear(linear, 0.5)
+    layer(x)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    expected = [layer(x), layer(x)]
+    file.seek(0)
+    fresh = MaskedLinear.from_linear(copy.deepcopy(linear))
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert all(torch.equal(fresh(x), y) for y in expected)
+
+
+def test_a_dense_checkpoint_loads(linear):
+    layer = MaskedLinear(70, 9, keep=0.3)
+    layer(torch.zeros(1, 70))
+    assert not layer.load_state_dict(linear.state_dict()).missing_keys
+    assert torch.equal(layer.weight, linear.weight) and int(layer.mask_draw) == 1
+    torch.testing.assert_close(torch.sigmoid(layer.mask_logits), torch.full((9, 70), 0.3))
+    with pytest.raises(RuntimeError, match="weight"):
+        layer.load_state_dict({"bias": linear.bias})
+
+
+def test_copies_are_independent(linear, x):
+    layer = MaskedLinear.from_linear(linear, 0.5)
+    layer(x).sum().backward()
+    for clone in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert clone.stream == layer.stream and int(clone.mask_draw) == 1
+        assert torch.equal(
+            clone(x),
+            sp.functional.masked_linear(
+                x, layer.weight, layer.mask_logits, layer.bias, seed=0, draw=1, stream=layer.stream
+            ),
+        )
+    assert int(layer.mask_draw) == 1
+
+
+def test_repr(linear):
+    layer = MaskedLinear.from_linear(linear, 0.25, estimator="concrete")
+    assert repr(layer) == "MaskedLinear(in_features=70, out_features=9, bias=True, keep=0.25, estimator=concrete)"
+
+
+def test_checkpointing_repeats_the_draw(linear, x):
+    def gradients(run):
+        layer = MaskedLinear.from_linear(copy.deepcopy(linear), 0.5)
+        for _ in range(2):
+            run(layer, x).square().sum().backward()
+        assert int(layer.mask_draw) == 2
+        return layer.mask_logits.grad, layer.weight.grad
+
+    plain = gradients(lambda layer, x: layer(x))
+    for reentrant, inputs in ((False, x), (True, x.clone().requires_grad_())):
+        again = gradients(lambda layer, x, i=inputs, r=reentrant: checkpoint(layer, i, use_reentrant=r))
+        assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_checkpointed_forwards_that_cannot_be_told_apart_are_refused(linear, x):
+    layer = MaskedLinear.from_linear(linear, 0.5)
+    total = sum(checkpoint(layer, x, use_reentrant=False).sum() for _ in range(2))
+    with pytest.raises(RuntimeError, match="several times before one backward"):
+        total.backward()
+
+
+def test_compiled_training_draws_fresh_masks_without_recompiling(linear, x):
+    eager = MaskedLinear.from_linear(copy.deepcopy(linear), 0.5)
+    compiled = torch.compile(MaskedLinear.from_linear(linear, 0.5), fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        outputs = [compiled(x) for _ in range(3)]
+    assert all(torch.equal(eager(x), y) for y in outputs)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_the_draw_counter_never_wraps(linear, x):
+    layer = MaskedLinear.from_linear(linear)
+    layer.mask_draw.fill_(2**32 - 1)
+    layer(x)
+    with pytest.raises(RuntimeError, match="ran past"):
+        layer(x)
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0, 1.5, float("nan"), torch.ones(9, 70)])
+def test_certain_probabilities_are_refused(linear, keep):
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        MaskedLinear.from_linear(linear, keep)
+
+
+def test_bad_options(linear):
+    with pytest.raises(ValueError, match="differ in shape"):
+        MaskedLinear.from_linear(linear, torch.full((70, 9), 0.5))
+    with pytest.raises(ValueError, match="MaskedLinear: unknown estimator 'arm'"):
+        MaskedLinear.from_linear(linear, estimator="arm")
+    with pytest.raises(ValueError, match="seed must lie"):
+        MaskedLinear.from_linear(linear, seed=2**64)
