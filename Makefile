@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up everything it needs in .venv first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+CSRC   := $(shell find csrc -type f)
+
+.PHONY: demo test lint types bench gpu-check clean
+
+# torch first and by its exact version; then the build tools, because the package is built without isolation.
+$(READY): constraints.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch setuptools pybind11 cmake ninja
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/stochprune finetune --data digits --out runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90 --durations=10
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+# The CPU benchmark: every contender in one run, then the tables and the ledger. About fifteen minutes on two cores.
+bench: $(READY)
+	$(BIN)/python -m pytest bench/bench_linear.py --benchmark-json=.benchmarks/cpu.json
+	$(BIN)/python -m bench.report .benchmarks/cpu.json
+
+# On a machine with a GPU and its own torch and Triton, without a network: the GPU tests, then the GPU benchmark.
+gpu-check:
+	$(PYTHON) -m bench.gpu_check
+
+clean:
+	rm -rf $(VENV) build dist runs .benchmarks *.egg-info stochprune/*.so
