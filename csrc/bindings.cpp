@@ -26,6 +26,8 @@ Matrix output(const Array& a) { return {reinterpret_cast<void*>(std::get<0>(a)),
 
 Thresholds levels(const Array& a) { return {reinterpret_cast<const uint16_t*>(std::get<0>(a)), std::get<1>(a)}; }
 
+Bits bits(const Array& a) { return {reinterpret_cast<uint64_t*>(std::get<0>(a)), std::get<1>(a)}; }
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -47,17 +49,17 @@ PYBIND11_MODULE(_C, m) {
       unlocked);
   m.def(
       "masked_weight",
-      [](Key k, Size s, int estimator, float temperature, Array weight, Array logits, Array t, Array out, int threads) {
+      [](Key k, Size s, int estimator, float temperature, Array weight, Array logits, Array t, Array out, Array kept, int threads) {
         return masked_weight(address(k), shape(s), {Estimator(estimator), temperature}, input(weight), input(logits), levels(t),
-                             output(out), threads);
+                             output(out), bits(kept), threads);
       },
       unlocked);
   m.def(
       "weight_grad",
-      [](Key k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array t, Array dweight,
-         Array dlogits, bool accumulate, int threads) {
+      [](Key k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array t, Array kept,
+         Array dweight, Array dlogits, bool accumulate, int threads) {
         weight_grad(address(k), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight), input(logits),
-                    levels(t), output(dweight), output(dlogits), accumulate, threads);
+                    levels(t), bits(kept), output(dweight), output(dlogits), accumulate, threads);
       },
       unlocked);
   m.def(

@@ -19,6 +19,7 @@ def masked_weight(
     logits: _Array,
     threshold: _Array,
     out: _Array,
+    kept: _Array,
     threads: int,
 ) -> bool: ...
 def weight_grad(
@@ -30,6 +31,7 @@ def weight_grad(
     weight: _Array,
     logits: _Array,
     threshold: _Array,
+    kept: _Array,
     dweight: _Array,
     dlogits: _Array,
     accumulate: bool,

@@ -6,20 +6,26 @@ layer and the weight's position (:mod:`stochprune.rng`). On that stand kernels, 
 
 from importlib.metadata import version as _version
 
-from stochprune import backends, functional, masks, nn, rng, scores
+from stochprune import backends, data, functional, masks, models, nn, rng, scores, training
 from stochprune.functional import keep_mask
 from stochprune.nn import convert, harden
+from stochprune.training import FinetuneConfig, finetune
 
 __version__ = _version("stochprune")
 
 __all__ = [
+    "FinetuneConfig",
     "backends",
     "convert",
+    "data",
+    "finetune",
     "functional",
     "harden",
     "keep_mask",
     "masks",
+    "models",
     "nn",
     "rng",
     "scores",
+    "training",
 ]

@@ -55,6 +55,11 @@ Thresholds from_row(Thresholds t, int64_t r) {
   return t;
 }
 
+Bits from_row(Bits b, int64_t r) {
+  if (b.data) b.data += r * b.stride;
+  return b;
+}
+
 // Below this many weights a thread costs more to wake than it saves.
 constexpr int64_t kWeightsPerThread = 1 << 14;
 
@@ -102,22 +107,23 @@ bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out, int64_t stride, 
 }
 
 bool masked_weight(Address a, Shape shape, Relaxation relax, ConstMatrix weight, ConstMatrix logits, Thresholds t, Matrix out,
-                   int threads) {
+                   Bits kept, int threads) {
   const Kernels& k = *chosen().load();
   std::atomic<bool> nan{false};
   split(threads, shape, [&](int64_t r, Shape part) {
-    if (k.masked_weight(from_row(a, r), part, relax, from_row(weight, r), from_row(logits, r), from_row(t, r), from_row(out, r)))
+    if (k.masked_weight(from_row(a, r), part, relax, from_row(weight, r), from_row(logits, r), from_row(t, r), from_row(out, r),
+                        from_row(kept, r)))
       nan = true;
   });
   return nan;
 }
 
 void weight_grad(Address a, Shape shape, Relaxation relax, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds t,
-                 Matrix dweight, Matrix dlogits, bool accumulate, int threads) {
+                 Bits kept, Matrix dweight, Matrix dlogits, bool accumulate, int threads) {
   const Kernels& k = *chosen().load();
   split(threads, shape, [&](int64_t r, Shape part) {
     k.weight_grad(from_row(a, r), part, relax, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(t, r),
-                  from_row(dweight, r), from_row(dlogits, r), accumulate);
+                  from_row(kept, r), from_row(dweight, r), from_row(dlogits, r), accumulate);
   });
 }
 

@@ -15,8 +15,9 @@ std::string instruction_set();
 
 void keep_mask(Address, Shape, Thresholds, uint8_t* mask, int64_t stride, int threads);
 bool thresholds(Shape, ConstMatrix logits, uint16_t* out, int64_t stride, int threads);
-bool masked_weight(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out, int threads);
-void weight_grad(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds,
+bool masked_weight(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out, Bits kept,
+                   int threads);
+void weight_grad(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
                  Matrix dweight, Matrix dlogits, bool accumulate, int threads);
 
 // Asks for huge pages under a large buffer that is about to be written for the first time.

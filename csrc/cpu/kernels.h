@@ -35,6 +35,11 @@ struct Thresholds {
   int64_t stride;
 };
 
+struct Bits {
+  uint64_t* data;  // bit i of word g: whether column 64 g + i is kept, counted in the contract's groups; null: none
+  int64_t stride;  // words from one row to the next
+};
+
 struct Relaxation {
   Estimator estimator;
   float temperature;
@@ -46,11 +51,11 @@ struct Kernels {
   void (*keep_mask)(Address, Shape, Thresholds, uint8_t* mask, int64_t stride);
   // Thresholds of trained probabilities, equal to the float64 reference. Returns whether a logit is NaN.
   bool (*thresholds)(Shape, ConstMatrix logits, uint16_t* out, int64_t stride);
-  // out = z * weight, z the estimator's mask. Returns whether a logit is NaN.
-  bool (*masked_weight)(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out);
+  // out = z * weight, z the estimator's mask; a hard one is also left in `kept`. Returns whether a logit is NaN.
+  bool (*masked_weight)(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out, Bits kept);
   // From grad = dL/d(z * weight): dweight = grad * z and dlogits = grad * weight * dz/dlogit, either may alias grad.
-  // accumulate: add to what is there (the draws of one layer are summed).
-  void (*weight_grad)(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds,
+  // A hard mask is taken from `kept` if it is there. accumulate: add to what is there (draws of one layer are summed).
+  void (*weight_grad)(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
                       Matrix dweight, Matrix dlogits, bool accumulate);
 };
 
@@ -63,6 +68,7 @@ const Kernels* scalar_kernels();
 struct Tables {
   const float* bound;  // [32769] bound[t]: the smallest float whose threshold is >= t; bound[32768] = inf
   const float* logit;  // [32768] logit((u + 0.5) / 32768)
+  const float* curve;  // [3, 32] 32768 sigmoid(x) on the pieces of width 1/2 of [-8, 8): coefficients of 1, s, s^2
 };
 const Tables& tables();
 uint16_t exact_threshold(double logit);

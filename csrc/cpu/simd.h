@@ -42,6 +42,23 @@ inline void store(T* p, V v) {
   *reinterpret_cast<V*>(p) = v;
 }
 
+// A store past the caches, for results that are not read again soon: it saves reading the memory it overwrites.
+// What was streamed is visible to other threads after a fence.
+inline void stream(float* p, f32v v) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(f32v) == 0) return _mm512_stream_ps(p, __m512(v));
+#elif defined(__AVX2__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(f32v) == 0) return _mm256_stream_ps(p, __m256(v));
+#endif
+  store(p, v);
+}
+
+inline void stream_fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 inline f32v splat(float x) { return x - f32v{}; }
 inline f32v as_float(i32v v) { return reinterpret_cast<f32v>(v); }
 inline i32v as_int(f32v v) { return reinterpret_cast<i32v>(v); }

@@ -48,8 +48,6 @@ def masked_linear_backward(
     dweight = fresh(tuple(weight.shape), weight.dtype) if need_weight else None
     dlogits = fresh(tuple(logits.shape), logits.dtype) if need_logits else None
     for i in range(len(draw)):
-        if dx is not None:
-            panels.input_grad(layer, draw[i], grad[i], dx[i])
-        if need_weight or need_logits:
-            panels.weight_grad(layer, draw[i], grad[i], x[i], dweight, dlogits, accumulate=i > 0)
+        dx_i = None if dx is None else dx[i]
+        panels.backward(layer, draw[i], grad[i], x[i], dx_i, dweight, dlogits, accumulate=i > 0)
     return dx, dweight, dlogits

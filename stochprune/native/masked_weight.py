@@ -16,9 +16,9 @@ class MaskedWeight:
     def __init__(
         self, weight: Tensor, logits: Tensor, seed: Tensor, stream: int, estimator: str, temperature: float
     ) -> None:
-        hard = estimator.startswith("straight_through")
+        self.hard = estimator.startswith("straight_through")
         self.weight, self.logits = rows_of(weight.detach()), rows_of(logits.detach())
-        self.thresholds = cache.get(logits) if hard else None
+        self.thresholds = cache.get(logits) if self.hard else None
         self.shape = tuple(weight.shape)
         self.seed, self.stream = seed, stream
         self.relaxation = (ESTIMATORS[estimator], temperature)
@@ -32,19 +32,34 @@ class MaskedWeight:
         levels = None if self.thresholds is None else self.thresholds[part]
         return array(self.weight[part]), array(self.logits[part]), array(levels)
 
-    def write(self, draw: Tensor, part: slice, out: Tensor) -> Tensor:
-        """z * weight of the rows in ``part`` to ``out``, in its dtype."""
+    def bits(self, part: slice) -> Tensor | None:
+        """Uninitialised room for the hard mask of the rows in ``part``, one bit a weight; None if z is not hard."""
+        groups = -(-self.shape[1] // 64)
+        return torch.empty(part.stop - part.start, groups, dtype=torch.int64) if self.hard else None
+
+    def write(self, draw: Tensor, part: slice, out: Tensor, bits: Tensor | None = None) -> Tensor:
+        """z * weight of the rows in ``part`` to ``out``, in its dtype; a hard mask also to ``bits``."""
         size, threads = tuple(out.shape), torch.get_num_threads()
         if _C.masked_weight(
-            self.address(draw, part.start), size, *self.relaxation, *self.rows(part), array(out), threads
+            self.address(draw, part.start), size, *self.relaxation, *self.rows(part), array(out), array(bits), threads
         ):
             raise ValueError("logits contain NaN")
         return out
 
     def gradients(
-        self, draw: Tensor, part: slice, grad: Tensor, dweight: Tensor | None, dlogits: Tensor | None, accumulate: bool
+        self,
+        draw: Tensor,
+        part: slice,
+        grad: Tensor,
+        bits: Tensor | None,
+        dweight: Tensor | None,
+        dlogits: Tensor | None,
+        accumulate: bool,
     ) -> None:
-        """From grad = dL/d(z * weight) of the rows in ``part`` to dweight and dlogits; either may be grad itself."""
+        """From grad = dL/d(z * weight) of the rows in ``part`` to dweight and dlogits; either may be grad itself.
+
+        A hard mask is taken from ``bits`` if given, else drawn.
+        """
         weight, logits, levels = self.rows(part)
         _C.weight_grad(
             self.address(draw, part.start),
@@ -54,6 +69,7 @@ class MaskedWeight:
             weight,
             logits,
             levels,
+            array(bits),
             array(None if dweight is None else dweight[part]),
             array(None if dlogits is None else dlogits[part]),
             accumulate,

@@ -15,40 +15,37 @@ def _panels(layer: MaskedWeight, dtype: torch.dtype) -> list[slice]:
     return [slice(r, min(r + step, rows)) for r in range(0, rows, step)] if rows else []
 
 
-def _masked(layer: MaskedWeight, draw: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
-    return layer.write(draw, part, workspace.take(part.stop - part.start, layer.shape[1], dtype))
-
-
 def forward(layer: MaskedWeight, draw: Tensor, x: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """y [M, N] = x [M, K] (z * weight)^T + bias."""
     for part in _panels(layer, x.dtype):
-        w = _masked(layer, draw, part, x.dtype)
+        w = layer.write(draw, part, workspace.take(part.stop - part.start, layer.shape[1], x.dtype))
         if bias is None:
             torch.mm(x, w.mT, out=y[:, part])
         else:
             torch.addmm(bias[part], x, w.mT, out=y[:, part])
 
 
-def input_grad(layer: MaskedWeight, draw: Tensor, grad: Tensor, dx: Tensor) -> None:
-    """dx [M, K] = grad [M, N] (z * weight)."""
-    for part in _panels(layer, grad.dtype):
-        w = _masked(layer, draw, part, grad.dtype)
-        torch.addmm(dx, grad[:, part], w, beta=0 if part.start == 0 else 1, out=dx)
-
-
-def weight_grad(
+def backward(
     layer: MaskedWeight,
     draw: Tensor,
     grad: Tensor,
     x: Tensor,
+    dx: Tensor | None,
     dweight: Tensor | None,
     dlogits: Tensor | None,
     accumulate: bool,
 ) -> None:
-    """dweight and dlogits [N, K] from grad [M, N] and x [M, K]."""
+    """dx [M, K], dweight and dlogits [N, K] from grad [M, N] and x [M, K]; what is None is not computed."""
     # dL/d(z * weight) goes straight into a gradient's own memory where dtypes agree and no sum is there yet.
     home = next((t for t in (dweight, dlogits) if not accumulate and t is not None and t.dtype == x.dtype), None)
     for part in _panels(layer, x.dtype):
-        g = workspace.take(part.stop - part.start, layer.shape[1], x.dtype) if home is None else home[part]
-        torch.mm(grad[:, part].mT, x, out=g)
-        layer.gradients(draw, part, g, dweight, dlogits, accumulate)
+        size = (part.stop - part.start, layer.shape[1], x.dtype)
+        bits = None
+        if dx is not None:
+            bits = layer.bits(part) if dweight is not None else None
+            w = layer.write(draw, part, workspace.take(*size), bits)
+            torch.addmm(dx, grad[:, part], w, beta=0 if part.start == 0 else 1, out=dx)
+        if dweight is not None or dlogits is not None:
+            g = workspace.take(*size) if home is None else home[part]
+            torch.mm(grad[:, part].mT, x, out=g)
+            layer.gradients(draw, part, g, bits, dweight, dlogits, accumulate)

@@ -1,0 +1,96 @@
+"""What a user would write without this package: the same stochastic linear layer in plain PyTorch.
+
+Every contender is ``make(weight, logits, bias) -> forward(x)``. They draw from torch's generator, so their masks differ
+from ours; their cost is what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stochprune.functional import masked_linear
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def dense(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+    """No mask: the floor."""
+    return lambda x: F.linear(x, weight, bias)
+
+
+def eager(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+    """Straight-through by detaching, the mask from ``rand_like``."""
+
+    def forward(x: Tensor) -> Tensor:
+        q = torch.sigmoid(logits)
+        mask = (torch.rand_like(q) < q).to(q.dtype)
+        return F.linear(x, weight * (mask - q.detach() + q), bias)
+
+    return forward
+
+
+def bernoulli(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+    """The same with ``torch.bernoulli``."""
+
+    def forward(x: Tensor) -> Tensor:
+        q = torch.sigmoid(logits)
+        return F.linear(x, weight * (torch.bernoulli(q.detach()) - q.detach() + q), bias)
+
+    return forward
+
+
+def compiled(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+    """The eager layer under ``torch.compile``."""
+    return torch.compile(eager(weight, logits, bias), fullgraph=True)
+
+
+class _SeedReplay(torch.autograd.Function):
+    """Saves the generator's state instead of the mask and draws again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, logits)
+        ctx.state = torch.get_rng_state()
+        return F.linear(x, weight * torch.bernoulli(torch.sigmoid(logits)), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, logits = ctx.saved_tensors
+        q = torch.sigmoid(logits)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(ctx.state)
+            mask = torch.bernoulli(q)
+        g = grad.T @ x
+        dweight = g * mask if ctx.needs_input_grad[1] else None
+        return grad @ (weight * mask), dweight, g * weight * q * (1 - q), grad.sum(0)
+
+
+def seed_replay(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+    """Ten lines of autograd.Function that save no mask."""
+    return lambda x: _SeedReplay.apply(x, weight, logits, bias)
+
+
+def ours(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+    """stochprune.functional.masked_linear."""
+    draw = torch.zeros(1, dtype=torch.int64)
+
+    def forward(x: Tensor) -> Tensor:
+        draw.add_(1)
+        return masked_linear(x, weight, logits, bias, seed=1, draw=draw, stream=2)
+
+    return forward
+
+
+CONTENDERS = {
+    "dense": dense,
+    "eager": eager,
+    "bernoulli": bernoulli,
+    "compile": compiled,
+    "seed replay": seed_replay,
+    "ours": ours,
+}

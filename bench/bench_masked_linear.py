@@ -1,0 +1,91 @@
+"""The stochastic linear layer on the CPU against everything a user would write instead, in one run.
+
+    make bench
+
+Each case is one contender on one size; the contenders of a size follow each other, and ``bench.report`` turns their
+medians into ratios. Every step uses fresh draws.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.baselines import CONTENDERS
+from bench.memory import peak_bytes, saved_bytes
+from stochprune import native
+from stochprune.native.masked_weight import MaskedWeight
+
+SIZES = [(1024, 128), (4096, 128), (4096, 512)]  # square weight, batch
+PARTS = ["forward", "backward", "step"]
+MODES = ["joint", "mask-only"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Layer:
+    """One contender on one size: its tensors and the three things that are timed."""
+
+    def __init__(self, contender: str, width: int, batch: int, dtype: torch.dtype, mode: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def make(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(dtype)
+
+        self.x, self.grad = make(batch, width).requires_grad_(), make(batch, width)
+        self.weight = (make(width, width) / width**0.5).requires_grad_(mode == "joint")
+        self.logits = make(width, width).requires_grad_()
+        self.bias = make(width).requires_grad_()
+        self._forward = CONTENDERS[contender](self.weight, self.logits, self.bias)
+        trained = [self.x, self.weight, self.logits, self.bias]
+        self.trained = [t for t in trained if t.requires_grad and not (contender == "dense" and t is self.logits)]
+
+    def forward(self) -> Tensor:
+        return self._forward(self.x)
+
+    def backward(self, y: Tensor, retain: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, self.trained, self.grad, retain_graph=retain)
+
+    def step(self) -> tuple[Tensor, ...]:
+        return self.backward(self.forward(), retain=False)
+
+    def memory(self) -> dict[str, float]:
+        """Bytes a weight: saved for backward, and the peak of a step, gradients included."""
+        owned = [self.x, self.weight, self.logits, self.bias]
+        native.workspace.release()
+        weights = self.weight.numel()
+        return {"saved": saved_bytes(self.forward, owned) / weights, "peak": peak_bytes(self.step) / weights}
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "batch"), SIZES, ids=[f"{w}x{b}" for w, b in SIZES])
+def test_linear(benchmark, width, batch, dtype, mode, part, contender):
+    if (batch, part) not in {(128, "forward"), (128, "backward"), (128, "step"), (512, "step")}:
+        pytest.skip("the larger batch is timed by the step")
+    layer = Layer(contender, width, batch, DTYPES[dtype], mode)
+    run = layer.forward if part == "forward" else layer.step
+    if part == "backward":
+        y = layer.forward()
+        run = lambda: layer.backward(y, retain=True)  # noqa: E731
+    rounds = 7 if width > 2000 else 25
+    benchmark.extra_info.update(width=width, batch=batch, dtype=dtype, mode=mode, part=part, contender=contender)
+    benchmark.pedantic(run, rounds=rounds, warmup_rounds=2)
+    if part == "step":
+        benchmark.extra_info.update(layer.memory())
+
+
+@pytest.mark.parametrize("what", ["copy", "mask, cached thresholds", "mask", "thresholds"])
+def test_sampling(benchmark, what):
+    """Sampling and masking a 4096 x 4096 fp32 weight beside copying it."""
+    generator = torch.Generator().manual_seed(0)
+    weight, logits = (torch.randn(4096, 4096, generator=generator) for _ in range(2))
+    out, rows, draw = torch.empty_like(weight), slice(0, 4096), torch.tensor([1])
+    native.cache.enabled = "cached" in what
+    layer = MaskedWeight(weight, logits, torch.tensor([1]), 2, "straight_through", 1.0)
+    native.cache.enabled = False
+    runs = {"copy": lambda: out.copy_(weight), "thresholds": lambda: native.threshold_from_logits(logits)}
+    benchmark.extra_info.update(what=what)
+    benchmark.pedantic(runs.get(what, lambda: layer.write(draw, rows, out)), rounds=25, warmup_rounds=3)

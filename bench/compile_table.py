@@ -1,0 +1,254 @@
+"""Compile every Triton kernel at its real configurations, without a GPU, and table what came out.
+
+    python bench/compile_table.py                  # all cases; writes bench/results/compile_table.md
+    python bench/compile_table.py --quick --check  # the everyday subset; exit status 1 on a broken gate
+
+The ops run on ``meta`` tensors while their launches are recorded instead of made, so each kernel is compiled with the
+very specialisation a GPU would ask for. Gates: no spills; another step (stream, temperature, number of tokens) compiles
+nothing again; where the mask is drawn in the main loop, the masked operand reaches the tensor cores from registers
+(sm_90) or tensor memory (sm_100, forward only); 16-byte loads and stores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, KernelInterface, create_function_from_signature
+
+from stochprune.kernels.keep_mask import keep_mask
+from stochprune.kernels.mask import Mask
+from stochprune.kernels.mask_bits import mask_bits
+from stochprune.kernels.masked_matmul import masked_matmul
+from stochprune.kernels.multi_prepass import MultiPrepass
+from stochprune.kernels.one_pass import one_pass
+from stochprune.kernels.prepass import mask_weight
+from stochprune.kernels.threshold import threshold_from_logits
+from stochprune.kernels.weight_grad import weight_grad
+from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
+
+OUTPUT = Path(__file__).parent / "results" / "compile_table.md"
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+ARCHITECTURES = (80, 90, 100)
+N = K = 4096
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Case(NamedTuple):
+    """One op at one configuration: ``dtypes`` are those of x and of weight and logits, space separated."""
+
+    op: str
+    dtypes: str
+    tokens: int = 0
+    estimator: str = "straight_through"
+    quick: bool = False
+    since: int = 80  # the first architecture that takes this path
+    stream: int = 12345
+    temperature: float = 1.0
+
+    def run(self) -> None:
+        """Call the op on tensors without storage."""
+        x_dtype, w_dtype = (DTYPES[name] for name in self.dtypes.split())
+        weight, logits = (meta(N, K, dtype=w_dtype) for _ in range(2))
+        x, grad = meta(1, self.tokens, K, dtype=x_dtype), meta(1, self.tokens, N, dtype=x_dtype)
+        dweight, dlogits = torch.empty_like(weight), torch.empty_like(logits)
+        mask = Mask(
+            meta(1, dtype=torch.int64), meta(1, dtype=torch.int64), self.stream, self.estimator, self.temperature
+        )
+        calls: dict[str, Callable[[], object]] = {
+            "keep_mask": lambda: keep_mask(meta(N, K, dtype=torch.uint16), mask.seed, mask.draw, self.stream, 0, 0),
+            "threshold": lambda: threshold_from_logits(logits),
+            "prepass": lambda: mask_weight(weight, logits, mask, x_dtype),
+            "multi_prepass": lambda: MultiPrepass([weight], [logits], [1], x_dtype)(mask),
+            "mask_bits": lambda: mask_bits(logits, mask),
+            "weight_grad": lambda: weight_grad(meta(N, K, dtype=w_dtype), weight, logits, mask, dweight, dlogits),
+            "weight_grad_matmul": lambda: weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits),
+            "forward": lambda: masked_matmul(x, weight, logits, None, mask, grad),
+            "dx": lambda: masked_matmul(grad, weight, logits, None, mask, x, transpose=True),
+            "forward, bits": lambda: masked_matmul(x, weight, logits, None, mask, grad, bits=bits()),
+            "dx, bits": lambda: masked_matmul(grad, weight, logits, None, mask, x, transpose=True, bits=bits()),
+            "one_pass": lambda: one_pass(grad[0], x[0], weight, logits, mask, dweight, dlogits),
+        }
+        calls[self.op]()
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def bits() -> Tensor:
+    return meta(N, K // 32, dtype=torch.int32)
+
+
+def cases() -> Iterator[Case]:
+    masters = ("bf16 bf16", "bf16 fp32")  # all in bfloat16; float32 weights under bfloat16 products
+    yield Case("keep_mask", "bf16 bf16", quick=True)
+    yield Case("threshold", "bf16 bf16")
+    yield Case("threshold", "fp32 fp32", quick=True)
+    for dtypes in (*masters, "fp32 fp32"):
+        for estimator in ("straight_through", "concrete", "straight_through_concrete", "expected"):
+            yield Case("prepass", dtypes, 0, estimator, quick=estimator == "straight_through")
+            yield Case("weight_grad", dtypes, 0, estimator, quick=estimator == "straight_through")
+        yield Case("multi_prepass", dtypes, quick=dtypes == "bf16 fp32")
+        yield Case("mask_bits", dtypes, quick=dtypes == "bf16 fp32")
+    for op in ("forward", "dx"):
+        for dtypes in masters:
+            for tokens in (16, 32, 64, 128):
+                yield Case(op, dtypes, tokens, quick=tokens in (16, 128))
+            yield Case(op, dtypes, 128, "concrete")
+            yield Case(f"{op}, bits", dtypes, 1024)
+        yield Case(op, "fp16 fp16", 128)
+        yield Case(op, "fp32 fp32", 16)
+    for dtypes in masters:
+        for tokens in (16, 32, 64):
+            yield Case("one_pass", dtypes, tokens, quick=tokens == 64)
+        yield Case("one_pass", dtypes, 128, since=90)
+        yield Case("one_pass", dtypes, 64, "concrete")
+        yield Case("weight_grad_matmul", dtypes, 512, quick=True)
+        yield Case("weight_grad_matmul", dtypes, 512, "concrete")
+
+
+class Row(NamedTuple):
+    """What one kernel compiled to."""
+
+    case: Case
+    arch: int
+    registers: int
+    stack: int  # bytes a thread
+    shared: int  # bytes
+    matrix: str  # tensor-core instruction, how many, and where the masked operand comes from
+    load: int  # widest global load, bits
+    store: int
+    narrow: int  # loads of less than 16 bytes
+    recompiles: bool  # for another stream, temperature or number of tokens
+
+    def faults(self) -> list[str]:
+        """The gates this row breaks."""
+        broken = ["recompiles"] if self.recompiles else []
+        if self.stack:
+            broken.append(f"spills {self.stack} bytes")
+        in_loop = self.case.op in ("forward", "dx") and not self.case.dtypes.startswith("fp32")
+        if in_loop and self.arch == 90 and "from registers" not in self.matrix:
+            broken.append("masked operand not in registers")
+        if self.case.op == "forward" and in_loop and self.arch == 100 and "from tensor memory" not in self.matrix:
+            broken.append("masked operand not in tensor memory")
+        if self.load < 128 or (self.store < 128 and self.case.op != "mask_bits"):  # whose result is small
+            broken.append(f"loads {self.load} bits and stores {self.store} bits at a time")
+        if not self.case.tokens and self.narrow > SCALARS:
+            broken.append(f"{self.narrow} narrow loads")
+        return broken
+
+
+SCALARS = 10
+"""At most so many loads of a memory-bound kernel are narrow: those of seed, draw and a row of the layers' table."""
+
+
+def specialise(case: Case, arch: int) -> tuple[ASTSource, object, list[Any]]:
+    """What Triton would compile for a case's one launch: the source, the options and the key of its cache."""
+    launches: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
+
+    def launcher(kernel: JITFunction, grid: object) -> Callable[..., None]:
+        return lambda *args, **options: launches.append((kernel, args, options))
+
+    row = 9 if arch >= 90 else 8
+    with (
+        mock.patch.object(KernelInterface, "__getitem__", launcher),
+        mock.patch("stochprune.kernels.matmul.capability", lambda device: row),
+        mock.patch("stochprune.kernels.one_pass.capability", lambda device: row),
+    ):
+        case.run()
+    kernel, args, keywords = launches[0]
+    backend = make_backend(GPUTarget("cuda", arch, 32))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialisation, options = binder(*args, **keywords)
+    options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialisation, options)
+    return ASTSource(kernel, signature, constants, attributes), options, specialisation
+
+
+def compile_case(case: Case, arch: int) -> Row:
+    """Compile a case's kernel for sm_``arch`` and read the resources and the machine code."""
+    source, options, key = specialise(case, arch)
+    other = case._replace(tokens=case.tokens and case.tokens - 1, stream=1, temperature=0.3)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options.__dict__)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run([CUOBJDUMP, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    loads, stores = widths("LDG|LDGSTS", sass), widths("STG", sass)
+    recompiles = specialise(other, arch)[2] != key
+    matrix, shared, narrow = matrix_instructions(sass), compiled.metadata.shared, sum(width < 128 for width in loads)
+    return Row(case, arch, registers, stack, shared, matrix, max(loads), max(stores), narrow, recompiles)
+
+
+def widths(operations: str, sass: str) -> list[int]:
+    """Bits that each of the memory instructions moves for a thread."""
+    return [int(bits or 32) for bits in re.findall(rf"\b(?:{operations})\.E(?:\.[A-Z]\w*)*(?:\.(64|128))?\b", sass)]
+
+
+def matrix_instructions(sass: str) -> str:
+    """The tensor-core instructions of a kernel, and where the left operand of the first one comes from."""
+    found = re.findall(r"\b(HGMMA|UTCHMMA|HMMA)[.\w]*\s+([^;]*);", sass)
+    if not found:
+        return ""
+    name, operands = found[0]
+    if name == "HGMMA":  # accumulator, left operand, ...
+        origin = " from registers" if re.match(r"R\d+, R\d+", operands) else " from shared memory"
+    elif name == "UTCHMMA":
+        origin = " from tensor memory" if operands.startswith("tmem") else " from shared memory"
+    else:
+        origin = ""
+    return f"{name} x{len(found)}{origin}"
+
+
+def markdown(rows: list[Row]) -> str:
+    lines = [
+        "# What the Triton kernels compile to",
+        "",
+        f"Compiled and interpreted, **not yet run on a GPU**. Triton {triton.__version__}, N = K = {N}; the dtypes are "
+        "those of x and of weights and logits. Made by `python bench/compile_table.py`.",
+        "",
+        "| op | dtypes | tokens | estimator | sm | registers | stack | shared | tensor cores | load | store | narrow loads | gates |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        c = row.case
+        cells = (c.op, c.dtypes, c.tokens or "", c.estimator, *row[1:-1], "; ".join(row.faults()) or "ok")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the everyday subset")
+    parser.add_argument("--check", action="store_true", help="print instead of writing; fail on a broken gate")
+    options = parser.parse_args()
+    chosen = [case for case in cases() if case.quick or not options.quick]
+    jobs = [(case, arch) for case in chosen for arch in ARCHITECTURES if arch >= case.since]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        rows = list(pool.map(compile_case, *zip(*jobs, strict=True)))
+    if options.check:
+        print(markdown(rows))
+        return int(any(row.faults() for row in rows))
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
