@@ -55,16 +55,15 @@ class _SeedReplay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, logits)
-        ctx.state = torch.get_rng_state()
+        generator = torch.cuda.default_generators[x.get_device()] if x.is_cuda else torch.default_generator
+        ctx.state = generator.get_state()
         return F.linear(x, weight * torch.bernoulli(torch.sigmoid(logits)), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, logits = ctx.saved_tensors
         q = torch.sigmoid(logits)
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(ctx.state)
-            mask = torch.bernoulli(q)
+        mask = torch.bernoulli(q, generator=torch.Generator(x.device).set_state(ctx.state))
         g = grad.T @ x
         dweight = g * mask if ctx.needs_input_grad[1] else None
         return grad @ (weight * mask), dweight, g * weight * q * (1 - q), grad.sum(0)
@@ -77,11 +76,11 @@ def seed_replay(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
 
 def ours(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
     """stochprune.functional.masked_linear."""
-    draw = torch.zeros(1, dtype=torch.int64)
+    seed, draw = (torch.zeros(1, dtype=torch.int64, device=weight.device) for _ in range(2))
 
     def forward(x: Tensor) -> Tensor:
         draw.add_(1)
-        return masked_linear(x, weight, logits, bias, seed=1, draw=draw, stream=2)
+        return masked_linear(x, weight, logits, bias, seed=seed, draw=draw, stream=2)
 
     return forward
 
