@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/stochprune finetune --data digits --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90 --durations=10
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term --cov-fail-under=90 --durations=10
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -45,7 +45,8 @@ OUTPUT = Path(__file__).parent / "results" / "compile_table.md"
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = (80, 90, 100)
 N = K = 4096
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+SHARED = {80: 100 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a program may take; sm_86 and sm_89 have the least
 
 
 class Case(NamedTuple):
@@ -62,6 +63,7 @@ class Case(NamedTuple):
 
     def run(self) -> None:
         """Call the op on tensors without storage."""
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if self.dtypes.startswith("tf32") else "ieee"
         x_dtype, w_dtype = (DTYPES[name] for name in self.dtypes.split())
         weight, logits = (meta(N, K, dtype=w_dtype) for _ in range(2))
         x, grad = meta(1, self.tokens, K, dtype=x_dtype), meta(1, self.tokens, N, dtype=x_dtype)
@@ -113,6 +115,7 @@ def cases() -> Iterator[Case]:
             yield Case(f"{op}, bits", dtypes, 1024)
         yield Case(op, "fp16 fp16", 128)
         yield Case(op, "fp32 fp32", 16)
+        yield Case(op, "tf32 fp32", 512)
     for dtypes in masters:
         for tokens in (16, 32, 64):
             yield Case("one_pass", dtypes, tokens, quick=tokens == 64)
@@ -120,6 +123,8 @@ def cases() -> Iterator[Case]:
         yield Case("one_pass", dtypes, 64, "concrete")
         yield Case("weight_grad_matmul", dtypes, 512, quick=True)
         yield Case("weight_grad_matmul", dtypes, 512, "concrete")
+    yield Case("weight_grad_matmul", "fp32 fp32", 16)
+    yield Case("weight_grad_matmul", "tf32 fp32", 512)
 
 
 class Row(NamedTuple):
@@ -141,7 +146,9 @@ class Row(NamedTuple):
         broken = ["recompiles"] if self.recompiles else []
         if self.stack:
             broken.append(f"spills {self.stack} bytes")
-        in_loop = self.case.op in ("forward", "dx") and not self.case.dtypes.startswith("fp32")
+        if self.shared > SHARED[self.arch]:
+            broken.append("too much shared memory")
+        in_loop = self.case.op in ("forward", "dx")
         if in_loop and self.arch == 90 and "from registers" not in self.matrix:
             broken.append("masked operand not in registers")
         if self.case.op == "forward" and in_loop and self.arch == 100 and "from tensor memory" not in self.matrix:
@@ -216,6 +223,9 @@ def matrix_instructions(sass: str) -> str:
     return f"{name} x{len(found)}{origin}"
 
 
+COLUMNS = "op,dtypes,tokens,estimator,sm,registers,stack,shared,tensor cores,load,store,narrow loads,gates".split(",")
+
+
 def markdown(rows: list[Row]) -> str:
     lines = [
         "# What the Triton kernels compile to",
@@ -223,8 +233,8 @@ def markdown(rows: list[Row]) -> str:
         f"Compiled and interpreted, **not yet run on a GPU**. Triton {triton.__version__}, N = K = {N}; the dtypes are "
         "those of x and of weights and logits. Made by `python bench/compile_table.py`.",
         "",
-        "| op | dtypes | tokens | estimator | sm | registers | stack | shared | tensor cores | load | store | narrow loads | gates |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
     ]
     for row in rows:
         c = row.case

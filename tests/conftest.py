@@ -12,6 +12,11 @@ if not torch.cuda.is_available():
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Here, not in pyproject.toml: read there, the package would be imported before its coverage is measured.
+    config.addinivalue_line("filterwarnings", "error::stochprune.backends.BackendWarning")
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20211021)

@@ -198,10 +198,10 @@ def masked_linear(
         raise ValueError(f"{_OP}: bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
     rng.check_address(rows=weight.shape[0], cols=weight.shape[1])
 
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-    if dtype is not None and x.dtype != torch.float64:
-        x = x.to(dtype)
-    elif dtype is None and x.dtype != torch.promote_types(x.dtype, weight.dtype) and weight.dtype == torch.float64:
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
+    elif weight.dtype == torch.float64 and x.dtype != torch.float64:
         raise TypeError(f"{_OP}: x is {x.dtype} and weight {weight.dtype}; convert one of them")
     if bias is not None:
         bias = bias.to(x.dtype)
