@@ -1,0 +1,127 @@
+"""Hyper-parameters: each has one home here, with its help text.
+
+The command line's options and help, the checks and the names of run folders all follow from these dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with a help text."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def digest(config: Any, exclude: tuple[str, ...] = ()) -> str:
+    """Twelve hexadecimal digits that change with the value of any field not in ``exclude``."""
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude}
+    text = json.dumps({"class": type(config).__name__, **values}, sort_keys=True)
+    return hashlib.blake2s(text.encode()).hexdigest()[:12]
+
+
+def _check_choices(config: Any) -> None:
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+
+
+def _check_counts(config: Any, minimum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightConfig:
+    """Training of the weights alone, dense or under a fixed mask, by Adam at a constant rate."""
+
+    epochs: int = option(10, "Passes over the training set.")
+    lr: float = option(1e-3, "Adam's learning rate.")
+    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
+
+    def __post_init__(self) -> None:
+        _check_counts(self, 0, "epochs")
+        _check_counts(self, 1, "checkpoint_every")
+        _check_positive(self, "lr")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Probabilistic fine-tuning of a pruning mask.
+
+    Raises:
+        ValueError: a value outside its range, or an unknown choice.
+    """
+
+    epochs: int = option(12, "Epochs of mask fine-tuning.")
+    mode: Literal["joint", "frozen"] = option(
+        "joint", "joint: weights and keep probabilities are trained together; frozen: the probabilities alone."
+    )
+    weight_lr: float = option(1e-3, "Adam's learning rate for the weights.")
+    logit_lr: float = option(0.1, "Adam's learning rate for the logits of the keep probabilities.")
+    estimator: Literal["straight_through", "concrete", "straight_through_concrete", "expected"] = option(
+        "straight_through", "Estimator of the gradient with respect to the keep probabilities."
+    )
+    temperature: float = option(1.0, "Temperature of the concrete estimators.")
+    budget: Literal["shift", "penalty", "kl", "none"] = option(
+        "shift", "How the expected number of kept weights is held: a common shift, a penalty, the KL to the start."
+    )
+    penalty_strength: float = option(100.0, "Loss per squared relative deviation from the budget (budget penalty).")
+    kl_strength: float = option(1e-4, "Loss per nat of KL to the start, summed over weights (budget kl).")
+    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
+    seed: int = option(0, "Seed of the masks drawn while training.")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_counts(self, 0, "epochs", "seed")
+        _check_counts(self, 1, "checkpoint_every")
+        _check_positive(self, "weight_lr", "logit_lr", "temperature", "penalty_strength", "kl_strength")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """The main job: train dense, prune, and compare what as many epochs make of each mask.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
+    model: str = option("lenet_300_100", "Network, by its name in stochprune.models: lenet_300_100.")
+    scores: tuple[str, ...] = option(("magnitude", "snip", "random"), "Pruning scores, separated by commas.")
+    sparsities: tuple[float, ...] = option((0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.")
+    seeds: int = option(3, "Number of seeds, each with its own start, order of batches and masks.")
+    dense_epochs: int = option(20, "Epochs of dense training before pruning.")
+    retrain_epochs: int = option(12, "Epochs of weight training after the fine-tuned mask is cut.")
+    batch_size: int = option(64, "Examples in a batch.")
+    draws: int = option(10, "Masks drawn to evaluate the stochastic predictor.")
+    validation: float = option(0.0, "Report on this fraction of the training set, held out, not on the test set.")
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+
+    def __post_init__(self) -> None:
+        _check_counts(self, 0, "retrain_epochs")
+        _check_counts(self, 1, "seeds", "dense_epochs", "batch_size", "draws")
+        for name in ("scores", "sparsities"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                given = ", ".join(map(str, values)) or "none"
+                raise ValueError(f"{name} must name at least one, each once, got {given}")
+        for sparsity in self.sparsities:
+            if not 0 <= sparsity < 1:
+                raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must lie in [0, 1), got {self.validation}")

@@ -1,0 +1,130 @@
+"""Probabilistic fine-tuning of a pruning mask."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stochprune import rng
+from stochprune.nn import masked_layers, sampling
+from stochprune.training.budget import make_budget
+from stochprune.training.checkpoint import Checkpoint, fingerprint
+from stochprune.training.config import FinetuneConfig, digest
+from stochprune.training.loop import Loader, LossFunction, fit
+from stochprune.training.results import versions, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneResult:
+    """What a fine-tuning came to.
+
+    Attributes:
+        history: one entry an epoch: ``epoch``, mean ``loss``, ``mean_keep`` (mean of q), ``flipped`` (weights on the
+            other side of q = 1/2 than at the start) and ``budget_error`` (sum(q) / its start - 1).
+        folder: the run's folder, with ``checkpoint.pt`` and ``results.json``; None if nothing was to be written.
+    """
+
+    config: FinetuneConfig
+    history: list[dict[str, float]]
+    folder: Path | None
+
+
+def finetune(
+    model: nn.Module,
+    train_loader: Loader,
+    config: FinetuneConfig | None = None,
+    *,
+    loss_fn: LossFunction = F.cross_entropy,
+    out: str | Path | None = None,
+    callbacks: Sequence[object] = (),
+) -> FinetuneResult:
+    """Minimise the expected loss over masks that keep weight i with its own probability q_i, in place.
+
+    Our reading of Hayou, He and Dziugaite, "Probabilistic fine-tuning of pruning masks and PAC-Bayes self-bounded
+    learning" (arXiv 2110.11804): each step draws one mask, each layer's from the step's own draw, and Adam follows an
+    estimate of the gradient with respect to the logits of q and, in joint mode, the weights. sum(q) is held to its
+    start (see :mod:`stochprune.training.budget`). Cut the result with :func:`stochprune.harden`.
+
+    Args:
+        model: a model from :func:`stochprune.convert`. Its layers take the estimator, temperature and seed of
+            ``config``.
+        train_loader: batches (x, y): a ``DataLoader``, :class:`stochprune.data.Batches` or any iterable that can be
+            iterated anew each epoch.
+        loss_fn: of (model(x), y), a scalar.
+        out: if given, the run is kept in the folder ``out/finetune-<digest of config>``: a checkpoint, from which the
+            same call goes on bit for bit after a kill (pass the model as it was at the start), and the results.
+            A model that draws from torch's own generator (dropout) is not resumed bit for bit.
+        callbacks: objects with the optional methods ``on_step(state)`` and ``on_epoch(state)``, see
+            :class:`stochprune.training.loop.State`; for example a :class:`stochprune.training.ProgressBar`.
+
+    Raises:
+        ValueError: no masked layer, an empty loader, or logits that the budget cannot hold.
+        FloatingPointError: the loss is not finite.
+        CheckpointError: the folder's checkpoint is truncated, or belongs to another run.
+    """
+    config = config or FinetuneConfig()
+    layers = masked_layers(model)
+    if not layers:
+        raise ValueError("the model has no masked layer: make them with stochprune.convert(model, masks)")
+    for layer in layers.values():
+        layer.estimator, layer.temperature = config.estimator, config.temperature
+        layer.mask_seed.fill_(rng.as_int64(config.seed))
+    logits = list({id(layer.mask_logits): layer.mask_logits for layer in layers.values()}.values())
+    kept_at_start = [tensor.detach() >= 0 for tensor in logits]
+    budget = make_budget(config, logits)
+
+    def measure() -> dict[str, float]:
+        kept = [tensor.detach() >= 0 for tensor in logits]
+        return {
+            "mean_keep": budget.kept() / sum(tensor.numel() for tensor in logits),
+            "flipped": sum(int((now != then).sum()) for now, then in zip(kept, kept_at_start, strict=True)),
+            "budget_error": budget.kept() / budget.target - 1,
+        }
+
+    folder = Path(out) / f"finetune-{digest(config)}" if out is not None else None
+    checkpoint = None
+    if folder is not None:
+        checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
+    training = model.training
+    model.train()
+    with sampling(model), _trainable(model, logits, config) as groups:
+        history = fit(
+            model,
+            train_loader,
+            epochs=config.epochs,
+            optimizer=torch.optim.Adam(groups),
+            loss_fn=loss_fn,
+            constraint=budget,
+            measure=measure,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+        )
+    model.train(training)
+    if folder is not None:
+        results = {"configuration": dataclasses.asdict(config), "versions": versions(), "history": history}
+        write_json(folder / "results.json", results)
+    return FinetuneResult(config, history, folder)
+
+
+@contextlib.contextmanager
+def _trainable(model: nn.Module, logits: Sequence[Tensor], config: FinetuneConfig) -> Iterator[list[dict[str, object]]]:
+    """The optimiser's groups; inside, weights that are not to be trained need no gradient."""
+    chosen = {id(tensor) for tensor in logits}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen and parameter.requires_grad]
+    groups: list[dict[str, object]] = [{"params": logits, "lr": config.logit_lr}]
+    if config.mode == "joint":
+        yield [*groups, {"params": others, "lr": config.weight_lr}]
+        return
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield groups
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)

@@ -1,0 +1,135 @@
+"""The one training loop: batches, an objective, an optimiser, a constraint, callbacks and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.training.checkpoint import Checkpoint
+
+Loader = Iterable[tuple[Tensor, Tensor]]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class Constraint:
+    """What every step of a training must respect. This one asks for nothing."""
+
+    def penalty(self) -> Tensor | float:
+        """Added to the loss."""
+        return 0.0
+
+    def before_step(self) -> None:
+        """Called when the gradients are there."""
+
+    def after_step(self) -> None:
+        """Called when the optimiser has moved the parameters."""
+
+
+@dataclass
+class State:
+    """Where a training stands; what callbacks see. ``batch`` and ``loss_sum`` count from the start of the epoch."""
+
+    model: nn.Module
+    epochs: int
+    steps_per_epoch: int | None
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss: float = math.nan
+    loss_sum: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    POSITION = ("epoch", "batch", "step", "loss", "loss_sum", "history")
+
+
+def fit(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    epochs: int,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: LossFunction,
+    constraint: Constraint | None = None,
+    measure: Callable[[], dict[str, float]] = dict,
+    checkpoint: Checkpoint | None = None,
+    callbacks: Sequence[object] = (),
+) -> list[dict[str, float]]:
+    """Minimise the mean of ``loss_fn(model(x), y)`` plus the constraint's penalty.
+
+    Args:
+        model: trained in place; its train or eval mode is the caller's to set.
+        loader: gives batches (x, y), anew each time it is iterated. If it has ``set_epoch(epoch)``, that is called
+            first; a resumed run sees the same batches if their order is a function of the epoch.
+        measure: further numbers for an epoch's entry of the history, taken at its end.
+        checkpoint: resumed from if it exists; written every ``checkpoint.every`` steps and at the end.
+        callbacks: objects with the optional methods ``on_step(state)`` and ``on_epoch(state)``.
+
+    Returns:
+        One entry an epoch: ``epoch`` (from 1), ``loss`` (mean over its batches) and what ``measure`` gives.
+
+    Raises:
+        ValueError: the loader gives no batches.
+        FloatingPointError: the loss is not finite. The parameters are as they were before that step.
+        CheckpointError: see :meth:`Checkpoint.load`.
+    """
+    constraint = constraint or Constraint()
+    device = next(model.parameters()).device
+    state = State(model, epochs, len(loader) if isinstance(loader, Sized) else None)
+    if checkpoint is not None:
+        _restore(state, optimizer, checkpoint)
+    while state.epoch < epochs:
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(state.epoch)
+        for x, y in islice(loader, state.batch, None):
+            optimizer.zero_grad()
+            loss = loss_fn(model(x.to(device)), y.to(device)) + constraint.penalty()
+            state.loss = loss.item()
+            if not math.isfinite(state.loss):
+                raise FloatingPointError(
+                    f"the loss is {state.loss} in epoch {state.epoch + 1} at step {state.step + 1}: "
+                    "look for bad values in the data, or lower the learning rates"
+                )
+            loss.backward()
+            constraint.before_step()
+            optimizer.step()
+            constraint.after_step()
+            state.batch, state.step, state.loss_sum = state.batch + 1, state.step + 1, state.loss_sum + state.loss
+            if checkpoint is not None and state.step % checkpoint.every == 0:
+                _save(state, optimizer, checkpoint)
+            _notify(callbacks, "on_step", state)
+        if state.batch == 0:
+            raise ValueError("the loader gave no batches")
+        state.history.append({"epoch": state.epoch + 1, "loss": state.loss_sum / state.batch, **measure()})
+        state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+        _notify(callbacks, "on_epoch", state)
+    if checkpoint is not None:
+        _save(state, optimizer, checkpoint)
+    return state.history
+
+
+def _notify(callbacks: Sequence[object], event: str, state: State) -> None:
+    for callback in callbacks:
+        method = getattr(callback, event, None)
+        if method is not None:
+            method(state)
+
+
+def _save(state: State, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    position: dict[str, Any] = {name: getattr(state, name) for name in State.POSITION}
+    checkpoint.save({"model": state.model.state_dict(), "optimizer": optimizer.state_dict(), "position": position})
+
+
+def _restore(state: State, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    payload = checkpoint.load()
+    if payload is None:
+        return
+    state.model.load_state_dict(payload["model"])
+    optimizer.load_state_dict(payload["optimizer"])
+    for name in State.POSITION:
+        setattr(state, name, payload["position"][name])

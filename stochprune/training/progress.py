@@ -1,0 +1,49 @@
+"""A progress bar as a callback."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stochprune.training.loop import State
+
+
+class ProgressBar:
+    """Shows steps, loss and the time left on the standard error, if that is a terminal::
+
+        with ProgressBar("fine-tuning") as bar:
+            stochprune.finetune(model, loader, config, callbacks=[bar])
+
+    Args:
+        title: what is going on; :meth:`begin` changes it.
+        total: steps of all the trainings that the bar is given to; by default of the first, from its state.
+    """
+
+    def __init__(self, title: str, total: int | None = None) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True))
+        self._task = self._progress.add_task(title, total=total, loss="")
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, title: str) -> None:
+        """Show another title."""
+        self._progress.update(self._task, description=title, loss="")
+
+    def reach(self, steps: int) -> None:
+        """Count ``steps`` as done, made or not."""
+        self._progress.update(self._task, completed=steps)
+
+    def on_step(self, state: State) -> None:
+        if self._progress.tasks[0].total is None and state.steps_per_epoch is not None:
+            self._progress.update(self._task, total=state.epochs * state.steps_per_epoch)
+        self._progress.update(self._task, advance=1, loss=f"loss {state.loss:.4g}")

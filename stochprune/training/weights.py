@@ -1,0 +1,85 @@
+"""Training of the weights alone: dense, or under a fixed pruning mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stochprune.training.checkpoint import Checkpoint, fingerprint
+from stochprune.training.config import WeightConfig, digest
+from stochprune.training.loop import Constraint, Loader, LossFunction, fit
+
+
+class FixedMasks(Constraint):
+    """Keeps pruned weights exactly 0: neither a gradient, nor momentum, nor weight decay may move them.
+
+    Args:
+        model: its pruned weights are set to 0 at once.
+        masks: bool tensors by qualified parameter name, True = keep, each of its parameter's shape.
+
+    Raises:
+        ValueError: a name that the model lacks, or a shape that does not fit.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        parameters = dict(model.named_parameters())
+        self.pairs: list[tuple[nn.Parameter, Tensor]] = []
+        for name, mask in masks.items():
+            if name not in parameters:
+                raise ValueError(f"masks name {name!r}, which is not a parameter of the model")
+            if mask.shape != parameters[name].shape:
+                raise ValueError(
+                    f"the mask of {name} has shape {tuple(mask.shape)}, its weight {tuple(parameters[name].shape)}"
+                )
+            self.pairs.append((parameters[name], ~mask.to(device=parameters[name].device, dtype=torch.bool)))
+        self.after_step()
+
+    def before_step(self) -> None:
+        for parameter, pruned in self.pairs:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(pruned, 0)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for parameter, pruned in self.pairs:
+            parameter.masked_fill_(pruned, 0)
+
+
+def train_weights(
+    model: nn.Module,
+    train_loader: Loader,
+    config: WeightConfig,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    loss_fn: LossFunction = F.cross_entropy,
+    folder: Path | None = None,
+    callbacks: Sequence[object] = (),
+) -> list[dict[str, float]]:
+    """Train a plain model in place by Adam.
+
+    Args:
+        masks: if given, pruned weights are 0 throughout (see :class:`FixedMasks`).
+        folder: if given, ``checkpoint.pt`` is kept there, and a run that was killed goes on from it.
+
+    Returns:
+        The history: ``epoch`` and mean ``loss``. For what is raised see :func:`stochprune.training.loop.fit`.
+    """
+    constraint = FixedMasks(model, masks or {})
+    checkpoint = None
+    if folder is not None:
+        checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
+    model.train()
+    return fit(
+        model,
+        train_loader,
+        epochs=config.epochs,
+        optimizer=torch.optim.Adam(model.parameters(), lr=config.lr),
+        loss_fn=loss_fn,
+        constraint=constraint,
+        checkpoint=checkpoint,
+        callbacks=callbacks,
+    )

@@ -1,0 +1,59 @@
+"""Summary, table and picture of a study."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from stochprune.report import draw, summarize, table
+from stochprune.report.summary import Spread
+
+ARMS = ("pruned", "retrained", "stochastic", "ensemble", "thresholded", "finetuned", "shuffled")
+
+
+@pytest.fixture
+def results():
+    errors = {("snip", 0.9, 0): (3.0, 2.0), ("snip", 0.9, 1): (5.0, 3.0), ("snip", 0.98, 0): (4.0, 6.0)}
+    return {
+        "configuration": {"data": "digits", "model": "mlp", "seeds": 2, "retrain_epochs": 3, "finetune": {"epochs": 4}},
+        "dense": [{"seed": 0, "error": 1.0}, {"seed": 1, "error": 2.0}],
+        "cells": [
+            {
+                "score": score,
+                "sparsity": sparsity,
+                "seed": seed,
+                "errors": {**dict.fromkeys(ARMS, 9.0), "retrained": retrained, "finetuned": finetuned},
+            }
+            for (score, sparsity, seed), (retrained, finetuned) in errors.items()
+        ],
+    }
+
+
+def test_spread():
+    assert Spread.of([1.0, 3.0]) == Spread(2.0, pytest.approx(2**0.5))
+    assert Spread.of([4.0]) == Spread(4.0, 0.0)
+
+
+def test_summary_pairs_by_seed(results):
+    first, second = summarize(results)
+    assert (first.score, first.sparsity, first.seeds, first.wins) == ("snip", 0.9, 2, 2)
+    assert first.gain == Spread(1.5, pytest.approx(0.5**0.5))
+    assert first.errors["retrained"].mean == 4.0
+    assert (second.wins, second.gain.mean) == (0, -2.0)
+
+
+def test_table_fits_a_terminal_and_shows_all(results):
+    out = io.StringIO()
+    Console(file=out, width=80).print(table(results))
+    text = out.getvalue()
+    assert "…" not in text
+    for part in ("snip", "90%", "98%", "4.00", "2.50", "+1.50", "2/2", "-2.00", "0/1"):
+        assert part in text, part
+
+
+def test_picture(results, tmp_path):
+    draw(results, tmp_path / "results.png")
+    content = (tmp_path / "results.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and 10_000 < len(content) < 150_000

@@ -1,0 +1,89 @@
+"""A small problem and small models for the trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stochprune as sp
+from stochprune.data import Batches
+
+
+@pytest.fixture
+def problem() -> tuple[Tensor, Tensor]:
+    """60 examples of 6 features in 3 classes that a linear map separates, with noise."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(60, 6, generator=generator)
+    y = (x @ torch.randn(6, 3, generator=generator) + 0.3 * torch.randn(60, 3, generator=generator)).argmax(dim=1)
+    return x, y
+
+
+@pytest.fixture
+def loader(problem: tuple[Tensor, Tensor]) -> Batches:
+    return Batches(*problem, batch_size=16, seed=3)
+
+
+def make_dense() -> nn.Sequential:
+    generator = torch.Generator().manual_seed(1)
+    model = nn.Sequential(
+        torch.nn.utils.skip_init(nn.Linear, 6, 10), nn.ReLU(), torch.nn.utils.skip_init(nn.Linear, 10, 3)
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator)
+    return model
+
+
+def make_masked(dtype: torch.dtype = torch.float32) -> nn.Module:
+    dense = make_dense().to(dtype)
+    generator = torch.Generator().manual_seed(2)
+    masks = {
+        name: torch.rand(parameter.shape, generator=generator) < 0.5
+        for name, parameter in dense.named_parameters()
+        if parameter.dim() == 2
+    }
+    return sp.convert(dense, masks, seed=5)
+
+
+@pytest.fixture
+def dense() -> nn.Sequential:
+    return make_dense()
+
+
+@pytest.fixture
+def masked() -> Callable[..., nn.Module]:
+    """Makes the same masked model at each call."""
+    return make_masked
+
+
+class Stop(Exception):
+    """What a test raises to kill a run."""
+
+
+class Recorder:
+    """A callback that calls ``look`` after each step, and raises :class:`Stop` after step ``stop``."""
+
+    def __init__(self, look: Callable[[], object] = lambda: None, stop: int | None = None) -> None:
+        self.look, self.stop = look, stop
+        self.seen: list[object] = []
+        self.epochs: list[int] = []
+
+    def on_step(self, state: object) -> None:
+        self.seen.append(self.look())
+        if state.step == self.stop:
+            raise Stop
+
+    def on_epoch(self, state: object) -> None:
+        self.epochs.append(state.epoch)
+
+
+@pytest.fixture
+def recorder() -> type[Recorder]:
+    return Recorder
+
+
+@pytest.fixture
+def stop() -> type[Stop]:
+    return Stop
