@@ -223,7 +223,21 @@ def matrix_instructions(sass: str) -> str:
     return f"{name} x{len(found)}{origin}"
 
 
-COLUMNS = "op,dtypes,tokens,estimator,sm,registers,stack,shared,tensor cores,load,store,narrow loads,gates".split(",")
+COLUMNS = [
+    "op",
+    "dtypes",
+    "tokens",
+    "estimator",
+    "sm",
+    "registers",
+    "stack",
+    "shared",
+    "tensor cores",
+    "load",
+    "store",
+    "narrow loads",
+    "gates",
+]
 
 
 def markdown(rows: list[Row]) -> str:

@@ -1,0 +1,40 @@
+"""The Triton backend: a module with the functions of :mod:`stochprune.reference` for tensors on a GPU.
+
+Under ``TRITON_INTERPRET=1`` the same kernels run on the CPU, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+if __name__ == "kernels":
+    raise ImportError("this folder is the package stochprune.kernels: install stochprune and import it by that name")
+
+import torch
+import triton
+from torch import Tensor
+
+from .keep_mask import keep_mask
+from .masked_linear import masked_linear, masked_linear_backward
+from .threshold import threshold_from_logits
+
+NAME = "triton"
+
+
+def supports(*tensors: Tensor) -> bool:
+    """Whether the kernels take these tensors: anything but float64, whose sums they would keep in float32."""
+    return all(t.dtype != torch.float64 for t in tensors)
+
+
+def describe() -> str:
+    """The version of the compiler."""
+    return f"Triton {triton.__version__}"
+
+
+__all__ = [
+    "NAME",
+    "describe",
+    "keep_mask",
+    "masked_linear",
+    "masked_linear_backward",
+    "supports",
+    "threshold_from_logits",
+]

@@ -1,0 +1,21 @@
+"""Which masks an op draws, and how the estimator reads them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Mask(NamedTuple):
+    """The masks of one layer, one for each element of ``draw``; the numbers stay on the device."""
+
+    seed: Tensor  # int64 [1], the bits of a uint64
+    draw: Tensor  # int64 [D], 0 .. 2^32 - 1
+    stream: int
+    estimator: str
+    temperature: float
+
+    def one(self, index: int) -> Mask:
+        """The mask of one draw."""
+        return self._replace(draw=self.draw[index : index + 1])

@@ -1,0 +1,66 @@
+"""mask_bits: the hard mask of a weight matrix as one bit a weight, a transient 16 times smaller than bf16 weights."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from .estimators import keep
+from .mask import Mask
+from .philox import GROUP, load_key, uniforms
+from .tiles import locate, offsets
+
+WORD = tl.constexpr(32)
+
+
+@triton.jit(do_not_specialize=["stream"])
+def mask_bits_kernel(
+    logits_ptr,
+    bits_ptr,
+    seed_ptr,
+    draw_ptr,
+    stream: tl.int32,
+    N,
+    K,
+    words,
+    logits_row,
+    logits_col,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    rows, cols, group = locate(tl.program_id(0), K, ROWS, GROUPS)
+    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    k0, k1 = load_key(seed_ptr)
+    u = uniforms(rows, group, k0, k1, tl.load(draw_ptr), stream, GROUPS)
+    kept = keep(logit, u).to(tl.int32).reshape(ROWS, GROUPS * GROUP // WORD, WORD)
+    bits = tl.sum(kept << tl.arange(0, WORD)[None, None, :], axis=2)  # each bit once, so the sum is their union
+    at = group * (GROUP // WORD) + tl.arange(0, GROUPS * GROUP // WORD)
+    tl.store(bits_ptr + offsets(rows, at, words, 1), bits, mask=(rows < N)[:, None] & (at < words)[None, :])
+
+
+def mask_bits(logits: Tensor, mask: Mask) -> Tensor:
+    """int32 [N, ceil(K / 32)]: bit k % 32 of word k // 32 says whether column k is kept under the first draw."""
+    N, K = logits.shape
+    bits = torch.empty(N, triton.cdiv(K, WORD.value), dtype=torch.int32, device=logits.device)
+    if bits.numel():
+        with torch.cuda.device_of(logits):
+            mask_bits_kernel[(tiles.count(N, K),)](
+                logits,
+                bits,
+                mask.seed,
+                mask.draw,
+                mask.stream,
+                N,
+                K,
+                bits.shape[1],
+                *logits.stride(),
+                ROWS=tiles.ROWS,
+                GROUPS=tiles.GROUPS,
+                num_warps=tiles.WARPS,
+                enable_fp_fusion=False,
+            )
+    return bits

@@ -1,0 +1,49 @@
+"""What the kernels that multiply matrices share: tile shapes and the precision of float32."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STEP = 64
+"""Length of one step along the reduction: one group of columns."""
+
+
+class Tile(NamedTuple):
+    """A tile of the transposed result: ``out`` features of ``tokens`` tokens."""
+
+    out: int
+    tokens: int
+    warps: int
+    stages: int
+
+    @classmethod
+    def fit(cls, x: Tensor) -> Tile:
+        """The tile for x [D, M, K]: wide, since a mask is drawn once a tile, but no wider than the device allows."""
+        most = 128 if x.element_size() == 2 else 32  # float32 takes more registers and shared memory
+        tiles = [tile for tile in TILES[capability(x.device)] if tile.tokens <= most]
+        return next((tile for tile in tiles if x.shape[1] <= tile.tokens), tiles[-1])
+
+
+# by the major compute capability; checked for spills by the compile table
+AMPERE = (Tile(64, 16, 4, 2), Tile(64, 32, 4, 2), Tile(64, 64, 8, 3))
+HOPPER = (Tile(64, 16, 4, 4), Tile(64, 32, 4, 4), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3))
+TILES = {8: AMPERE, 9: HOPPER}
+
+
+def capability(device: torch.device) -> int:
+    """Which row of the tile tables serves this device: 8 before Hopper, 9 from Hopper on."""
+    if device.type != "cuda":
+        return 9
+    return 9 if torch.cuda.get_device_capability(device)[0] >= 9 else 8
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied, after torch's switch for matrix products: in tf32, or in three tf32 products.
+
+    Three keep 22 of the 24 bits. "ieee" would leave the tensor cores, and on sm_100 Triton 3.7.1 takes it for tf32.
+    """
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "tf32x3"

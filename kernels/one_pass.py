@@ -1,0 +1,156 @@
+"""one_pass: the whole backward pass of one draw for few tokens, reading weights and logits once.
+
+A program owns 64 columns and a share of the rows. For each tile of weights it forms ``G = grad^T x`` and from it
+``dW`` and ``dlogit``, and adds ``(z * W)^T grad^T`` to its ``dx^T``; the shares of dx are added in a fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .estimators import masked, slope
+from .mask import Mask
+from .matmul import capability, precision
+from .philox import GROUP, load_key, uniforms
+from .split_sum import split, split_sum
+from .tiles import offsets
+
+
+class Tile(NamedTuple):
+    """Rows of weights at a time, and the most tokens, whose registers do not spill."""
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+
+
+TILES = {8: Tile(32, 64, 4, 3), 9: Tile(64, 128, 8, 2)}  # by the row of the device
+
+
+def one_pass_fits(x: Tensor) -> bool:
+    """Whether x [D, M, K] has one draw and few tokens, of 16 bits: float32 would not fit the registers."""
+    return x.shape[0] == 1 and 1 <= x.shape[1] <= TILES[capability(x.device)].tokens and x.element_size() == 2
+
+
+@triton.jit(do_not_specialize=["stream", "temperature", "M", "steps"])
+def one_pass_kernel(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    logits_ptr,
+    dx_ptr,
+    dweight_ptr,
+    dlogits_ptr,
+    seed_ptr,
+    draw_ptr,
+    stream: tl.int32,
+    temperature,
+    M,
+    N,
+    K,
+    steps,
+    grad_row,
+    grad_col,
+    x_row,
+    x_col,
+    weight_row,
+    weight_col,
+    logits_row,
+    logits_col,
+    ESTIMATOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    tiles = tl.cdiv(K, GROUP)
+    group = (tl.program_id(0) % tiles).to(tl.int64)
+    share = (tl.program_id(0) // tiles).to(tl.int64)
+    cols = group * GROUP + tl.arange(0, GROUP)
+    m = tl.arange(0, TOKENS)
+    k0, k1 = load_key(seed_ptr)
+    draw = tl.load(draw_ptr)
+    x = tl.load(x_ptr + offsets(m, cols, x_row, x_col), mask=(m < M)[:, None] & (cols < K)[None, :], other=0.0)
+    dx = tl.zeros([GROUP, TOKENS], tl.float32)
+    for step in range(share * steps, tl.minimum((share + 1) * steps, tl.cdiv(N, ROWS))):
+        rows = step * ROWS + tl.arange(0, ROWS)
+        inside = (rows < N)[:, None] & (cols < K)[None, :]
+        w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+        logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(
+            grad_ptr + offsets(rows, m, grad_col, grad_row), mask=(rows < N)[:, None] & (m < M)[None, :], other=0.0
+        )
+        u = uniforms(rows, group, k0, k1, draw, stream, 1)
+        a = masked(w, logit, u, temperature, ESTIMATOR).to(x.dtype)
+        dx = tl.dot(tl.trans(a), grad, dx, input_precision=PRECISION)
+        g = tl.dot(grad, x, input_precision=PRECISION)  # [ROWS, GROUP]
+        at = offsets(rows, cols, K, 1)
+        if dweight_ptr is not None:
+            dweight = masked(g, logit, u, temperature, ESTIMATOR)
+            tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+        if dlogits_ptr is not None:
+            dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
+            tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
+
+    dx_ptr += share * M * K
+    tl.store(
+        dx_ptr + offsets(cols, m, 1, K), dx.to(dx_ptr.dtype.element_ty), mask=(cols < K)[:, None] & (m < M)[None, :]
+    )
+
+
+def one_pass(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    mask: Mask,
+    dweight: Tensor | None,
+    dlogits: Tensor | None,
+) -> Tensor:
+    """dx [M, K] of grad [M, N] and x [M, K], M small; writes contiguous ``dweight`` and ``dlogits`` [N, K]."""
+    M, N = grad.shape
+    K = x.shape[1]
+    dx = torch.empty(M, K, dtype=x.dtype, device=x.device)
+    if not dx.numel():
+        return dx
+    tile = TILES[capability(x.device)]
+    programs = triton.cdiv(K, GROUP.value)
+    steps, shares = split(triton.cdiv(N, tile.rows), programs, x.device)
+    partial = dx if shares == 1 else torch.empty(shares, M, K, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        one_pass_kernel[(programs * shares,)](
+            grad,
+            x,
+            weight,
+            logits,
+            partial,
+            dweight,
+            dlogits,
+            mask.seed,
+            mask.draw,
+            mask.stream,
+            mask.temperature,
+            M,
+            N,
+            K,
+            steps,
+            *grad.stride(),
+            *x.stride(),
+            *weight.stride(),
+            *logits.stride(),
+            ESTIMATOR=mask.estimator,
+            PRECISION=precision(x.dtype),
+            ROWS=tile.rows,
+            TOKENS=max(16, triton.next_power_of_2(M)),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            enable_fp_fusion=False,
+        )
+    if shares > 1:
+        split_sum(partial, None, dx)
+    return dx

@@ -1,0 +1,70 @@
+"""prepass: the masked weight ``z * W`` as a transient tensor in the compute dtype, in one memory-bound pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from .estimators import masked
+from .mask import Mask
+from .philox import load_key, uniforms
+from .tiles import locate, offsets
+
+
+@triton.jit(do_not_specialize=["stream", "temperature"])
+def prepass_kernel(
+    weight_ptr,
+    logits_ptr,
+    out_ptr,
+    seed_ptr,
+    draw_ptr,
+    stream: tl.int32,
+    temperature,
+    N,
+    K,
+    weight_row,
+    weight_col,
+    logits_row,
+    logits_col,
+    ESTIMATOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    rows, cols, group = locate(tl.program_id(0), K, ROWS, GROUPS)
+    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    k0, k1 = load_key(seed_ptr)
+    u = uniforms(rows, group, k0, k1, tl.load(draw_ptr), stream, GROUPS)
+    z = masked(w, logit, u, temperature, ESTIMATOR)
+    tl.store(out_ptr + offsets(rows, cols, K, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype) -> Tensor:
+    """``z * weight`` [N, K] in ``dtype``, contiguous, under the first draw of ``mask``."""
+    N, K = weight.shape
+    out = torch.empty(N, K, dtype=dtype, device=weight.device)
+    if out.numel():
+        with torch.cuda.device_of(weight):
+            prepass_kernel[(tiles.count(N, K),)](
+                weight,
+                logits,
+                out,
+                mask.seed,
+                mask.draw,
+                mask.stream,
+                mask.temperature,
+                N,
+                K,
+                *weight.stride(),
+                *logits.stride(),
+                ESTIMATOR=mask.estimator,
+                ROWS=tiles.ROWS,
+                GROUPS=tiles.GROUPS,
+                num_warps=tiles.WARPS,
+                enable_fp_fusion=False,
+            )
+    return out

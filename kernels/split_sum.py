@@ -1,0 +1,43 @@
+"""split_sum: add the partial sums of a product split along its reduction, always in the same order."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+PROGRAMS_PER_MULTIPROCESSOR = 4
+MINIMUM_STEPS = 4
+
+
+def split(steps: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """How to share ``steps`` of the reduction, that ``programs`` programs would run: steps per share, and shares.
+
+    Enough shares to fill the device, none of fewer than four steps, over which the start of a loop pays.
+    """
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, max(programs, 1))
+    share = max(MINIMUM_STEPS, triton.cdiv(steps, wanted))
+    return share, max(1, triton.cdiv(steps, share))
+
+
+@triton.jit
+def split_sum_kernel(partial_ptr, bias_ptr, out_ptr, splits, count, cols, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for _ in range(splits):
+        total += tl.load(partial_ptr + at, mask=at < count, other=0.0)
+        partial_ptr += count
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + at % cols, mask=at < count, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=at < count)
+
+
+def split_sum(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Write ``partial.sum(0) + bias`` to ``out``: float32 [S, ..., O] to contiguous [..., O], bias [O]."""
+    with torch.cuda.device_of(out):
+        split_sum_kernel[(triton.cdiv(out.numel(), BLOCK),)](
+            partial, bias, out, len(partial), out.numel(), out.shape[-1], BLOCK=BLOCK, num_warps=4
+        )

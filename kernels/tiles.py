@@ -1,0 +1,33 @@
+"""Tiles of a weight matrix: which program works on which rows and columns."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .philox import GROUP
+
+ROWS = 16
+GROUPS = 4
+WARPS = 4
+"""The tile of the elementwise kernels: 32 weights a thread, 16-byte loads and stores."""
+
+
+def count(rows: int, cols: int) -> int:
+    """Number of elementwise tiles that cover a matrix."""
+    return triton.cdiv(rows, ROWS) * triton.cdiv(cols, GROUPS * GROUP.value)
+
+
+@triton.jit
+def locate(tile, K, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    """Rows [ROWS] and columns [64 * GROUPS] of a tile, int64, and its first group; neighbours share rows."""
+    across = tl.cdiv(K, GROUPS * GROUP)
+    group = (tile % across).to(tl.int64) * GROUPS
+    rows = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return rows, group * GROUP + tl.arange(0, GROUPS * GROUP), group
+
+
+@triton.jit
+def offsets(rows, cols, stride_row, stride_col):
+    """Element offsets [R, C]; 64 bits, since a matrix may have more than 2^31 elements."""
+    return rows[:, None] * stride_row + cols[None, :] * stride_col

@@ -1,0 +1,131 @@
+"""weight_grad_matmul: the gradients of weights and logits out of the matrix product that forms G, kept in registers.
+
+``G_d = grad_d^T x_d`` for each draw, then ``dW = sum_d G_d z_d`` and ``dlogit = W sum_d G_d dz_d/dlogit``: with many
+draws nothing of the weight's size is written but the two results.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .estimators import masked, slope
+from .mask import Mask
+from .matmul import precision
+from .philox import GROUP, load_key, uniforms
+from .tiles import locate, offsets
+
+COLS = 64
+WARPS = 8
+STAGES = 3
+
+
+@triton.jit(do_not_specialize=["stream", "temperature", "draws", "M"])
+def weight_grad_matmul_kernel(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    logits_ptr,
+    dweight_ptr,
+    dlogits_ptr,
+    seed_ptr,
+    draw_ptr,
+    stream: tl.int32,
+    temperature,
+    draws,
+    M,
+    N,
+    K,
+    grad_draw,
+    grad_row,
+    grad_col,
+    x_draw,
+    x_row,
+    x_col,
+    weight_row,
+    weight_col,
+    logits_row,
+    logits_col,
+    ESTIMATOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    rows, cols, group = locate(tl.program_id(0), K, ROWS, COLS // GROUP)
+    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    k0, k1 = load_key(seed_ptr)
+    dweight = tl.zeros([ROWS, COLS], tl.float32)
+    dlogit = tl.zeros([ROWS, COLS], tl.float32)
+    for d in range(draws):
+        g = tl.zeros([ROWS, COLS], tl.float32)
+        for start in range(0, M, TOKENS):
+            m = start + tl.arange(0, TOKENS)
+            grad = tl.load(
+                grad_ptr + offsets(rows, m, grad_col, grad_row), mask=(rows < N)[:, None] & (m < M)[None, :], other=0.0
+            )
+            x = tl.load(x_ptr + offsets(m, cols, x_row, x_col), mask=(m < M)[:, None] & (cols < K)[None, :], other=0.0)
+            g = tl.dot(grad, x, g, input_precision=PRECISION)
+        u = uniforms(rows, group, k0, k1, tl.load(draw_ptr + d), stream, COLS // GROUP)
+        if dweight_ptr is not None:
+            dweight += masked(g, logit, u, temperature, ESTIMATOR)
+        if dlogits_ptr is not None:
+            dlogit += g * slope(logit, u, temperature, ESTIMATOR)
+        grad_ptr += grad_draw
+        x_ptr += x_draw
+
+    at = offsets(rows, cols, K, 1)
+    if dweight_ptr is not None:
+        tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+    if dlogits_ptr is not None:
+        w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+        tl.store(dlogits_ptr + at, (dlogit * w).to(dlogits_ptr.dtype.element_ty), mask=inside)
+
+
+def weight_grad_matmul(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    mask: Mask,
+    dweight: Tensor | None,
+    dlogits: Tensor | None,
+) -> None:
+    """Write contiguous ``dweight`` and ``dlogits`` [N, K], either None, from grad [D, M, N] and x [D, M, K]."""
+    D, M, N = grad.shape
+    K = x.shape[2]
+    if not weight.numel():
+        return
+    rows, tokens = (64, 64) if x.element_size() == 2 else (32, 16)  # float32 takes more registers
+    with torch.cuda.device_of(x):
+        weight_grad_matmul_kernel[(triton.cdiv(N, rows) * triton.cdiv(K, COLS),)](
+            grad,
+            x,
+            weight,
+            logits,
+            dweight,
+            dlogits,
+            mask.seed,
+            mask.draw,
+            mask.stream,
+            mask.temperature,
+            D,
+            M,
+            N,
+            K,
+            *grad.stride(),
+            *x.stride(),
+            *weight.stride(),
+            *logits.stride(),
+            ESTIMATOR=mask.estimator,
+            PRECISION=precision(x.dtype),
+            ROWS=rows,
+            COLS=COLS,
+            TOKENS=min(tokens, max(16, triton.next_power_of_2(M))),
+            num_warps=WARPS,
+            num_stages=STAGES,
+            enable_fp_fusion=False,
+        )

@@ -1,0 +1,127 @@
+"""masked_linear in Triton: values and gradients against the reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from stochprune import reference
+from stochprune.kernels import masked_linear, masked_linear_backward
+from stochprune.kernels.routes import OVERRIDE, ROUTES
+
+ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected")
+SHAPES = [(1, 5, 37, 13), (3, 7, 130, 33), (1, 1, 64, 128), (2, 70, 200, 66), (1, 3, 600, 5), (1, 2, 5, 600)]
+EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (1, 0, 4, 5), (2, 3, 0, 4), (1, 3, 0, 4), (1, 3, 4, 0)]
+# dtypes of x, weight and logits
+DTYPES = [
+    (torch.float32, torch.float32, torch.float32),
+    (torch.float16, torch.float16, torch.float16),
+    (torch.float16, torch.float32, torch.float32),
+    (torch.bfloat16, torch.float32, torch.bfloat16),
+]
+# relative to the largest element: a few roundings of the result, and of the masked weight
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
+
+
+def case(
+    shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, ...], device: torch.device, shared: bool = False
+) -> dict[str, Tensor]:
+    D, M, K, N = shape
+    x_dtype, weight_dtype, logits_dtype = dtypes
+    g = torch.Generator().manual_seed(1)
+    tensors = {
+        "grad": torch.randn(D, M, N, generator=g).to(x_dtype),
+        "x": torch.randn(1 if shared else D, M, K, generator=g).expand(D, M, K).to(x_dtype),
+        "weight": torch.randn(N, K, generator=g).to(weight_dtype),
+        "logits": (2 * torch.randn(N, K, generator=g)).to(logits_dtype),
+        "bias": torch.randn(N, generator=g).to(x_dtype),
+        "seed": torch.tensor([-77]),
+        "draw": torch.randint(0, 2**32, (D,), generator=g),
+    }
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def agree(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    scale = max(1.0, exact.abs().max().item()) if exact.numel() else 1.0
+    torch.testing.assert_close(ours.double().cpu(), exact.cpu(), rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def forward(tensors: dict[str, Tensor], estimator: str, bias: bool = True) -> tuple[Tensor, Tensor]:
+    t, at = tensors, (7, estimator, 0.7)
+    ours = masked_linear(t["x"], t["weight"], t["logits"], t["bias"] if bias else None, t["seed"], t["draw"], *at)
+    wide = [t[name].double() for name in ("x", "weight", "logits", "bias")]
+    return ours, reference.masked_linear(*wide[:3], wide[3] if bias else None, t["seed"], t["draw"], *at)
+
+
+def backward(tensors: dict[str, Tensor], estimator: str, needs: tuple[bool, bool, bool]) -> zip:
+    t, at = tensors, (7, estimator, 0.7, *needs)
+    names = ("grad", "x", "weight", "logits")
+    ours = masked_linear_backward(*(t[name] for name in names), t["seed"], t["draw"], *at)
+    exact = reference.masked_linear_backward(*(t[name].double() for name in names), t["seed"], t["draw"], *at)
+    return zip(ours, exact, (t["x"], t["weight"], t["logits"]), strict=True)
+
+
+@pytest.fixture(autouse=True, params=ROUTES)
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(OVERRIDE, request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_values_and_gradients(
+    estimator: str, dtypes: tuple[torch.dtype, ...], route: str, device: torch.device
+) -> None:
+    if route != "prepass" and dtypes[0] == torch.bfloat16 and device.type == "cpu":
+        pytest.skip("the interpreter multiplies the bits of bfloat16")
+    if route == "bits" and not estimator.startswith("straight_through"):
+        pytest.skip("only hard masks fit in bits")
+    tensors = case(SHAPES[1], dtypes, device)
+    ours, exact = forward(tensors, estimator)
+    assert ours.dtype == dtypes[0]
+    agree(ours, exact, dtypes[0])
+    for mine, wide, like in backward(tensors, estimator, (True, True, True)):
+        assert mine.dtype == like.dtype and mine.shape == like.shape
+        agree(mine, wide, dtypes[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES + EMPTY, ids=str)
+def test_odd_and_empty_shapes(shape: tuple[int, int, int, int], device: torch.device) -> None:
+    tensors = case(shape, DTYPES[0], device)
+    agree(*forward(tensors, "straight_through"), torch.float32)
+    for mine, wide, _ in backward(tensors, "straight_through", (True, True, True)):
+        agree(mine, wide, torch.float32)
+
+
+@pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=3)), ids=str)
+def test_only_the_gradients_asked_for(needs: tuple[bool, bool, bool], device: torch.device) -> None:
+    tensors = case(SHAPES[1], DTYPES[2], device)
+    for (mine, wide, _), need in zip(backward(tensors, "straight_through_concrete", needs), needs, strict=True):
+        assert (mine is not None) == need
+        if need:
+            agree(mine, wide, torch.float16)
+
+
+def test_any_strides(device: torch.device) -> None:
+    tensors = case(SHAPES[1], DTYPES[0], device, shared=True)
+    for name in ("weight", "logits"):
+        tensors[name] = tensors[name].mT.contiguous().mT
+    tensors["grad"] = tensors["grad"].mT.contiguous().mT
+    ours, exact = forward(tensors, "straight_through", bias=False)
+    agree(ours, exact, torch.float32)
+    for mine, wide, _ in backward(tensors, "straight_through", (True, True, True)):
+        agree(mine, wide, torch.float32)
+
+
+def test_the_mask_is_the_contract_s(device: torch.device) -> None:
+    """With x the identity the output is the masked weight itself, bit for bit."""
+    tensors = case((2, 130, 130, 33), DTYPES[0], device)
+    tensors["x"] = torch.eye(130, device=device).expand(2, 130, 130)
+    masked, _ = forward(tensors, "straight_through", bias=False)
+    for i in range(2):
+        threshold = reference.threshold_from_logits(tensors["logits"])
+        keep = reference.keep_mask(threshold, tensors["seed"], tensors["draw"][i], 7, 0, 0)
+        assert torch.equal(masked[i].mT, tensors["weight"] * keep)
