@@ -7,9 +7,9 @@ import triton.language as tl
 
 from .philox import GROUP
 
-ROWS = 16
-GROUPS = 4
-WARPS = 4
+ROWS = 64
+GROUPS = 2
+WARPS = 8
 """The tile of the elementwise kernels: 32 weights a thread, 16-byte loads and stores."""
 
 
