@@ -48,11 +48,12 @@ class Layer:
     def forward(self) -> Tensor:
         return self._forward(self.x)
 
-    def backward(self, y: Tensor, retain: bool) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, self.trained, self.grad, retain_graph=retain)
+    def backward(self, y: Tensor, retain: bool) -> None:
+        # Gradients are dropped at once, as zero_grad() does before the next step.
+        torch.autograd.grad(y, self.trained, self.grad, retain_graph=retain)
 
-    def step(self) -> tuple[Tensor, ...]:
-        return self.backward(self.forward(), retain=False)
+    def step(self) -> None:
+        self.backward(self.forward(), retain=False)
 
     def memory(self) -> dict[str, float]:
         """Bytes a weight: saved for backward, and the peak of a step, gradients included."""

@@ -31,8 +31,7 @@ def saved_bytes(forward: Callable[[], Tensor], owned: Sequence[Tensor]) -> int:
 def peak_bytes(step: Callable[[], object]) -> int:
     """The largest sum of live allocations of torch's allocator during ``step``, above what was there before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        result = step()
-    del result
+        step()
     now = peak = 0
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -13,7 +13,7 @@ ESTIMATORS = {"straight_through": 0, "concrete": 1, "straight_through_concrete":
 Array = tuple[int, int, int]
 NOTHING: Array = (0, 0, 0)
 
-_HUGE_PAGE_MINIMUM = 4 << 20  # bytes from which a fresh buffer asks for huge pages
+_HUGE_PAGE_MINIMUM = 32 << 20  # bytes from which glibc always maps fresh memory instead of using freed memory again
 
 
 def supports(*tensors: Tensor) -> bool:

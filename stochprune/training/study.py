@@ -42,7 +42,6 @@ from stochprune.training.progress import ProgressBar
 from stochprune.training.results import versions, write_json
 from stochprune.training.weights import train_weights
 
-SCORES = {"magnitude": scores.magnitude, "snip": scores.snip, "random": scores.random}
 SELECTIONS = ("scores", "sparsities", "seeds")
 """Fields that choose which cells are run but change none of them: a run with more of them reuses what is there."""
 
@@ -61,8 +60,7 @@ def run_study(
         CheckpointError: a file in the folder that cannot be read.
     """
     for score in config.scores:
-        if score not in SCORES:
-            raise ValueError(f"unknown score {score!r}; known are: {', '.join(SCORES)}")
+        scores.by_name(score)  # refuses an unknown one before any work
     dataset = _hold_out(data.load(config.data, data_dir), config.validation)
     folder = out / f"study-{config.data}-{digest(config, exclude=SELECTIONS)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +116,8 @@ class Study:
     def _run_cell(self, name: str, score: str, sparsity: float, seed: int) -> dict[str, Any]:
         config, dense, retrain = self.config, self.dense(seed), self.config.retrain_epochs
         options = {"seed": seed} if score == "random" else {}
-        mask = masks.from_scores(SCORES[score](dense, F.cross_entropy, self._batches(seed), **options), sparsity)
+        scored = scores.by_name(score)(dense, F.cross_entropy, self._batches(seed), **options)
+        mask = masks.from_scores(scored, sparsity)
         errors = {"pruned": self.error(_cut(dense, dense, mask))}
 
         model = _cut(dense, dense, mask)
