@@ -25,7 +25,8 @@ int main(int, char** a) {
 DEVICE = r"""
 #include "common/philox.h"
 __global__ void keep(bool* out, uint64_t seed, const uint16_t* threshold) {
-  out[threadIdx.x] = stochprune::keep(stochprune::uniform16(seed, 1, 2, blockIdx.x, threadIdx.x), threshold[threadIdx.x]);
+  const uint32_t u = stochprune::uniform16(seed, 1, 2, blockIdx.x, threadIdx.x);
+  out[threadIdx.x] = stochprune::keep(u, threshold[threadIdx.x]);
 }
 """
 
