@@ -113,7 +113,7 @@ def test_validation_holds_out_training_examples(tmp_path):
 
 
 def test_unknown_score(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown score 'grad'; known are: magnitude, snip, random"):
+    with pytest.raises(ValueError, match=r"unknown score 'grad'; known are: magnitude, random, snip"):
         run_study(StudyConfig(scores=("grad",)), out=tmp_path)
 
 
