@@ -29,6 +29,7 @@ types: $(READY)
 
 # The CPU benchmark: every contender in one run, then the tables and the ledger. About fifteen minutes on two cores.
 bench: $(READY)
+	mkdir -p .benchmarks
 	$(BIN)/python -m pytest bench/bench_masked_linear.py --benchmark-json=.benchmarks/cpu.json
 	$(BIN)/python -m bench.report .benchmarks/cpu.json
 
