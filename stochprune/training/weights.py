@@ -26,7 +26,7 @@ class FixedMasks(Constraint):
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied weight goes by any of its names
         self.pairs: list[tuple[nn.Parameter, Tensor]] = []
         for name, mask in masks.items():
             if name not in parameters:

@@ -93,3 +93,11 @@ def test_masks_that_do_not_fit(dense, loader):
         train_weights(dense, loader, WeightConfig(), masks={"fc.weight": torch.ones(2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"the mask of 0\.weight has shape \(2,\), its weight \(10, 6\)"):
         train_weights(dense, loader, WeightConfig(), masks={"0.weight": torch.ones(2, dtype=torch.bool)})
+
+
+def test_a_tied_weight_may_be_masked_by_any_of_its_names():
+    net = torch.nn.Sequential(*(torch.nn.utils.skip_init(torch.nn.Linear, 3, 3) for _ in range(2)))
+    torch.nn.init.ones_(net[0].weight)
+    net[1].weight = net[0].weight
+    FixedMasks(net, {"1.weight": torch.eye(3, dtype=torch.bool)})
+    assert torch.equal(net[0].weight, torch.eye(3))
