@@ -35,10 +35,12 @@ def keep_mask(
         raise ValueError(f"keep_mask: threshold must be a matrix [N, K], got shape {tuple(threshold.shape)}")
     rows, cols = threshold.shape
     rng.check_address(stream=stream, rows=rows, cols=cols, row_offset=row_offset, col_offset=col_offset)
-    wide = threshold.to(torch.int32)
-    if threshold.numel() and not (int(wide.min()) >= 0 and int(wide.max()) <= rng.LEVELS):
-        worst = int(wide.max()) if int(wide.max()) > rng.LEVELS else int(wide.min())
-        raise ValueError(f"keep_mask: thresholds must lie in 0 .. {rng.LEVELS}, got {worst}")
+    wide = threshold.to(torch.int64)
+    if threshold.numel():
+        low, high = (int(value) for value in wide.aminmax())
+        if low < 0 or high > rng.LEVELS:
+            worst = high if high > rng.LEVELS else low
+            raise ValueError(f"keep_mask: thresholds must lie in 0 .. {rng.LEVELS}, got {worst}")
     if threshold.dtype != torch.uint16:
         threshold = wide.to(torch.uint16)
     device = threshold.device
