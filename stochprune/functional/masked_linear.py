@@ -189,14 +189,13 @@ def masked_linear(
     check_estimator(_OP, estimator, temperature)
     check_floating(_OP, x=x, weight=weight, logits=logits, bias=bias)
     check_same_device(_OP, x=x, weight=weight, logits=logits, bias=bias)
-    rng.check_address(stream=stream)
     if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"{_OP}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
     if logits.shape != weight.shape:
         raise ValueError(f"{_OP}: logits {tuple(logits.shape)} and weight {tuple(weight.shape)} differ in shape")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{_OP}: bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
-    rng.check_address(rows=weight.shape[0], cols=weight.shape[1])
+    rng.check_address(stream=stream, rows=weight.shape[0], cols=weight.shape[1])
 
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:

@@ -23,7 +23,7 @@ class MaskedWeight:
         self.seed, self.stream = seed, stream
         self.relaxation = (ESTIMATORS[estimator], temperature)
 
-    def address(self, draw: Tensor, row: int = 0) -> tuple[int, int, int, int, int]:
+    def address(self, draw: Tensor, row: int) -> tuple[int, int, int, int, int]:
         """The contract's address of the first weight of ``row``."""
         return key(self.seed, draw, self.stream, row)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from stochprune import functional, rng
+from stochprune import functional
 from stochprune.nn.layer import MaskedLayer
 from stochprune.seeding import generator
 
@@ -48,12 +48,11 @@ class MaskedLinear(MaskedLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        stream = rng.stream("weight") if stream is None else stream
         dense = skip_init(nn.Linear, in_features, out_features, bias, device=device or "cpu", dtype=dtype)
-        numbers, bound = generator(seed, "initialise", stream), 1 / math.sqrt(max(1, in_features))
+        self._adopt(dense, keep, estimator=estimator, temperature=temperature, seed=seed, stream=stream)
+        numbers, bound = generator(seed, "initialise", self.stream), 1 / math.sqrt(max(1, in_features))
         for parameter in dense.parameters():
             parameter.detach().copy_(torch.from_numpy(numbers.uniform(-bound, bound, tuple(parameter.shape))))
-        self._adopt(dense, keep, estimator=estimator, temperature=temperature, seed=seed, stream=stream)
 
     @classmethod
     def from_linear(
