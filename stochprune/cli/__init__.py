@@ -1,0 +1,37 @@
+"""The command line: ``stochprune COMMAND``. A command is a module of this package."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import stochprune
+from stochprune.cli.backends import backends
+from stochprune.cli.finetune import finetune
+
+app = typer.Typer(
+    help="Stochastic pruning masks that are drawn, never stored.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(stochprune.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (finetune, backends):
+    app.command()(command)

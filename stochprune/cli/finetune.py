@@ -1,0 +1,37 @@
+"""``stochprune finetune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from stochprune import report
+from stochprune.cli.options import errors_in_one_line, options_from, split, take
+from stochprune.training import FinetuneConfig, StudyConfig, run_study
+
+
+@options_from({StudyConfig: "Study", FinetuneConfig: "Mask fine-tuning"}, without=("seed",))  # a study sets the seeds
+def finetune(
+    *,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    **values: Any,
+) -> None:
+    """Fine-tune pruning masks, and compare.
+
+    Trains dense networks, prunes them by each score at each sparsity, fine-tunes the masks as probabilities, cuts them
+    to the same sparsity, and reports errors beside those of weight training for as many epochs and of a shuffled mask.
+    Done work is kept: a run that was stopped goes on when started again. Writes results.json and results.png.
+    """
+    console = Console()
+    with errors_in_one_line():
+        values["scores"] = split("scores", values["scores"], str)
+        values["sparsities"] = split("sparsities", values["sparsities"], float)
+        tuning = FinetuneConfig(**take(FinetuneConfig, values))
+        folder, results = run_study(StudyConfig(**values, finetune=tuning), data_dir=data_dir, out=out)
+    report.draw(results, folder / "results.png")
+    console.print(report.table(results))
+    console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)
