@@ -1,6 +1,10 @@
 """Networks for the experiments, initialised from a seed."""
 
 from stochprune.models.catalogue import build
+from stochprune.models.gpt import gpt
 from stochprune.models.mlp import lenet_300_100, mlp
+from stochprune.models.resnet import resnet18, resnet20
+from stochprune.models.vgg import vgg16
+from stochprune.models.vit import vit
 
-__all__ = ["build", "lenet_300_100", "mlp"]
+__all__ = ["build", "gpt", "lenet_300_100", "mlp", "resnet18", "resnet20", "vgg16", "vit"]

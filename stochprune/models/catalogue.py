@@ -7,24 +7,39 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from stochprune.models.gpt import gpt
 from stochprune.models.mlp import lenet_300_100
+from stochprune.models.resnet import resnet18, resnet20
+from stochprune.models.vgg import vgg16
+from stochprune.models.vit import vit
 
 BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
     "lenet_300_100": lambda shape, num_classes, seed: lenet_300_100(math.prod(shape), num_classes, seed=seed),
+    "resnet20": lambda shape, num_classes, seed: resnet20(shape[0], num_classes, seed=seed),
+    "resnet18": lambda shape, num_classes, seed: resnet18(
+        shape[0], num_classes, small_images=max(shape[1:]) <= 64, seed=seed
+    ),
+    "vgg16": lambda shape, num_classes, seed: vgg16(shape[0], num_classes, seed=seed),
+    "vit": lambda shape, num_classes, seed: vit(shape[0], (shape[1], shape[2]), num_classes, seed=seed),
+    "gpt": lambda shape, num_classes, seed: gpt(num_classes, shape[0], seed=seed),
 }
+DIMENSIONS = {"resnet20": 3, "resnet18": 3, "vgg16": 3, "vit": 3, "gpt": 1}
 
 
 def build(name: str, dataset_shape: Sequence[int], num_classes: int, seed: int) -> nn.Module:
     """The network called ``name`` for inputs of one shape.
 
     Args:
-        dataset_shape: shape of one input, without the batch.
-        num_classes: number of outputs.
+        dataset_shape: shape of one input, without the batch: (channels, height, width) for networks of images,
+            (context,) for ``gpt``, any for ``lenet_300_100``.
+        num_classes: number of outputs; of tokens for ``gpt``.
         seed: 0 .. 2^64 - 1, of the initial weights.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name, where the message lists the known ones; inputs of the wrong number of dimensions.
     """
     if name not in BUILDERS:
         raise ValueError(f"unknown model {name!r}; known are: {', '.join(BUILDERS)}")
+    if len(dataset_shape) != DIMENSIONS.get(name, len(dataset_shape)):
+        raise ValueError(f"{name} takes inputs of {DIMENSIONS[name]} dimensions, got shape {tuple(dataset_shape)}")
     return BUILDERS[name](dataset_shape, num_classes, seed)

@@ -1,21 +1,58 @@
-"""Initialisation from a local generator."""
+"""Initialisation from local generators."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from stochprune.seeding import generator
+
+Model = TypeVar("Model", bound=nn.Module)
+Fill = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 @torch.no_grad()
-@torch.no_grad()
+def normal_(weight: Tensor, generator: np.random.Generator, std: float = 0.02) -> Tensor:
+    """Fill a tensor in place from N(0, std^2). The default is that of GPT-2 and of most vision transformers."""
+    return weight.copy_(torch.from_numpy(generator.standard_normal(tuple(weight.shape), np.float32)).mul_(std))
+
+
 def kaiming_normal_(weight: Tensor, generator: np.random.Generator) -> Tensor:
     """Fill a weight [out, in, ...] in place from N(0, 2 / fan_in), fan_in being the product of all but the first size.
 
     He, Zhang, Ren and Sun 2015, "Delving deep into rectifiers", equation 10: the variance that keeps signals through
     ReLU layers. It is the default of ``open_lth`` (Frankle), from which much of the pruning literature starts.
     """
-    std = math.sqrt(2 / max(1, math.prod(weight.shape[1:])))
-    return weight.copy_(torch.from_numpy(generator.standard_normal(tuple(weight.shape), np.float32)).mul_(std))
+    return normal_(weight, generator, math.sqrt(2 / max(1, math.prod(weight.shape[1:]))))
+
+
+def initialised(construct: Callable[[], Model], seed: int, fill: Fill = kaiming_normal_) -> Model:
+    """A model with starting values that depend on ``seed`` and on its parameters' names and shapes alone.
+
+    Normalisation layers start as in torch, other vectors (biases) at 0, and tensors of two and more dimensions are
+    filled, each from its own stream of ``seed``.
+
+    Args:
+        construct: builds the model. It is called under the meta device, since torch's constructors draw from the
+            global generator; weights must be tied afterwards.
+        seed: 0 .. 2^64 - 1.
+        fill: fills a tensor in place from a generator.
+    """
+    with torch.device("meta"):
+        model = construct()
+    model.to_empty(device="cpu")
+    for prefix, module in model.named_modules():
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm)):
+            module.reset_parameters()
+            continue
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.dim() < 2:
+                nn.init.zeros_(parameter)
+            else:
+                fill(parameter, generator(seed, "initialise", name))
+    return model

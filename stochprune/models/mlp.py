@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
-from torch.nn.utils import skip_init
 
-from stochprune.models.initialise import kaiming_normal_
-from stochprune.seeding import generator
+from stochprune.models.initialise import initialised
 
 
 def mlp(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
@@ -27,16 +25,16 @@ def mlp(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"sizes must be two or more positive integers, got {tuple(sizes)}")
-    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        if i > 1:
-            layers[f"relu{i - 1}"] = nn.ReLU()
-        # skip_init: the constructor would draw from torch's global generator.
-        linear = skip_init(nn.Linear, inputs, outputs)
-        kaiming_normal_(linear.weight, generator(seed, "initialise", f"fc{i}.weight"))
-        nn.init.zeros_(linear.bias)
-        layers[f"fc{i}"] = linear
-    return nn.Sequential(layers)
+
+    def construct() -> nn.Sequential:
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+            if i > 1:
+                layers[f"relu{i - 1}"] = nn.ReLU()
+            layers[f"fc{i}"] = nn.Linear(inputs, outputs)
+        return nn.Sequential(layers)
+
+    return initialised(construct, seed)
 
 
 def lenet_300_100(in_features: int = 784, num_classes: int = 10, *, seed: int) -> nn.Sequential:
