@@ -12,6 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+from stochprune.reference import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
+
 from .keep_mask import keep_mask
 from .masked_linear import masked_linear, masked_linear_backward
 from .threshold import threshold_from_logits
@@ -31,7 +33,11 @@ def describe() -> str:
 
 __all__ = [
     "NAME",
+    "bernoulli_kl",
+    "bernoulli_kl_backward",
     "describe",
+    "gaussian_kl",
+    "gaussian_kl_backward",
     "keep_mask",
     "masked_linear",
     "masked_linear_backward",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochprune import rng
 
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected")
+ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 
 
 def check_estimator(op: str, estimator: str, temperature: float) -> None:
@@ -30,6 +30,33 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
     if len(set(places.values())) > 1:
         listing = ", ".join(f"{name} on {device}" for name, device in places.items())
         raise ValueError(f"{op}: tensors lie on different devices: {listing}")
+
+
+def spread(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """``value`` expanded to the shape of ``like``; a number in float32 at least."""
+    if not isinstance(value, Tensor):
+        value = torch.tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    check_floating(op, **{name: value})
+    try:
+        return value.expand_as(like)
+    except RuntimeError:
+        shapes = f"{tuple(value.shape)} does not expand to {tuple(like.shape)}"
+        raise ValueError(f"{op}: {name} {shapes}") from None
+
+
+def explain_nan(op: str, result: Tensor, **inputs: Tensor | None) -> None:
+    """Raise where a result on the CPU is NaN, naming the input that made it so; deviations are called ``*sigma``."""
+    if result.device.type != "cpu" or not bool(result.isnan()):
+        return
+    for name, tensor in inputs.items():
+        if tensor is None:
+            continue
+        if bool(tensor.isnan().any()):
+            raise ValueError(f"{op}: {name} contains NaN")
+        if name.endswith("sigma") and not bool(((tensor > 0) & tensor.isfinite()).all()):
+            low, high = (float(value) for value in tensor.aminmax())
+            raise ValueError(f"{op}: {name} must be positive and finite, got {high if low > 0 else low}")
+    raise ValueError(f"{op}: the inputs are too large: their divergence is no number")
 
 
 def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ from stochprune.native.keep_mask import keep_mask
 from stochprune.native.masked_linear import masked_linear, masked_linear_backward
 from stochprune.native.thresholds import cache, threshold_from_logits
 from stochprune.native.workspace import workspace
+from stochprune.reference import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 
 NAME = "native"
 
@@ -21,8 +22,12 @@ def describe() -> str:
 __all__ = [
     "DTYPES",
     "NAME",
+    "bernoulli_kl",
+    "bernoulli_kl_backward",
     "cache",
     "describe",
+    "gaussian_kl",
+    "gaussian_kl_backward",
     "keep_mask",
     "masked_linear",
     "masked_linear_backward",

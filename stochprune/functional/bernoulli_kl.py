@@ -1,0 +1,92 @@
+"""bernoulli_kl: the divergence of the masks that are drawn from those of a prior, summed over the weights.
+
+The operators ``stochprune::bernoulli_kl`` and ``stochprune::bernoulli_kl_backward`` dispatch to a backend. Each is one
+pass over the two inputs. Backward takes its own: to store the gradient in forward would move as many bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stochprune import backends
+from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+
+_OP = "bernoulli_kl"
+
+
+@torch.library.custom_op("stochprune::bernoulli_kl", mutates_args=())
+def _forward(logits: Tensor, prior_logits: Tensor) -> Tensor:
+    kl: Tensor = backends.resolve(logits, prior_logits).bernoulli_kl(logits, prior_logits)
+    explain_nan(_OP, kl, logits=logits, prior_logits=prior_logits)
+    return kl
+
+
+@_forward.register_fake
+def _(logits: Tensor, prior_logits: Tensor) -> Tensor:
+    return logits.new_empty((), dtype=torch.float64)
+
+
+@torch.library.custom_op("stochprune::bernoulli_kl_backward", mutates_args=())
+def _backward(
+    grad: Tensor, logits: Tensor, prior_logits: Tensor, need_logits: bool, need_prior: bool
+) -> tuple[Tensor, Tensor]:
+    backend = backends.resolve(logits, prior_logits)
+    grads = backend.bernoulli_kl_backward(grad, logits, prior_logits, need_logits, need_prior)
+    dlogits, dprior = (t.new_empty(0) if g is None else g for g, t in zip(grads, (logits, prior_logits), strict=True))
+    return dlogits, dprior
+
+
+@_backward.register_fake
+def _(grad: Tensor, logits: Tensor, prior_logits: Tensor, need_logits: bool, need_prior: bool) -> tuple[Tensor, Tensor]:
+    needs = (need_logits, need_prior)
+    dlogits, dprior = (t.new_empty(t.shape if n else 0) for t, n in zip((logits, prior_logits), needs, strict=True))
+    return dlogits, dprior
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _backward(grad, *ctx.saved_tensors, *ctx.needs_input_grad)
+    return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_refuse)
+
+
+def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:
+    """KL(Q || P) of independent Bernoulli masks: the sum over weights of kl(q || p).
+
+    With ``kl(q || p) = q ln(q/p) + (1-q) ln((1-q)/(1-p))``, ``p = sigmoid(prior_logits)`` and ``q = T / 32768`` of the
+    threshold T that the serving backend draws with (:mod:`stochprune.rng`), so that a certificate speaks of exactly
+    what is sampled; q lies in 1/32768 .. 32767/32768. The gradient for the logits is that of the smooth function,
+    q = sigmoid(logit): ``(logit - prior_logit) sigmoid'(logit)``; for the prior's ``p - q``.
+
+    Args:
+        logits: of any shape, floating.
+        prior_logits: floating, a shape that expands to that of ``logits``; or a number. An infinite one gives an
+            infinite divergence, for no weight is drawn with certainty.
+
+    Returns:
+        float64 scalar, nats, not negative. Terms are summed in float64, by the compiled backends in an order that
+        depends on neither threads nor scheduling.
+
+    Raises:
+        TypeError: a tensor that is not floating.
+        ValueError: shapes that do not fit, devices that differ, NaN inputs (on the CPU; elsewhere the result is NaN).
+        RuntimeError: on differentiating twice.
+    """
+    check_floating(_OP, logits=logits)
+    prior = spread(_OP, "prior_logits", prior_logits, logits)
+    check_same_device(_OP, logits=logits, prior_logits=prior)
+    kl: Tensor = _forward(logits, prior)
+    return kl

@@ -1,0 +1,146 @@
+"""gaussian_kl and spike_and_slab_kl: divergences of random weights from a prior, summed over the weights.
+
+Both rest on the operators ``stochprune::gaussian_kl`` and ``stochprune::gaussian_kl_backward``, where each weight
+counts with its probability of being kept if logits are given. Each is one pass over the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stochprune import backends
+from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+from stochprune.functional.bernoulli_kl import bernoulli_kl
+
+_OP = "gaussian_kl"
+
+
+@torch.library.custom_op("stochprune::gaussian_kl", mutates_args=())
+def _forward(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Tensor | None) -> Tensor:
+    inputs = [mu, sigma, prior_mu, prior_sigma] + ([] if logits is None else [logits])
+    kl: Tensor = backends.resolve(*inputs).gaussian_kl(mu, sigma, prior_mu, prior_sigma, logits)
+    explain_nan(_OP, kl, mu=mu, prior_mu=prior_mu, logits=logits, sigma=sigma, prior_sigma=prior_sigma)
+    return kl
+
+
+@_forward.register_fake
+def _(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Tensor | None) -> Tensor:
+    return mu.new_empty((), dtype=torch.float64)
+
+
+@torch.library.custom_op("stochprune::gaussian_kl_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    prior_mu: Tensor,
+    prior_sigma: Tensor,
+    logits: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    inputs = [mu, sigma, prior_mu, prior_sigma] + ([] if logits is None else [logits])
+    backend = backends.resolve(*inputs)
+    grads = backend.gaussian_kl_backward(grad, mu, sigma, prior_mu, prior_sigma, logits, needs)
+    return [mu.new_empty(0) if g is None else g for g in grads]
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    prior_mu: Tensor,
+    prior_sigma: Tensor,
+    logits: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    inputs = (mu, sigma, prior_mu, prior_sigma, logits)
+    return [
+        t.new_empty(t.shape) if n and t is not None else mu.new_empty(0) for t, n in zip(inputs, needs, strict=True)
+    ]
+
+
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _backward(grad, *ctx.saved_tensors, list(ctx.needs_input_grad))
+    return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_refuse)
+
+
+def _gaussian(
+    op: str, mu: Tensor, sigma: Tensor, prior_mu: Tensor | float, prior_sigma: Tensor | float, logits: Tensor | None
+) -> Tensor:
+    check_floating(op, mu=mu)
+    sigma = spread(op, "sigma", sigma, mu)
+    prior_mu, prior_sigma = spread(op, "prior_mu", prior_mu, mu), spread(op, "prior_sigma", prior_sigma, mu)
+    check_same_device(op, mu=mu, sigma=sigma, prior_mu=prior_mu, prior_sigma=prior_sigma, logits=logits)
+    kl: Tensor = _forward(mu, sigma, prior_mu, prior_sigma, logits)
+    return kl
+
+
+def gaussian_kl(mu: Tensor, sigma: Tensor, prior_mu: Tensor | float, prior_sigma: Tensor | float) -> Tensor:
+    """KL(Q || P) of independent Gaussian weights: the sum of KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)).
+
+    Each weight gives ``ln(s0/s) + (s^2 + (m - m0)^2) / (2 s0^2) - 1/2``. Differentiable in all four.
+
+    Args:
+        mu: of any shape, floating.
+        sigma: standard deviations, positive; a shape that expands to that of ``mu``.
+        prior_mu, prior_sigma: likewise, or numbers.
+
+    Returns:
+        float64 scalar, nats, not negative; summed as by :func:`bernoulli_kl`.
+
+    Raises:
+        TypeError: a tensor that is not floating.
+        ValueError: shapes that do not fit, devices that differ; on the CPU NaN inputs or deviations that are not
+            positive and finite (elsewhere the result is NaN).
+        RuntimeError: on differentiating twice.
+    """
+    return _gaussian(_OP, mu, sigma, prior_mu, prior_sigma, None)
+
+
+def spike_and_slab_kl(
+    logits: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    prior_logits: Tensor | float,
+    prior_mu: Tensor | float,
+    prior_sigma: Tensor | float,
+) -> Tensor:
+    """KL(Q || P) of independent weights that are exactly 0 unless kept, and Gaussian where kept.
+
+    ``Q = q N(m, s^2) + (1-q) delta_0`` against ``P = p N(m0, s0^2) + (1-p) delta_0`` gives exactly, for each weight,
+    ``kl(q || p) + q KL(N(m, s^2) || N(m0, s0^2))``: the part at 0 and the continuous part do not overlap, so the mask
+    is a function of the weight. q is quantised and the logits' gradient smooth as in :func:`bernoulli_kl`.
+
+    Args:
+        logits: of any shape, floating; kept with probability sigmoid(logits).
+        mu, sigma: of the same shape (sigma expands to it); as in :func:`gaussian_kl`.
+        prior_logits, prior_mu, prior_sigma: shapes that expand to it, or numbers.
+
+    Returns:
+        float64 scalar, nats, not negative; summed as by :func:`bernoulli_kl`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`bernoulli_kl` and :func:`gaussian_kl`.
+    """
+    op = "spike_and_slab_kl"
+    check_floating(op, logits=logits)
+    if logits.shape != mu.shape:
+        raise ValueError(f"{op}: logits {tuple(logits.shape)} and mu {tuple(mu.shape)} differ in shape")
+    return bernoulli_kl(logits, prior_logits) + _gaussian(op, mu, sigma, prior_mu, prior_sigma, logits)
