@@ -18,11 +18,16 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Builds the one extension with CMake and puts it where setuptools wants it."""
+    """Builds the one extension with CMake, with CUDA where nvcc works, and puts it where setuptools wants it."""
 
     def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
-            self._cmake(Path(self.get_ext_fullpath(ext.name)).resolve())
+            try:
+                self._cmake(target, cuda="ON")
+            except subprocess.CalledProcessError:
+                print("warning: trying again without CUDA, in case nvcc and the C++ compiler do not fit", file=sys.stderr)
+                self._cmake(target, cuda="OFF")
         except (OSError, subprocess.CalledProcessError) as error:
             print(
                 f"warning: stochprune's C++ kernels were not built ({error}); "
@@ -30,7 +35,7 @@ class CMakeBuild(build_ext):
                 file=sys.stderr,
             )
 
-    def _cmake(self, target: Path) -> None:
+    def _cmake(self, target: Path, cuda: str) -> None:
         import pybind11
 
         scripts = str(Path(sys.executable).parent)
@@ -43,6 +48,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            f"-DSTOCHPRUNE_CUDA={cuda}",
         ]
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(work), *configure], check=True)
         subprocess.run([cmake, "--build", str(work), "--parallel"], check=True)

@@ -1,29 +1,13 @@
-// stochprune._C: the CPU kernels for Python, by raw address. The only file that knows Python; it knows no torch.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <tuple>
+// stochprune._C: the kernels for Python, by raw address. Only the files called bindings know Python; none knows torch.
+#include "bindings.h"
 
 #include "cpu/engine.h"
 
-namespace py = pybind11;
 using namespace stochprune;
 
 namespace {
 
-using Key = std::tuple<uint64_t, uint32_t, uint32_t, uint64_t, uint64_t>;  // seed, draw, stream, first row, first column
-using Array = std::tuple<uintptr_t, int64_t, int>;                         // address or 0, row stride, dtype
-using Size = std::tuple<int64_t, int64_t>;                                 // rows, columns
-
 Address address(const Key& k) { return {std::get<0>(k), std::get<1>(k), std::get<2>(k), std::get<3>(k), std::get<4>(k)}; }
-Shape shape(const Size& s) { return {std::get<0>(s), std::get<1>(s)}; }
-
-ConstMatrix input(const Array& a) {
-  return {reinterpret_cast<const void*>(std::get<0>(a)), std::get<1>(a), DType(std::get<2>(a))};
-}
-
-Matrix output(const Array& a) { return {reinterpret_cast<void*>(std::get<0>(a)), std::get<1>(a), DType(std::get<2>(a))}; }
-
 Thresholds levels(const Array& a) { return {reinterpret_cast<const uint16_t*>(std::get<0>(a)), std::get<1>(a)}; }
 
 Bits bits(const Array& a) { return {reinterpret_cast<uint64_t*>(std::get<0>(a)), std::get<1>(a)}; }
@@ -65,4 +49,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "advise_huge_pages", [](uintptr_t data, size_t bytes) { advise_huge_pages(reinterpret_cast<void*>(data), bytes); },
       unlocked);
+#ifdef STOCHPRUNE_CUDA
+  py::module_ cuda = m.def_submodule("cuda");
+  bind_cuda(cuda);
+#endif
 }

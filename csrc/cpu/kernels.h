@@ -1,33 +1,16 @@
 // The CPU kernels: their types, and the table of functions that one instruction set provides.
-// Matrices have unit column stride. Nothing here checks its input: Python does, at the edge.
+// Nothing here checks its input: Python does, at the edge.
 #pragma once
 #include <cstdint>
 
-namespace stochprune {
+#include "../common/types.h"
 
-enum class DType : int { f32 = 0, bf16 = 1 };
-enum class Estimator : int { straight_through = 0, concrete = 1, straight_through_concrete = 2, expected = 3 };
+namespace stochprune {
 
 struct Address {  // of a matrix's first weight: the contract's five integers
   uint64_t seed;
   uint32_t draw, stream;
   uint64_t row, col;
-};
-
-struct Shape {
-  int64_t rows, cols;
-};
-
-struct ConstMatrix {
-  const void* data;
-  int64_t stride;  // elements from one row to the next
-  DType dtype;
-};
-
-struct Matrix {
-  void* data;  // null: not wanted
-  int64_t stride;
-  DType dtype;
 };
 
 struct Thresholds {
@@ -38,11 +21,6 @@ struct Thresholds {
 struct Bits {
   uint64_t* data;  // bit i of word g: whether column 64 g + i is kept, counted in the contract's groups; null: none
   int64_t stride;  // words from one row to the next
-};
-
-struct Relaxation {
-  Estimator estimator;
-  float temperature;
 };
 
 struct Kernels {

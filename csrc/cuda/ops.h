@@ -1,0 +1,92 @@
+// What the kernels do with eight weights of a row and their random bits.
+#pragma once
+#include "estimators.h"
+#include "memory.h"
+
+namespace stochprune::cuda {
+
+// mask = whether each weight is kept under its threshold
+struct KeepMask {
+  const uint16_t* threshold;
+  int64_t stride;
+  uint8_t* mask;  // contiguous, `cols` wide
+  int64_t cols;
+  bool wide;
+
+  STOCHPRUNE_HD bool draws() const { return true; }
+  STOCHPRUNE_HD void operator()(int64_t row, int64_t col, Span span, const uint32_t* u, uint32_t) const {
+    const Eight<uint16_t> t = read(threshold + row * stride + col, span, wide);
+    Eight<uint8_t> kept;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) kept.at[i] = keep(u[i], t.at[i]);
+    write(mask + row * cols + col, kept, span, wide);
+  }
+};
+
+// The thresholds of trained probabilities.
+struct FormThresholds {
+  Cells logits;
+  uint16_t* out;  // contiguous, `cols` wide
+  int64_t cols;
+
+  STOCHPRUNE_HD bool draws() const { return false; }
+  STOCHPRUNE_HD void operator()(int64_t row, int64_t col, Span span, const uint32_t*, uint32_t) const {
+    float logit[kColumns];
+    load(logits, row, col, span, logit);
+    Eight<uint16_t> t;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) t.at[i] = uint16_t(threshold(logit[i]));
+    write(out + row * cols + col, t, span, logits.wide);
+  }
+};
+
+// out[d] = z_d * weight
+template <Estimator E>
+struct MaskWeight {
+  Cells weight, logits, out;  // out: one matrix below the other, `rows` apart
+  int64_t rows;
+  float temperature;
+
+  STOCHPRUNE_HD bool draws() const { return E != Estimator::expected; }
+  STOCHPRUNE_HD void operator()(int64_t row, int64_t col, Span span, const uint32_t* u, uint32_t d) const {
+    float w[kColumns], logit[kColumns];
+    load(weight, row, col, span, w);
+    load(logits, row, col, span, logit);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) w[i] = masked<E>(w[i], logit[i], u[i], temperature);
+    store(out, d * rows + row, col, span, w);
+  }
+};
+
+// From grad = dL/d(z * weight): dweight = grad z and dlogits = grad weight dz/dlogit; either may be grad itself.
+template <Estimator E>
+struct WeightGrad {
+  Cells grad, weight, logits, dweight, dlogits;
+  float temperature;
+  bool add;  // to what is there
+
+  // The straight-through slope needs no bits.
+  STOCHPRUNE_HD bool draws() const {
+    return E != Estimator::expected && (E != Estimator::straight_through || dweight.data);
+  }
+  STOCHPRUNE_HD void operator()(int64_t row, int64_t col, Span span, const uint32_t* u, uint32_t) const {
+    float g[kColumns], logit[kColumns], w[kColumns], result[kColumns] = {};
+    load(grad, row, col, span, g);
+    load(logits, row, col, span, logit);
+    if (dlogits.data) load(weight, row, col, span, w);  // before a store, which may go where it lies
+    if (dweight.data) {
+      if (add) load(dweight, row, col, span, result);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) result[i] = masked<E>(g[i], logit[i], u[i], temperature) + (add ? result[i] : 0.0f);
+      store(dweight, row, col, span, result);
+    }
+    if (dlogits.data) {
+      if (add) load(dlogits, row, col, span, result);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) result[i] = g[i] * w[i] * slope<E>(logit[i], u[i], temperature) + (add ? result[i] : 0.0f);
+      store(dlogits, row, col, span, result);
+    }
+  }
+};
+
+}  // namespace stochprune::cuda
