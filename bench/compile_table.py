@@ -102,7 +102,7 @@ def cases() -> Iterator[Case]:
     yield Case("threshold", "bf16 bf16")
     yield Case("threshold", "fp32 fp32", quick=True)
     for dtypes in (*masters, "fp32 fp32"):
-        for estimator in ("straight_through", "concrete", "straight_through_concrete", "expected"):
+        for estimator in ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete"):
             yield Case("prepass", dtypes, 0, estimator, quick=estimator == "straight_through")
             yield Case("weight_grad", dtypes, 0, estimator, quick=estimator == "straight_through")
         yield Case("multi_prepass", dtypes, quick=dtypes == "bf16 fp32")

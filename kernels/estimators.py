@@ -7,10 +7,12 @@ straight_through             hard m = [u < T]        sigmoid'(logit)
 concrete                     soft s(logit, u)        s (1 - s) / temperature
 straight_through_concrete    hard m                  s (1 - s) / temperature
 expected                     sigmoid(logit)          sigmoid'(logit)
+hard_concrete                clamp(1.2 s - 0.1)      1.2 s (1 - s) / temperature
 ===========================  ======================  ===============================
 
 with ``s = sigmoid((logit - logit(v)) / temperature)`` and ``v = ((u & 0x7FFF) + 0.5) / 32768``: the binary
-concrete distribution of Maddison, Mnih and Teh 2017 (arXiv 1611.00712).
+concrete distribution of Maddison, Mnih and Teh 2017 (arXiv 1611.00712). The hard concrete mask is clamped to
+[0, 1], and its slope is zero there (Louizos, Welling and Kingma 2018, arXiv 1712.01312).
 """
 
 from __future__ import annotations
@@ -89,12 +91,20 @@ def relaxed(logit, u, temperature):
 
 
 @triton.jit
+def stretched(logit, u, temperature):
+    """The hard concrete mask before it is clamped to [0, 1]."""
+    return sigmoid(relaxed(logit, u, temperature)) * 1.2 - 0.1
+
+
+@triton.jit
 def masked(w, logit, u, temperature, ESTIMATOR: tl.constexpr):
     """``z * w`` in fp32."""
     if ESTIMATOR == "expected":
         return w * sigmoid(logit)
     elif ESTIMATOR == "concrete":
         return w * sigmoid(relaxed(logit, u, temperature))
+    elif ESTIMATOR == "hard_concrete":
+        return w * tl.minimum(tl.maximum(stretched(logit, u, temperature), 0.0), 1.0)
     else:
         return tl.where(keep(logit, u), w, 0.0)
 
@@ -104,5 +114,9 @@ def slope(logit, u, temperature, ESTIMATOR: tl.constexpr):
     """``dz / dlogit`` in fp32."""
     if ESTIMATOR == "straight_through" or ESTIMATOR == "expected":
         return sigmoid_slope(logit)
+    elif ESTIMATOR == "hard_concrete":
+        z = stretched(logit, u, temperature)
+        inside = sigmoid_slope(relaxed(logit, u, temperature)) * (1.2 / temperature)
+        return tl.where((z > 0.0) & (z < 1.0), inside, 0.0)
     else:
         return sigmoid_slope(relaxed(logit, u, temperature)) * (1.0 / temperature)

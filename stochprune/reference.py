@@ -124,6 +124,58 @@ def masked_linear_backward(
     )
 
 
+def masked_weight(
+    weight: Tensor,
+    logits: Tensor,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    estimator: str,
+    temperature: float,
+    dtype: torch.dtype,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """z * weight [D, N, ...] in ``dtype``, slice d under the mask of ``draw[d]``, for other products than masked_linear's.
+
+    Weight and logits [N, ...]; their trailing dimensions are flattened to the contract's columns. With ``rows``
+    (int64 [R]) only those rows, [D, R, ...]. The result may be scratch memory: it is valid until the backend's next call.
+    """
+    out = weight.new_empty(len(draw), *weight.shape, dtype=dtype)
+    for i in range(len(draw)):
+        z, _ = factor(logits.flatten(1), seed, draw[i], stream, estimator, temperature)
+        out[i] = z.view(weight.shape) * weight
+    return out if rows is None else out[:, rows]
+
+
+def weight_grad(
+    grad: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    estimator: str,
+    temperature: float,
+    need_weight: bool,
+    need_logits: bool,
+    rows: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dweight and dlogits, each shaped like ``grad[0]``, of grad [D, N, ...] = dL/d(z * weight); None where not needed.
+
+    Summed over draws. With ``rows`` (int64 [R]), as in :func:`masked_weight`, grad is [D, R, ...] and so are the results.
+    They may lie in the memory of ``grad``.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    part = slice(None) if rows is None else rows
+    dweight, dlogits = (grad.new_zeros(grad.shape[1:], dtype=wide) for _ in range(2))
+    for i in range(len(draw)):
+        z, slope = factor(logits.flatten(1), seed, draw[i], stream, estimator, temperature)
+        g = grad[i].to(wide)
+        dweight += g * z.view(weight.shape)[part]
+        dlogits += g * (weight * slope.view(weight.shape))[part]
+    return dweight.to(weight.dtype) if need_weight else None, dlogits.to(logits.dtype) if need_logits else None
+
+
 def bernoulli_kl(logits: Tensor, prior_logits: Tensor) -> Tensor:
     """float64 scalar, nats: the sum of kl(q || p) over weights, q = threshold / 32768 and p = sigmoid(prior_logits).
 

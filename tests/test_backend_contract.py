@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stochprune import backends, reference, rng
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}  # relative, of the whole tensor
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected")
+ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 SHAPES = [(1, 1, 1), (3, 5, 63), (7, 37, 64), (2, 33, 130), (4, 16, 257)]  # M, N, K
 
 

@@ -203,6 +203,21 @@ inline Sigmoid concrete(const float* logits, const uint16_t* u, float inverse_te
   return sigmoid((load<f32v>(logits) - load<f32v>(l)) * inverse_temperature);
 }
 
+// A soft mask and its slope dz/dlogit; the hard concrete one is stretched to (-0.1, 1.1) and clamped (Louizos et al. 2018).
+template <Estimator E>
+inline Sigmoid soft_mask(const float* logits, const uint16_t* u, float inverse_temperature, const float* table) {
+  if constexpr (E == Estimator::expected) return sigmoid(load<f32v>(logits));
+  Sigmoid s = concrete(logits, u, inverse_temperature, table);
+  s.slope = s.slope * inverse_temperature;
+  if constexpr (E == Estimator::hard_concrete) {
+    const f32v z = s.value * 1.2f - 0.1f;
+    const i32v low = z <= 0.0f, high = z >= 1.0f;
+    s.value = low ? splat(0.0f) : high ? splat(1.0f) : z;
+    s.slope = zero_unless(~(low | high), s.slope * 1.2f);
+  }
+  return s;
+}
+
 void keep_mask(Address a, Shape shape, Thresholds thresholds, uint8_t* mask, int64_t stride) {
   for_each_block(a, shape, [&](const Block& b) {
     Buffer<uint16_t> u, copy;
@@ -258,10 +273,8 @@ bool masked_weight_as(Address a, Shape shape, float inverse_temperature, ConstMa
     } else {
       const float* l = read(logits, b, lbuf);
       for (int i = 0; i < kGroup; i += kLanes) {
-        const f32v x = load<f32v>(l + i);
-        nan.see(x);
-        const Sigmoid s = E == Estimator::concrete ? concrete(l + i, u.v + i, inverse_temperature, table.logit) : sigmoid(x);
-        put(o + i, s.value * load<f32v>(w + i));
+        nan.see(load<f32v>(l + i));
+        put(o + i, soft_mask<E>(l + i, u.v + i, inverse_temperature, table.logit).value * load<f32v>(w + i));
       }
     }
     write(out, b, o);
@@ -288,7 +301,7 @@ inline void write_sum(Matrix m, const Block& b, Buffer<float>& values, bool accu
 template <Estimator E>
 void weight_grad_as(Address a, Shape shape, float inverse_temperature, ConstMatrix grad, ConstMatrix weight,
                     ConstMatrix logits, Thresholds thresholds, Bits keep, Matrix dweight, Matrix dlogits, bool accumulate) {
-  constexpr bool relaxed = E == Estimator::concrete || E == Estimator::straight_through_concrete;
+  constexpr bool relaxed = E != Estimator::straight_through && E != Estimator::expected;
   const Tables& table = tables();
   NanWatch nan;  // forward has refused them already
   for_each_block(a, shape, [&](const Block& b) {
@@ -317,9 +330,8 @@ void weight_grad_as(Address a, Shape shape, float inverse_temperature, ConstMatr
     }
     if ((dlogits.data && !have_slopes) || !is_hard(E)) {
       for (int i = 0; i < kGroup; i += kLanes) {
-        const Sigmoid s =
-            relaxed ? concrete(l + i, u.v + i, inverse_temperature, table.logit) : sigmoid(load<f32v>(l + i));
-        store(slopes.v + i, relaxed ? s.slope * inverse_temperature : s.slope);
+        const Sigmoid s = relaxed ? soft_mask<E>(l + i, u.v + i, inverse_temperature, table.logit) : sigmoid(load<f32v>(l + i));
+        store(slopes.v + i, s.slope);
         if constexpr (!is_hard(E)) store(dw.v + i, load<f32v>(g + i) * s.value);
       }
     }
@@ -346,6 +358,8 @@ auto with_estimator(Estimator e, F&& f) {
       return f.template operator()<Estimator::concrete>();
     case Estimator::straight_through_concrete:
       return f.template operator()<Estimator::straight_through_concrete>();
+    case Estimator::hard_concrete:
+      return f.template operator()<Estimator::hard_concrete>();
     default:
       return f.template operator()<Estimator::expected>();
   }

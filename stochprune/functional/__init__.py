@@ -2,7 +2,16 @@
 
 from stochprune.functional.bernoulli_kl import bernoulli_kl
 from stochprune.functional.gaussian_kl import gaussian_kl, spike_and_slab_kl
+from stochprune.functional.hard_concrete import expected_l0, hard_concrete_gate
 from stochprune.functional.keep_mask import keep_mask
 from stochprune.functional.masked_linear import masked_linear
 
-__all__ = ["bernoulli_kl", "gaussian_kl", "keep_mask", "masked_linear", "spike_and_slab_kl"]
+__all__ = [
+    "bernoulli_kl",
+    "expected_l0",
+    "gaussian_kl",
+    "hard_concrete_gate",
+    "keep_mask",
+    "masked_linear",
+    "spike_and_slab_kl",
+]

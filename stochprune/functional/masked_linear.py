@@ -143,7 +143,7 @@ def masked_linear(
     temperature: float = 1.0,
     samples: int | None = None,
 ) -> Tensor:
-    """A linear layer under a stochastic mask: ``x (z * weight)^T + bias``, with E[z] = sigmoid(logits).
+    """A linear layer under a stochastic mask: ``x (z * weight)^T + bias``.
 
     The mask z is drawn from its address (seed, draw, stream, row, column), applied and dropped; backward draws it
     again. The gradient of the weight is ``G * z`` and that of the logits ``G * weight * slope``, G the gradient of
@@ -156,14 +156,17 @@ def masked_linear(
     concrete                    s, the binary concrete mask    s (1 - s) / temperature
     straight_through_concrete   m                              s (1 - s) / temperature
     expected                    sigmoid(logit)                 sigmoid'(logit)
+    hard_concrete               clamp(1.2 s - 0.1, 0, 1)       1.2 s (1 - s) / temperature where not clamped
     ==========================  =============================  =======================================
 
     with ``m = u < T`` of the quantised thresholds T and ``s = sigmoid((logit - logit(v)) / temperature)`` of the same
     uniforms (Maddison et al. 2017). The weight's gradient is unbiased for the expected loss over hard masks with
     straight_through and straight_through_concrete. The logits' gradient is unbiased for the expected loss over hard
     masks with straight_through where the loss is affine in each weight's mask, in particular in a linear layer under
-    a linear loss; for other losses it is biased. With concrete both are unbiased for the expected loss over concrete
-    masks. expected is exact for the loss at the mean weights.
+    a linear loss; for other losses it is biased. With concrete and
+    hard_concrete both are unbiased for the expected loss over such soft masks; hard_concrete (Louizos et al. 2018) has
+    exact zeros among them, counted by :func:`stochprune.functional.expected_l0`. expected is exact for the loss at the
+    mean weights.
 
     Args:
         x: [..., K], floating. With a vector of D draws: [D, ..., K], slice d under ``draw[d]``.

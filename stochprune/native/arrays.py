@@ -7,8 +7,9 @@ from torch import Tensor
 
 from stochprune import _C
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-ESTIMATORS = {"straight_through": 0, "concrete": 1, "straight_through_concrete": 2, "expected": 3}
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = (torch.float32, torch.bfloat16)
+ESTIMATORS = {"straight_through": 0, "concrete": 1, "straight_through_concrete": 2, "expected": 3, "hard_concrete": 4}
 
 Array = tuple[int, int, int]
 NOTHING: Array = (0, 0, 0)
@@ -28,7 +29,7 @@ def rows_of(t: Tensor) -> Tensor:
 
 def array(t: Tensor | None) -> Array:
     """Address, row stride and dtype of a matrix whose rows are dense."""
-    return NOTHING if t is None else (t.data_ptr(), t.stride(0), DTYPES.get(t.dtype, 0))
+    return NOTHING if t is None else (t.data_ptr(), t.stride(0), CODES.get(t.dtype, 0))
 
 
 def key(seed: Tensor, draw: Tensor, stream: int, row: int = 0, col: int = 0) -> tuple[int, int, int, int, int]:

@@ -77,7 +77,8 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
     Args:
         model: a converted model; itself a masked layer, its plain layer is returned.
         sparsity: the fraction of weights to prune, in [0, 1): those of the smallest probabilities, ties as in
-            :func:`stochprune.masks.from_scores`. Default: those kept with a probability below one half.
+            :func:`stochprune.masks.from_scores`. Default: those that the evaluation mode
+            drops.
         scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` each layer's apart.
 
     Returns:
@@ -91,7 +92,7 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
         raise ValueError("harden: the model has no masked layer")
     logits = {name: layer.mask_logits.detach() for name, layer in layers.items()}
     if sparsity is None:
-        masks = {name: value >= 0 for name, value in logits.items()}
+        masks = {name: layer.gate() > 0 for name, layer in layers.items()}
         emptied = [name for name, mask in masks.items() if not mask.any()]
         if emptied:
             raise ValueError(f"harden: no probability reaches one half in {', '.join(emptied)}: give a sparsity")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stochprune import rng
+from stochprune import functional, rng
 from stochprune.functional._checks import check_estimator
 
 
@@ -89,9 +89,26 @@ class MaskedLayer(nn.Module):
         self._checkpointed += torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         return self._last_draw
 
+    def gate(self) -> Tensor:
+        """The mask of the evaluation mode, of the weight's shape.
+
+        bool: kept with probability one half or more. The estimator hard_concrete has a soft one, see
+        :func:`stochprune.functional.hard_concrete_gate`.
+        """
+        if self.estimator == "hard_concrete":
+            return functional.hard_concrete_gate(self.mask_logits.detach())
+        return self.mask_logits >= 0
+
     def thresholded_weight(self) -> Tensor:
-        """The weight where it is kept with probability one half or more, zero elsewhere; differentiable in weight."""
-        return self.weight * (self.mask_logits >= 0)
+        """The weight of the evaluation mode, under :meth:`gate`; differentiable in weight."""
+        return self.weight * self.gate().to(self.weight.dtype)
+
+    def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
+        """The weight, exactly 0 where ``mask`` (bool, default: the gate) prunes; a soft gate scales what is kept."""
+        gate, weight = self.gate(), self.weight.detach()
+        if gate.is_floating_point():
+            weight = weight * gate.to(weight.dtype)
+        return torch.where(gate > 0 if mask is None else mask, weight, 0.0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("mask_logits", "mask_seed", "mask_draw"):

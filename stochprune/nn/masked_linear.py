@@ -105,9 +105,9 @@ class MaskedLinear(MaskedLayer):
         """A plain layer whose pruned weights are exactly 0.
 
         Args:
-            mask: bool [out_features, in_features], True where kept; default: probability at least one half.
+            mask: bool [out_features, in_features], True where kept; default: where :meth:`gate` keeps. A soft gate
+                scales what is kept.
         """
-        keep = self.mask_logits >= 0 if mask is None else mask
         dense = skip_init(
             nn.Linear,
             self.in_features,
@@ -116,9 +116,7 @@ class MaskedLinear(MaskedLayer):
             device=self.weight.device,
             dtype=self.weight.dtype,
         )
-        dense.weight = nn.Parameter(
-            torch.where(keep, self.weight.detach(), 0.0), requires_grad=self.weight.requires_grad
-        )
+        dense.weight = nn.Parameter(self.hardened_weight(mask), requires_grad=self.weight.requires_grad)
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return dense.train(self.training)

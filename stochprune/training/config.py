@@ -73,8 +73,8 @@ class FinetuneConfig:
     )
     weight_lr: float = option(1e-3, "Adam's learning rate for the weights.")
     logit_lr: float = option(0.1, "Adam's learning rate for the logits of the keep probabilities.")
-    estimator: Literal["straight_through", "concrete", "straight_through_concrete", "expected"] = option(
-        "straight_through", "Estimator of the gradient with respect to the keep probabilities."
+    estimator: Literal["straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete"] = (
+        option("straight_through", "Estimator of the gradient with respect to the keep probabilities.")
     )
     temperature: float = option(1.0, "Temperature of the concrete estimators.")
     budget: Literal["shift", "penalty", "kl", "none"] = option(

@@ -15,7 +15,7 @@ from stochprune import rng
 from stochprune.functional import masked_linear
 
 op = sys.modules["stochprune.functional.masked_linear"]
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected")
+ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 DRAWS = 4_000  # of the Monte Carlo tests
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 
@@ -37,6 +37,7 @@ def surrogate(x, weight, logits, bias, estimator, temperature):
         "concrete": soft,
         "straight_through_concrete": hard + soft - soft.detach(),
         "expected": mean,
+        "hard_concrete": (soft * 1.2 - 0.1).clamp(0, 1),
     }[estimator]
     return F.linear(x, z * weight, bias)
 

@@ -10,7 +10,7 @@ from stochprune import reference
 from stochprune.kernels import masked_linear, masked_linear_backward, threshold_from_logits
 from stochprune.kernels.routes import OVERRIDE, ROUTES
 
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected")
+ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 SHAPES = [  # D, M, K, N
     (1, 1, 512, 384),
     (1, 16, 1000, 520),
