@@ -6,7 +6,7 @@ layer and the weight's position (:mod:`stochprune.rng`). On that stand kernels, 
 
 from importlib.metadata import version as _version
 
-from stochprune import backends, data, functional, masks, models, nn, rng, scores, training
+from stochprune import backends, bounds, data, functional, masks, models, nn, rng, scores, training
 from stochprune.functional import keep_mask
 from stochprune.nn import convert, harden
 from stochprune.training import FinetuneConfig, finetune
@@ -16,6 +16,7 @@ __version__ = _version("stochprune")
 __all__ = [
     "FinetuneConfig",
     "backends",
+    "bounds",
     "convert",
     "data",
     "finetune",

@@ -1,0 +1,64 @@
+"""From the mean over draws of the posterior to the posterior's own empirical risk.
+
+Each value is the loss, in [0, 1], under one independent draw of the posterior; the draws are independent of the
+posterior's training. Both bounds hold with probability at least 1 - delta over the draws. Which of them is used is
+fixed before the draws are seen; ``choices`` is the number of posteriors that are certified and compared.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from stochprune.bounds.kl import kl_inverse
+from stochprune.bounds.pac_bayes import check_level
+
+_SLACK = 1e-9
+"""Added to the logarithm that a wealth must reach: more than the rounding of sums of 2^32 logarithms."""
+
+
+def monte_carlo(mean: float, draws: int, delta: float, *, choices: int = 1) -> float:
+    """kl^-1(mean | ln(2 choices / delta) / draws), for a number of draws that was fixed beforehand.
+
+    Langford and Caruana 2001, "(Not) bounding the true error"; as in Perez-Ortiz et al. 2021 (arXiv 2007.12911).
+    """
+    check_level(draws, delta, choices)
+    return kl_inverse(mean, math.log(2 * choices / delta) / draws)
+
+
+def betting(values: np.ndarray, delta: float, *, choices: int = 1, planned: int | None = None) -> float:
+    """An upper bound on the mean by a bet against every larger mean; tight where the values vary little.
+
+    Who bets the share lam_t of a wealth of 1 that a value falls below mu owns prod_t (1 + lam_t (mu - X_t)) in the
+    end. If the mean is mu or more, that wealth is a nonnegative supermartingale, which ever reaches 1 / delta with
+    probability delta at most (Ville 1939). The bound is the smallest mu at which it does. It holds at all times at
+    once, so that a run may be watched and stopped. The bets lam_t are functions of the values before, in [0, 1]:
+    sqrt(2 ln(1 / delta) / (planned * variance)), the hedged capital bets of Waudby-Smith and Ramdas 2024,
+    "Estimating means of bounded random variables by betting" (arXiv 2010.09686), equation 26, one-sided. The wealth
+    rises in mu, so the bound is found by bisection; the upper end is returned.
+
+    Args:
+        values: [T] in [0, 1], in the order of the draws.
+        planned: the number of draws to which the bets are tuned; default T. It must not depend on the values.
+
+    Raises:
+        ValueError: no values, one outside [0, 1], a level that is none.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    check_level(len(x), delta, choices)
+    if not (x.ndim == 1 and ((x >= 0) & (x <= 1)).all()):
+        raise ValueError(f"values must be a vector of numbers in [0, 1], got shape {x.shape}, {x.min()} .. {x.max()}")
+    target = math.log(choices / delta) + _SLACK
+    count = np.arange(1, len(x) + 1)
+    mean = (0.5 + np.cumsum(x)) / (count + 1)
+    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1)
+    before = np.concatenate(([0.25], variance[:-1]))
+    bets = np.minimum(1.0, np.sqrt(2 * target / ((planned or len(x)) * before)))  # [T]
+    low, high = 0.0, 1.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        with np.errstate(divide="ignore"):
+            won = np.log1p(bets * (middle - x)).sum() >= target
+        low, high = (low, middle) if won else (middle, high)
+    return high

@@ -1,0 +1,149 @@
+"""PAC-Bayes bounds on the risk R of a stochastic predictor.
+
+All of them hold with probability at least 1 - delta over the m examples, for all posteriors Q at once, if
+
+- the m examples are independent and of one distribution, and the loss lies in [0, 1];
+- the prior P does not depend on them (it may depend on other data);
+- ``risk`` is the mean over these m examples of the loss expected under Q (see :mod:`stochprune.bounds.monte_carlo`
+  where it is only estimated), and ``kl`` is KL(Q || P) in nats.
+
+``choices`` is a union bound: the number of priors, or of values of a constant such as Catoni's, among which one was
+chosen after looking at the examples. delta is divided by it. The choice of Q is free.
+
+Arguments are numbers, or tensors of one element where ``risk`` and ``kl`` are to be differentiated. A value above 1 is
+returned as it is: the bound then says nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from stochprune.bounds.kl import kl_inverse
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def complexity(kl: Number, m: int, delta: float, choices: int = 1) -> Number:
+    """B = (KL + ln(2 sqrt(m) choices / delta)) / m, the right-hand side of Maurer's inequality.
+
+    Raises:
+        ValueError: m below 1, delta outside (0, 1), choices below 1, or a negative or NaN divergence.
+    """
+    check_level(m, delta, choices)
+    if not kl >= 0:
+        raise ValueError(f"the divergence must be at least 0, got {float(kl)}")
+    return (kl + math.log(2 * math.sqrt(m) * choices / delta)) / m
+
+
+def maurer(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 1) -> Number:
+    """R <= kl^-1(risk | B): the PAC-Bayes-kl inequality, the tightest here; the certificate.
+
+    Seeger 2002, "PAC-Bayesian generalisation error bounds for Gaussian process classification"; with sqrt(m) Maurer
+    2004, "A note on the PAC-Bayesian theorem" (m >= 8; the smaller m by computation).
+    """
+    _check_risk(risk)
+    return kl_inverse(risk, complexity(kl, m, delta, choices))
+
+
+def mcallester(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 1) -> Number:
+    """R <= risk + sqrt(B / 2): the classic bound.
+
+    McAllester 1999, "PAC-Bayesian model averaging", with Maurer's constant: Pinsker's inequality applied to
+    :func:`maurer`.
+    """
+    _check_risk(risk)
+    return risk + (complexity(kl, m, delta, choices) / 2) ** 0.5
+
+
+def quadratic(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 1) -> Number:
+    """R <= (sqrt(risk + B / 2) + sqrt(B / 2))^2 = risk + B + sqrt(B (B + 2 risk)).
+
+    Rivasplata, Tankasali and Szepesvari 2019, "PAC-Bayes with backprop" (arXiv 1908.07380); Perez-Ortiz et al. 2021
+    (arXiv 2007.12911), equation 12. From :func:`maurer` by kl(q || p) >= (p - q)^2 / (2 p).
+    """
+    _check_risk(risk)
+    half = complexity(kl, m, delta, choices) / 2
+    return ((risk + half) ** 0.5 + half**0.5) ** 2
+
+
+def tolstikhin_seldin(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 1) -> Number:
+    """R <= risk + sqrt(2 risk B) + 2 B.
+
+    McAllester 2003, "Simplified PAC-Bayesian margin bounds"; Tolstikhin and Seldin 2013, "PAC-Bayes-empirical-Bernstein
+    inequality", equation 3. A relaxation of :func:`quadratic`, never tighter than it.
+    """
+    _check_risk(risk)
+    b = complexity(kl, m, delta, choices)
+    return risk + (2 * risk * b) ** 0.5 + 2 * b
+
+
+def lam(risk: Number, kl: Number, m: int, delta: float, lam: float, *, choices: int = 1) -> Number:
+    """R <= risk / (1 - lam / 2) + B / (lam (1 - lam / 2)), for all lam in (0, 2) at once.
+
+    Thiemann, Igel, Wintenberger and Seldin 2017, "A strongly quasiconvex PAC-Bayesian bound" (arXiv 1608.05610),
+    theorem 3. At :func:`optimal_lambda` it equals :func:`quadratic`; for a fixed lam it is convex in Q, so that the
+    two are minimised alternately.
+
+    Raises:
+        ValueError: lam outside (0, 2), besides what :func:`complexity` raises.
+    """
+    _check_risk(risk)
+    if not 0 < lam < 2:
+        raise ValueError(f"lam must lie strictly between 0 and 2, got {lam}")
+    return risk / (1 - lam / 2) + complexity(kl, m, delta, choices) / (lam * (1 - lam / 2))
+
+
+def optimal_lambda(risk: float, kl: float, m: int, delta: float, *, choices: int = 1) -> float:
+    """The lam that minimises :func:`lam`: 2 / (sqrt(2 risk / B + 1) + 1)."""
+    _check_risk(risk)
+    return 2 / (math.sqrt(2 * risk / complexity(kl, m, delta, choices) + 1) + 1)
+
+
+def catoni(risk: Number, kl: Number, m: int, delta: float, beta: float, *, choices: int = 1) -> Number:
+    """R <= (1 - exp(-beta risk - (KL + ln(choices / delta)) / m)) / (1 - exp(-beta)).
+
+    Catoni 2007, "PAC-Bayesian supervised classification", theorem 1.2.6; Germain et al. 2009. It holds for one beta
+    that was fixed beforehand: with a grid of them ``choices`` is its size.
+
+    Raises:
+        ValueError: beta not positive and finite, besides what :func:`complexity` raises.
+    """
+    _check_risk(risk)
+    check_level(m, delta, choices)
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ValueError(f"beta must be positive and finite, got {beta}")
+    if not kl >= 0:
+        raise ValueError(f"the divergence must be at least 0, got {float(kl)}")
+    exponent = -beta * risk - (kl + math.log(choices / delta)) / m
+    shrunk = torch.expm1(exponent) if isinstance(exponent, Tensor) else math.expm1(exponent)
+    return shrunk / math.expm1(-beta)
+
+
+def chernoff(risk: float, m: int, delta: float, *, choices: int = 1) -> float:
+    """R <= kl^-1(risk | ln(choices / delta) / m): for ONE predictor that was fixed before the m examples were seen.
+
+    Langford 2005, "Tutorial on practical prediction theory for classification", theorem 3.3 with the relative-entropy
+    form. It serves as a control: a prior is such a predictor, and needs no divergence and no sqrt(m).
+    """
+    _check_risk(risk)
+    check_level(m, delta, choices)
+    return kl_inverse(risk, math.log(choices / delta) / m)
+
+
+def check_level(m: int, delta: float, choices: int = 1) -> None:
+    """Raise ``ValueError`` unless m >= 1, 0 < delta < 1 and choices >= 1."""
+    if m < 1:
+        raise ValueError(f"the number of examples or draws must be at least 1, got {m}")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie strictly between 0 and 1, got {delta}")
+    if choices < 1:
+        raise ValueError(f"choices must be at least 1, got {choices}")
+
+
+def _check_risk(risk: float | Tensor) -> None:
+    if not 0 <= risk <= 1:
+        raise ValueError(f"the risk must lie in [0, 1], got {float(risk)}")
