@@ -109,7 +109,7 @@ def test_bad_scores_are_named() -> None:
         masks.from_scores({"a": torch.ones(3), "b": torch.tensor([1.0, torch.nan, torch.nan])}, 0.5)
     with pytest.raises(TypeError, match=r"the score of a must be floating, got torch\.int64"):
         masks.from_scores({"a": torch.arange(3)}, 0.5)
-    with pytest.raises(ValueError, match="scope must be 'global' or 'layer', got 'local'"):
+    with pytest.raises(ValueError, match="scope must be 'global', 'layer' or 'row', got 'local'"):
         masks.from_scores({"a": torch.ones(3)}, 0.5, "local")
     for nothing in ({}, {"a": torch.ones(0, 3)}):
         with pytest.raises(ValueError, match="there are no scores"):

@@ -1,13 +1,62 @@
 """Pruning scores: pure functions ``(model, loss_fn, batches, **options) -> {name: Tensor}``; higher means keep."""
 
-from stochprune.scores._common import Score, prunable_weights
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from stochprune.scores._common import Examples, LossFunction, Score, prunable_weights
+from stochprune.scores.force import force, iterative_snip
+from stochprune.scores.grasp import grasp
+from stochprune.scores.haroon import dissipating_gradients, k_starts
 from stochprune.scores.magnitude import magnitude
-from stochprune.scores.random import random
+from stochprune.scores.prospr import prospr
+from stochprune.scores.random import erk_densities, random
 from stochprune.scores.snip import snip
+from stochprune.scores.sparsegpt import sparsegpt, sparsegpt_prune
+from stochprune.scores.synflow import synflow
+from stochprune.scores.wanda import wanda
 
-__all__ = ["Score", "by_name", "magnitude", "prunable_weights", "random", "snip"]
+__all__ = [
+    "Score",
+    "by_name",
+    "compute",
+    "dissipating_gradients",
+    "erk_densities",
+    "force",
+    "grasp",
+    "iterative_snip",
+    "k_starts",
+    "magnitude",
+    "prospr",
+    "prunable_weights",
+    "random",
+    "snip",
+    "sparsegpt",
+    "sparsegpt_prune",
+    "synflow",
+    "wanda",
+]
 
-_SCORES: dict[str, Score] = {"magnitude": magnitude, "random": random, "snip": snip}
+_SCORES: dict[str, Score] = {
+    score.__name__: score
+    for score in (
+        magnitude,
+        random,
+        snip,
+        grasp,
+        synflow,
+        iterative_snip,
+        force,
+        prospr,
+        wanda,
+        sparsegpt,
+        dissipating_gradients,
+        k_starts,
+    )
+}
 
 
 def by_name(name: str) -> Score:
@@ -19,3 +68,28 @@ def by_name(name: str) -> Score:
     if name not in _SCORES:
         raise ValueError(f"unknown score {name!r}; known are: {', '.join(_SCORES)}")
     return _SCORES[name]
+
+
+def compute(
+    name: str,
+    model: nn.Module,
+    loss_fn: LossFunction | None,
+    batches: Examples | None,
+    *,
+    sparsity: float,
+    seed: int,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The score called ``name`` for a cut at ``sparsity``; both it and ``seed`` reach the scores that look at them.
+
+    Raises:
+        ValueError: an unknown name or option, and what the score itself raises.
+    """
+    score = by_name(name)
+    known = inspect.signature(score).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        own = [parameter.name for parameter in known.values() if parameter.kind is parameter.KEYWORD_ONLY]
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(own) or 'none'}")
+    given = {key: value for key, value in {"sparsity": sparsity, "seed": seed}.items() if key in known}
+    return score(model, loss_fn, batches, **{**given, **options})

@@ -1,11 +1,12 @@
-"""What the scores share: which weights can be pruned, and how a loss depends on them."""
+"""What the scores share: which weights can be pruned, how a loss depends on them, and means over all examples."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -16,13 +17,8 @@ Examples = Iterable[tuple[Tensor, Tensor]]
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-
-class Score(Protocol):
-    """The signature of every score. Those without need of data take None for ``loss_fn`` and ``batches``."""
-
-    def __call__(
-        self, model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None
-    ) -> dict[str, Tensor]: ...
+Score = Callable[..., dict[str, Tensor]]
+"""``(model, loss_fn, batches, **options)``. Scores without need of data take None for ``loss_fn`` and ``batches``."""
 
 
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -47,30 +43,108 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return weights
 
 
-def gradients(model: nn.Module, loss_fn: LossFunction, batches: Examples) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def wide(tensor: Tensor) -> Tensor:
+    """``tensor`` without its graph, in float64 if it is, else in float32."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor) -> Tensor:
+    """``model(x)`` with parameters and buffers (the keys) replaced by ``values``, the other buffers by copies.
+
+    So neither weights nor running statistics nor draw counters change. The model is called in the mode it is in.
+    """
+    replacements: dict[int, Tensor] = {id(buffer): buffer.clone() for buffer in model.buffers()}
+    replacements |= {id(tensor): value for tensor, value in values.items()}
+    # Not torch's own tying: it leaves a module that has two names with the replaced tensors (pytorch #164759).
+    return functional_call(model, _by_place(model, replacements), (x,), tie_weights=False)
+
+
+def loss_at(model: nn.Module, loss_fn: LossFunction, values: Mapping[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The loss of one batch, with a graph, where parameters (the keys) are ``values``; see :func:`call`."""
+    device = next(iter(values)).device
+    with torch.enable_grad():
+        return loss_fn(call(model, values, x.to(device)), y.to(device))
+
+
+def differentiate(loss: Tensor, by: Iterable[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """The gradient of ``loss``; of a tensor that the loss does not reach it is 0."""
+    with torch.enable_grad():
+        return torch.autograd.grad(loss, list(by), create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
+def gradients(
+    model: nn.Module, loss_fn: LossFunction, batches: Examples, masks: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """For each batch its number of examples and the gradient of its loss by prunable weight.
 
     The model is called in the mode it is in, on copies of its buffers, with its weights detached: neither weights nor
     ``.grad`` nor ``requires_grad`` nor running statistics nor draw counters change.
+
+    Args:
+        masks: if given, the gradient is that at the masked weights, also for those pruned.
     """
     parameters = prunable_weights(model)
-    weights = {name: weight.detach().requires_grad_() for name, weight in parameters.items()}
-    copies = {id(parameter): weights[name] for name, parameter in parameters.items()}
-    device = next(iter(weights.values())).device
-    empty = True
+    weights = {name: weight.detach() for name, weight in parameters.items()}
+    if masks is not None:
+        weights = {name: torch.where(masks[name], weight, 0) for name, weight in weights.items()}
+    values: dict[Tensor, Tensor] = {parameters[name]: weight.requires_grad_() for name, weight in weights.items()}
     for x, y in batches:
-        buffers = {id(buffer): buffer.clone() for buffer in model.buffers()}
-        replaced = _by_place(model, {**copies, **buffers})
-        with torch.enable_grad():
-            # Not torch's own tying: it leaves a module that has two names with the replaced tensors (pytorch #164759).
-            outputs = functional_call(model, replaced, (x.to(device),), tie_weights=False)
-            loss = loss_fn(outputs, y.to(device))
-        # A weight that the loss does not reach has gradient 0.
-        grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-        empty = False
+        grads = differentiate(loss_at(model, loss_fn, values, x, y), values.values())
         yield len(x), dict(zip(weights, grads, strict=True))
-    if empty:
+
+
+def mean_over_examples(terms: Iterable[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """The mean of the batches' values, each by its number of examples, in float32 or wider.
+
+    Under an initialised process group it is the mean over the examples of all ranks: every rank must take part, each
+    with examples of its own, and all get the same.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    total: dict[str, Tensor] = {}
+    examples = 0
+    for size, values in terms:
+        examples += size
+        for name, value in values.items():
+            term = wide(value) * size
+            total[name] = total[name].add_(term) if name in total else term
+    if not examples:
         raise ValueError("batches gave no examples")
+    if dist.is_available() and dist.is_initialized():
+        count = torch.tensor([examples], device=next(iter(total.values())).device)
+        for tensor in (count, *(total[name] for name in sorted(total))):
+            dist.all_reduce(tensor)
+        examples = int(count)
+    return {name: value.div_(examples) for name, value in total.items()}
+
+
+def repeatable(batches: Examples) -> Examples:
+    """``batches`` for several passes: what can be iterated once only becomes a list."""
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def needed(score: str, loss_fn: LossFunction | None, batches: Examples | None) -> tuple[LossFunction, Examples]:
+    """Both, for a score that cannot do without.
+
+    Raises:
+        ValueError: one of them is None.
+    """
+    if loss_fn is None or batches is None:
+        raise ValueError(f"{score} needs loss_fn and batches")
+    return loss_fn, batches
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Inside, every module is in evaluation mode; after, each in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _by_place(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,22 +13,71 @@ from stochprune.seeding import generator
 
 
 def random(
-    model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None, *, seed: int = 0
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    batches: Examples | None = None,
+    *,
+    seed: int = 0,
+    densities: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
-    """Uniform in [0, 1). ``loss_fn`` and ``batches`` are not used.
+    """Uniform in [0, 1), or random at given densities of layers. ``loss_fn`` and ``batches`` are not used.
 
     A weight's scores depend on ``seed``, its name and its shape alone, not on the model's other layers.
 
     Args:
         seed: 0 .. 2^64 - 1.
+        densities: the fraction kept, in [0, 1], of each prunable weight (see :func:`erk_densities`). The scores are
+            then ranks, so shifted that ``round(density * n)`` of a layer's n are positive: a global cut that keeps as
+            many weights as that keeps exactly these.
 
     Returns:
         By weight name, a float32 tensor of the weight's shape.
 
     Raises:
-        ValueError: no prunable layer, or a seed outside its range.
+        ValueError: no prunable layer, a seed outside its range, densities out of range or of other weights.
     """
-    return {
+    weights = prunable_weights(model)
+    uniform = {
         name: torch.from_numpy(generator(seed, "random", name).random(weight.shape, np.float32)).to(weight.device)
-        for name, weight in prunable_weights(model).items()
+        for name, weight in weights.items()
     }
+    if densities is None:
+        return uniform
+    if set(densities) != set(weights):
+        raise ValueError(f"densities must be given for {', '.join(weights)}, got {', '.join(densities) or 'none'}")
+    for name, density in densities.items():
+        if not 0 <= density <= 1:
+            raise ValueError(f"the density of {name} must lie in [0, 1], got {density}")
+    return {name: _shifted_ranks(score, densities[name]) for name, score in uniform.items()}
+
+
+def _shifted_ranks(score: Tensor, density: float) -> Tensor:
+    """(kept - 1/2 - rank) / n, rank 0 being the highest score: positive for the first ``kept``."""
+    n = score.numel()
+    ranks = score.flatten().argsort(descending=True, stable=True).argsort().view(score.shape)
+    return ((round(density * n) - 0.5 - ranks.double()) / max(1, n)).float()
+
+
+def erk_densities(model: nn.Module, sparsity: float) -> dict[str, float]:
+    """The densities of the Erdos-Renyi-kernel rule: proportional to (the sum of the weight's sizes) / (their product).
+
+    Layers whose share exceeds 1 are dense, and the others make up for it. Evci, Gale, Menick, Castro and Elsen 2020,
+    "Rigging the lottery" (arXiv 1911.11134), section 3.
+
+    Raises:
+        ValueError: a sparsity outside [0, 1), or no prunable layer.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(model).items()}
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        budget = (1 - sparsity) * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        free = [name for name in shapes if name not in dense]
+        # density = scale * sum(shape) / size, so a layer keeps scale * sum(shape) weights
+        scale = budget / sum(sum(shapes[name]) for name in free) if free else 0.0
+        over = {name for name in free if scale * sum(shapes[name]) > sizes[name]}
+        if not over:
+            return {n: 1.0 if n in dense else scale * sum(shapes[n]) / sizes[n] for n in shapes}
+        dense |= over

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from stochprune.scores._common import Examples, LossFunction, checked, gradients, prunable_weights
+from stochprune.scores._common import (
+    Examples,
+    LossFunction,
+    checked,
+    gradients,
+    mean_over_examples,
+    needed,
+    prunable_weights,
+    wide,
+)
 
 
 def snip(
@@ -36,18 +44,11 @@ def snip(
     Raises:
         ValueError: no loss function or examples, an unknown ``absolute``, no prunable layer, a score not finite.
     """
-    if loss_fn is None or batches is None:
-        raise ValueError("snip needs loss_fn and batches")
+    loss_fn, batches = needed("snip", loss_fn, batches)
     if absolute not in ("mean", "batch"):
         raise ValueError(f"absolute must be 'mean' or 'batch', got {absolute!r}")
-    weights = {
-        name: weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        for name, weight in prunable_weights(model).items()
-    }
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    examples = 0
-    for size, grads in gradients(model, loss_fn, batches):
-        examples += size
-        for name, grad in grads.items():
-            total[name].add_(grad if absolute == "mean" else grad.abs(), alpha=size)
-    return checked("snip", {name: (weights[name] * total[name] / examples).abs() for name in weights})
+    terms = gradients(model, loss_fn, batches)
+    if absolute == "batch":
+        terms = ((size, {name: grad.abs() for name, grad in grads.items()}) for size, grads in terms)
+    mean = mean_over_examples(terms)
+    return checked("snip", {name: (wide(w) * mean[name]).abs() for name, w in prunable_weights(model).items()})

@@ -1,0 +1,23 @@
+"""From scores to pruning masks, and what the ablations of masks need.
+
+A mask is a dictionary of bool tensors by qualified weight name, True where the weight is kept.
+"""
+
+from stochprune.masks.ablate import apply, expand, reinitialize, rescale, shuffle
+from stochprune.masks.distribution import LayerStatistics, kept_weights, layer_statistics, statistics
+from stochprune.masks.select import from_scores, n_of_m, sparsity
+
+__all__ = [
+    "LayerStatistics",
+    "apply",
+    "expand",
+    "from_scores",
+    "kept_weights",
+    "layer_statistics",
+    "n_of_m",
+    "reinitialize",
+    "rescale",
+    "shuffle",
+    "sparsity",
+    "statistics",
+]

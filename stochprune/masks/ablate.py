@@ -1,0 +1,131 @@
+"""Masks on the weights of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.models.initialise import kaiming_normal_
+from stochprune.seeding import generator
+
+
+def shuffle(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Permute each mask within its tensor: layers keep their densities, nothing else.
+
+    A tensor's permutation depends on ``seed``, its name and its size alone (ablation of Frankle, Dziugaite, Roy and
+    Carbin 2020, "Pruning neural networks at initialization: why are we missing the mark?", arXiv 2009.08576).
+
+    Args:
+        masks: bool masks by weight name; they stay as they are.
+        seed: 0 .. 2^64 - 1.
+    """
+    return {
+        name: torch.from_numpy(generator(seed, "shuffle", name).permutation(mask.cpu().numpy().ravel()))
+        .view(mask.shape)
+        .to(mask.device)
+        for name, mask in masks.items()
+    }
+
+
+def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Set the pruned weights to exactly 0, in place.
+
+    Args:
+        model: has every weight that ``masks`` name; others stay as they are.
+        masks: bool masks by weight name, each of its weight's shape.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a name that the model lacks, or a mask of another shape or dtype.
+    """
+    for _, weight, mask in masked_weights(model, masks):
+        weight.masked_fill_(~mask, 0)
+    return model
+
+
+def reinitialize(model: nn.Module, masks: Mapping[str, Tensor], seed: int) -> nn.Module:
+    """Draw fresh weights under the same masks, in place.
+
+    The weights that ``masks`` name are drawn Kaiming normal (:func:`stochprune.models.mlp` starts from the same
+    distribution, with other numbers for the same seed), and pruned ones set to 0. A layer's weights depend on ``seed``,
+    its name and its shape alone. Biases and normalisation layers stay as they are. The ablation of Frankle et al. 2020
+    (arXiv 2009.08576).
+
+    Args:
+        model, masks: as for :func:`apply`.
+        seed: 0 .. 2^64 - 1.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: as for :func:`apply`, or a seed outside its range.
+    """
+    for name, weight, mask in masked_weights(model, masks):
+        kaiming_normal_(weight, generator(seed, "reinitialise", name)).masked_fill_(~mask, 0)
+    return model
+
+
+@torch.no_grad()
+def rescale(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, float]:
+    """Set the pruned weights to 0 and bring each layer back to its variance, so to the edge of chaos if it was there.
+
+    A layer's kept weights are multiplied by ``sqrt(sum w^2 / sum of the kept w^2)``, so that a network initialised on
+    the edge of chaos (Kaiming normal, for ReLU) is there again after pruning. Hayou, Ton, Doucet and Teh 2021, "Robust
+    pruning at initialization" (arXiv 2002.08797), section 3.
+
+    Args:
+        model, masks: as for :func:`apply`; changed in place.
+
+    Returns:
+        The factor of each layer.
+
+    Raises:
+        ValueError: as for :func:`apply`; or a layer all of whose kept weights are 0.
+    """
+    factors = {}
+    for name, weight, mask in masked_weights(model, masks):
+        whole, kept = weight.double().square().sum().item(), weight[mask].double().square().sum().item()
+        if not kept > 0:
+            raise ValueError(f"the mask of {name} keeps {int(mask.sum())} weights, none but 0: it has no scale")
+        factors[name] = math.sqrt(whole / kept)
+    for name, weight, mask in masked_weights(model, masks):
+        weight.mul_(factors[name]).masked_fill_(~mask, 0)
+    return factors
+
+
+def expand(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of the weights' shapes, from masks of channels [C_out, 1, ...] or others that broadcast to them.
+
+    Raises:
+        ValueError: a name that the model lacks, or a mask that does not broadcast to its weight.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    expanded = {}
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise ValueError(f"the model has no parameter {name!r}; it has: {', '.join(parameters)}")
+        shape = parameters[name].shape
+        if mask.dim() != len(shape) or any(a not in (1, b) for a, b in zip(mask.shape, shape, strict=True)):
+            raise ValueError(f"the mask of {name}, {tuple(mask.shape)}, does not broadcast to {tuple(shape)}")
+        expanded[name] = mask.expand(shape).contiguous()
+    return expanded
+
+
+def masked_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, weight (detached, sharing memory) and mask on its device; all are checked before the first is given."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise ValueError(f"the model has no parameter {name!r}; it has: {', '.join(parameters)}")
+        shape = tuple(parameters[name].shape)
+        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            raise ValueError(f"the mask of {name} must be bool {shape}, got {mask.dtype} {tuple(mask.shape)}")
+    for name, mask in masks.items():
+        weight = parameters[name].detach()
+        yield name, weight, mask.to(weight.device)

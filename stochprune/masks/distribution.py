@@ -1,0 +1,109 @@
+"""How the weights that a mask keeps are distributed, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from stochprune.masks.ablate import masked_weights
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One layer under its mask; numbers of kept weights are NaN where there are none.
+
+    Attributes:
+        name, shape: of the weight.
+        kept: number of weights kept.
+        density: ``kept`` over all.
+        mean, std: of the kept weights; ``std`` is the root of their mean squared deviation.
+        skewness, kurtosis: third and fourth moment of ``(w - mean) / std``: 0 and 3 for a Gaussian, NaN if ``std``
+            is 0.
+        wasserstein: 1-D Wasserstein-1 distance between the weights kept and those that the reference keeps; None
+            without a reference.
+        wasserstein_zeros: the same between whole layers, pruned weights counting as zeros.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    density: float
+    mean: float
+    std: float
+    skewness: float
+    kurtosis: float
+    wasserstein: float | None
+    wasserstein_zeros: float | None
+
+
+def layer_statistics(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor] | None = None,
+    reference_model: nn.Module | None = None,
+) -> list[LayerStatistics]:
+    """How many weights each mask keeps and how they are distributed, in the order of ``masks``.
+
+    The distances to shuffled masks and to reinitialised weights are those by which Singh and Liu 2021 (arXiv
+    2107.01808) explain why pruning at initialisation is immune to both.
+
+    Args:
+        model, masks: as for :func:`apply`; nothing is changed.
+        reference: other masks of the same weights, for the Wasserstein distances.
+        reference_model: what the reference masks are of, if not of ``model``: reinitialised, or trained.
+
+    Raises:
+        ValueError: as for :func:`apply`, or reference masks of other weights.
+    """
+    if reference is not None and set(reference) != set(masks):
+        raise ValueError(f"masks and reference differ in the weights {', '.join(sorted(set(reference) ^ set(masks)))}")
+    others = {} if reference is None else kept_weights(reference_model or model, reference)
+    return [
+        statistics(name, values, tuple(masks[name].shape), others.get(name))
+        for name, values in kept_weights(model, masks).items()
+    ]
+
+
+def kept_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """By weight name the kept weights, float64 [kept], in row-major order.
+
+    Raises:
+        ValueError: as for :func:`apply`.
+    """
+    return {name: weight[mask].double().cpu().numpy() for name, weight, mask in masked_weights(model, masks)}
+
+
+def statistics(
+    name: str, values: np.ndarray, shape: tuple[int, ...], other: np.ndarray | None = None
+) -> LayerStatistics:
+    """The statistics of one layer from its kept weights [kept], and those of a reference of the same shape."""
+    size = math.prod(shape)
+    mean, std = (values.mean(), values.std()) if len(values) else (math.nan, math.nan)
+    standard = (values - mean) / std if std > 0 else np.full(1, math.nan)
+    return LayerStatistics(
+        name=name,
+        shape=shape,
+        kept=len(values),
+        density=len(values) / max(1, size),
+        mean=float(mean),
+        std=float(std),
+        skewness=float((standard**3).mean()),
+        kurtosis=float((standard**4).mean()),
+        wasserstein=None if other is None else wasserstein(values, other),
+        wasserstein_zeros=None if other is None else wasserstein(_padded(values, size), _padded(other, size)),
+    )
+
+
+def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
+    """The 1-D Wasserstein-1 distance of two samples, NaN if one is empty."""
+    from scipy.stats import wasserstein_distance  # here: scipy.stats takes a second to import
+
+    return float(wasserstein_distance(a, b)) if len(a) and len(b) else math.nan
+
+
+def _padded(values: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([values, np.zeros(size - len(values))])

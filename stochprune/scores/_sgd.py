@@ -1,0 +1,67 @@
+"""Stochastic gradient descent on copies of a model's parameters, differentiable if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.nn import masked_layers
+from stochprune.scores._common import LossFunction, differentiate, loss_at
+
+Values = dict[Tensor, Tensor]
+
+
+def starting_point(model: nn.Module) -> Values:
+    """Copies of all that training moves; the logits of masked layers stay out."""
+    logits = {id(layer.mask_logits) for layer in masked_layers(model).values()}
+    return {p: p.detach().clone() for p in model.parameters() if id(p) not in logits}
+
+
+def descend(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    values: Mapping[Tensor, Tensor],
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    create_graph: bool = False,
+    masks: Mapping[Tensor, Tensor] | None = None,
+    see: Callable[[Mapping[Tensor, Tensor]], None] | None = None,
+) -> Values:
+    """One step a batch from ``values``, by parameter of the model; all of them move, none in place.
+
+    With momentum as in torch: ``v <- momentum v + g`` (the first v is g), ``theta <- theta - lr v``.
+
+    Args:
+        create_graph: the result depends differentiably on ``values``, which must require gradients then, through
+            gradients and momentum alike.
+        masks: by parameter; what they prune is 0 after each step.
+        see: called with each step's gradients, by parameter.
+    """
+    theta = dict(values)
+    velocity: Values = {}
+    for x, y in batches:
+        if not create_graph:
+            theta = {parameter: value.detach().requires_grad_() for parameter, value in theta.items()}
+        grads = dict(
+            zip(theta, differentiate(loss_at(model, loss_fn, theta, x, y), theta.values(), create_graph), strict=True)
+        )
+        if see is not None:
+            see(grads)
+        with torch.set_grad_enabled(create_graph):
+            velocity = {p: momentum * velocity[p] + g if velocity else g for p, g in grads.items()}
+            theta = {p: value - lr * velocity[p] for p, value in theta.items()}
+            for parameter, mask in (masks or {}).items():
+                theta[parameter] = theta[parameter] * mask
+    return theta
+
+
+def check_descent(score: str, *, lr: float, momentum: float = 0.0) -> None:
+    """Raise ``ValueError`` for a rate that is not positive or a momentum outside [0, 1)."""
+    if not lr > 0:
+        raise ValueError(f"{score}: lr must be positive, got {lr}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"{score}: momentum must lie in [0, 1), got {momentum}")

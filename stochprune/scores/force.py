@@ -1,0 +1,93 @@
+"""Progressive sensitivity pruning: iterative SNIP and FORCE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.scores._common import (
+    Examples,
+    LossFunction,
+    checked,
+    gradients,
+    mean_over_examples,
+    needed,
+    prunable_weights,
+    repeatable,
+    wide,
+)
+from stochprune.scores._rounds import Schedule, in_rounds
+
+
+def force(
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    batches: Examples | None = None,
+    *,
+    sparsity: float = 0.9,
+    rounds: int = 20,
+    schedule: Schedule = "exponential",
+) -> dict[str, Tensor]:
+    """FORCE: ``|w g|`` with g the gradient at the weights that the last but one round left, w unmasked.
+
+    A weight pruned in one round has a score in the next, and may return. De Jorge, Sanyal, Behl, Torr, Rogez and
+    Dokania 2021, "Progressive skeletonization: trimming more fat from a network at initialization" (arXiv 2006.09081),
+    section 4.
+
+    Args:
+        loss_fn, batches: as for :func:`snip`; the batches are gone through in each round.
+        sparsity: that of the mask to be cut from the scores.
+        rounds: with 1 the scores are those of SNIP.
+        schedule: of the fraction kept after round t: ``"exponential"``, ``(1 - sparsity)^(t / rounds)``, or
+            ``"linear"``.
+
+    Returns:
+        By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
+
+    Raises:
+        ValueError: no loss function or examples, a sparsity outside [0, 1), no round, an unknown schedule, no prunable
+            layer, a score not finite.
+    """
+    return _progressive("force", model, loss_fn, batches, sparsity, rounds, schedule, may_return=True)
+
+
+def iterative_snip(
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    batches: Examples | None = None,
+    *,
+    sparsity: float = 0.9,
+    rounds: int = 20,
+    schedule: Schedule = "exponential",
+) -> dict[str, Tensor]:
+    """SNIP in rounds: ``|w g|`` at the weights that the last but one round left; pruned weights have 0 and stay out.
+
+    De Jorge et al. 2021 (arXiv 2006.09081), section 4. Arguments and errors are those of :func:`force`.
+    """
+    return _progressive("iterative_snip", model, loss_fn, batches, sparsity, rounds, schedule, may_return=False)
+
+
+def _progressive(
+    name: str,
+    model: nn.Module,
+    loss_fn: LossFunction | None,
+    batches: Examples | None,
+    sparsity: float,
+    rounds: int,
+    schedule: Schedule,
+    may_return: bool,
+) -> dict[str, Tensor]:
+    loss_fn, batches = needed(name, loss_fn, batches)
+    batches = repeatable(batches)
+    weights = {key: wide(weight) for key, weight in prunable_weights(model).items()}
+
+    def score(masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        mean = mean_over_examples(gradients(model, loss_fn, batches, masks))
+        scores = {key: (weight * mean[key]).abs() for key, weight in weights.items()}
+        if masks is None or may_return:
+            return scores
+        return {key: torch.where(masks[key], value, 0) for key, value in scores.items()}
+
+    return checked(name, in_rounds(score, sparsity, rounds, schedule))

@@ -1,0 +1,74 @@
+"""GraSP: what pruning does to the flow of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from stochprune.scores._common import (
+    Examples,
+    LossFunction,
+    checked,
+    differentiate,
+    gradients,
+    loss_at,
+    mean_over_examples,
+    needed,
+    prunable_weights,
+    repeatable,
+    wide,
+)
+
+
+def grasp(
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    batches: Examples | None = None,
+    *,
+    temperature: float = 200.0,
+    absolute: bool = False,
+) -> dict[str, Tensor]:
+    """``w (H g)``: g the gradient, H the Hessian of the loss over all examples, by the prunable weights.
+
+    To first order, removing w changes ``|g|^2 / 2`` by ``-w (H g)``; the authors remove the weights of the highest
+    ``-w (H g)``, those that hinder the flow of gradients, and so does the top of this score, whose sign is turned.
+    Wang, Zhang and Grosse 2020, "Picking winning tickets before training by preserving gradient flow" (arXiv
+    2002.07376), equation 8 and algorithm 2.
+
+    Args:
+        loss_fn, batches: as for :func:`snip`; the batches are gone through twice.
+        temperature: the outputs are divided by it before the loss, as in the authors' code, which takes 200.
+        absolute: ``|w (H g)|``, the effect on the flow whatever its sign (Tanaka et al. 2020 and Frankle et al. 2020,
+            arXiv 2009.08576, look at it).
+
+    Returns:
+        By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
+
+    Raises:
+        ValueError: no loss function or examples, a temperature that is not positive, no prunable layer, a score not
+            finite.
+    """
+    loss_fn, batches = needed("grasp", loss_fn, batches)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    batches = repeatable(batches)
+    parameters = prunable_weights(model)
+
+    def softened(output: Tensor, y: Tensor) -> Tensor:
+        return loss_fn(output / temperature, y)
+
+    mean = mean_over_examples(gradients(model, softened, batches))
+
+    values: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in parameters.values()}
+
+    def products() -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for x, y in batches:
+            grads = differentiate(loss_at(model, softened, values, x, y), values.values(), create_graph=True)
+            flow = sum((mean[name].to(g) * g).sum() for name, g in zip(parameters, grads, strict=True))
+            assert isinstance(flow, Tensor)
+            yield len(x), dict(zip(parameters, differentiate(flow, values.values()), strict=True))
+
+    product = mean_over_examples(products())
+    scores = {name: wide(weight) * product[name] for name, weight in parameters.items()}
+    return checked("grasp", {name: score.abs() for name, score in scores.items()} if absolute else scores)

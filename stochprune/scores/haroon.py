@@ -1,0 +1,136 @@
+"""Scores that look at the first epochs of training: K-starts and dissipating gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import chain, repeat
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.masks import from_scores
+from stochprune.scores._common import (
+    Examples,
+    LossFunction,
+    checked,
+    needed,
+    prunable_weights,
+    repeatable,
+    wide,
+)
+from stochprune.scores._sgd import check_descent, descend, starting_point
+from stochprune.scores.random import random
+from stochprune.seeding import generator
+
+
+def dissipating_gradients(
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    batches: Examples | None = None,
+    *,
+    epochs: int = 2,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+) -> dict[str, Tensor]:
+    """``|w_T - w| / |w|``: how far a weight moves in its first epochs, as a fraction of its start.
+
+    Weights that stay within a fraction of their initial value go, whatever their size; the masks are for the weights
+    as they are. Haroon 2022, "What to prune and what not to prune at initialization" (arXiv 2209.02201), as we read
+    its abstract: its threshold on the fraction is here the cut at a sparsity.
+
+    Args:
+        loss_fn: as for :func:`snip`.
+        batches: one epoch; gone through ``epochs`` times.
+        epochs, lr, momentum: of the SGD on a copy of the weights.
+
+    Returns:
+        By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
+
+    Raises:
+        ValueError: no loss function or examples, no epoch, a rate or momentum out of range, no prunable layer, a score
+            not finite (training diverged).
+    """
+    loss_fn, batches = needed("dissipating_gradients", loss_fn, batches)
+    _check_epochs("dissipating_gradients", epochs)
+    check_descent("dissipating_gradients", lr=lr, momentum=momentum)
+    feed = chain.from_iterable(repeat(repeatable(batches), epochs))
+    theta = descend(model, loss_fn, feed, starting_point(model), lr=lr, momentum=momentum)
+    scores = {}
+    for name, weight in prunable_weights(model).items():
+        start = wide(weight)
+        tiny = torch.finfo(start.dtype).tiny  # a weight that starts at 0 may move far
+        scores[name] = (wide(theta[weight]) - start).abs() / start.abs().clamp_min(tiny)
+    return checked("dissipating_gradients", {n: s.clamp_max(torch.finfo(s.dtype).max) for n, s in scores.items()})
+
+
+def k_starts(
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    batches: Examples | None = None,
+    *,
+    sparsity: float = 0.9,
+    starts: int = 5,
+    epochs: int = 2,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    fitness: Literal["magnitude", "gradient", "both"] = "magnitude",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The random scores of the fittest of ``starts`` random masks, each trained for the first epochs.
+
+    Haroon 2022 (arXiv 2209.02201), as we read its abstract. The fitness of a mask is the sum over its kept weights of
+    ``"magnitude"``: ``|w_T|``; ``"gradient"``: ``|g|`` accumulated over all steps; ``"both"``: their product.
+
+    Args:
+        loss_fn, batches, epochs, lr, momentum: as for :func:`dissipating_gradients`.
+        sparsity: that of the mask to be cut from the scores.
+        starts: K.
+        seed: 0 .. 2^64 - 1, of the random masks.
+
+    Returns:
+        By weight name, a float32 tensor of the weight's shape; its cut at ``sparsity`` is the fittest mask.
+
+    Raises:
+        ValueError: as for :func:`dissipating_gradients`; no start, an unknown fitness, a sparsity outside [0, 1).
+    """
+    loss_fn, batches = needed("k_starts", loss_fn, batches)
+    _check_epochs("k_starts", epochs)
+    check_descent("k_starts", lr=lr, momentum=momentum)
+    if starts < 1:
+        raise ValueError(f"starts must be at least 1, got {starts}")
+    if fitness not in ("magnitude", "gradient", "both"):
+        raise ValueError(f"fitness must be 'magnitude', 'gradient' or 'both', got {fitness!r}")
+    batches = repeatable(batches)
+    weights = prunable_weights(model)
+    best, chosen = -math.inf, None
+    for number in range(starts):
+        scores = random(model, seed=int(generator(seed, "k-starts", number).integers(1 << 63)))
+        masks: dict[Tensor, Tensor] = {
+            weights[name]: mask for name, mask in from_scores(scores, sparsity, allow_empty=True).items()
+        }
+        accumulated: dict[Tensor, Tensor] = dict.fromkeys(masks, torch.zeros(()))
+
+        def see(grads: Mapping[Tensor, Tensor], accumulated: dict[Tensor, Tensor] = accumulated) -> None:
+            for weight in accumulated:
+                accumulated[weight] = accumulated[weight] + grads[weight].abs()
+
+        begin = starting_point(model) | {weight: weight.detach() * mask for weight, mask in masks.items()}
+        feed = chain.from_iterable(repeat(batches, epochs))
+        theta = descend(model, loss_fn, feed, begin, lr=lr, momentum=momentum, masks=masks, see=see)
+        fit = 0.0
+        for weight, mask in masks.items():
+            size = theta[weight].abs() if fitness != "gradient" else 1.0
+            slope = accumulated[weight] if fitness != "magnitude" else 1.0
+            fit += (size * slope * mask).sum(dtype=torch.float64).item()
+        if fit > best:  # the fitness of a start that diverged is NaN
+            best, chosen = fit, scores
+    if chosen is None:
+        raise ValueError(f"k_starts: all {starts} starts diverged: lower lr, now {lr}")
+    return chosen
+
+
+def _check_epochs(score: str, epochs: int) -> None:
+    if epochs < 1:
+        raise ValueError(f"{score}: epochs must be at least 1, got {epochs}")

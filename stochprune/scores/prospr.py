@@ -1,0 +1,101 @@
+"""ProsPr: prospect pruning, by the loss that the first steps of training will reach."""
+
+from __future__ import annotations
+
+from itertools import chain, cycle, islice
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.scores._common import (
+    Examples,
+    LossFunction,
+    checked,
+    differentiate,
+    loss_at,
+    mean_over_examples,
+    needed,
+    prunable_weights,
+    wide,
+)
+from stochprune.scores._sgd import check_descent, descend, starting_point
+
+
+def prospr(
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    batches: Examples | None = None,
+    *,
+    steps: int = 3,
+    lr: float = 0.5,
+    momentum: float = 0.9,
+    first_order: bool = False,
+    structured: bool = False,
+) -> dict[str, Tensor]:
+    """``|dL(theta_M) / dc|`` at c = 1, where theta_M are M steps of SGD from the weights w c.
+
+    All parameters move in the steps; the derivative runs through every one, their second order and their momentum
+    included. The masks are for the weights as they are, not for theta_M. Alizadeh, Tailor, Zintgraf, van Amersfoort,
+    Farquhar, Lane and Gal 2022, "Prospect pruning: finding trainable weights at initialization using meta-gradients"
+    (arXiv 2202.08132), algorithm 1.
+
+    Args:
+        loss_fn: as for :func:`snip`.
+        batches: the first M go into the steps, one each, the next into the final loss. If there are fewer, they are
+            taken in turn again from the first. Under a process group each rank makes its own steps on its own batches,
+            and the derivatives are averaged.
+        steps: M. With 0 the score is that of SNIP on the first batch.
+        lr, momentum: of the steps.
+        first_order: ``|w dL/dtheta_M|``, as if theta_M moved with the start one to one: no second derivatives, memory
+            for one step only.
+        structured: one c for each output channel (a weight's first dimension: of a transposed convolution the input
+            channel), for every layer but the last, whose outputs are the classes.
+
+    Returns:
+        By weight name, a tensor of the weight's shape, or [C_out, 1, ...] if structured
+        (:func:`stochprune.masks.expand` makes masks of weights of such masks of channels); float64 if the weight is,
+        else float32.
+
+    Raises:
+        ValueError: no loss function or examples, a negative number of steps, a rate or momentum out of range, no
+            prunable layer or none but the last if structured, a score not finite.
+    """
+    loss_fn, batches = needed("prospr", loss_fn, batches)
+    if steps < 0:
+        raise ValueError(f"prospr: steps must be at least 0, got {steps}")
+    check_descent("prospr", lr=lr, momentum=momentum)
+    weights = prunable_weights(model)
+    chosen = list(weights)[: -1 if structured else None]
+    if not chosen:
+        raise ValueError("prospr: structured pruning leaves out the last layer, and the model has no other")
+    feed = islice(cycle(batches), steps + 1)
+    head = list(islice(feed, steps))
+    last = next(feed, None)
+    if last is None:
+        raise ValueError("batches gave no examples")
+
+    begin = starting_point(model)
+    factors = {
+        name: torch.ones((len(w), *[1] * (w.dim() - 1)) if structured else w.shape, dtype=w.dtype, device=w.device)
+        for name, w in ((name, weights[name]) for name in chosen)
+    }
+    by_factor = not first_order
+    if by_factor:
+        for name, factor in factors.items():
+            begin[weights[name]] = begin[weights[name]] * factor.requires_grad_()
+        for value in begin.values():
+            if not value.requires_grad:
+                value.requires_grad_()
+    theta = descend(model, loss_fn, head, begin, lr=lr, momentum=momentum, create_graph=by_factor)
+    if first_order:
+        theta = {parameter: value.detach().requires_grad_() for parameter, value in theta.items()}
+        grads = differentiate(loss_at(model, loss_fn, theta, *last), [theta[weights[name]] for name in chosen])
+        found = {name: wide(weights[name]) * wide(grad) for name, grad in zip(chosen, grads, strict=True)}
+        if structured:
+            found = {name: value.sum(dim=tuple(range(1, value.dim())), keepdim=True) for name, value in found.items()}
+    else:
+        grads = differentiate(loss_at(model, loss_fn, theta, *last), factors.values())
+        found = dict(zip(chosen, grads, strict=True))
+    examples = sum(len(x) for x, _ in chain(head, [last]))
+    mean = mean_over_examples([(examples, found)])
+    return checked("prospr", {name: value.abs() for name, value in mean.items()})

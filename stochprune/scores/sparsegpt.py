@@ -1,0 +1,121 @@
+"""SparseGPT: second-order pruning of linear layers, with what is left making up for what goes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.masks import from_scores, n_of_m
+from stochprune.scores._common import (
+    Examples,
+    LossFunction,
+    checked,
+    mean_over_examples,
+    repeatable,
+    wide,
+)
+from stochprune.scores._inputs import input_sums, linear_layers
+
+
+def sparsegpt(
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    batches: Examples | None = None,
+    *,
+    damping: float = 0.01,
+) -> dict[str, Tensor]:
+    """``w_ij^2 / [(H_j:)^-1]_jj``: the least squared error of removing w_ij if the inputs after j may make up for it.
+
+    H is the second moment of the layer's input, and H_j: its part from input j on. Frantar and Alistarh 2023,
+    "SparseGPT: massive language models can be accurately pruned in one-shot" (arXiv 2301.00774), section 3.
+
+    Args:
+        loss_fn: not used.
+        batches: (x, y); y is not used.
+        damping: of the mean of H's diagonal, added to the diagonal.
+
+    Returns:
+        By the weight name of each linear layer, a tensor of its shape; float64 if the weight is, else float32.
+
+    Raises:
+        ValueError: no batches or examples, no linear layer or one that nothing enters, damping that is not positive, a
+            score not finite.
+    """
+    moments = _moments(model, batches, damping)
+    scores = {}
+    for name, layer in linear_layers(model).items():
+        weight = wide(layer.weight).clone()
+        scores[name] = (weight / _inverse_factor(moments[name], weight, damping).diagonal()).square()
+    return checked("sparsegpt", scores)
+
+
+@torch.no_grad()
+def sparsegpt_prune(
+    model: nn.Module,
+    batches: Examples,
+    sparsity: float | tuple[int, int],
+    *,
+    damping: float = 0.01,
+    block: int = 128,
+) -> dict[str, Tensor]:
+    """Prune the linear layers of ``model`` in place, one after the other, and adjust their remaining weights.
+
+    Each layer sees the inputs that the pruned layers before it give. Within a layer the columns are gone through from
+    the left; a block's mask is chosen when it is reached, and each removal is made up for by the columns to its right
+    (algorithm 1 of the paper).
+
+    Args:
+        batches: (x, y), gone through once a layer.
+        sparsity: the fraction pruned of each block of columns; or (n, m): n of each m in a row are pruned.
+        damping: as for :func:`sparsegpt`.
+        block: columns whose mask is chosen together.
+
+    Returns:
+        bool masks by weight name.
+
+    Raises:
+        ValueError: as for :func:`sparsegpt`; a sparsity outside [0, 1), or a block that m does not divide.
+    """
+    if block < 1 or (isinstance(sparsity, tuple) and block % sparsity[1]):
+        raise ValueError(f"sparsegpt_prune: block {block} must be at least 1 and a multiple of m, sparsity {sparsity}")
+    batches = repeatable(batches)
+    masks = {}
+    for name, layer in linear_layers(model).items():
+        weight = wide(layer.weight).clone()
+        factor = _inverse_factor(_moments(model, batches, damping)[name], weight, damping)
+        mask = torch.ones_like(weight, dtype=torch.bool)
+        for left in range(0, weight.shape[1], block):
+            columns = slice(left, min(left + block, weight.shape[1]))
+            saliency = {name: (weight[:, columns] / factor.diagonal()[columns]).square()}
+            if isinstance(sparsity, tuple):
+                mask[:, columns] = n_of_m(saliency, sparsity[1] - sparsity[0], sparsity[1])[name]
+            else:
+                mask[:, columns] = from_scores(saliency, sparsity, allow_empty=True)[name]
+            for j in range(columns.start, columns.stop):
+                removed = torch.where(mask[:, j], 0, weight[:, j]) / factor[j, j]  # [out]
+                weight[:, j:] -= torch.outer(removed, factor[j, j:])
+                weight[:, j].masked_fill_(~mask[:, j], 0)
+        layer.weight.copy_(checked("sparsegpt_prune", {name: weight})[name])
+        masks[name] = mask
+    return masks
+
+
+def _moments(model: nn.Module, batches: Examples | None, damping: float) -> dict[str, Tensor]:
+    """By weight name the second moment of the inputs, [in, in]."""
+    if batches is None:
+        raise ValueError("sparsegpt needs batches")
+    if not damping > 0:
+        raise ValueError(f"damping must be positive, got {damping}")
+    return mean_over_examples(input_sums(model, batches, lambda x: x.T @ x))
+
+
+def _inverse_factor(moment: Tensor, weight: Tensor, damping: float) -> Tensor:
+    """U [in, in], upper triangular, with U^T U = (H + damping)^-1; its row j is that of the inverse of H_j: times a
+    constant. Weights of inputs that are always 0 become 0 in place."""
+    h = moment.double()  # float64: the inverse of a nearly singular H loses all bits of float32
+    dead = h.diagonal() == 0
+    weight[:, dead] = 0
+    h.diagonal()[dead] = 1
+    h.diagonal().add_(damping * h.diagonal().mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    return torch.linalg.cholesky(inverse, upper=True).to(weight.dtype)

@@ -1,0 +1,33 @@
+"""Wanda: weights and activations."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stochprune.scores._common import Examples, LossFunction, checked, mean_over_examples, wide
+from stochprune.scores._inputs import input_sums, linear_layers
+
+
+def wanda(model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None) -> dict[str, Tensor]:
+    """``|w_ij| |x_j|``: the weight times the root mean square of its input over examples, for linear layers.
+
+    Sun, Liu, Bair and Kolter 2024, "A simple and effective pruning approach for large language models" (arXiv
+    2306.11695), equation 1 (up to one factor a layer, the number of examples). Compare within each output, as they do:
+    ``masks.from_scores(scores, sparsity, scope="row")``; for 2:4 sparsity ``masks.n_of_m(scores, 2, 4)``.
+
+    Args:
+        loss_fn: not used.
+        batches: (x, y); y is not used.
+
+    Returns:
+        By the weight name of each linear layer, a tensor of its shape; float64 if the weight is, else float32.
+
+    Raises:
+        ValueError: no batches or examples, no linear layer or one that nothing enters, a score not finite.
+    """
+    if batches is None:
+        raise ValueError("wanda needs batches")
+    squares = mean_over_examples(input_sums(model, batches, lambda x: x.square().sum(dim=0)))
+    return checked(
+        "wanda", {name: wide(layer.weight).abs() * squares[name].sqrt() for name, layer in linear_layers(model).items()}
+    )
