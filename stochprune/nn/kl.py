@@ -1,0 +1,46 @@
+"""The divergence of a whole model's masks from a prior, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from stochprune.functional import bernoulli_kl
+from stochprune.nn.layer import masked_layers
+
+
+def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+    """KL(Q || P) of each layer's masks in nats, differentiable; the model's is their sum.
+
+    ::
+
+        prior = {name: layer.mask_logits.detach().clone() for name, layer in masked_layers(model).items()}
+        total = sum(layer_kl(model, prior).values())
+
+    Args:
+        model: a converted model.
+        prior_logits: by weight name, as :func:`stochprune.functional.bernoulli_kl` takes them. Of layers that share
+            their masks (tied weights) the first is counted and the others are ignored.
+
+    Returns:
+        float64 scalars by weight name.
+
+    Raises:
+        ValueError: no masked layer, a layer without a prior, a prior without a layer, or one that does not fit.
+    """
+    layers = masked_layers(model)
+    if not layers:
+        raise ValueError("layer_kl: the model has no masked layer")
+    unknown = sorted(set(prior_logits) - set(layers))
+    if unknown:
+        raise ValueError(f"layer_kl: no masked layer has the weight {unknown[0]!r}; there are: {', '.join(layers)}")
+    first = {id(layer.mask_logits): name for name, layer in reversed(layers.items())}
+    missing = [name for name in first.values() if name not in prior_logits]
+    if missing:
+        raise ValueError(f"layer_kl: no prior for {missing[-1]}")
+    return {
+        name: bernoulli_kl(layer.mask_logits, prior_logits[name])
+        for name, layer in layers.items()
+        if first[id(layer.mask_logits)] == name
+    }
