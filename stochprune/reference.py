@@ -135,10 +135,10 @@ def masked_weight(
     dtype: torch.dtype,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """z * weight [D, N, ...] in ``dtype``, slice d under the mask of ``draw[d]``, for other products than masked_linear's.
+    """z * weight [D, N, ...] in ``dtype``, slice d under the mask of ``draw[d]``, for products that torch makes.
 
     Weight and logits [N, ...]; their trailing dimensions are flattened to the contract's columns. With ``rows``
-    (int64 [R]) only those rows, [D, R, ...]. The result may be scratch memory: it is valid until the backend's next call.
+    (int64 [R]) only those rows, [D, R, ...]. The result may be scratch memory, valid until the backend's next call.
     """
     out = weight.new_empty(len(draw), *weight.shape, dtype=dtype)
     for i in range(len(draw)):
@@ -162,8 +162,8 @@ def weight_grad(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dweight and dlogits, each shaped like ``grad[0]``, of grad [D, N, ...] = dL/d(z * weight); None where not needed.
 
-    Summed over draws. With ``rows`` (int64 [R]), as in :func:`masked_weight`, grad is [D, R, ...] and so are the results.
-    They may lie in the memory of ``grad``.
+    Summed over draws; they may lie in the memory of ``grad``. With ``rows`` (int64 [R], none of them twice), as in
+    :func:`masked_weight`, grad is [D, R, ...] and the results are [R, ...].
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
     part = slice(None) if rows is None else rows
@@ -174,6 +174,32 @@ def weight_grad(
         dweight += g * z.view(weight.shape)[part]
         dlogits += g * (weight * slope.view(weight.shape))[part]
     return dweight.to(weight.dtype) if need_weight else None, dlogits.to(logits.dtype) if need_logits else None
+
+
+def normal(rows: int, cols: int, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:
+    """float32 [D, rows, cols] on the draw's device: the contract's normals of the block from ``row_offset`` on."""
+    each = [
+        rng.normal(rows, cols, seed=seed, draw=d, stream=stream, row_offset=row_offset, device=draw.device)
+        for d in draw
+    ]
+    return torch.stack(each).float() if each else torch.empty(0, rows, cols, device=draw.device)
+
+
+def gaussian_weight(mu: Tensor, rho: Tensor, seed: Tensor, draw: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
+    """mu + softplus(rho) e [D, N, K] in ``dtype``, under the contract's normals e of each draw; mu and rho [N, K]."""
+    e = [rng.normal(*mu.shape, seed=seed, draw=d, stream=stream, device=mu.device) for d in draw]
+    wide = torch.promote_types(mu.dtype, torch.float32)
+    out = [(mu.to(wide) + F.softplus(rho.to(wide), threshold=80) * x.to(wide)).to(dtype) for x in e]
+    return torch.stack(out) if out else mu.new_empty(0, *mu.shape, dtype=dtype)
+
+
+def gaussian_grad(grad: Tensor, rho: Tensor, seed: Tensor, draw: Tensor, stream: int) -> Tensor:
+    """drho [N, K] of grad [D, N, K] = dL/d(mu + softplus(rho) e), summed over draws."""
+    wide = torch.promote_types(rho.dtype, torch.float32)
+    total = torch.zeros_like(rho, dtype=wide)
+    for g, d in zip(grad, draw, strict=True):
+        total += g * rng.normal(*rho.shape, seed=seed, draw=d, stream=stream, device=rho.device).to(wide)
+    return (total * torch.sigmoid(rho.to(wide))).to(rho.dtype)
 
 
 def bernoulli_kl(logits: Tensor, prior_logits: Tensor) -> Tensor:

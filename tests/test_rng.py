@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from stochprune import rng
 
@@ -110,3 +111,45 @@ def test_uniforms_are_uniform():
 def test_addresses_outside_the_contract_are_refused(arguments, word):
     with pytest.raises(ValueError, match=word):
         rng.uniform16(2, 3, **{"seed": 0, "draw": 0, "stream": 0, **arguments})
+
+
+def _philox_by_hand(counter, key):
+    """Ten lines of plain integers, apart from the implementation under test."""
+    c, k = list(counter), list(key)
+    for _ in range(7):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(b >> 32) ^ c[1] ^ k[0], b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k[1], a & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+@pytest.mark.parametrize("n, k", [(0, 0), (3, 17), (2**32 - 1, 2**34 - 1), (5, 100), (5, 116), (1, 47), (1, 63)])
+def test_normals_follow_their_definition(n, k):
+    seed, draw, stream = 2**63 + 12345, 2**32 - 2, 2**31 - 7
+    key = (seed & 0xFFFFFFFF, seed >> 32)
+    w = _philox_by_hand((((k >> 6) << 4) | (k & 15), n, draw, stream | 2**31), key)
+    pair = 2 * ((k >> 5) & 1)
+    p, turn = (((word >> 9) + 0.5) / 2**23 for word in w[pair : pair + 2])
+    wave = np.sin if (k >> 4) & 1 else np.cos
+    expected = np.sqrt(-2 * np.log(p)) * wave(2 * np.pi * turn)
+    got = rng.normal(1, 1, seed=seed, draw=draw, stream=stream, row_offset=n, col_offset=k)
+    assert abs(got.item() - expected) < 1e-9 * abs(expected)
+
+
+def test_normals_are_standard_normal_and_independent_of_masks():
+    at = {"seed": 11, "draw": 12, "stream": 13}
+    z = rng.normal(400, 640, **at)
+    assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
+    grid = z.view(400, 10, 64)
+    uniforms = rng.uniform16(400, 640, **at).double().view(400, 10, 64)
+    for other in (uniforms, grid.roll(1, 0), grid.roll(16, 2), grid.square()):
+        correlation = torch.corrcoef(torch.stack([grid.flatten(), other.flatten()]))[0, 1]
+        assert abs(correlation) < 4 / z.numel() ** 0.5
+    squares = grid.square()
+    correlation = torch.corrcoef(torch.stack([squares[..., :16].flatten(), squares[..., 16:32].flatten()]))[0, 1]
+    assert abs(correlation) < 4 / (z.numel() / 4) ** 0.5  # the two normals of one Box-Muller pair
+
+
+def test_a_block_of_normals_is_a_block_of_the_whole():
+    at = {"seed": 1, "draw": 2, "stream": 3}
+    assert torch.equal(rng.normal(9, 200, **at)[4:, 70:], rng.normal(5, 130, **at, row_offset=4, col_offset=70))

@@ -5,6 +5,7 @@ from stochprune.functional.gaussian_kl import gaussian_kl, spike_and_slab_kl
 from stochprune.functional.hard_concrete import expected_l0, hard_concrete_gate
 from stochprune.functional.keep_mask import keep_mask
 from stochprune.functional.masked_linear import masked_linear
+from stochprune.functional.spike_and_slab import spike_and_slab_linear
 
 __all__ = [
     "bernoulli_kl",
@@ -14,4 +15,5 @@ __all__ = [
     "keep_mask",
     "masked_linear",
     "spike_and_slab_kl",
+    "spike_and_slab_linear",
 ]

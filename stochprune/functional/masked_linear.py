@@ -11,14 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stochprune import backends, rng
-from stochprune.functional._checks import (
-    check_estimator,
-    check_floating,
-    check_same_device,
-    draw_tensor,
-    seed_tensor,
-)
+from stochprune import backends
+from stochprune.functional._checks import check_estimator
+from stochprune.functional._linear import slices
 
 _OP = "masked_linear"
 
@@ -190,35 +185,6 @@ def masked_linear(
         RuntimeError: on differentiating twice.
     """
     check_estimator(_OP, estimator, temperature)
-    check_floating(_OP, x=x, weight=weight, logits=logits, bias=bias)
-    check_same_device(_OP, x=x, weight=weight, logits=logits, bias=bias)
-    if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"{_OP}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
-    if logits.shape != weight.shape:
-        raise ValueError(f"{_OP}: logits {tuple(logits.shape)} and weight {tuple(weight.shape)} differ in shape")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{_OP}: bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
-    rng.check_address(stream=stream, rows=weight.shape[0], cols=weight.shape[1])
-
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
-    elif weight.dtype == torch.float64 and x.dtype != torch.float64:
-        raise TypeError(f"{_OP}: x is {x.dtype} and weight {weight.dtype}; convert one of them")
-    if bias is not None:
-        bias = bias.to(x.dtype)
-
-    seeds, draws = seed_tensor(_OP, seed, x.device), draw_tensor(_OP, draw, samples, x.device)
-    many = samples is not None or draws.shape[0] > 1
-    if many and samples is None:
-        if x.dim() < 2 or x.shape[0] != draws.shape[0]:
-            raise ValueError(
-                f"{_OP}: x {tuple(x.shape)} has no leading dimension of {draws.shape[0]}, one for each draw"
-            )
-        inner = x.shape[1:-1]
-        slices = x.reshape(x.shape[0], inner.numel(), x.shape[-1])  # [D, M, K]
-    else:
-        inner = x.shape[:-1]
-        slices = x.reshape(1, inner.numel(), x.shape[-1]).expand(draws.shape[0], -1, -1)  # [D, M, K]
-    y = _forward(slices, weight, logits, bias, seeds, draws, stream, estimator, temperature)
-    return y.reshape(*((y.shape[0],) if many else ()), *inner, weight.shape[0])
+    given = slices(_OP, x, {"weight": weight, "logits": logits}, bias, seed, draw, stream, samples)
+    y = _forward(given.x, weight, logits, given.bias, given.seed, given.draw, stream, estimator, temperature)
+    return given.restore(y)

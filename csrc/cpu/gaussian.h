@@ -1,0 +1,108 @@
+// Gaussian weights mu + softplus(rho) e under the contract's normals e, and their gradient; part of kernels_impl.h.
+#pragma once
+#include "../common/normal.h"
+#include "simd.h"
+
+namespace stochprune {
+namespace {
+
+// ln(x) of a positive normal float, relative error below 2e-7 up to x = 1: reduction to [sqrt(1/2), sqrt(2)], degree 9.
+inline f32v logarithm(f32v x) {
+  const i32v exponent = (as_int(x) - 0x3F3504F3) >> 23;
+  const f32v n = __builtin_convertvector(exponent, f32v), f = as_float(as_int(x) - (exponent << 23)) - 1.0f, z = f * f;
+  f32v p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  return n * 0.693359375f + (f + (p * f * z - 0.5f * z - n * 2.12194440e-4f));
+}
+
+inline f32v square_root(f32v x) {
+#if defined(__AVX512F__)
+  return f32v(_mm512_sqrt_ps(__m512(x)));
+#elif defined(__AVX2__)
+  return f32v(_mm256_sqrt_ps(__m256(x)));
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+
+// Both normals of two words.
+inline void box_muller(u32v w0, u32v w1, f32v& even, f32v& odd) {
+  const f32v p = (__builtin_convertvector(reinterpret_cast<i32v>(w0 >> 9), f32v) + 0.5f) * 0x1p-23f;
+  const f32v radius = square_root(logarithm(p) * -2.0f);
+  const i32v turn = reinterpret_cast<i32v>(w1 >> 9), quarter = (turn + (1 << 20)) >> 21;
+  const f32v a = (__builtin_convertvector(turn - (quarter << 21), f32v) + 0.5f) * 7.4901406e-7f, z = a * a;
+  const f32v sine = ((z * -1.9515295891e-4f + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * a + a;
+  const f32v cosine = ((z * 2.443315711809948e-5f - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
+  const i32v swapped = (quarter & 1) != 0;
+  const i32v even_sign = (quarter + 1) << 30 & INT32_MIN, odd_sign = quarter << 30 & INT32_MIN;  // the second bits
+  even = as_float(as_int(radius * (swapped ? sine : cosine)) ^ even_sign);
+  odd = as_float(as_int(radius * (swapped ? cosine : sine)) ^ odd_sign);
+}
+
+// The normals of a group of 64 columns: calls 0..7 and 8..15 are those of two groups of masks in another stream.
+inline void normals64(const Address& a, const Block& b, Buffer<float>& out) {
+  alignas(64) uint32_t halves[2][4][8], words[4][16];
+  for (uint64_t h = 0; h < 2; ++h) {
+    uniforms64(a.seed, a.draw, a.stream | kNormalStream, uint32_t(a.row + b.row), 2 * b.group + h,
+               reinterpret_cast<uint16_t*>(halves[h]));
+    for (int s = 0; s < 4; ++s) std::memcpy(words[s] + 8 * h, halves[h][s], sizeof halves[h][s]);
+  }
+  for (int s = 0; s < 4; s += 2) {
+    for (int i = 0; i < 16; i += kLanes) {
+      f32v even, odd;
+      box_muller(load<u32v>(words[s] + i), load<u32v>(words[s + 1] + i), even, odd);
+      store(out.v + 16 * s + i, even);
+      store(out.v + 16 * s + 16 + i, odd);
+    }
+  }
+}
+
+// ln(1 + exp(x)); where exp(-|x|) is small, what 1 + exp(-|x|) rounds away is added again.
+inline f32v softplus(f32v x) {
+  constexpr int32_t kEighty = 0x42A00000;
+  const i32v size = as_int(x) & 0x7FFFFFFF;
+  const f32v e = exp_of_minus(as_float(size < kEighty ? size : kEighty)), sum = 1.0f + e;
+  const f32v tail = logarithm(sum) + (e - (sum - 1.0f)) * reciprocal(sum);
+  return (x > 0.0f ? x : splat(0.0f)) + tail;
+}
+
+// out = mu + softplus(rho) e; without mu and rho the standard normals themselves.
+void gaussian_weight(Address a, Shape shape, ConstMatrix mu, ConstMatrix rho, Matrix out) {
+  for_each_block(a, shape, [&](const Block& b) {
+    Buffer<float> e, mbuf, rbuf, obuf;
+    normals64(a, b, e);
+    float* o = target(out, b, obuf);
+    if (!mu.data) {
+      std::memcpy(o, e.v, sizeof e.v);
+    } else {
+      const float *m = read(mu, b, mbuf), *r = read(rho, b, rbuf);
+      for (int i = 0; i < kGroup; i += kLanes) {
+        store(o + i, load<f32v>(m + i) + softplus(load<f32v>(r + i)) * load<f32v>(e.v + i));
+      }
+    }
+    write(out, b, o);
+  });
+}
+
+// drho = grad e softplus'(rho), from grad = dL/d(mu + softplus(rho) e); it may alias grad. accumulate: add to what is there.
+void gaussian_grad(Address a, Shape shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate) {
+  for_each_block(a, shape, [&](const Block& b) {
+    Buffer<float> e, gbuf, rbuf, dr;
+    normals64(a, b, e);
+    const float *g = read(grad, b, gbuf), *r = read(rho, b, rbuf);
+    for (int i = 0; i < kGroup; i += kLanes) {
+      store(dr.v + i, load<f32v>(g + i) * load<f32v>(e.v + i) * sigmoid(load<f32v>(r + i)).value);
+    }
+    write_sum(drho, b, dr, accumulate, false);
+  });
+}
+
+}  // namespace
+}  // namespace stochprune

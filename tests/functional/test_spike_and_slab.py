@@ -1,0 +1,169 @@
+"""Gaussian and spike-and-slab layers: against autograd of the definition, closed-form moments and enumeration."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stochprune import rng
+from stochprune.functional import masked_linear, spike_and_slab_linear
+
+op = sys.modules["stochprune.functional.spike_and_slab"]
+AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
+
+
+def tensors(generator, m=4, n=6, k=70, dtype=torch.float64):
+    shapes = {"x": (m, k), "mu": (n, k), "rho": (n, k), "logits": (n, k), "bias": (n,)}
+    return {name: torch.randn(*s, generator=generator, dtype=dtype).requires_grad_() for name, s in shapes.items()}
+
+
+def definition(x, mu, rho, logits, bias, draw=AT["draw"]):
+    at = {**AT, "draw": draw}
+    w = mu + F.softplus(rho) * rng.normal(*mu.shape, **at).to(mu.dtype)
+    if logits is not None:
+        hard = (rng.uniform16(*mu.shape, **at) & 0x7FFF) < rng.threshold_from_logits(logits).int()
+        mean = torch.sigmoid(logits)
+        w = (hard + mean - mean.detach()) * w
+    return F.linear(x, w, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("slab_only", [True, False])
+def test_values_and_gradients_equal_autograd_of_the_definition(dtype, slab_only, generator):
+    t = tensors(generator, dtype=dtype)
+    if slab_only:
+        t["logits"] = None
+    y, expected = spike_and_slab_linear(*t.values(), **AT), definition(*t.values())
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(y, expected, **tolerance)
+    inputs = [v for v in t.values() if v is not None]
+    loss = lambda out: (out.sin() * out).sum()  # noqa: E731
+    for got, want in zip(
+        torch.autograd.grad(loss(y), inputs), torch.autograd.grad(loss(expected), inputs), strict=True
+    ):
+        torch.testing.assert_close(got, want, **tolerance)
+
+
+def test_plain_gaussian_passes_gradcheck(generator):
+    t = tensors(generator, m=2, n=3, k=5)
+    call = lambda x, mu, rho, bias: spike_and_slab_linear(x, mu, rho, None, bias, **AT)  # noqa: E731
+    assert torch.autograd.gradcheck(call, [t[name] for name in ("x", "mu", "rho", "bias")])
+
+
+def test_moments_of_a_linear_layer(generator):
+    """E y = x (q mu)^T and Var y = x^2 (q (sigma^2 + mu^2) - q^2 mu^2)^T, over 4,000 draws."""
+    t = {name: v.detach() for name, v in tensors(generator, m=3, n=2, k=20, dtype=torch.float32).items()}
+    x, mu, rho, logits, bias = t.values()
+    y = spike_and_slab_linear(x, mu, rho, logits, bias, seed=1, draw=0, stream=2, samples=4000)
+    q, sigma = torch.sigmoid(logits), F.softplus(rho)
+    mean, variance = F.linear(x, q * mu, bias), F.linear(x**2, q * (sigma**2 + mu**2) - (q * mu) ** 2)
+    assert ((y.mean(0) - mean) / (variance / 4000).sqrt()).abs().max() < 4
+    assert (y.var(0) / variance - 1).abs().max() < 0.2
+
+
+def test_gradients_are_unbiased_for_the_expected_square_loss(generator):
+    """Against the exact expectation: normals in closed form, masks by enumeration."""
+    t = tensors(generator, m=3, n=1, k=3, dtype=torch.float32)
+    x, mu, rho, logits, _ = t.values()
+    x, draws = x.detach(), 20_000
+    y = spike_and_slab_linear(x, mu, rho, logits, seed=3, draw=0, stream=1, samples=draws)
+    got = torch.autograd.grad((y - 1).square().sum() / draws, (mu, rho))
+    q, exact = torch.sigmoid(logits), 0.0
+    for bits in itertools.product((0.0, 1.0), repeat=3):
+        m = torch.tensor(bits)
+        spread = F.linear(x**2, m * F.softplus(rho) ** 2)
+        exact = exact + (m * q + (1 - m) * (1 - q)).prod() * ((F.linear(x, m * mu) - 1).square() + spread).sum()
+    for mean, want in zip(got, torch.autograd.grad(exact, (mu, rho)), strict=True):
+        assert (mean - want).norm() / want.norm() < 0.05
+
+
+def test_a_vanishing_deviation_is_the_masked_layer(generator):
+    x, mu, _, logits, bias = tensors(generator, dtype=torch.float32).values()
+    y = spike_and_slab_linear(x, mu, torch.full_like(mu, -90.0), logits, bias, **AT)
+    torch.testing.assert_close(y, masked_linear(x, mu, logits, bias, **AT))
+
+
+@pytest.mark.parametrize("estimator", ["concrete", "hard_concrete", "expected"])
+def test_other_estimators_are_those_of_masked_linear_on_the_slab(estimator, generator):
+    x, mu, rho, logits, _ = tensors(generator).values()
+    options = {**AT, "estimator": estimator, "temperature": 0.7}
+    slab = mu + F.softplus(rho) * rng.normal(*mu.shape, **AT)
+    y, expected = spike_and_slab_linear(x, mu, rho, logits, **options), masked_linear(x, slab, logits, **options)
+    inputs = (x, mu, rho, logits)
+    for got, want in zip(
+        torch.autograd.grad(y.sin().sum(), inputs), torch.autograd.grad(expected.sin().sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_draws_samples_and_vmap(generator):
+    x, mu, rho, logits, bias = tensors(generator).values()
+    layer = lambda t, **o: spike_and_slab_linear(t, mu, rho, logits, bias, **{**AT, **o})  # noqa: E731
+    y = layer(x, samples=3)
+    for s in range(3):
+        torch.testing.assert_close(y[s], definition(x, mu, rho, logits, bias, draw=11 + s))
+    each = layer(x, draw=torch.arange(4))
+    for i in range(4):
+        torch.testing.assert_close(each[i], layer(x[i], draw=i))
+    batch = torch.stack([x, 2 * x])
+    torch.testing.assert_close(torch.vmap(layer)(batch), layer(batch))
+
+
+@pytest.mark.parametrize("slab_only", [True, False])
+def test_operators_pass_opcheck(slab_only, generator):
+    x, mu, rho, logits, bias = tensors(generator, dtype=torch.float32).values()
+    logits = None if slab_only else logits
+    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0)
+    torch.library.opcheck(op._forward, (x[None], mu, rho, logits, bias, *options))
+    grad = torch.ones(1, 4, 6)
+    detached = [None if t is None else t.detach() for t in (x[None], mu, rho, logits)]
+    torch.library.opcheck(op._backward, (grad, *detached, *options, True, True, False, True))
+
+
+def test_compiled_gives_the_eager_bits(generator):
+    x, mu, rho, logits, bias = tensors(generator, dtype=torch.float32).values()
+
+    def step(draw):
+        return spike_and_slab_linear(x, mu, rho, logits, bias, seed=torch.tensor([7]), draw=draw, stream=3)
+
+    draw = torch.tensor([3])
+    assert torch.equal(torch.compile(step, fullgraph=True)(draw), step(draw))
+
+
+def test_nothing_weight_sized_is_saved(generator):
+    inputs = tensors(generator, n=64, dtype=torch.float32).values()
+    owned, extra = {t.untyped_storage().data_ptr() for t in inputs}, []
+    pack = lambda t: extra.append(t.numel()) or t if t.untyped_storage().data_ptr() not in owned else t  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        spike_and_slab_linear(*inputs, **AT)
+    assert sum(extra) == 2  # the seed and the draw
+
+
+def test_double_backward_raises(generator):
+    x, mu, rho, logits, bias = tensors(generator).values()
+    (g,) = torch.autograd.grad(
+        spike_and_slab_linear(x, mu, rho, logits, bias, **AT).square().sum(), mu, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        g.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"rho": torch.ones(7, 36)}, ValueError, r"rho \(7, 36\) and mu \(7, 37\) differ"),
+        ({"mu": torch.ones(7, 36)}, ValueError, r"x \(5, 37\) and mu \(7, 36\) do not fit"),
+        ({"logits": torch.ones(7, 37, dtype=torch.int64)}, TypeError, "logits must be floating"),
+        ({"logits": torch.full((7, 37), float("nan"))}, ValueError, "logits contain NaN"),
+        ({"estimator": "reinforce"}, ValueError, "unknown estimator 'reinforce'"),
+        ({"draw": 2**32}, ValueError, "draw must lie"),
+    ],
+)
+def test_bad_input(change, error, message):
+    given = {"x": torch.ones(5, 37), "mu": torch.ones(7, 37), "rho": torch.ones(7, 37), **AT, **change}
+    with pytest.raises(error, match=message):
+        spike_and_slab_linear(**given)
