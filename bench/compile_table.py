@@ -31,6 +31,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, KernelInterface, create_function_from_signature
 
 from stochprune.kernels.keep_mask import keep_mask
+from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from stochprune.kernels.mask import Mask
 from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.masked_matmul import masked_matmul
@@ -71,12 +72,17 @@ class Case(NamedTuple):
         mask = Mask(
             meta(1, dtype=torch.int64), meta(1, dtype=torch.int64), self.stream, self.estimator, self.temperature
         )
+        one = meta(dtype=torch.float64)
         calls: dict[str, Callable[[], object]] = {
             "keep_mask": lambda: keep_mask(meta(N, K, dtype=torch.uint16), mask.seed, mask.draw, self.stream, 0, 0),
             "threshold": lambda: threshold_from_logits(logits),
             "prepass": lambda: mask_weight(weight, logits, mask, x_dtype),
             "multi_prepass": lambda: MultiPrepass([weight], [logits], [1], x_dtype)(mask),
             "mask_bits": lambda: mask_bits(logits, mask),
+            "bernoulli_kl": lambda: bernoulli_kl(logits, weight),
+            "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, weight, True, True),
+            "spike_and_slab_kl": lambda: gaussian_kl(*[weight] * 4, logits),
+            "spike_and_slab_kl_grad": lambda: gaussian_kl_backward(one, *[weight] * 4, logits, [True] * 5),
             "weight_grad": lambda: weight_grad(meta(N, K, dtype=w_dtype), weight, logits, mask, dweight, dlogits),
             "weight_grad_matmul": lambda: weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits),
             "forward": lambda: masked_matmul(x, weight, logits, None, mask, grad),
@@ -107,6 +113,8 @@ def cases() -> Iterator[Case]:
             yield Case("weight_grad", dtypes, 0, estimator, quick=estimator == "straight_through")
         yield Case("multi_prepass", dtypes, quick=dtypes == "bf16 fp32")
         yield Case("mask_bits", dtypes, quick=dtypes == "bf16 fp32")
+        for op in ("bernoulli_kl", "bernoulli_kl_grad", "spike_and_slab_kl", "spike_and_slab_kl_grad"):
+            yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
     for op in ("forward", "dx"):
         for dtypes in masters:
             for tokens in (16, 32, 64, 128):
@@ -153,13 +161,15 @@ class Row(NamedTuple):
             broken.append("masked operand not in registers")
         if self.case.op == "forward" and in_loop and self.arch == 100 and "from tensor memory" not in self.matrix:
             broken.append("masked operand not in tensor memory")
-        if self.load < 128 or (self.store < 128 and self.case.op != "mask_bits"):  # whose result is small
+        if self.load < 128 or (self.store < 128 and self.case.op not in SMALL):
             broken.append(f"loads {self.load} bits and stores {self.store} bits at a time")
         if not self.case.tokens and self.narrow > SCALARS:
             broken.append(f"{self.narrow} narrow loads")
         return broken
 
 
+SMALL = ("mask_bits", "bernoulli_kl", "spike_and_slab_kl")
+"""Ops whose result is too small for the width of its stores to matter."""
 SCALARS = 10
 """At most so many loads of a memory-bound kernel are narrow: those of seed, draw and a row of the layers' table."""
 

@@ -1,6 +1,8 @@
 // stochprune._C: the kernels for Python, by raw address. Only the files called bindings know Python; none knows torch.
 #include "bindings.h"
 
+#include <array>
+
 #include "cpu/engine.h"
 
 using namespace stochprune;
@@ -9,6 +11,10 @@ namespace {
 
 Address address(const Key& k) { return {std::get<0>(k), std::get<1>(k), std::get<2>(k), std::get<3>(k), std::get<4>(k)}; }
 Thresholds levels(const Array& a) { return {reinterpret_cast<const uint16_t*>(std::get<0>(a)), std::get<1>(a)}; }
+
+using Five = std::array<Array, 5>;  // mu, sigma, prior_mu, prior_sigma, logits
+
+Gaussians gaussians(const Five& a) { return {input(a[0]), input(a[1]), input(a[2]), input(a[3]), input(a[4])}; }
 
 Bits bits(const Array& a) { return {reinterpret_cast<uint64_t*>(std::get<0>(a)), std::get<1>(a)}; }
 
@@ -44,6 +50,27 @@ PYBIND11_MODULE(_C, m) {
          Array dweight, Array dlogits, bool accumulate, int threads) {
         weight_grad(address(k), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight), input(logits),
                     levels(t), bits(kept), output(dweight), output(dlogits), accumulate, threads);
+      },
+      unlocked);
+  m.def(
+      "bernoulli_kl",
+      [](int64_t count, Array logits, Array prior, int threads) {
+        return bernoulli_kl(count, input(logits), input(prior), threads);
+      },
+      unlocked);
+  m.def(
+      "bernoulli_kl_grad",
+      [](int64_t count, double scale, Array logits, Array prior, Array dlogits, Array dprior, int threads) {
+        bernoulli_kl_grad(count, scale, input(logits), input(prior), output(dlogits), output(dprior), threads);
+      },
+      unlocked);
+  m.def(
+      "gaussian_kl", [](int64_t count, Five g, int threads) { return gaussian_kl(count, gaussians(g), threads); }, unlocked);
+  m.def(
+      "gaussian_kl_grad",
+      [](int64_t count, double scale, Five g, Five d, int threads) {
+        const GaussianGrads grads{output(d[0]), output(d[1]), output(d[2]), output(d[3]), output(d[4])};
+        gaussian_kl_grad(count, scale, gaussians(g), grads, threads);
       },
       unlocked);
   m.def(

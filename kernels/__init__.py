@@ -12,9 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from stochprune.reference import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
-
 from .keep_mask import keep_mask
+from .kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from .masked_linear import masked_linear, masked_linear_backward
 from .threshold import threshold_from_logits
 

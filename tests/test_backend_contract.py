@@ -208,3 +208,62 @@ def test_wide_weights_under_a_narrow_input(backend, device, generator):
     assert [t.dtype for t in actual] == [x.dtype, torch.float32, torch.float32]
     for got, expected in zip(actual, grads, strict=True):
         assert error(got, expected) < 1e-2
+
+
+def kl_by_formula(q, prior, mu, sigma, prior_mu, prior_sigma):
+    """kl(q || p) and the Gaussians' divergence, summed in float64."""
+    p, r, z = torch.sigmoid(prior), sigma / prior_sigma, (mu - prior_mu) / prior_sigma
+    masks = torch.special.xlogy(q, q / p) + torch.special.xlogy(1 - q, (1 - q) / (1 - p))
+    weights = (r * r + z * z - 1) / 2 - r.log()
+    return masks.sum(), weights.sum(), (q * weights).sum()
+
+
+@pytest.mark.parametrize("shape", [(1,), (63,), (3, 64), (5, 1777)], ids=str)
+def test_divergences_and_their_gradients(backend, device, shape, generator):
+    """Where thresholds are the reference's; the gradients for logits are those of the smooth function."""
+    scale = torch.tensor(0.37, dtype=torch.float64)
+    for dtype in dtypes(backend):
+        logits, prior, mu, mu0, s, s0 = (torch.randn(shape, generator=generator).to(dtype) for _ in range(6))
+        s, s0 = s.exp() + 0.1, s0.exp() + 0.1
+        q = rng.threshold_from_logits(logits).int()
+        logits[backend.threshold_from_logits(logits.to(device)).cpu().int() != q] = 0  # where a GPU's differ by 1
+        q = rng.threshold_from_logits(logits).double() / rng.LEVELS
+        there = [t.to(device) for t in (logits, prior, mu, s, mu0, s0)]
+        exact = [t.double().requires_grad_() for t in (prior, mu, s, mu0, s0)]
+        values = kl_by_formula(q, *exact)
+        gaussian = there[2:]
+        expected = [value.detach() for value in values]
+        assert error(backend.bernoulli_kl(*there[:2]), expected[0]) < 1e-12
+        assert error(backend.gaussian_kl(*gaussian, None), expected[1]) < 1e-12
+        assert error(backend.gaussian_kl(*gaussian, there[0]), expected[2]) < 1e-12
+
+        smooth = logits.double().requires_grad_()
+        by_logits = kl_by_formula(torch.sigmoid(smooth), *(t.detach() for t in exact))
+        grads = [*backend.bernoulli_kl_backward(scale.to(device), *there[:2], True, True)]
+        grads += backend.gaussian_kl_backward(scale.to(device), *gaussian, there[0], [True] * 5)
+        expected = [
+            *torch.autograd.grad(by_logits[0], smooth, retain_graph=True),
+            *torch.autograd.grad(values[0], exact[:1]),
+            *torch.autograd.grad(values[2], exact[1:]),
+            *torch.autograd.grad(by_logits[2], smooth),
+        ]
+        for got, want in zip(grads, expected, strict=True):
+            assert got.dtype == dtype and got.shape == shape
+            assert error(got, 0.37 * want) < TOLERANCE[dtype]
+
+
+def test_divergences_of_nothing_and_of_bad_numbers(backend, device):
+    one = torch.ones(3, device=device)
+    none, nan = one[:0], torch.tensor([1.0, float("nan"), 1.0], device=device)
+    assert backend.bernoulli_kl(none, none) == 0 and backend.gaussian_kl(none, none, none, none, none) == 0
+    assert backend.bernoulli_kl(nan, one).isnan() and backend.bernoulli_kl(one, nan).isnan()
+    for at in range(4):
+        inputs = [one] * 4
+        inputs[at] = nan
+        assert backend.gaussian_kl(*inputs, None).isnan() and backend.gaussian_kl(*inputs, one).isnan()
+    assert backend.gaussian_kl(one, one, one, one, nan).isnan()
+    assert (
+        backend.gaussian_kl(one, -one, one, -one, None).isnan()
+        and backend.gaussian_kl(one, one, one, 0 * one, one).isnan()
+    )
+    assert backend.bernoulli_kl(one, one * float("inf")) == float("inf")

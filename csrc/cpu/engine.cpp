@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <stdexcept>
 
 #include "threads.h"
@@ -60,6 +62,22 @@ Bits from_row(Bits b, int64_t r) {
   return b;
 }
 
+template <class M>
+M from_weight(M row, int64_t i) {
+  row.stride = 1;
+  return row.data ? from_row(row, i) : row;
+}
+
+Gaussians from_weight(const Gaussians& g, int64_t i) {
+  return {from_weight(g.mu, i), from_weight(g.sigma, i), from_weight(g.prior_mu, i), from_weight(g.prior_sigma, i),
+          from_weight(g.logits, i)};
+}
+
+GaussianGrads from_weight(const GaussianGrads& g, int64_t i) {
+  return {from_weight(g.mu, i), from_weight(g.sigma, i), from_weight(g.prior_mu, i), from_weight(g.prior_sigma, i),
+          from_weight(g.logits, i)};
+}
+
 // Below this many weights a thread costs more to wake than it saves.
 constexpr int64_t kWeightsPerThread = 1 << 14;
 
@@ -68,6 +86,24 @@ void split(int threads, Shape shape, F&& body) {
   const int64_t useful = 1 + shape.rows * shape.cols / kWeightsPerThread;
   parallel_rows(int(useful < threads ? useful : threads), shape.rows,
                 [&](int64_t first, int64_t last) { body(first, Shape{last - first, shape.cols}); });
+}
+
+constexpr int64_t kChunk = 1 << 12;
+
+// body(chunk, first weight, weights) on chunks of one row that do not depend on the number of threads.
+template <class F>
+void for_each_chunk(int threads, int64_t count, F&& body) {
+  split(threads, Shape{(count + kChunk - 1) / kChunk, kChunk}, [&](int64_t first, Shape part) {
+    for (int64_t c = first; c < first + part.rows; ++c) body(c, c * kChunk, std::min(kChunk, count - c * kChunk));
+  });
+}
+
+// The sum of term(first weight, weights) over chunks, in their order.
+template <class F>
+double sum_of_chunks(int threads, int64_t count, F&& term) {
+  std::vector<double> partial(size_t(count / kChunk + 1), 0.0);
+  for_each_chunk(threads, count, [&](int64_t c, int64_t first, int64_t n) { partial[size_t(c)] = term(first, n); });
+  return std::accumulate(partial.begin(), partial.end(), 0.0);
 }
 
 }  // namespace
@@ -124,6 +160,33 @@ void weight_grad(Address a, Shape shape, Relaxation relax, ConstMatrix grad, Con
   split(threads, shape, [&](int64_t r, Shape part) {
     k.weight_grad(from_row(a, r), part, relax, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(t, r),
                   from_row(kept, r), from_row(dweight, r), from_row(dlogits, r), accumulate);
+  });
+}
+
+double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads) {
+  const Kernels& k = *chosen().load();
+  return sum_of_chunks(threads, count, [&](int64_t i, int64_t n) {
+    return k.bernoulli_kl(n, from_weight(logits, i), from_weight(prior, i));
+  });
+}
+
+double gaussian_kl(int64_t count, Gaussians g, int threads) {
+  const Kernels& k = *chosen().load();
+  return sum_of_chunks(threads, count, [&](int64_t i, int64_t n) { return k.gaussian_kl(n, from_weight(g, i)); });
+}
+
+void bernoulli_kl_grad(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior,
+                       int threads) {
+  const Kernels& k = *chosen().load();
+  for_each_chunk(threads, count, [&](int64_t, int64_t i, int64_t n) {
+    k.bernoulli_kl_grad(n, scale, from_weight(logits, i), from_weight(prior, i), from_weight(dlogits, i), from_weight(dprior, i));
+  });
+}
+
+void gaussian_kl_grad(int64_t count, double scale, Gaussians g, GaussianGrads d, int threads) {
+  const Kernels& k = *chosen().load();
+  for_each_chunk(threads, count, [&](int64_t, int64_t i, int64_t n) {
+    k.gaussian_kl_grad(n, scale, from_weight(g, i), from_weight(d, i));
   });
 }
 

@@ -20,6 +20,13 @@ bool masked_weight(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix l
 void weight_grad(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
                  Matrix dweight, Matrix dlogits, bool accumulate, int threads);
 
+// Of `count` weights in one row. Sums are the same on any number of threads.
+double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads);
+double gaussian_kl(int64_t count, Gaussians, int threads);
+void bernoulli_kl_grad(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior,
+                       int threads);
+void gaussian_kl_grad(int64_t count, double scale, Gaussians, GaussianGrads, int threads);
+
 // Asks for huge pages under a large buffer that is about to be written for the first time.
 void advise_huge_pages(void* data, size_t bytes);
 

@@ -23,6 +23,15 @@ struct Bits {
   int64_t stride;  // words from one row to the next
 };
 
+struct Gaussians {  // one row each, of random weights and of their prior
+  ConstMatrix mu, sigma, prior_mu, prior_sigma;
+  ConstMatrix logits;  // each weight counts with its probability of being kept; null: counts once
+};
+
+struct GaussianGrads {
+  Matrix mu, sigma, prior_mu, prior_sigma, logits;
+};
+
 struct Kernels {
   const char* name;
   // mask[n, k] = whether weight (n, k) is kept.
@@ -35,6 +44,12 @@ struct Kernels {
   // A hard mask is taken from `kept` if it is there. accumulate: add to what is there (draws of one layer are summed).
   void (*weight_grad)(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
                       Matrix dweight, Matrix dlogits, bool accumulate);
+  // Divergences in nats of `count` weights in one row from their prior; NaN if an input is, or a deviation is not positive.
+  double (*bernoulli_kl)(int64_t count, ConstMatrix logits, ConstMatrix prior);
+  double (*gaussian_kl)(int64_t count, Gaussians);
+  // Their gradients times `scale`, where wanted.
+  void (*bernoulli_kl_grad)(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior);
+  void (*gaussian_kl_grad)(int64_t count, double scale, Gaussians, GaussianGrads);
 };
 
 // The tables compiled into this binary; null where the target architecture has no such instructions.
@@ -46,6 +61,7 @@ const Kernels* scalar_kernels();
 struct Tables {
   const float* bound;  // [32769] bound[t]: the smallest float whose threshold is >= t; bound[32768] = inf
   const float* logit;  // [32768] logit((u + 0.5) / 32768)
+  const double* entropy;  // [32769] q ln q + (1-q) ln(1-q) of q = t / 32768
   const float* curve;  // [3, 32] 32768 sigmoid(x) on the pieces of width 1/2 of [-8, 8): coefficients of 1, s, s^2
 };
 const Tables& tables();

@@ -379,7 +379,16 @@ void weight_grad(Address a, Shape shape, Relaxation r, ConstMatrix grad, ConstMa
   });
 }
 
-constexpr Kernels table_of(const char* name) { return {name, keep_mask, thresholds, masked_weight, weight_grad}; }
+}  // namespace
+}  // namespace stochprune
+
+#include "kl_impl.h"
+
+namespace stochprune {
+namespace {
+
+constexpr Kernels table_of(const char* name) { return {name, keep_mask, thresholds, masked_weight, weight_grad,
+          bernoulli_kl, gaussian_kl, bernoulli_kl_grad, gaussian_kl_grad}; }
 
 }  // namespace
 }  // namespace stochprune

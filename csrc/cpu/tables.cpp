@@ -40,6 +40,14 @@ const Tables& tables() {
     }
     return l;
   }();
+  static const std::vector<double> entropy = [] {
+    std::vector<double> e(32769, 0.0);
+    for (int t = 1; t < 32768; ++t) {
+      const double q = t / 32768.0;
+      e[t] = q * std::log(q) + (1 - q) * std::log1p(-q);
+    }
+    return e;
+  }();
   // Each piece by the parabola through its three Chebyshev nodes, off by at most 3.
   static const std::vector<float> curve = [] {
     std::vector<float> c(3 * 32);
@@ -54,7 +62,7 @@ const Tables& tables() {
     }
     return c;
   }();
-  static const Tables t{bound.data(), logit.data(), curve.data()};
+  static const Tables t{bound.data(), logit.data(), entropy.data(), curve.data()};
   return t;
 }
 

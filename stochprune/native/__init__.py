@@ -6,10 +6,10 @@ A module with the functions of :mod:`stochprune.reference`.
 from stochprune import _C
 from stochprune.native.arrays import DTYPES, supports
 from stochprune.native.keep_mask import keep_mask
+from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from stochprune.native.masked_linear import masked_linear, masked_linear_backward
 from stochprune.native.thresholds import cache, threshold_from_logits
 from stochprune.native.workspace import workspace
-from stochprune.reference import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 
 NAME = "native"
 
