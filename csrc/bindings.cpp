@@ -10,6 +10,14 @@ using namespace stochprune;
 namespace {
 
 Address address(const Key& k) { return {std::get<0>(k), std::get<1>(k), std::get<2>(k), std::get<3>(k), std::get<4>(k)}; }
+
+// The same, or the rows at an address that is not 0.
+Address address(const Key& k, uintptr_t rows) {
+  Address a = address(k);
+  a.rows = reinterpret_cast<const int64_t*>(rows);
+  return a;
+}
+
 Thresholds levels(const Array& a) { return {reinterpret_cast<const uint16_t*>(std::get<0>(a)), std::get<1>(a)}; }
 
 using Five = std::array<Array, 5>;  // mu, sigma, prior_mu, prior_sigma, logits
@@ -39,16 +47,17 @@ PYBIND11_MODULE(_C, m) {
       unlocked);
   m.def(
       "masked_weight",
-      [](Key k, Size s, int estimator, float temperature, Array weight, Array logits, Array t, Array out, Array kept, int threads) {
-        return masked_weight(address(k), shape(s), {Estimator(estimator), temperature}, input(weight), input(logits), levels(t),
+      [](Key k, Size s, int estimator, float temperature, Array weight, Array logits, Array t, Array out, Array kept, int threads,
+         uintptr_t rows) {
+        return masked_weight(address(k, rows), shape(s), {Estimator(estimator), temperature}, input(weight), input(logits), levels(t),
                              output(out), bits(kept), threads);
       },
       unlocked);
   m.def(
       "weight_grad",
       [](Key k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array t, Array kept,
-         Array dweight, Array dlogits, bool accumulate, int threads) {
-        weight_grad(address(k), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight), input(logits),
+         Array dweight, Array dlogits, bool accumulate, int threads, uintptr_t rows) {
+        weight_grad(address(k, rows), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight), input(logits),
                     levels(t), bits(kept), output(dweight), output(dlogits), accumulate, threads);
       },
       unlocked);

@@ -17,6 +17,7 @@ from .kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_ba
 from .masked_linear import masked_linear, masked_linear_backward
 from .threshold import threshold_from_logits
 
+from .weight_ops import masked_weight, weight_grad
 NAME = "triton"
 
 
@@ -43,3 +44,6 @@ __all__ = [
     "supports",
     "threshold_from_logits",
 ]
+    "masked_weight",
+    "normal",
+    "weight_grad",

@@ -1,4 +1,4 @@
-"""prepass: the masked weight ``z * W`` as a transient tensor in the compute dtype, in one memory-bound pass."""
+"""prepass: the masked weights ``z * W`` of some draws as a transient tensor in the compute dtype, in one launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import tiles
 from .estimators import masked
 from .mask import Mask
 from .philox import load_key, uniforms
-from .tiles import locate, offsets
+from .tiles import gathered, locate, offsets
 
 
 @triton.jit(do_not_specialize=["stream", "temperature"])
@@ -19,6 +19,7 @@ def prepass_kernel(
     weight_ptr,
     logits_ptr,
     out_ptr,
+    rows_ptr,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
@@ -35,24 +36,28 @@ def prepass_kernel(
 ):
     rows, cols, group = locate(tl.program_id(0), K, ROWS, GROUPS)
     inside = (rows < N)[:, None] & (cols < K)[None, :]
-    w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
-    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    row = gathered(rows, rows_ptr, N)
+    w = tl.load(weight_ptr + offsets(row, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+    logit = tl.load(logits_ptr + offsets(row, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
     k0, k1 = load_key(seed_ptr)
-    u = uniforms(rows, group, k0, k1, tl.load(draw_ptr), stream, GROUPS)
+    d = tl.program_id(1)  # neighbours in time share a tile: its weights come from memory once, then from the cache
+    u = uniforms(row, group, k0, k1, tl.load(draw_ptr + d), stream, GROUPS)
     z = masked(w, logit, u, temperature, ESTIMATOR)
+    out_ptr += d.to(tl.int64) * N * K
     tl.store(out_ptr + offsets(rows, cols, K, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype) -> Tensor:
-    """``z * weight`` [N, K] in ``dtype``, contiguous, under the first draw of ``mask``."""
-    N, K = weight.shape
-    out = torch.empty(N, K, dtype=dtype, device=weight.device)
+def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
+    """``z * weight`` [D, N, K] in ``dtype``, contiguous, for each draw of ``mask``; of ``rows`` if given."""
+    N, K = len(weight) if rows is None else len(rows), weight.shape[1]
+    out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)
     if out.numel():
         with torch.cuda.device_of(weight):
-            prepass_kernel[(tiles.count(N, K),)](
+            prepass_kernel[(tiles.count(N, K), len(out))](
                 weight,
                 logits,
                 out,
+                rows,
                 mask.seed,
                 mask.draw,
                 mask.stream,

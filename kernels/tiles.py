@@ -28,6 +28,15 @@ def locate(tile, K, ROWS: tl.constexpr, GROUPS: tl.constexpr):
 
 
 @triton.jit
+def gathered(rows, rows_ptr, N):
+    """The rows of the weight that ``rows`` [ROWS] stand for: themselves, or the int64 numbers at ``rows_ptr``."""
+    if rows_ptr is None:
+        return rows
+    else:
+        return tl.load(rows_ptr + rows, mask=rows < N, other=0)
+
+
+@triton.jit
 def offsets(rows, cols, stride_row, stride_col):
     """Element offsets [R, C]; 64 bits, since a matrix may have more than 2^31 elements."""
     return rows[:, None] * stride_row + cols[None, :] * stride_col

@@ -14,7 +14,7 @@ from . import tiles
 from .estimators import masked, slope
 from .mask import Mask
 from .philox import load_key, uniforms
-from .tiles import locate, offsets
+from .tiles import gathered, locate, offsets
 
 
 @triton.jit(do_not_specialize=["stream", "temperature"])
@@ -24,6 +24,7 @@ def weight_grad_kernel(
     logits_ptr,
     dweight_ptr,
     dlogits_ptr,
+    rows_ptr,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
@@ -43,11 +44,12 @@ def weight_grad_kernel(
     inside = (rows < N)[:, None] & (cols < K)[None, :]
     at = offsets(rows, cols, K, 1)
     g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    row = gathered(rows, rows_ptr, N)
+    logit = tl.load(logits_ptr + offsets(row, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
     k0, k1 = load_key(seed_ptr)
-    u = uniforms(rows, group, k0, k1, tl.load(draw_ptr), stream, GROUPS)  # dead code, and free, where nothing reads it
+    u = uniforms(row, group, k0, k1, tl.load(draw_ptr), stream, GROUPS)  # dead code, and free, where nothing reads it
     if dlogits_ptr is not None:
-        w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+        w = tl.load(weight_ptr + offsets(row, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
         dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
         if ADD:
             dlogit += tl.load(dlogits_ptr + at, mask=inside, other=0.0)
@@ -67,15 +69,17 @@ def weight_grad(
     dweight: Tensor | None,
     dlogits: Tensor | None,
     add: bool = False,
+    rows: Tensor | None = None,
 ) -> None:
     """Write (or add) to contiguous ``dweight`` and ``dlogits`` [N, K]; either may be None, or ``grad`` itself.
 
     Args:
         grad: contiguous [N, K], dL/d(z * W) under the first draw of ``mask``.
         add: add to what the results hold, which must then be float32.
+        rows: int64 [N], the rows of the weight that grad and the results speak of; default all.
     """
-    N, K = weight.shape
-    if not weight.numel():
+    N, K = grad.shape
+    if not grad.numel():
         return
     with torch.cuda.device_of(weight):
         weight_grad_kernel[(tiles.count(N, K),)](
@@ -84,6 +88,7 @@ def weight_grad(
             logits,
             dweight,
             dlogits,
+            rows,
             mask.seed,
             mask.draw,
             mask.stream,

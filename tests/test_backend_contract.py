@@ -218,6 +218,107 @@ def kl_by_formula(q, prior, mu, sigma, prior_mu, prior_sigma):
     return masks.sum(), weights.sum(), (q * weights).sum()
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("shape, gathered", [((9, 3, 3, 7), False), ((33, 130), True)], ids=str)
+def test_masked_weights_and_their_gradients(backend, device, estimator, shape, gathered, generator):
+    rows = torch.tensor([shape[0] - 1, 0, shape[0] // 2]) if gathered else None
+    at = (torch.tensor([rng.as_int64(2**63 + 11)]), torch.tensor([5, 2**32 - 1, 6]), 77, estimator, 0.7)
+    there = (at[0].to(device), at[1].to(device), *at[2:])
+    rows_there = None if rows is None else rows.to(device)
+    for dtype in dtypes(backend):
+        w, logits = (torch.randn(*shape, generator=generator).to(dtype) for _ in range(2))
+        grad = torch.randn(3, len(w if rows is None else rows), *shape[1:], generator=generator).to(dtype)
+        exact = [t.double() for t in (w, logits)]
+        wl = (w.to(device), logits.to(device))
+        z = reference.masked_weight(*exact, *at, torch.float64, rows)
+        actual = backend.masked_weight(*wl, *there, dtype, rows=rows_there)
+        assert actual.dtype == dtype and actual.shape == z.shape
+        assert error(actual, z) < TOLERANCE[dtype]
+        for draws in (1, 3):
+            few, few_there = (at[0], at[1][:draws], *at[2:]), (there[0], there[1][:draws], *there[2:])
+            grads = reference.weight_grad(grad[:draws].double(), *exact, *few, True, True, rows)
+            for needs in ((True, True), (True, False), (False, True)):
+                spent = grad[:draws].clone().to(device)  # which may be overwritten
+                actuals = backend.weight_grad(spent, *wl, *few_there, *needs, rows=rows_there)
+                for got, expected, need in zip(actuals, grads, needs, strict=True):
+                    assert (got is not None) == need
+                    if need:
+                        assert got.dtype == dtype and got.shape == expected.shape
+                        assert error(got, expected) < TOLERANCE[dtype]
+
+
+def test_rows_of_a_masked_weight_are_those_of_the_whole(backend, device, generator):
+    w, logits = torch.randn(2, 40, 70, generator=generator).to(device)
+    rows = torch.tensor([39, 3, 3, 17], device=device)
+    at = (*key(8, 4, device), 3, "straight_through", 1.0)
+    some = backend.masked_weight(w, logits, *at, torch.float32, rows=rows).clone()
+    assert torch.equal(some, backend.masked_weight(w, logits, *at, torch.float32)[:, rows])
+
+
+def test_masked_weights_whatever_their_memory_format(backend, device, generator):
+    w, logits = torch.randn(2, 6, 5, 3, 3, generator=generator).to(device)
+    grad = torch.randn(1, 6, 5, 3, 3, generator=generator).to(device)
+    other = [t.contiguous(memory_format=torch.channels_last) for t in (w, logits)]
+    at = (*key(8, 4, device), 3, "concrete", 0.5)
+    expected = backend.masked_weight(w, logits, *at, torch.float32).clone()
+    assert torch.equal(backend.masked_weight(*other, *at, torch.float32), expected)
+    strange = grad[0].contiguous(memory_format=torch.channels_last)[None]
+    expected = backend.weight_grad(grad.clone(), w, logits, *at, True, True)
+    for got, value in zip(backend.weight_grad(strange, *other, *at, True, True), expected, strict=True):
+        assert error(got, value) < 1e-6
+
+
+def test_masked_weights_of_wide_weights_for_a_narrow_product(backend, device, generator):
+    narrow = torch.float16 if backend.NAME in ON_GPU else torch.bfloat16
+    w, logits = torch.randn(2, 20, 130, generator=generator).to(device)
+    grad = torch.randn(1, 20, 130, generator=generator).to(narrow).to(device)
+    at = (*key(3, 4, device), 5, "straight_through", 1.0)
+    masked = backend.masked_weight(w, logits, *at, narrow)
+    assert masked.dtype == narrow
+    here = (*key(3, 4, "cpu"), *at[2:])
+    assert error(masked, reference.masked_weight(w.cpu(), logits.cpu(), *here, torch.float32)) < 1e-2
+    expected = reference.weight_grad(grad.cpu().float(), w.cpu(), logits.cpu(), *here, True, True)
+    for got, value in zip(backend.weight_grad(grad, w, logits, *at, True, True), expected, strict=True):
+        assert got.dtype == torch.float32 and error(got, value) < 1e-5
+
+
+@pytest.mark.parametrize("rows, cols, row", [(1, 1, 0), (5, 63, 7), (9, 257, 2**32 - 9)])
+def test_normals_agree_to_1e_6_relative(backend, device, rows, cols, row):
+    if not hasattr(backend, "normal"):
+        pytest.skip("another backend of the device serves")
+    draws = torch.tensor([3, 2**32 - 1])
+    seed, _ = key(2**64 - 5, 0, "cpu")
+    actual = backend.normal(rows, cols, seed.to(device), draws.to(device), 2**31 - 1, row)
+    assert actual.dtype == torch.float32 and actual.shape == (2, rows, cols)
+    for got, draw in zip(actual.cpu().double(), draws, strict=True):
+        exact = rng.normal(rows, cols, seed=seed, draw=draw, stream=2**31 - 1, row_offset=row)
+        assert ((got - exact) / exact).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 63), (16, 257)], ids=str)
+def test_gaussian_weights_and_their_gradient(backend, device, shape, generator):
+    if not hasattr(backend, "gaussian_weight"):
+        pytest.skip("another backend of the device serves")
+    draws, (seed, _) = torch.tensor([3, 4]), key(9, 0, "cpu")
+    for dtype in dtypes(backend):
+        mu, rho = torch.randn(2, *shape, generator=generator).to(dtype)
+        rho = 5 * rho - 5  # down to a deviation of 1e-6
+        grad = torch.randn(2, *shape, generator=generator).to(dtype)
+        there = [t.to(device) for t in (mu, rho, grad, seed, draws)]
+        exact = reference.gaussian_weight(mu.double(), rho.double(), seed, draws, 5, torch.float64)
+        actual = backend.gaussian_weight(*there[:2], *there[3:], 5, dtype)
+        assert actual.dtype == dtype
+        assert error(actual, exact) < TOLERANCE[dtype]
+        small = backend.gaussian_weight(torch.zeros_like(there[0]), there[1] - 10, *there[3:], 5, dtype)
+        exact = reference.gaussian_weight(torch.zeros(shape).double(), rho.double() - 10, seed, draws, 5, torch.float64)
+        if dtype != torch.bfloat16:  # rho itself is rounded
+            assert ((small.cpu() - exact) / exact).abs().max() < 4e-6
+        exact = reference.gaussian_grad(grad.double(), rho.double(), seed, draws, 5)
+        actual = backend.gaussian_grad(there[2], there[1], *there[3:], 5)
+        assert actual.dtype == dtype
+        assert error(actual, exact) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("shape", [(1,), (63,), (3, 64), (5, 1777)], ids=str)
 def test_divergences_and_their_gradients(backend, device, shape, generator):
     """Where thresholds are the reference's; the gradients for logits are those of the smooth function."""

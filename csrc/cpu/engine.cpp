@@ -39,6 +39,7 @@ size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
 
 Address from_row(Address a, int64_t r) {
   a.row += uint64_t(r);
+  if (a.rows) a.rows += r;
   return a;
 }
 

@@ -11,6 +11,7 @@ struct Address {  // of a matrix's first weight: the contract's five integers
   uint64_t seed;
   uint32_t draw, stream;
   uint64_t row, col;
+  const int64_t* rows = nullptr;  // the contract's row of each row, where they do not follow each other
 };
 
 struct Thresholds {

@@ -37,7 +37,8 @@ inline void for_each_block(const Address& a, Shape shape, F&& body) {
 }
 
 inline void draw(const Address& a, const Block& b, Buffer<uint16_t>& u) {
-  uniforms64(a.seed, a.draw, a.stream, uint32_t(a.row + b.row), b.group, u.v);
+  const uint64_t row = a.rows ? uint64_t(a.rows[b.row]) : a.row + uint64_t(b.row);
+  uniforms64(a.seed, a.draw, a.stream, uint32_t(row), b.group, u.v);
 }
 
 // The block's 64 values as floats: in place where they lie so in memory, else copied to `buffer`.

@@ -4,6 +4,14 @@ from stochprune.functional.bernoulli_kl import bernoulli_kl
 from stochprune.functional.gaussian_kl import gaussian_kl, spike_and_slab_kl
 from stochprune.functional.hard_concrete import expected_l0, hard_concrete_gate
 from stochprune.functional.keep_mask import keep_mask
+from stochprune.functional.masked_conv import (
+    masked_conv1d,
+    masked_conv2d,
+    masked_conv3d,
+    masked_conv_transpose1d,
+    masked_conv_transpose2d,
+    masked_conv_transpose3d,
+)
 from stochprune.functional.masked_linear import masked_linear
 from stochprune.functional.spike_and_slab import spike_and_slab_linear
 
@@ -13,6 +21,12 @@ __all__ = [
     "gaussian_kl",
     "hard_concrete_gate",
     "keep_mask",
+    "masked_conv1d",
+    "masked_conv2d",
+    "masked_conv3d",
+    "masked_conv_transpose1d",
+    "masked_conv_transpose2d",
+    "masked_conv_transpose3d",
     "masked_linear",
     "spike_and_slab_kl",
     "spike_and_slab_linear",

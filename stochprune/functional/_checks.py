@@ -32,6 +32,22 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
         raise ValueError(f"{op}: tensors lie on different devices: {listing}")
 
 
+def in_product_dtype(
+    op: str, x: Tensor, name: str, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """x and bias in the dtype of a product with ``weight``: that of x, or of autocast.
+
+    Raises:
+        TypeError: x is narrower than a float64 weight.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
+    elif weight.dtype == torch.float64 and x.dtype != torch.float64:
+        raise TypeError(f"{op}: x is {x.dtype} and {name} {weight.dtype}; convert one of them")
+    return x, None if bias is None else bias.to(x.dtype)
+
+
 def spread(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
     """``value`` expanded to the shape of ``like``; a number in float32 at least."""
     if not isinstance(value, Tensor):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from stochprune import rng
-from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor
+from stochprune.functional._checks import (
+    check_floating,
+    check_same_device,
+    draw_tensor,
+    in_product_dtype,
+    seed_tensor,
+)
 
 
 class Slices(NamedTuple):
@@ -60,14 +65,7 @@ def slices(
         raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit {name} {tuple(weight.shape)}")
     rng.check_address(stream=stream, rows=weight.shape[0], cols=weight.shape[1])
 
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
-    elif weight.dtype == torch.float64 and x.dtype != torch.float64:
-        raise TypeError(f"{op}: x is {x.dtype} and {name} {weight.dtype}; convert one of them")
-    if bias is not None:
-        bias = bias.to(x.dtype)
-
+    x, bias = in_product_dtype(op, x, name, weight, bias)
     seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
     many = samples is not None or draws.shape[0] > 1
     if many and samples is None:

@@ -11,6 +11,7 @@ from stochprune.native.masked_linear import masked_linear, masked_linear_backwar
 from stochprune.native.thresholds import cache, threshold_from_logits
 from stochprune.native.workspace import workspace
 
+from stochprune.native.weight_ops import masked_weight, weight_grad
 NAME = "native"
 
 
@@ -35,3 +36,8 @@ __all__ = [
     "threshold_from_logits",
     "workspace",
 ]
+    "masked_weight",
+    "nm_masked_weight",
+    "nm_weight_grad",
+    "normal",
+    "weight_grad",

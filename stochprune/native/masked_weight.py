@@ -11,21 +11,39 @@ from stochprune.native.thresholds import cache
 
 
 class MaskedWeight:
-    """What the products of one layer share: its weight and logits under one seed and estimator."""
+    """What the products of one layer share: its weight and logits [N, ...] under one seed and estimator.
+
+    Trailing dimensions are flattened to columns. With ``rows`` (int64 [R]) only those rows are looked at.
+    """
 
     def __init__(
-        self, weight: Tensor, logits: Tensor, seed: Tensor, stream: int, estimator: str, temperature: float
+        self,
+        weight: Tensor,
+        logits: Tensor,
+        seed: Tensor,
+        stream: int,
+        estimator: str,
+        temperature: float,
+        rows: Tensor | None = None,
     ) -> None:
         self.hard = estimator.startswith("straight_through")
-        self.weight, self.logits = rows_of(weight.detach()), rows_of(logits.detach())
-        self.thresholds = cache.get(logits) if self.hard else None
-        self.shape = tuple(weight.shape)
-        self.seed, self.stream = seed, stream
+        self.weight, self.logits = rows_of(weight.detach().flatten(1)), rows_of(logits.detach().flatten(1))
+        levels = cache.get(logits) if self.hard else None
+        self.thresholds = None if levels is None else levels.flatten(1)
+        if rows is not None:
+            self.weight, self.logits = self.weight[rows], self.logits[rows]
+            self.thresholds = None if self.thresholds is None else self.thresholds[rows]
+        self.shape = tuple(self.weight.shape)
+        self.seed, self.stream, self.row_addresses = seed, stream, rows
         self.relaxation = (ESTIMATORS[estimator], temperature)
 
     def address(self, draw: Tensor, row: int) -> tuple[int, int, int, int, int]:
         """The contract's address of the first weight of ``row``."""
         return key(self.seed, draw, self.stream, row)
+
+    def gathered(self, part: slice) -> int:
+        """The address of the contract's rows of the rows in ``part``; 0 if they follow each other."""
+        return 0 if self.row_addresses is None else self.row_addresses[part].data_ptr()
 
     def rows(self, part: slice) -> tuple[Array, Array, Array]:
         """The arrays of weight, logits and thresholds."""
@@ -39,9 +57,15 @@ class MaskedWeight:
 
     def write(self, draw: Tensor, part: slice, out: Tensor, bits: Tensor | None = None) -> Tensor:
         """z * weight of the rows in ``part`` to ``out``, in its dtype; a hard mask also to ``bits``."""
-        size, threads = tuple(out.shape), torch.get_num_threads()
         if _C.masked_weight(
-            self.address(draw, part.start), size, *self.relaxation, *self.rows(part), array(out), array(bits), threads
+            self.address(draw, part.start),
+            tuple(out.shape),
+            *self.relaxation,
+            *self.rows(part),
+            array(out),
+            array(bits),
+            torch.get_num_threads(),
+            self.gathered(part),
         ):
             raise ValueError("logits contain NaN")
         return out
@@ -74,4 +98,5 @@ class MaskedWeight:
             array(None if dlogits is None else dlogits[part]),
             accumulate,
             torch.get_num_threads(),
+            self.gathered(part),
         )
