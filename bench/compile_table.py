@@ -99,7 +99,7 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def bits() -> Tensor:
-    return meta(N, K // 32, dtype=torch.int32)
+    return meta(1, N, K // 32, dtype=torch.int32)
 
 
 def cases() -> Iterator[Case]:

@@ -6,13 +6,14 @@ namespace stochprune {
 namespace {
 
 using At = std::tuple<int, uintptr_t>;                                             // device, its stream
-using DeviceKey = std::tuple<uintptr_t, uintptr_t, uint32_t, uint64_t, uint64_t>;  // as Key, seed and draw by their address
+using DeviceKey = std::tuple<uintptr_t, uintptr_t, uint32_t, uint64_t, uint64_t>;  // as Key, seed and draws by address
 
 cuda::Launch launch(const At& a) { return {std::get<0>(a), std::get<1>(a)}; }
 
-cuda::Address address(const DeviceKey& k) {
-  return {reinterpret_cast<const int64_t*>(std::get<0>(k)), reinterpret_cast<const int64_t*>(std::get<1>(k)), std::get<2>(k),
-          std::get<3>(k), std::get<4>(k)};
+const int64_t* integers(uintptr_t p) { return reinterpret_cast<const int64_t*>(p); }
+
+cuda::Address address(const DeviceKey& k, uintptr_t rows = 0) {
+  return {integers(std::get<0>(k)), integers(std::get<1>(k)), std::get<2>(k), std::get<3>(k), std::get<4>(k), integers(rows)};
 }
 
 }  // namespace
@@ -34,16 +35,17 @@ void bind_cuda(py::module_& m) {
       unlocked);
   m.def(
       "masked_weight",
-      [](At at, DeviceKey k, int draws, Size s, int estimator, float temperature, Array weight, Array logits, Array out) {
-        cuda::masked_weight(launch(at), address(k), draws, shape(s), {Estimator(estimator), temperature}, input(weight),
+      [](At at, DeviceKey k, int draws, Size s, int estimator, float temperature, Array weight, Array logits, Array out,
+         uintptr_t rows) {
+        cuda::masked_weight(launch(at), address(k, rows), draws, shape(s), {Estimator(estimator), temperature}, input(weight),
                             input(logits), output(out));
       },
       unlocked);
   m.def(
       "weight_grad",
       [](At at, DeviceKey k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array dweight,
-         Array dlogits, bool add) {
-        cuda::weight_grad(launch(at), address(k), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight),
+         Array dlogits, bool add, uintptr_t rows) {
+        cuda::weight_grad(launch(at), address(k, rows), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight),
                           input(logits), output(dweight), output(dlogits), add);
       },
       unlocked);

@@ -16,6 +16,10 @@ class Mask(NamedTuple):
     estimator: str
     temperature: float
 
+    def part(self, draws: slice) -> Mask:
+        """The masks of some draws."""
+        return self._replace(draw=self.draw[draws])
+
     def one(self, index: int) -> Mask:
         """The mask of one draw."""
-        return self._replace(draw=self.draw[index : index + 1])
+        return self.part(slice(index, index + 1))

@@ -1,4 +1,4 @@
-"""mask_bits: the hard mask of a weight matrix as one bit a weight, a transient 16 times smaller than bf16 weights."""
+"""mask_bits: hard masks of a weight matrix as one bit a weight, a transient 16 times smaller than bf16 weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def mask_bits_kernel(
     inside = (rows < N)[:, None] & (cols < K)[None, :]
     logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
     k0, k1 = load_key(seed_ptr)
-    u = uniforms(rows, group, k0, k1, tl.load(draw_ptr), stream, GROUPS)
+    d = tl.program_id(1)
+    u = uniforms(rows, group, k0, k1, tl.load(draw_ptr + d), stream, GROUPS)
+    bits_ptr += d.to(tl.int64) * N * words
     kept = keep(logit, u).to(tl.int32).reshape(ROWS, GROUPS * GROUP // WORD, WORD)
     bits = tl.sum(kept << tl.arange(0, WORD)[None, None, :], axis=2)  # each bit once, so the sum is their union
     at = group * (GROUP // WORD) + tl.arange(0, GROUPS * GROUP // WORD)
@@ -43,12 +45,13 @@ def mask_bits_kernel(
 
 
 def mask_bits(logits: Tensor, mask: Mask) -> Tensor:
-    """int32 [N, ceil(K / 32)]: bit k % 32 of word k // 32 says whether column k is kept under the first draw."""
+    """int32 [D, N, ceil(K / 32)]: bit k % 32 of word k // 32 says whether column k is kept under a draw."""
     N, K = logits.shape
-    bits = torch.empty(N, triton.cdiv(K, WORD.value), dtype=torch.int32, device=logits.device)
+    words = triton.cdiv(K, WORD.value)
+    bits = torch.empty(len(mask.draw), N, words, dtype=torch.int32, device=logits.device)
     if bits.numel():
         with torch.cuda.device_of(logits):
-            mask_bits_kernel[(tiles.count(N, K),)](
+            mask_bits_kernel[(tiles.count(N, K), len(bits))](
                 logits,
                 bits,
                 mask.seed,
@@ -56,7 +59,7 @@ def mask_bits(logits: Tensor, mask: Mask) -> Tensor:
                 mask.stream,
                 N,
                 K,
-                bits.shape[1],
+                words,
                 *logits.stride(),
                 ROWS=tiles.ROWS,
                 GROUPS=tiles.GROUPS,

@@ -87,6 +87,8 @@ def masked_matmul_kernel(
     k0, k1 = load_key(seed_ptr)
     draw = tl.load(draw_ptr + d)
     x_ptr += d * x_draw
+    if bits_ptr is not None:
+        bits_ptr += d * N * tl.cdiv(K, WORD)
     acc = tl.zeros([OUT, TOKENS], tl.float32)
     for step in range(share * steps, tl.minimum((share + 1) * steps, tl.cdiv(reduced, STEP))):
         r = step * STEP + tl.arange(0, STEP)
@@ -134,7 +136,7 @@ def masked_matmul(
         bias: [N] or None.
         out: contiguous [D, M, N], or [D, M, K] with ``transpose``.
         transpose: multiply with the masked weight's transpose.
-        bits: the mask of the one draw, from :func:`.mask_bits.mask_bits`, in place of the logits.
+        bits: the masks of the draws, from :func:`.mask_bits.mask_bits`, in place of the logits.
     """
     D, M, reduced = x.shape
     N, K = weight.shape

@@ -52,6 +52,7 @@ def weight_grad(
     def outer(i: int, dtype: torch.dtype) -> Tensor:
         return grad[i].flatten(1).contiguous()
 
-    grads = products.weight_grads(epilogue, outer, len(grad), weight.dtype, logits.dtype, need_weight, need_logits)
+    needs = (need_weight, need_logits)
+    grads = products.weight_grads(epilogue, outer, (flat, levels), grad.shape[1], len(grad), needs)
     dweight, dlogits = (None if g is None else g.view(grad.shape[1:]) for g in grads)
     return dweight, dlogits

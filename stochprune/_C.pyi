@@ -1,4 +1,4 @@
-# The compiled CPU kernels, by raw address; see csrc/bindings.cpp and stochprune/native.py.
+# The compiled kernels, by raw address; see csrc/bindings*.cpp, stochprune/native and stochprune/cuda.
 from typing import TypeAlias
 
 _Key: TypeAlias = tuple[int, int, int, int, int]  # seed, draw, stream, first row, first column

@@ -17,11 +17,12 @@ from torch import Tensor
 MODULES = {
     "native": "stochprune.native",
     "triton": "stochprune.kernels",
+    "cuda": "stochprune.cuda",
     "reference": "stochprune.reference",
 }
 TABLE = {
     "cpu": ("native", "reference"),
-    "cuda": ("triton", "reference"),
+    "cuda": ("triton", "cuda", "reference"),
 }
 OVERRIDE = "STOCHPRUNE_BACKEND"
 
@@ -57,7 +58,7 @@ def load(name: str) -> ModuleType:
 def _row(device: str) -> tuple[ModuleType, ...]:
     names = TABLE.get(device, ("reference",))
     found = [module for name in names if isinstance(module := _import(name), ModuleType)]
-    if found[0].__name__ != MODULES[names[0]]:
+    if len(names) > 1 and found[0].__name__ == MODULES["reference"]:
         message = f"the {names[0]} backend is missing on {device} ({_import(names[0])}); the slow reference serves"
         warnings.warn(message, BackendWarning, stacklevel=4)
     return tuple(found)

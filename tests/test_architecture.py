@@ -15,12 +15,14 @@ PACKAGE = ROOT / "stochprune"
 # From the top: a module may import from rows below its own, and from its own.
 LAYERS = [
     {"cli"},
+    {"studies"},
     {"training", "report"},
     {"nn", "scores", "bounds", "data"},
     {"masks", "models"},
     {"functional"},
     {"backends"},
-    {"reference", "native", "kernels"},
+    {"reference", "native", "kernels", "cuda"},
+    {"products", "patterns"},
     {"rng", "seeding"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

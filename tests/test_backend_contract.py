@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stochprune import backends, reference, rng
+from tests.cuda.emulation import emulation
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}  # relative, of the whole tensor
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
+ON_GPU = ("triton", "cuda")
 SHAPES = [(1, 1, 1), (3, 5, 63), (7, 37, 64), (2, 33, 130), (4, 16, 257)]  # M, N, K
 
 
@@ -24,12 +26,14 @@ def _native_variants() -> list[str]:
     return [f"native-{name}" for name in _C.instruction_sets()]
 
 
-VARIANTS = ["reference", *_native_variants(), *(["triton"] if importlib.util.find_spec("triton") else [])]
+VARIANTS = ["reference", *_native_variants(), *(["triton"] if importlib.util.find_spec("triton") else []), "cuda"]
 
 
 @pytest.fixture(params=VARIANTS)
-def backend(request):
+def backend(request, monkeypatch):
     name, _, instruction_set = request.param.partition("-")
+    if name == "cuda" and not torch.cuda.is_available():
+        monkeypatch.setattr("stochprune._C.cuda", emulation(), raising=False)
     if not instruction_set:
         yield backends.load(name)
         return
@@ -43,7 +47,7 @@ def backend(request):
 
 @pytest.fixture
 def device(backend) -> str:
-    return "cuda" if backend.NAME == "triton" and torch.cuda.is_available() else "cpu"
+    return "cuda" if backend.NAME in ON_GPU and torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +65,11 @@ def poisoned_memory(monkeypatch):
 
 def dtypes(backend) -> list[torch.dtype]:
     # bfloat16 products are wrong in Triton's interpreter.
-    names = {"reference": (torch.float64, torch.float32), "native": (torch.float32, torch.bfloat16)}
+    names = {
+        "reference": (torch.float64, torch.float32),
+        "native": (torch.float32, torch.bfloat16),
+        "cuda": (torch.float32, torch.bfloat16),
+    }
     return list(names.get(backend.NAME, (torch.float32,)))
 
 
@@ -117,7 +125,7 @@ def test_thresholds(backend, device, dtype, generator):
     actual = backend.threshold_from_logits(logits.to(device)).cpu()
     assert actual.dtype == torch.uint16
     off = (actual.int() - expected).abs().max()
-    assert off <= (1 if backend.NAME == "triton" else 0)  # a GPU forms them in float32
+    assert off <= (1 if backend.NAME in ON_GPU else 0)  # a GPU forms them in float32
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -208,14 +216,6 @@ def test_wide_weights_under_a_narrow_input(backend, device, generator):
     assert [t.dtype for t in actual] == [x.dtype, torch.float32, torch.float32]
     for got, expected in zip(actual, grads, strict=True):
         assert error(got, expected) < 1e-2
-
-
-def kl_by_formula(q, prior, mu, sigma, prior_mu, prior_sigma):
-    """kl(q || p) and the Gaussians' divergence, summed in float64."""
-    p, r, z = torch.sigmoid(prior), sigma / prior_sigma, (mu - prior_mu) / prior_sigma
-    masks = torch.special.xlogy(q, q / p) + torch.special.xlogy(1 - q, (1 - q) / (1 - p))
-    weights = (r * r + z * z - 1) / 2 - r.log()
-    return masks.sum(), weights.sum(), (q * weights).sum()
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -317,6 +317,14 @@ def test_gaussian_weights_and_their_gradient(backend, device, shape, generator):
         actual = backend.gaussian_grad(there[2], there[1], *there[3:], 5)
         assert actual.dtype == dtype
         assert error(actual, exact) < TOLERANCE[dtype]
+
+
+def kl_by_formula(q, prior, mu, sigma, prior_mu, prior_sigma):
+    """kl(q || p) and the Gaussians' divergence, summed in float64."""
+    p, r, z = torch.sigmoid(prior), sigma / prior_sigma, (mu - prior_mu) / prior_sigma
+    masks = torch.special.xlogy(q, q / p) + torch.special.xlogy(1 - q, (1 - q) / (1 - p))
+    weights = (r * r + z * z - 1) / 2 - r.log()
+    return masks.sum(), weights.sum(), (q * weights).sum()
 
 
 @pytest.mark.parametrize("shape", [(1,), (63,), (3, 64), (5, 1777)], ids=str)

@@ -32,7 +32,7 @@ def test_the_override(monkeypatch):
     monkeypatch.setenv(backends.OVERRIDE, "reference")
     assert backends.resolve(T).NAME == "reference"
     monkeypatch.setenv(backends.OVERRIDE, "cudnn")
-    with pytest.raises(ValueError, match="unknown backend 'cudnn'; known are: native, triton, reference"):
+    with pytest.raises(ValueError, match="unknown backend 'cudnn'; known are: native, triton, cuda, reference"):
         masked_linear(T, T, T, seed=0, draw=0, stream=0)
 
 

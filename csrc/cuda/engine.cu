@@ -18,7 +18,7 @@ Cells cells(const void* data, int64_t stride, DType dtype) {
 Cells cells(const ConstMatrix& m) { return cells(m.data, m.stride, m.dtype); }
 Cells cells(const Matrix& m) { return cells(m.data, m.stride, m.dtype); }
 
-Key key(const Address& a) { return {a.seed, a.draws, a.stream, a.row, a.col / kGroup}; }
+Key key(const Address& a) { return {a.seed, a.draws, a.stream, a.row, a.col / kGroup, a.rows}; }
 
 template <class F>
 void with_estimator(Estimator estimator, F&& f) {

@@ -13,6 +13,7 @@ struct Address {  // of a matrix's first weight, under one or more draws
   const int64_t *seed, *draws;
   uint32_t stream;
   uint64_t row, col;
+  const int64_t* rows = nullptr;  // the rows of the weight that the other matrices speak of; null: all
 };
 
 void keep_mask(Launch, Address, Shape, const uint16_t* threshold, int64_t stride, uint8_t* mask);

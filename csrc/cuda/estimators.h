@@ -5,11 +5,12 @@
 
 #include "../common/philox.h"
 #include "../common/types.h"
+#include "device.h"
 
 namespace stochprune::cuda {
 
 // On the device the fast instructions, which flush subnormals; on the host, for tests, the library's functions.
-STOCHPRUNE_HD float exp_minus(float x) {
+STOCHPRUNE_DEVICE float exp_minus(float x) {
 #ifdef __CUDA_ARCH__
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * -1.4426950408889634f));
@@ -19,7 +20,7 @@ STOCHPRUNE_HD float exp_minus(float x) {
 #endif
 }
 
-STOCHPRUNE_HD float reciprocal(float x) {
+STOCHPRUNE_DEVICE float reciprocal(float x) {
 #ifdef __CUDA_ARCH__
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -29,7 +30,7 @@ STOCHPRUNE_HD float reciprocal(float x) {
 #endif
 }
 
-STOCHPRUNE_HD float logarithm(float x) {
+STOCHPRUNE_DEVICE float logarithm(float x) {
 #ifdef __CUDA_ARCH__
   return __logf(x);
 #else
@@ -37,16 +38,16 @@ STOCHPRUNE_HD float logarithm(float x) {
 #endif
 }
 
-STOCHPRUNE_HD float sigmoid(float x) { return reciprocal(1.0f + exp_minus(x)); }
+STOCHPRUNE_DEVICE float sigmoid(float x) { return reciprocal(1.0f + exp_minus(x)); }
 
 // The derivative of the sigmoid, without the cancellation of s (1 - s).
-STOCHPRUNE_HD float sigmoid_slope(float x) {
+STOCHPRUNE_DEVICE float sigmoid_slope(float x) {
   const float e = exp_minus(std::fabs(x)), r = reciprocal(1.0f + e);
   return e * r * r;
 }
 
 // The keep threshold 1 .. 32767 of a logit; NaN gives 1. An ulp of 256 is 2^-15: the sum rounds to the nearest threshold.
-STOCHPRUNE_HD uint32_t threshold(float logit) {
+STOCHPRUNE_DEVICE uint32_t threshold(float logit) {
   const float raised = std::fmin(std::fmax(sigmoid(logit), 1.0f / 32768), 32767.0f / 32768) + 256.0f;
   uint32_t bits;
   memcpy(&bits, &raised, sizeof bits);
@@ -54,19 +55,19 @@ STOCHPRUNE_HD uint32_t threshold(float logit) {
 }
 
 // The argument whose sigmoid is the binary concrete mask of the random bits u.
-STOCHPRUNE_HD float relaxed(float logit, uint32_t u, float temperature) {
+STOCHPRUNE_DEVICE float relaxed(float logit, uint32_t u, float temperature) {
   const float v = float(u & 0x7FFFu);
   return (logit - logarithm((v + 0.5f) * reciprocal(32767.5f - v))) * reciprocal(temperature);
 }
 
 // The hard concrete mask before it is clamped to [0, 1].
-STOCHPRUNE_HD float stretched(float logit, uint32_t u, float temperature) {
+STOCHPRUNE_DEVICE float stretched(float logit, uint32_t u, float temperature) {
   return sigmoid(relaxed(logit, u, temperature)) * 1.2f - 0.1f;
 }
 
 // z * w
 template <Estimator E>
-STOCHPRUNE_HD float masked(float w, float logit, uint32_t u, float temperature) {
+STOCHPRUNE_DEVICE float masked(float w, float logit, uint32_t u, float temperature) {
   if constexpr (E == Estimator::expected) return w * sigmoid(logit);
   if constexpr (E == Estimator::concrete) return w * sigmoid(relaxed(logit, u, temperature));
   if constexpr (E == Estimator::hard_concrete) return w * std::fmin(std::fmax(stretched(logit, u, temperature), 0.0f), 1.0f);
@@ -75,7 +76,7 @@ STOCHPRUNE_HD float masked(float w, float logit, uint32_t u, float temperature) 
 
 // dz / dlogit
 template <Estimator E>
-STOCHPRUNE_HD float slope(float logit, uint32_t u, float temperature) {
+STOCHPRUNE_DEVICE float slope(float logit, uint32_t u, float temperature) {
   if constexpr (E == Estimator::straight_through || E == Estimator::expected) return sigmoid_slope(logit);
   const float inside = sigmoid_slope(relaxed(logit, u, temperature)) * reciprocal(temperature);
   if constexpr (E == Estimator::hard_concrete) {

@@ -13,13 +13,12 @@ struct KeepMask {
   int64_t cols;
   bool wide;
 
-  STOCHPRUNE_HD bool draws() const { return true; }
-  STOCHPRUNE_HD void operator()(int64_t row, int64_t col, Span span, const uint32_t* u, uint32_t) const {
-    const Eight<uint16_t> t = read(threshold + row * stride + col, span, wide);
+  STOCHPRUNE_DEVICE bool draws() const { return true; }
+  STOCHPRUNE_DEVICE void operator()(Place at, const uint32_t* u, uint32_t) const {
+    const Eight<uint16_t> t = read(threshold + at.row * stride + at.col, at.span, wide);
     Eight<uint8_t> kept;
-#pragma unroll
     for (int i = 0; i < kColumns; ++i) kept.at[i] = keep(u[i], t.at[i]);
-    write(mask + row * cols + col, kept, span, wide);
+    write(mask + at.row * cols + at.col, kept, at.span, wide);
   }
 };
 
@@ -29,14 +28,13 @@ struct FormThresholds {
   uint16_t* out;  // contiguous, `cols` wide
   int64_t cols;
 
-  STOCHPRUNE_HD bool draws() const { return false; }
-  STOCHPRUNE_HD void operator()(int64_t row, int64_t col, Span span, const uint32_t*, uint32_t) const {
+  STOCHPRUNE_DEVICE bool draws() const { return false; }
+  STOCHPRUNE_DEVICE void operator()(Place at, const uint32_t*, uint32_t) const {
     float logit[kColumns];
-    load(logits, row, col, span, logit);
+    load(logits, at.row, at.col, at.span, logit);
     Eight<uint16_t> t;
-#pragma unroll
     for (int i = 0; i < kColumns; ++i) t.at[i] = uint16_t(threshold(logit[i]));
-    write(out + row * cols + col, t, span, logits.wide);
+    write(out + at.row * cols + at.col, t, at.span, logits.wide);
   }
 };
 
@@ -47,14 +45,13 @@ struct MaskWeight {
   int64_t rows;
   float temperature;
 
-  STOCHPRUNE_HD bool draws() const { return E != Estimator::expected; }
-  STOCHPRUNE_HD void operator()(int64_t row, int64_t col, Span span, const uint32_t* u, uint32_t d) const {
+  STOCHPRUNE_DEVICE bool draws() const { return E != Estimator::expected; }
+  STOCHPRUNE_DEVICE void operator()(Place at, const uint32_t* u, uint32_t d) const {
     float w[kColumns], logit[kColumns];
-    load(weight, row, col, span, w);
-    load(logits, row, col, span, logit);
-#pragma unroll
+    load(weight, at.source, at.col, at.span, w);
+    load(logits, at.source, at.col, at.span, logit);
     for (int i = 0; i < kColumns; ++i) w[i] = masked<E>(w[i], logit[i], u[i], temperature);
-    store(out, d * rows + row, col, span, w);
+    store(out, d * rows + at.row, at.col, at.span, w);
   }
 };
 
@@ -66,25 +63,23 @@ struct WeightGrad {
   bool add;  // to what is there
 
   // The straight-through slope needs no bits.
-  STOCHPRUNE_HD bool draws() const {
+  STOCHPRUNE_DEVICE bool draws() const {
     return E != Estimator::expected && (E != Estimator::straight_through || dweight.data);
   }
-  STOCHPRUNE_HD void operator()(int64_t row, int64_t col, Span span, const uint32_t* u, uint32_t) const {
+  STOCHPRUNE_DEVICE void operator()(Place at, const uint32_t* u, uint32_t) const {
     float g[kColumns], logit[kColumns], w[kColumns], result[kColumns] = {};
-    load(grad, row, col, span, g);
-    load(logits, row, col, span, logit);
-    if (dlogits.data) load(weight, row, col, span, w);  // before a store, which may go where it lies
+    load(grad, at.row, at.col, at.span, g);
+    load(logits, at.source, at.col, at.span, logit);
+    if (dlogits.data) load(weight, at.source, at.col, at.span, w);  // before a store, which may go where it lies
     if (dweight.data) {
-      if (add) load(dweight, row, col, span, result);
-#pragma unroll
+      if (add) load(dweight, at.row, at.col, at.span, result);
       for (int i = 0; i < kColumns; ++i) result[i] = masked<E>(g[i], logit[i], u[i], temperature) + (add ? result[i] : 0.0f);
-      store(dweight, row, col, span, result);
+      store(dweight, at.row, at.col, at.span, result);
     }
     if (dlogits.data) {
-      if (add) load(dlogits, row, col, span, result);
-#pragma unroll
+      if (add) load(dlogits, at.row, at.col, at.span, result);
       for (int i = 0; i < kColumns; ++i) result[i] = g[i] * w[i] * slope<E>(logit[i], u[i], temperature) + (add ? result[i] : 0.0f);
-      store(dlogits, row, col, span, result);
+      store(dlogits, at.row, at.col, at.span, result);
     }
   }
 };

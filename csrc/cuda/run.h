@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../common/philox.h"
 #include "memory.h"
 
 namespace stochprune::cuda {
@@ -19,6 +20,8 @@ struct Key {  // where a launch's numbers are read from, so that a captured grap
   const int64_t* draws;  // one for each of blockIdx.y
   uint32_t stream;
   uint64_t row, group;  // global position of the matrix's first row and group
+  const int64_t* rows;  // the rows to look at, one for each row of the grid; null: all
+  STOCHPRUNE_DEVICE int64_t source(int64_t row) const { return rows ? rows[row] : row; }
 };
 
 struct Grid {
@@ -28,27 +31,26 @@ struct Grid {
   uint32_t groups;
 };
 
-STOCHPRUNE_HD void draw_words(const Key& key, const Grid& grid, uint32_t q, uint32_t d, int lane, uint32_t* words) {
+STOCHPRUNE_DEVICE void draw_words(const Key& key, const Grid& grid, uint32_t q, uint32_t d, int lane, uint32_t* words) {
   const uint64_t seed = uint64_t(*key.seed);
-  const Words call = group_call(seed, uint32_t(key.draws[d]), key.stream, uint32_t(key.row + q / grid.across),
+  const Words call = group_call(seed, uint32_t(key.draws[d]), key.stream, uint32_t(key.row + key.source(q / grid.across)),
                                 key.group + q % grid.across, uint32_t(lane));
-#pragma unroll
   for (int s = 0; s < 4; ++s) words[kLanes * s + lane] = call.w[s];
 }
 
 template <class Op>
-STOCHPRUNE_HD void visit(const Op& op, const Grid& grid, uint32_t q, uint32_t d, int lane, const uint32_t* words) {
+STOCHPRUNE_DEVICE void visit(const Op& op, const Key& key, const Grid& grid, uint32_t q, uint32_t d, int lane,
+                             const uint32_t* words) {
   const int64_t row = q / grid.across, col = int64_t(q % grid.across) * kGroup + lane * kColumns - grid.shift;
   const Span span = {col < 0 ? int(-col < kColumns ? -col : kColumns) : 0,
                      grid.cols - col < kColumns ? int(grid.cols - col) : kColumns};
   if (span.first >= span.last) return;
   uint32_t u[kColumns] = {};
   if (op.draws()) {
-    const Eight<uint16_t> drawn = *reinterpret_cast<const Eight<uint16_t>*>(words + lane * kColumns / 2);
-#pragma unroll
+    const Eight<uint16_t> drawn = read(reinterpret_cast<const uint16_t*>(words) + lane * kColumns, {0, kColumns}, true);
     for (int i = 0; i < kColumns; ++i) u[i] = drawn.at[i];
   }
-  op(row, col, span, u, d);
+  op({row, key.source(row), col, span}, u, d);
 }
 
 inline Grid make_grid(Shape shape, int shift = 0) {
@@ -72,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) each_weight(Op op, Grid grid, Key ke
     if (q < grid.groups) draw_words(key, grid, uint32_t(q), blockIdx.y, lane, words[octet]);
     __syncwarp();
   }
-  if (q < grid.groups) visit(op, grid, uint32_t(q), blockIdx.y, lane, words[octet]);
+  if (q < grid.groups) visit(op, key, grid, uint32_t(q), blockIdx.y, lane, words[octet]);
 }
 
 template <class Op>
@@ -93,7 +95,7 @@ void run(const Op& op, const Grid& grid, const Key& key, int draws, int, uintptr
     for (uint32_t q = 0; q < grid.groups; ++q) {
       if (op.draws())
         for (int lane = 0; lane < kLanes; ++lane) draw_words(key, grid, q, d, lane, words);
-      for (int lane = 0; lane < kLanes; ++lane) visit(op, grid, q, d, lane, words);
+      for (int lane = 0; lane < kLanes; ++lane) visit(op, key, grid, q, d, lane, words);
     }
 }
 

@@ -61,4 +61,4 @@ def test_every_route_masks_alike(
     assert torch.equal(masked, weight * keep)
     bits = mask_bits(logits, Mask(seed, draw, STREAM, "straight_through", 1.0))
     column = torch.arange(cols, device=device)
-    assert torch.equal((bits[:, column // 32] >> (column % 32)) & 1, keep.int())
+    assert torch.equal((bits[0][:, column // 32] >> (column % 32)) & 1, keep.int())

@@ -1,0 +1,46 @@
+"""The CUDA C++ backend: the elementwise passes compiled ahead of time, the products by cuBLAS. It needs no Triton.
+
+A module with the functions of :mod:`stochprune.reference`. It is there where nvcc was when the extension was built.
+"""
+
+from torch import Tensor
+
+from stochprune.cuda.masked_linear import masked_linear, masked_linear_backward
+from stochprune.cuda.passes import keep_mask, threshold_from_logits
+from stochprune.cuda.weight_ops import masked_weight, weight_grad
+from stochprune.native.arrays import CODES
+from stochprune.reference import (  # in torch's own kernels
+    bernoulli_kl,
+    bernoulli_kl_backward,
+    gaussian_grad,
+    gaussian_kl,
+    gaussian_kl_backward,
+    gaussian_weight,
+    normal,
+)
+
+NAME = "cuda"
+
+
+def supports(*tensors: Tensor) -> bool:
+    """Whether the kernels take these tensors: float32, bfloat16 and float16; thresholds of any kind."""
+    return all(t.dtype in CODES or not t.is_floating_point() for t in tensors)
+
+
+__all__ = [
+    "NAME",
+    "bernoulli_kl",
+    "bernoulli_kl_backward",
+    "gaussian_grad",
+    "gaussian_kl",
+    "gaussian_kl_backward",
+    "gaussian_weight",
+    "keep_mask",
+    "masked_linear",
+    "masked_linear_backward",
+    "masked_weight",
+    "normal",
+    "supports",
+    "threshold_from_logits",
+    "weight_grad",
+]

@@ -1,0 +1,87 @@
+"""The products of a masked layer by torch's matrix product, around a backend's elementwise passes over the weights.
+
+They serve the backends that form the masked weight as a transient tensor, and take the pass as an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+BUDGET = 256 << 20
+"""Bytes of transient memory: as many draws share a launch as fit, at least one."""
+
+
+def chunks(draws: int, bytes_each: int) -> Iterator[slice]:
+    """The draws, as many at a time as the budget holds."""
+    step = max(1, BUDGET // max(1, bytes_each))
+    return (slice(start, min(start + step, draws)) for start in range(0, draws, step))
+
+
+def product(
+    masked: Callable[[slice], Tensor], weight: Tensor, x: Tensor, bias: Tensor | None, transpose: bool = False
+) -> Tensor:
+    """x (z * W)^T + b [D, M, N], or x (z * W) [D, M, K] with ``transpose``.
+
+    Args:
+        masked: gives ``z * weight`` [d, N, K] in x's dtype, for the d draws of a slice.
+        weight: [N, K], whose shape and device count.
+        x: [D, M, K], or [D, M, N] with ``transpose``.
+        bias: [N] in x's dtype, or None.
+    """
+    out = x.new_empty(*x.shape[:2], weight.shape[1 if transpose else 0])
+    for draws in chunks(len(x), weight.numel() * x.element_size()):
+        w, y = masked(draws), out[draws]
+        w = w if transpose else w.mT
+        if len(w) == 1:
+            torch.addmm(y[0] if bias is None else bias, x[draws.start], w[0], beta=bias is not None, out=y[0])
+        else:
+            torch.baddbmm(y if bias is None else bias, x[draws], w, beta=bias is not None, out=y)
+    return out
+
+
+def weight_grads(
+    epilogue: Callable[[int, Tensor, Tensor | None, Tensor | None, bool], None],
+    outer: Callable[[int, torch.dtype], Tensor],
+    like: tuple[Tensor, Tensor],
+    rows: int,
+    draws: int,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """dweight and dlogits [R, K], summed over the draws; None where not needed.
+
+    Args:
+        epilogue: called with a draw's index, its G = dL/d(z * W) [R, K], dweight, dlogits (either may be None, or G
+            itself) and whether to add to them.
+        outer: G of a draw, memory that may be overwritten; in the dtype asked for if it can be chosen.
+        like: weight and logits [N, K].
+        rows: R.
+    """
+    wanted = [t if need else None for t, need in zip(like, needs, strict=True)]
+    results: list[Tensor | None]
+    if draws == 1:
+        g = outer(0, torch.promote_types(like[0].dtype, like[1].dtype))
+        spare = {g.dtype: g}  # the first gradient of this dtype overwrites G
+        results = [None if t is None else spare.pop(t.dtype, None) for t in wanted]
+        results = [
+            torch.empty_like(g, dtype=t.dtype) if r is None and t is not None else r
+            for r, t in zip(results, wanted, strict=True)
+        ]
+        epilogue(0, g, results[0], results[1], False)
+        return results[0], results[1]
+    sums = [None if t is None else t.new_zeros(rows, t.shape[1], dtype=torch.float32) for t in wanted]
+    for i in range(draws):
+        epilogue(i, outer(i, torch.float32), sums[0], sums[1], True)
+    dweight, dlogits = (None if r is None else r.to(t.dtype) for r, t in zip(sums, like, strict=True))
+    return dweight, dlogits
+
+
+def outer(grad: Tensor, x: Tensor, i: int, dtype: torch.dtype) -> Tensor:
+    """G = grad[i]^T x[i] [N, K] in ``dtype``, summed in float32 whatever the inputs."""
+    if grad.dtype == dtype:
+        return torch.mm(grad[i].mT, x[i])
+    if grad.is_cuda:
+        return torch.mm(grad[i].mT, x[i], out_dtype=dtype)
+    return torch.mm(grad[i].mT.to(dtype), x[i].to(dtype))
