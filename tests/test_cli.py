@@ -69,6 +69,33 @@ def test_help_names_every_option_of_the_configuration():
         assert option in output
 
 
+STUDY = """
+title: Two masks
+job: initialisation
+data: [digits]
+models: [lenet_300_100]
+seeds: 1
+grid: [{scores: [magnitude], sparsities: [0.9], ablations: [none, shuffle]}]
+settings: {batch_size: 512, weights: {epochs: 1}}
+"""
+
+
+def test_study(tmp_path):
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    result = invoke("study", tmp_path / "mine.yaml", "--out", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs").glob("mine-*")
+    assert {path.name for path in folder.iterdir()} >= {"results.json", "tables.md", "errors.csv", "errors.png"}
+    for part in ("Two masks", "magnitude", "shuffle", "results.json"):
+        assert part in result.output
+
+
+def test_an_unknown_study_is_one_line_without_a_traceback():
+    result = invoke("study", "imune")
+    assert result.exit_code == 1 and "neither a file nor one of the studies immune" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_backends_and_version():
     assert invoke("backends").output.strip() == stochprune.backends.table().strip()
     assert invoke("--version").output.strip() == stochprune.__version__

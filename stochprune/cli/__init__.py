@@ -9,6 +9,7 @@ import typer
 import stochprune
 from stochprune.cli.backends import backends
 from stochprune.cli.finetune import finetune
+from stochprune.cli.study import study
 
 app = typer.Typer(
     help="Stochastic pruning masks that are drawn, never stored.",
@@ -33,5 +34,5 @@ def _main(
     pass
 
 
-for command in (finetune, backends):
+for command in (finetune, study, backends):
     app.command()(command)

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from stochprune import report
 from stochprune.cli.options import errors_in_one_line, options_from, split, take
-from stochprune.training import FinetuneConfig, StudyConfig, run_study
+from stochprune.studies.finetune import StudyConfig, run_study
+from stochprune.training import FinetuneConfig
 
 
 @options_from({StudyConfig: "Study", FinetuneConfig: "Mask fine-tuning"}, without=("seed",))  # a study sets the seeds

@@ -3,6 +3,7 @@
 from stochprune.data.batches import Batches
 from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
-from stochprune.data.sources import digits, load, mnist
+from stochprune.data.sample import per_class, subset
+from stochprune.data.sources import cifar10, digits, load, mnist
 
-__all__ = ["Batches", "Dataset", "digits", "load", "mnist", "read_idx"]
+__all__ = ["Batches", "Dataset", "cifar10", "digits", "load", "mnist", "per_class", "read_idx", "subset"]

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stochprune.data.cifar import read_cifar10
 from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
 
-NAMES = ("digits", "mnist")
+NAMES = ("digits", "mnist", "cifar10")
 
 
 def load(name: str, data_dir: Path | str | None = None) -> Dataset:
-    """The data set called ``name``: ``digits``, or ``mnist`` from the files in ``data_dir``.
+    """The data set called ``name``: ``digits``, or ``mnist`` or ``cifar10`` from the files in ``data_dir``.
 
     Raises:
         ValueError: an unknown name, or no folder given where one is needed; and what the data set itself raises.
@@ -26,6 +27,10 @@ def load(name: str, data_dir: Path | str | None = None) -> Dataset:
         if data_dir is None:
             raise ValueError("mnist needs data_dir, the folder of its four IDX files")
         return mnist(data_dir)
+    if name == "cifar10":
+        if data_dir is None:
+            raise ValueError("cifar10 needs data_dir, the folder of cifar-10-batches-py")
+        return cifar10(data_dir)
     raise ValueError(f"unknown data set {name!r}; known are: {', '.join(NAMES)}")
 
 
@@ -55,6 +60,25 @@ def mnist(data_dir: Path | str) -> Dataset:
         ValueError: a file is damaged, or the arrays do not fit together.
     """
     return _standardised("mnist", *(_mnist_part(Path(data_dir), part) for part in ("train", "t10k")))
+
+
+def cifar10(data_dir: Path | str) -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009) from the batches of its Python version, as they are or in ``cifar-10-batches-py``.
+
+    Inputs [n, 3, 32, 32] are scaled to [0, 1], then standardised by mean and deviation over all training pixels of the
+    channel.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged.
+    """
+    (train_x, train_y), (test_x, test_y) = read_cifar10(Path(data_dir))
+    std, mean = torch.std_mean(train_x.float() / 255, dim=(0, 2, 3), keepdim=True)
+    if not bool((std > 0).all()):
+        raise ValueError("cifar10: a channel of the training images is constant")
+    return Dataset(
+        "cifar10", (train_x.float() / 255 - mean) / std, train_y, (test_x.float() / 255 - mean) / std, test_y, 10
+    )
 
 
 def _mnist_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from stochprune.scores.wanda import wanda
 __all__ = [
     "Score",
     "by_name",
+    "check_options",
     "compute",
     "dissipating_gradients",
     "erk_densities",
@@ -70,6 +72,14 @@ def by_name(name: str) -> Score:
     return _SCORES[name]
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for an unknown score, or an option that it does not have; the message lists its own."""
+    known = [p.name for p in inspect.signature(by_name(name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
+
+
 def compute(
     name: str,
     model: nn.Module,
@@ -85,11 +95,8 @@ def compute(
     Raises:
         ValueError: an unknown name or option, and what the score itself raises.
     """
+    check_options(name, options)
     score = by_name(name)
     known = inspect.signature(score).parameters
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        own = [parameter.name for parameter in known.values() if parameter.kind is parameter.KEYWORD_ONLY]
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(own) or 'none'}")
     given = {key: value for key, value in {"sparsity": sparsity, "seed": seed}.items() if key in known}
     return score(model, loss_fn, batches, **{**given, **options})

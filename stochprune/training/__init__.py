@@ -1,11 +1,10 @@
 """The trainers: one loop with callbacks and checkpoints, under mask fine-tuning and weight training alike."""
 
 from stochprune.training.checkpoint import CheckpointError
-from stochprune.training.config import FinetuneConfig, StudyConfig, WeightConfig
+from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.evaluate import StochasticError, error, predict, stochastic_error
 from stochprune.training.finetune import FinetuneResult, finetune
 from stochprune.training.progress import ProgressBar
-from stochprune.training.study import run_study
 from stochprune.training.weights import train_weights
 
 __all__ = [
@@ -14,12 +13,10 @@ __all__ = [
     "FinetuneResult",
     "ProgressBar",
     "StochasticError",
-    "StudyConfig",
     "WeightConfig",
     "error",
     "finetune",
     "predict",
-    "run_study",
     "stochastic_error",
     "train_weights",
 ]

@@ -47,16 +47,24 @@ def _check_positive(config: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class WeightConfig:
-    """Training of the weights alone, dense or under a fixed mask, by Adam at a constant rate."""
+    """Training of the weights alone, dense or under a fixed mask."""
 
     epochs: int = option(10, "Passes over the training set.")
-    lr: float = option(1e-3, "Adam's learning rate.")
+    lr: float = option(1e-3, "Learning rate at the start.")
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
+    optimizer: Literal["adam", "sgd"] = option("adam", "Adam, or SGD with Nesterov's momentum of 0.9.")
+    weight_decay: float = option(0.0, "L2 penalty, as torch's optimisers take it.")
+    schedule: Literal["constant", "linear", "cosine", "steps"] = option(
+        "constant", "How the rate falls; steps: to a tenth at one half and at three quarters."
+    )
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check_counts(self, 0, "epochs")
         _check_counts(self, 1, "checkpoint_every")
         _check_positive(self, "lr")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,38 +98,3 @@ class FinetuneConfig:
         _check_counts(self, 0, "epochs", "seed")
         _check_counts(self, 1, "checkpoint_every")
         _check_positive(self, "weight_lr", "logit_lr", "temperature", "penalty_strength", "kl_strength")
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """The main job: train dense, prune, and compare what as many epochs make of each mask.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
-    model: str = option("lenet_300_100", "Network, by its name in stochprune.models: lenet_300_100.")
-    scores: tuple[str, ...] = option(("magnitude", "snip", "random"), "Pruning scores, separated by commas.")
-    sparsities: tuple[float, ...] = option((0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.")
-    seeds: int = option(3, "Number of seeds, each with its own start, order of batches and masks.")
-    dense_epochs: int = option(20, "Epochs of dense training before pruning.")
-    retrain_epochs: int = option(12, "Epochs of weight training after the fine-tuned mask is cut.")
-    batch_size: int = option(64, "Examples in a batch.")
-    draws: int = option(10, "Masks drawn to evaluate the stochastic predictor.")
-    validation: float = option(0.0, "Report on this fraction of the training set, held out, not on the test set.")
-    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
-
-    def __post_init__(self) -> None:
-        _check_counts(self, 0, "retrain_epochs")
-        _check_counts(self, 1, "seeds", "dense_epochs", "batch_size", "draws")
-        for name in ("scores", "sparsities"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                given = ", ".join(map(str, values)) or "none"
-                raise ValueError(f"{name} must name at least one, each once, got {given}")
-        for sparsity in self.sparsities:
-            if not 0 <= sparsity < 1:
-                raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must lie in [0, 1), got {self.validation}")

@@ -24,6 +24,7 @@ class ProgressBar:
     def __init__(self, title: str, total: int | None = None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True))
+        self._finished = 0
         self._task = self._progress.add_task(title, total=total, loss="")
 
     def __enter__(self) -> ProgressBar:
@@ -35,13 +36,18 @@ class ProgressBar:
     ) -> None:
         self._progress.stop()
 
+    def expect(self, total: int) -> None:
+        """Set the number of steps of all the trainings to come."""
+        self._progress.update(self._task, total=total)
+
     def begin(self, title: str) -> None:
         """Show another title."""
         self._progress.update(self._task, description=title, loss="")
 
-    def reach(self, steps: int) -> None:
-        """Count ``steps`` as done, made or not."""
-        self._progress.update(self._task, completed=steps)
+    def finish(self, steps: int) -> None:
+        """Count ``steps`` as done since the last call, however many were made: the rest was found done."""
+        self._finished += steps
+        self._progress.update(self._task, completed=self._finished)
 
     def on_step(self, state: State) -> None:
         if self._progress.tasks[0].total is None and state.steps_per_epoch is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stochprune.training.checkpoint import Checkpoint, fingerprint
 from stochprune.training.config import WeightConfig, digest
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
+from stochprune.training.schedules import SCHEDULES, follow
 
 
 class FixedMasks(Constraint):
@@ -59,9 +60,10 @@ def train_weights(
     folder: Path | None = None,
     callbacks: Sequence[object] = (),
 ) -> list[dict[str, float]]:
-    """Train a plain model in place by Adam.
+    """Train a plain model in place.
 
     Args:
+        train_loader: batches (x, y), anew each time it is iterated; of a known length unless the rate is constant.
         masks: if given, pruned weights are 0 throughout (see :class:`FixedMasks`).
         folder: if given, ``checkpoint.pt`` is kept there, and a run that was killed goes on from it.
 
@@ -69,6 +71,11 @@ def train_weights(
         The history: ``epoch`` and mean ``loss``. For what is raised see :func:`stochprune.training.loop.fit`.
     """
     constraint = FixedMasks(model, masks or {})
+    optimizer = _optimizer(model, config)
+    if config.schedule != "constant":
+        if not isinstance(train_loader, Sized):
+            raise ValueError(f"schedule {config.schedule} needs a train_loader of known length")
+        follow(optimizer, SCHEDULES[config.schedule], config.epochs * len(train_loader))
     checkpoint = None
     if folder is not None:
         checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
@@ -77,9 +84,17 @@ def train_weights(
         model,
         train_loader,
         epochs=config.epochs,
-        optimizer=torch.optim.Adam(model.parameters(), lr=config.lr),
+        optimizer=optimizer,
         loss_fn=loss_fn,
         constraint=constraint,
         checkpoint=checkpoint,
         callbacks=callbacks,
+    )
+
+
+def _optimizer(model: nn.Module, config: WeightConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
     )

@@ -8,7 +8,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from stochprune.training.config import FinetuneConfig, StudyConfig, WeightConfig, digest
+from stochprune.studies.finetune import StudyConfig
+from stochprune.training.config import FinetuneConfig, WeightConfig, digest
 
 
 def another(config, field):

@@ -11,5 +11,7 @@ def test_counts_steps(masked, loader):
         task = bar._progress.tasks[0]
         assert (task.completed, task.total) == (8, 8)
         bar.begin("next")
-        bar.reach(20)
+        bar.finish(20)
         assert (task.completed, task.description) == (20, "next")
+        bar.finish(5)
+        assert task.completed == 25

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import stochprune as sp
-from stochprune.training import CheckpointError, FinetuneConfig, StudyConfig, run_study, study
+from stochprune.studies import bench
+from stochprune.studies import finetune as study
+from stochprune.studies.finetune import StudyConfig, run_study
+from stochprune.training import CheckpointError, FinetuneConfig
 
 TINY = StudyConfig(
     scores=("magnitude", "random"),
@@ -65,8 +68,8 @@ def test_killed_and_resumed_gives_the_same(finished, tmp_path, monkeypatch):
     assert (folder.name, results) == (finished[0].name, finished[1])
     assert sorted(path.name for path in folder.iterdir()) == [
         "dense-seed0",
-        "magnitude-0.9-seed0.json",
-        "random-0.9-seed0.json",
+        "magnitude-0.9-seed0",
+        "random-0.9-seed0",
         "results.json",
     ]
 
@@ -79,21 +82,21 @@ def test_done_cells_are_not_run_again(finished, monkeypatch):
 
 def test_a_truncated_cell_is_named(tmp_path):
     folder, _ = run_study(TINY, out=tmp_path)
-    path = folder / "random-0.9-seed0.json"
+    path = folder / "random-0.9-seed0" / "result.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(CheckpointError, match=r"random-0\.9-seed0\.json is truncated"):
+    with pytest.raises(CheckpointError, match=r"random-0\.9-seed0/result\.json is truncated"):
         run_study(TINY, out=tmp_path)
 
 
 def test_shuffled_control_is_another_mask_at_the_same_densities(monkeypatch, tmp_path):
     cuts = []
-    original = study.train_weights
+    original = bench.train_weights
 
     def spy(model, loader, config, *, masks=None, **options):
         cuts.append(masks)
         return original(model, loader, config, masks=masks, **options)
 
-    monkeypatch.setattr(study, "train_weights", spy)
+    monkeypatch.setattr(bench, "train_weights", spy)
     tuning = FinetuneConfig(epochs=1, logit_lr=2.0)
     run_study(dataclasses.replace(TINY, scores=("magnitude",), finetune=tuning), out=tmp_path)
     _, retrained, finetuned, shuffled = cuts

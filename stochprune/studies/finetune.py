@@ -20,8 +20,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,13 +32,49 @@ from stochprune import data, masks, models, scores
 from stochprune.data import Batches, Dataset
 from stochprune.nn import convert, masked_layers
 from stochprune.seeding import generator
-from stochprune.training.checkpoint import CheckpointError
-from stochprune.training.config import StudyConfig, WeightConfig, digest
-from stochprune.training.evaluate import error, predict, stochastic_error
+from stochprune.studies.bench import Bench
+from stochprune.studies.store import remember
+from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, digest, option
+from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
 from stochprune.training.progress import ProgressBar
 from stochprune.training.results import versions, write_json
-from stochprune.training.weights import train_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """The main job: train dense, prune, and compare what as many epochs make of each mask.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
+    model: str = option("lenet_300_100", "Network, by its name in stochprune.models: lenet_300_100.")
+    scores: tuple[str, ...] = option(("magnitude", "snip", "random"), "Pruning scores, separated by commas.")
+    sparsities: tuple[float, ...] = option((0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.")
+    seeds: int = option(3, "Number of seeds, each with its own start, order of batches and masks.")
+    dense_epochs: int = option(20, "Epochs of dense training before pruning.")
+    retrain_epochs: int = option(12, "Epochs of weight training after the fine-tuned mask is cut.")
+    batch_size: int = option(64, "Examples in a batch.")
+    draws: int = option(10, "Masks drawn to evaluate the stochastic predictor.")
+    validation: float = option(0.0, "Report on this fraction of the training set, held out, not on the test set.")
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+
+    def __post_init__(self) -> None:
+        _check_counts(self, 0, "retrain_epochs")
+        _check_counts(self, 1, "seeds", "dense_epochs", "batch_size", "draws")
+        for name in ("scores", "sparsities"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                given = ", ".join(map(str, values)) or "none"
+                raise ValueError(f"{name} must name at least one, each once, got {given}")
+        for sparsity in self.sparsities:
+            if not 0 <= sparsity < 1:
+                raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must lie in [0, 1), got {self.validation}")
+
 
 SELECTIONS = ("scores", "sparsities", "seeds")
 """Fields that choose which cells are run but change none of them: a run with more of them reuses what is there."""
@@ -77,20 +111,16 @@ def run_study(
     return folder, results
 
 
-class Study:
+class Study(Bench):
     """The pieces of the main job; each is kept in ``folder`` as soon as it is done, and its checkpoints until then."""
 
     def __init__(self, config: StudyConfig, dataset: Dataset, folder: Path, bar: ProgressBar) -> None:
-        self.config, self.dataset, self.folder, self.bar = config, dataset, folder, bar
+        super().__init__(dataset, config.batch_size, bar)
+        self.config, self.folder = config, folder
         self.dense = functools.cache(self._dense)
-        self._done = 0
-
-    def error(self, model: nn.Module) -> float:
-        """Test error in per cent."""
-        return error(predict(model, self.dataset.test_x), self.dataset.test_y)
 
     def cell(self, score: str, sparsity: float, seed: int) -> dict[str, Any]:
-        """One score, sparsity and seed, from its file if it is there.
+        """One score, sparsity and seed, from its folder if it is there.
 
         Returns:
             ``score``, ``sparsity``, ``seed``, ``errors`` (by the names above, per cent), ``swapped`` (the share of the
@@ -98,37 +128,35 @@ class Study:
             the fine-tuned one) and the fine-tuning's ``history``.
         """
         name = f"{score}-{sparsity:g}-seed{seed}"
-        path = self.folder / f"{name}.json"
-        if path.exists():
-            self._advance(_epochs_per_cell(self.config))
-            return _read_json(path)
-        result = {"score": score, "sparsity": sparsity, "seed": seed, **self._run_cell(name, score, sparsity, seed)}
-        write_json(path, result)
-        shutil.rmtree(self.folder / name)
-        return result
+        which = {"score": score, "sparsity": sparsity, "seed": seed}
+        result = remember(self.folder / name, which, lambda folder: self._run_cell(folder, name, score, sparsity, seed))
+        self.bar.finish(self.steps(_epochs_per_cell(self.config)))
+        return which | result["result"]
 
     def _dense(self, seed: int) -> nn.Module:
         """The dense network of a seed, trained or taken from its last checkpoint."""
         model = models.build(self.config.model, self.dataset.shape, self.dataset.num_classes, seed)
-        self._train(model, f"dense-seed{seed}", seed, self.config.dense_epochs, None)
+        name = f"dense-seed{seed}"
+        self.train(model, self.folder / name, name, seed, self._weights(self.config.dense_epochs))
+        self.bar.finish(self.steps(self.config.dense_epochs))
         return model
 
-    def _run_cell(self, name: str, score: str, sparsity: float, seed: int) -> dict[str, Any]:
+    def _run_cell(self, folder: Path, name: str, score: str, sparsity: float, seed: int) -> dict[str, Any]:
         config, dense, retrain = self.config, self.dense(seed), self.config.retrain_epochs
-        options = {"seed": seed} if score == "random" else {}
-        scored = scores.by_name(score)(dense, F.cross_entropy, self._batches(seed), **options)
+        checkpoints = folder / "checkpoints"
+        scored = scores.compute(score, dense, F.cross_entropy, self.batches(seed), sparsity=sparsity, seed=seed)
         mask = masks.from_scores(scored, sparsity)
         errors = {"pruned": self.error(_cut(dense, dense, mask))}
 
         model = _cut(dense, dense, mask)
-        self._train(model, f"{name}/retrained", seed, config.finetune.epochs + retrain, mask)
+        longer = self._weights(config.finetune.epochs + retrain)
+        self.train(model, checkpoints / "retrained", f"{name}/retrained", seed, longer, mask)
         errors["retrained"] = self.error(model)
 
         masked = convert(copy.deepcopy(dense), mask, seed=seed)
         self.bar.begin(f"{name}/stochastic")
         tuning = dataclasses.replace(config.finetune, seed=seed)
-        history = finetune(masked, self._batches(seed), tuning, out=self.folder / name, callbacks=[self.bar]).history
-        self._advance(config.finetune.epochs)
+        history = finetune(masked, self.batches(seed), tuning, out=checkpoints, callbacks=[self.bar]).history
         stochastic = stochastic_error(masked, self.dataset.test_x, self.dataset.test_y, config.draws)
         errors |= {"stochastic": stochastic.mean, "ensemble": stochastic.ensemble}
 
@@ -137,7 +165,7 @@ class Study:
         errors["thresholded"] = self.error(_cut(dense, masked, tuned))
         for arm, final in (("finetuned", tuned), ("shuffled", masks.shuffle(tuned, seed))):
             model = _cut(dense, masked, final)
-            self._train(model, f"{name}/{arm}", seed, retrain, final)
+            self.train(model, checkpoints / arm, f"{name}/{arm}", seed, self._weights(retrain), final)
             errors[arm] = self.error(model)
 
         kept = sum(int(value.sum()) for value in mask.values())
@@ -145,20 +173,8 @@ class Study:
         density = {key: [_share(mask[key]), _share(tuned[key])] for key in mask}
         return {"errors": errors, "swapped": swapped, "density": density, "history": history}
 
-    def _train(self, model: nn.Module, stage: str, seed: int, epochs: int, mask: Mapping[str, Tensor] | None) -> None:
-        self.bar.begin(stage)
-        tuning = self.config.finetune
-        config = WeightConfig(epochs, tuning.weight_lr, tuning.checkpoint_every)
-        folder = self.folder / stage
-        train_weights(model, self._batches(seed), config, masks=mask, folder=folder, callbacks=[self.bar])
-        self._advance(epochs)
-
-    def _batches(self, seed: int) -> Batches:
-        return Batches(self.dataset.train_x, self.dataset.train_y, self.config.batch_size, seed)
-
-    def _advance(self, epochs: int) -> None:
-        self._done += epochs * len(self._batches(0))
-        self.bar.reach(self._done)
+    def _weights(self, epochs: int) -> WeightConfig:
+        return WeightConfig(epochs, self.config.finetune.weight_lr, self.config.finetune.checkpoint_every)
 
 
 def _epochs_per_cell(config: StudyConfig) -> int:
@@ -198,10 +214,3 @@ def _hold_out(dataset: Dataset, fraction: float) -> Dataset:
         test_x=dataset.train_x[held],
         test_y=dataset.train_y[held],
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is truncated or not JSON. Move it away to run this cell again.") from error

@@ -1,0 +1,35 @@
+"""``stochprune study``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from stochprune import studies
+from stochprune.cli.options import errors_in_one_line
+from stochprune.studies import tables
+
+
+def study(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(studies.SHIPPED)}, or a YAML file.")],
+    small: Annotated[bool, typer.Option("--small", help="Take the file's small version: a minute on digits.")] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data set's files, or of folders named like the data sets.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+) -> None:
+    """Run a grid of experiments.
+
+    A study is a YAML file: models, data sets, scores, sparsities, ablations and seeds. Each configuration is run once
+    and kept in a folder of its own; a run that was stopped goes on when started again. Writes results.json, tables
+    (CSV and Markdown) and pictures.
+    """
+    console = Console()
+    with errors_in_one_line():
+        folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out)
+    console.print(Markdown(tables.markdown(results)))
+    console.print(f"{folder}/results.json, {folder}/tables.md", highlight=False, soft_wrap=True)

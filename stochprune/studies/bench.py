@@ -1,0 +1,47 @@
+"""What every cell of a study needs: data in the right order, training under a progress bar, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from stochprune.data import Batches, Dataset
+from stochprune.training.config import WeightConfig
+from stochprune.training.evaluate import error, predict
+from stochprune.training.progress import ProgressBar
+from stochprune.training.weights import train_weights
+
+
+class Bench:
+    """One data set, its batches, and a bar that counts optimiser steps over the whole study."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, bar: ProgressBar) -> None:
+        self.dataset, self.batch_size, self.bar = dataset, batch_size, bar
+
+    def batches(self, seed: int) -> Batches:
+        """The training set in the order of a seed."""
+        return Batches(self.dataset.train_x, self.dataset.train_y, self.batch_size, seed)
+
+    def steps(self, epochs: int) -> int:
+        """Optimiser steps in ``epochs``."""
+        return epochs * -(-len(self.dataset.train_y) // self.batch_size)
+
+    def error(self, model: nn.Module) -> float:
+        """Test error in per cent."""
+        return error(predict(model, self.dataset.test_x, batch_size=1000), self.dataset.test_y)
+
+    def train(
+        self,
+        model: nn.Module,
+        folder: Path,
+        title: str,
+        seed: int,
+        config: WeightConfig,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> list[dict[str, float]]:
+        """Train in place, resumed from ``folder``; see :func:`stochprune.training.train_weights`."""
+        self.bar.begin(title)
+        loader = self.batches(seed)
+        return train_weights(model, loader, config, masks=masks, folder=folder, callbacks=[self.bar])

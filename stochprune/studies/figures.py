@@ -1,0 +1,76 @@
+"""The picture of a study: error against sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from stochprune.report import Spread
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000", "#F0E442")
+"""Readable with colour blindness (Okabe and Ito)."""
+MARKERS = "os^Dv<>PX"
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Write the picture as a PNG file: a panel for each data set, model and, if the study ablates, score.
+
+    Points are means over seeds, bars one standard deviation; trainings that diverged are left out.
+    """
+    rows = [row for row in results["rows"] if row["error"] is not None]
+    pruned = [row for row in rows if row["score"] != "dense"]
+    ablates = len({row["arm"] for row in pruned}) > 1
+    keys = ("data", "model", "score") if ablates else ("data", "model")
+    random = [row for row in pruned if row["score"] == "random" and row["arm"] == "none"]
+    panels = list(
+        dict.fromkeys(tuple(row[k] for k in keys) for row in pruned if not (ablates and row["score"] == "random"))
+    )
+    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        mine = [row for row in pruned if tuple(row[k] for k in keys) == panel]
+        lines = {name: [r for r in mine if r["arm" if ablates else "score"] == name] for name in _names(mine, ablates)}
+        if ablates:
+            lines["random mask"] = [row for row in random if (row["data"], row["model"]) == panel[:2]]
+        sparsities = sorted({row["sparsity"] for row in mine})
+        for i, (name, line) in enumerate(lines.items()):
+            points = {
+                s: Spread.of([r["error"] for r in line if r["sparsity"] == s])
+                for s in sparsities
+                if any(r["sparsity"] == s for r in line)
+            }
+            axis.errorbar(
+                [sparsities.index(s) for s in points],
+                [spread.mean for spread in points.values()],
+                [spread.sd for spread in points.values()],
+                label="as scored" if name == "none" else name,
+                color=COLORS[i % len(COLORS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                capsize=3,
+                linewidth=1.5,
+            )
+        dense = [r["error"] for r in rows if r["score"] == "dense" and (r["data"], r["model"]) == panel[:2]]
+        if dense:
+            axis.axhline(Spread.of(dense).mean, color="black", linewidth=0.8, linestyle=":", label="dense")
+        axis.set_title(", ".join(panel[::-1] if not ablates else panel[2:]), fontsize=10)
+        axis.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
+        axis.set_xlabel("weights pruned (%)")
+        axis.set_yscale("log")
+        axis.grid(axis="y", which="both", linewidth=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    if panels:
+        axes[0].set_ylabel("test error (%)")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=8)
+    figure.suptitle(results["title"], fontsize=11)
+    figure.savefig(path, dpi=140, metadata={"Software": None})
+
+
+def _names(rows: list[Mapping[str, Any]], ablates: bool) -> list[str]:
+    return list(dict.fromkeys(row["arm" if ablates else "score"] for row in rows))

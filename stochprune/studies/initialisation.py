@@ -1,0 +1,146 @@
+"""Pruning at initialisation: one mask from one score, perhaps ablated, then training of what is left."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stochprune import masks, models, scores
+from stochprune.data import Batches, per_class
+from stochprune.studies.bench import Bench
+from stochprune.training.config import WeightConfig, _check_counts, digest, option
+
+ABLATIONS = ("none", "invert", "shuffle", "reinitialise", "rescale")
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialisationConfig:
+    """What all cells of a study have in common.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    per_class: int = option(10, "Training examples of each class that the scores look at.")
+    score_batch_size: int = option(100, "Examples in a batch of these.")
+    batch_size: int = option(128, "Examples in a batch of the training.")
+    train_examples: int = option(0, "Train on this many examples; 0: on all.")
+    weights: WeightConfig = dataclasses.field(default_factory=WeightConfig)
+
+    def __post_init__(self) -> None:
+        _check_counts(self, 1, "per_class", "score_batch_size", "batch_size")
+        _check_counts(self, 0, "train_examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training of one pruned network; everything that it is a function of.
+
+    Attributes:
+        score: its name in :mod:`stochprune.scores`, and its ``options``.
+        ablation: one of ABLATIONS, or several joined by ``+``: ``invert`` turns the sign of the scores, ``shuffle``
+            permutes the mask within its layers, ``reinitialise`` draws other weights under it, ``rescale`` brings each
+            layer back to its variance.
+
+    Raises:
+        ValueError: an unknown score, option or ablation, or a sparsity outside [0, 1).
+    """
+
+    data: str
+    model: str
+    score: str
+    sparsity: float
+    seed: int
+    settings: InitialisationConfig
+    ablation: str = "none"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        scores.check_options(self.score, dict(self.options))
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
+        for part in self.ablation.split("+"):
+            if part not in ABLATIONS:
+                raise ValueError(f"unknown ablation {part!r}; known are: {', '.join(ABLATIONS)}, joined by +")
+
+    @property
+    def label(self) -> str:
+        """The score with its options."""
+        return " ".join([self.score, *(f"{key}={value}" for key, value in self.options)])
+
+    @property
+    def folder(self) -> str:
+        """The name of the cell's folder: another configuration has another."""
+        return digest(self)
+
+
+def pruned(cell: Cell, bench: Bench) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network of a cell before training, and its masks; layers may be left with nothing."""
+    settings, parts = cell.settings, cell.ablation.split("+")
+    dataset = bench.dataset
+    model = models.build(cell.model, dataset.shape, dataset.num_classes, cell.seed)
+    examples = per_class(dataset, settings.per_class, cell.seed)
+    batches = Batches(*examples, settings.score_batch_size, shuffle=False)
+    scored = scores.compute(
+        cell.score, model, F.cross_entropy, batches, sparsity=cell.sparsity, seed=cell.seed, **dict(cell.options)
+    )
+    if "invert" in parts:
+        scored = {name: -score for name, score in scored.items()}
+    mask = masks.from_scores(scored, cell.sparsity, allow_empty=True)
+    if "shuffle" in parts:
+        mask = masks.shuffle(mask, cell.seed)
+    if "reinitialise" in parts:
+        masks.reinitialize(model, mask, cell.seed)
+    if "rescale" in parts:
+        masks.rescale(model, mask)
+    return masks.apply(model, mask), mask
+
+
+def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
+    """Prune, train and measure.
+
+    The kept weights of each layer, before and after training, go to ``kept.npz`` in ``folder``, for distances between
+    cells.
+
+    Returns:
+        ``error`` (test, per cent, after training; None if it diverged), ``diverged`` (what was raised, or None),
+        ``history`` of the training, ``emptied`` (layers of which nothing is kept), ``before`` and ``after``: by layer
+        ``shape``, ``kept``, ``density`` and moments of the kept weights (see
+        :class:`stochprune.masks.LayerStatistics`).
+    """
+    model, mask = pruned(cell, bench)
+    start = copy.deepcopy(model)
+    diverged, history, error = None, [], None
+    try:
+        title = f"{cell.model} {cell.label} {100 * cell.sparsity:g}% {cell.ablation} seed {cell.seed}"
+        history = bench.train(model, folder / "checkpoints", title, cell.seed, cell.settings.weights, mask)
+        error = bench.error(model)
+    except FloatingPointError as problem:
+        diverged = str(problem)
+    kept = {when: masks.kept_weights(network, mask) for when, network in (("before", start), ("after", model))}
+    arrays: dict[str, Any] = {
+        f"{when} {name}": v.astype(np.float32) for when, by in kept.items() for name, v in by.items()
+    }
+    np.savez_compressed(folder / "kept.npz", **arrays)
+    return {
+        "error": error,
+        "diverged": diverged,
+        "history": history,
+        "emptied": [name for name, value in mask.items() if not value.any()],
+        **{when: _rows(by, mask) for when, by in kept.items()},
+    }
+
+
+def _rows(kept: Mapping[str, np.ndarray], mask: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    rows = []
+    for name, values in kept.items():
+        row = dataclasses.asdict(masks.statistics(name, values, tuple(mask[name].shape)))
+        rows.append({key: None if value != value else value for key, value in row.items() if value is not None})
+    return rows

@@ -1,0 +1,181 @@
+"""What a study is: a grid in a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from stochprune.studies.finetune import SELECTIONS, StudyConfig
+from stochprune.studies.initialisation import Cell, InitialisationConfig
+from stochprune.training.config import _check_counts
+
+SHIPPED = ("immune", "prospr", "finetune")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A product of scores, sparsities and ablations.
+
+    Attributes:
+        scores: names, each with its options.
+    """
+
+    scores: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+    sparsities: tuple[float, ...]
+    ablations: tuple[str, ...] = ("none",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study: its blocks for each data set, model and seed.
+
+    Attributes:
+        name: of its folders and files.
+        title: one line for tables and pictures.
+        job: ``initialisation``: prune at initialisation and train (:mod:`stochprune.studies.initialisation`), beside
+            dense networks; ``finetune``: fine-tune the masks of trained networks (:mod:`stochprune.studies.finetune`).
+        seeds: their number.
+        settings: fields of :class:`InitialisationConfig`, or of :class:`StudyConfig`.
+    """
+
+    name: str
+    title: str
+    job: Literal["initialisation", "finetune"]
+    data: tuple[str, ...]
+    models: tuple[str, ...]
+    seeds: int
+    grid: tuple[Block, ...]
+    settings: InitialisationConfig | StudyConfig
+
+    def __post_init__(self) -> None:
+        _check_counts(self, 1, "seeds")
+        for name in ("data", "models", "grid"):
+            if not getattr(self, name):
+                raise ValueError(f"{self.name}: {name} must name at least one")
+        for block in self.grid:
+            if self.job == "finetune" and (any(options for _, options in block.scores) or block.ablations != ("none",)):
+                raise ValueError(f"{self.name}: a fine-tuning study takes scores without options, and no ablations")
+
+    def cells(self, data: str) -> Iterator[Cell]:
+        """The cells of job ``initialisation`` on one data set, each once: the dense networks, then seed by seed."""
+        assert isinstance(self.settings, InitialisationConfig)
+        seen = set()
+        for model, seed in itertools.product(self.models, range(self.seeds)):
+            yield Cell(data, model, "magnitude", 0.0, seed, self.settings)
+            for block in self.grid:
+                for (score, options), sparsity, ablation in itertools.product(
+                    block.scores, block.sparsities, block.ablations
+                ):
+                    cell = Cell(data, model, score, sparsity, seed, self.settings, ablation, options)
+                    if cell not in seen:
+                        seen.add(cell)
+                        yield cell
+
+
+def load(name: str | Path, small: bool = False) -> Plan:
+    """The study of a YAML file, or a shipped one by its name.
+
+    Args:
+        small: with what the file's section ``small`` puts in the place of the rest.
+
+    Raises:
+        ValueError: neither a file nor a shipped name; no YAML; a key that is unknown or missing, or a bad value.
+    """
+    path = Path(name)
+    if str(name) in SHIPPED:
+        text = (resources.files("stochprune.studies") / f"{name}.yaml").read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"{str(name)!r} is neither a file nor one of the studies {', '.join(SHIPPED)}")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} must hold a mapping with the keys title, job, data, models, seeds, grid, settings")
+    changes = content.pop("small", None)
+    if small:
+        if not isinstance(changes, dict):
+            raise ValueError(f"{name} has no section 'small'")
+        content = _merged(content, changes)
+    job = content.get("job")
+    settings = content.pop("settings", None) or {}
+    if job == "finetune" and (twice := sorted({"data", "model", *SELECTIONS} & set(settings))):
+        raise ValueError(
+            f"{path.stem}: {twice[0]} has its place beside the settings of a fine-tuning study, not in them"
+        )
+    kind: type = StudyConfig if job == "finetune" else InitialisationConfig
+    grid = content.pop("grid", None) or []
+    if not isinstance(grid, list):
+        raise ValueError(f"{path.stem}: grid must be a list of blocks, got {grid!r}")
+    blocks = tuple(_block(entry, f"{path.stem}: grid") for entry in grid)
+    where = path.stem + (" (small)" if small else "")
+    return _made(
+        Plan,
+        {"name": path.stem + "-small" * small, "grid": blocks, "settings": _made(kind, settings, where), **content},
+        where,
+    )
+
+
+def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        k: _merged(content[k], v)
+        for k, v in changes.items()
+        if isinstance(v, dict) and isinstance(content.get(k), dict)
+    }
+    return {**content, **changes, **both}
+
+
+def _block(entry: Any, where: str) -> Block:
+    if not isinstance(entry, dict) or not isinstance(entry.get("scores"), list):
+        raise ValueError(f"{where}: a block is a mapping with lists scores, sparsities and ablations, got {entry!r}")
+    scores = []
+    for score in entry["scores"]:
+        name, options = (score, {}) if isinstance(score, str) else next(iter(score.items()))
+        scores.append((name, tuple(sorted((options or {}).items()))))
+    return _made(Block, {**entry, "scores": tuple(scores)}, where)
+
+
+def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping of a YAML file; numbers and lists become what its fields are."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known are: {', '.join(fields)}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where}: {missing[0]} is missing")
+    kinds = get_type_hints(kind)
+    return kind(**{name: _fitted(kinds[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _fitted(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        return _made(kind, value, where)
+    if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        return tuple(_fitted(get_args(kind)[0], item, where) for item in value)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{where} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        return value
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except (TypeError, ValueError):
+            raise ValueError(f"{where} must be a number, got {value!r}") from None
+    if kind in (int, str) and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise ValueError(f"{where} must be {'an integer' if kind is int else 'text'}, got {value!r}")
+    return value

@@ -1,0 +1,176 @@
+"""Running a study: every cell once, then its tables and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stochprune import data, masks, report
+from stochprune.data import subset
+from stochprune.studies import figures, tables
+from stochprune.studies.bench import Bench
+from stochprune.studies.finetune import StudyConfig, run_study
+from stochprune.studies.initialisation import Cell, InitialisationConfig, run_cell
+from stochprune.studies.plan import Plan
+from stochprune.studies.store import read_json, remember
+from stochprune.training.config import digest
+from stochprune.training.progress import ProgressBar
+from stochprune.training.results import versions, write_json
+
+Rows = list[dict[str, Any]]
+
+
+def run(plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs")) -> tuple[Path, dict[str, Any]]:
+    """Run all cells, or what is missing of them, and write tables and pictures.
+
+    Cells lie in ``out/cells/<digest>``, whatever study asks for them, so studies share what they have in common and a
+    run that was stopped goes on when started again.
+
+    Args:
+        data_dir: folder of the data set's files, or of folders named like the data sets.
+
+    Returns:
+        The folder ``out/<name>-<digest of the plan>``, and what is written to ``results.json`` there: ``title``,
+        ``configuration``, ``versions``, ``hours`` (of the cells, summed), ``rows`` (one an error: data, model, score,
+        sparsity, arm, seed), ``layers`` (moments of kept weights) and ``distances`` between cells. Beside it:
+        ``errors.csv``, ``layers.csv``, ``distances.csv``, ``tables.md`` and the pictures.
+
+    Raises:
+        ValueError: an unknown data set or model, or files that are not there.
+        CheckpointError: a file of a former run that cannot be read.
+    """
+    folder = out / f"{plan.name}-{digest(plan)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {
+        "title": plan.title,
+        "configuration": dataclasses.asdict(plan),
+        "versions": versions(),
+        **(_finetune(plan, data_dir, out, folder) if plan.job == "finetune" else _initialisation(plan, data_dir, out)),
+    }
+    write_json(folder / "results.json", results)
+    for name in ("rows", "layers", "distances"):
+        if results[name]:
+            tables.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
+    (folder / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
+    if plan.job == "initialisation":
+        figures.draw(results, folder / "errors.png")
+    return folder, results
+
+
+def _initialisation(plan: Plan, data_dir: Path | None, out: Path) -> dict[str, Any]:
+    settings = plan.settings
+    assert isinstance(settings, InitialisationConfig)
+    rows: Rows = []
+    layers: Rows = []
+    distances: Rows = []
+    seconds = 0.0
+    for name in plan.data:
+        dataset = subset(data.load(name, _place(data_dir, name)), settings.train_examples)
+        cells = list(plan.cells(name))
+        with ProgressBar("starting") as bar:
+            bench = Bench(dataset, settings.batch_size, bar)
+            bar.expect(len(cells) * bench.steps(settings.weights.epochs))
+            for cell in cells:
+                folder = out / "cells" / cell.folder
+                done = remember(folder, dataclasses.asdict(cell), functools.partial(run_cell, cell, bench))
+                bar.finish(bench.steps(settings.weights.epochs))
+                seconds += done["seconds"]
+                result, which = done["result"], _which(cell)
+                loss = result["history"][-1]["loss"] if result["history"] else None
+                rows.append({**which, "error": result["error"], "loss": loss, "emptied": len(result["emptied"])})
+                for when in ("before", "after"):
+                    layers += [
+                        {**which, "when": when, **row, "shape": "x".join(map(str, row["shape"]))}
+                        for row in result[when]
+                    ]
+        distances += _distances(cells, out / "cells")
+    return {"hours": seconds / 3600, "rows": rows, "layers": layers, "distances": distances}
+
+
+def _which(cell: Cell) -> dict[str, Any]:
+    score = cell.label if cell.sparsity else "dense"
+    return {
+        "data": cell.data,
+        "model": cell.model,
+        "score": score,
+        "sparsity": cell.sparsity,
+        "arm": cell.ablation,
+        "seed": cell.seed,
+    }
+
+
+def _distances(cells: Sequence[Cell], root: Path) -> Rows:
+    """From each mask to its ablations and to a random mask: by layer, before and after training."""
+    rows: Rows = []
+    for base in cells:
+        if base.ablation != "none" or base.score == "random" or not base.sparsity:
+            continue
+        place = (base.data, base.model, base.sparsity, base.seed)
+        others = {c.ablation: c for c in cells if c != base and dataclasses.replace(c, ablation="none") == base}
+        for c in cells:
+            if (c.score, c.ablation, c.data, c.model, c.sparsity, c.seed) == ("random", "none", *place):
+                others["random"] = c
+        before = read_json(root / base.folder / "result.json")["result"]["before"]
+        kept = np.load(root / base.folder / "kept.npz")
+        for arm, other in others.items():
+            their = np.load(root / other.folder / "kept.npz")
+            for when, layer in itertools.product(("before", "after"), before):
+                key = f"{when} {layer['name']}"
+                found = masks.statistics(layer["name"], kept[key], tuple(layer["shape"]), their[key])
+                rows.append(
+                    {
+                        **_which(base),
+                        "arm": arm,
+                        "when": when,
+                        "name": layer["name"],
+                        "wasserstein": _number(found.wasserstein),
+                        "wasserstein_zeros": _number(found.wasserstein_zeros),
+                    }
+                )
+    return rows
+
+
+def _number(value: float | None) -> float | None:
+    """None for NaN: a layer of which one of the masks keeps nothing."""
+    return None if value is None or math.isnan(value) else value
+
+
+def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path) -> dict[str, Any]:
+    assert isinstance(plan.settings, StudyConfig)
+    rows: Rows = []
+    seconds = 0.0
+    for name in plan.data:
+        for model in plan.models:
+            merged: dict[str, Any] = {}
+            for block in plan.grid:
+                config = dataclasses.replace(
+                    plan.settings,
+                    data=name,
+                    model=model,
+                    seeds=plan.seeds,
+                    scores=tuple(score for score, _ in block.scores),
+                    sparsities=block.sparsities,
+                )
+                place, results = run_study(config, data_dir=_place(data_dir, name), out=out)
+                merged = {**results, "cells": [*merged.get("cells", []), *results["cells"]]}
+            seconds += sum(read_json(path)["seconds"] for path in place.glob("*/result.json"))
+            which = {"data": name, "model": model}
+            for entry in merged["dense"]:
+                rows.append({**which, "score": "dense", "sparsity": 0.0, "arm": "none", **entry})
+            for cell in merged["cells"]:
+                for arm, error in cell["errors"].items():
+                    keys = {key: cell[key] for key in ("score", "sparsity")}
+                    rows.append({**which, **keys, "arm": arm, "seed": cell["seed"], "error": error})
+            report.draw(merged, folder / f"errors-{name}-{model}.png")
+    return {"hours": seconds / 3600, "rows": rows, "layers": [], "distances": []}
+
+
+def _place(data_dir: Path | None, name: str) -> Path | None:
+    return data_dir / name if data_dir is not None and (data_dir / name).is_dir() else data_dir

@@ -1,0 +1,122 @@
+"""Studies as YAML files: what is read, and what is refused in the user's words."""
+
+from __future__ import annotations
+
+import pytest
+
+from stochprune import studies
+from stochprune.studies.plan import Block
+
+MINIMAL = """
+title: T
+job: initialisation
+data: [digits]
+models: [lenet_300_100]
+seeds: 2
+grid:
+  - scores: [snip, {prospr: {steps: 2, lr: 0.1}}]
+    sparsities: [0.5, 0.9]
+    ablations: [none, shuffle+reinitialise]
+  - scores: [snip, random]
+    sparsities: [0.9]
+settings:
+  per_class: 3
+  weights: {epochs: 2, lr: 1e-3}
+small:
+  seeds: 1
+  settings: {weights: {epochs: 1}}
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_a_grid_of_cells(tmp_path):
+    plan = studies.load(write(tmp_path, MINIMAL))
+    assert (plan.name, plan.seeds, plan.settings.per_class, plan.settings.weights.lr) == ("mine", 2, 3, 1e-3)
+    assert plan.grid[1] == Block((("snip", ()), ("random", ())), (0.9,), ("none",))
+    cells = list(plan.cells("digits"))
+    assert len(cells) == len(set(cells)) == 2 * (1 + 2 * 2 * 2 + 1)  # dense, the product, random; snip at 0.9 is known
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    dense = [cell for cell in cells if cell.sparsity == 0]
+    assert len(dense) == 2 and all(cell.ablation == "none" for cell in dense)
+    assert {cell.label for cell in cells} == {"magnitude", "snip", "random", "prospr lr=0.1 steps=2"}
+
+
+def test_the_small_version_overrides_what_it_names(tmp_path):
+    plan = studies.load(write(tmp_path, MINIMAL), small=True)
+    assert (plan.name, plan.seeds, plan.settings.weights.epochs) == ("mine-small", 1, 1)
+    assert plan.settings.per_class == 3 and plan.settings.weights.lr == 1e-3
+
+
+@pytest.mark.parametrize("name", studies.SHIPPED)
+@pytest.mark.parametrize("small", [False, True])
+def test_shipped_studies_load(name, small):
+    plan = studies.load(name, small)
+    assert plan.data == (("digits",) if small else ("mnist",)) and plan.models == ("lenet_300_100",)
+
+
+def test_studies_share_their_cells():
+    immune, prospr = (set(studies.load(name).cells("mnist")) for name in ("immune", "prospr"))
+    assert len(immune & prospr) == 3 * (1 + 5 * 3)  # dense, and five scores as they are
+
+
+def test_every_part_of_a_cell_has_its_folder():
+    cells = list(studies.load("immune").cells("mnist"))
+    assert len({cell.folder for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds: 2", "seeds: 0"), "seeds must be an integer of at least 1, got 0"),
+        (("seeds: 2", "seeds: two"), "mine: seeds must be an integer, got 'two'"),
+        (("title: T", "titel: T"), "mine: unknown key 'titel'; known are: name, title, job"),
+        (("title: T\n", ""), "mine: title is missing"),
+        (("job: initialisation", "job: prune"), "mine: job must be one of initialisation, finetune, got 'prune'"),
+        (("per_class: 3", "per_clas: 3"), "mine: unknown key 'per_clas'; known are: per_class"),
+        (("epochs: 2", "epochs: -1"), "epochs must be an integer of at least 0, got -1"),
+        (("[0.5, 0.9]", "most"), "mine: grid: sparsities must be a list, got 'most'"),
+        (("[0.5, 0.9]", "[0.5, most]"), "mine: grid: sparsities must be a number, got 'most'"),
+        (("data: [digits]", "data: []"), "mine: data must name at least one"),
+        (("title: T", "title: ["), "is not YAML"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        studies.load(write(tmp_path, MINIMAL.replace(*change, 1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[snip, {", "[snap, {"), "unknown score 'snap'"),
+        (("steps: 2", "step: 2"), "prospr has no option 'step'; it has: steps, lr, momentum"),
+        (("[0.5, 0.9]", "[0.5, 1.0]"), r"sparsity must lie in \[0, 1\), got 1.0"),
+        (("shuffle+", "shuffel+"), "unknown ablation 'shuffel'; known are: none, invert, shuffle"),
+    ],
+)
+def test_bad_cells_are_refused_before_any_work(tmp_path, change, message):
+    plan = studies.load(write(tmp_path, MINIMAL.replace(*change, 1)))
+    with pytest.raises(ValueError, match=message):
+        studies.run(plan, out=tmp_path / "runs")
+    assert not (tmp_path / "runs" / "cells").exists()
+
+
+def test_a_name_that_is_no_study(tmp_path):
+    with pytest.raises(ValueError, match="'imune' is neither a file nor one of the studies immune, prospr, finetune"):
+        studies.load("imune")
+    with pytest.raises(ValueError, match="has no section 'small'"):
+        studies.load(write(tmp_path, MINIMAL.split("small:")[0]), small=True)
+
+
+def test_fine_tuning_studies_take_names_only(tmp_path):
+    text = "title: T\njob: finetune\ndata: [digits]\nmodels: [lenet_300_100]\nseeds: 1\n"
+    text += "grid: [{scores: [%s], sparsities: [0.9]}]\n"
+    with pytest.raises(ValueError, match="takes scores without options"):
+        studies.load(write(tmp_path, text % "{prospr: {steps: 1}}"))
+    with pytest.raises(ValueError, match="seeds has its place beside the settings"):
+        studies.load(write(tmp_path, text % "snip" + "settings: {seeds: 3}\n"))
