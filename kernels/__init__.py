@@ -12,12 +12,16 @@ import torch
 import triton
 from torch import Tensor
 
+from .calibrate import calibrate
+from .gaussian import gaussian_grad, gaussian_weight, normal
 from .keep_mask import keep_mask
 from .kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from .masked_linear import masked_linear, masked_linear_backward
+from .nm import nm_masked_weight, nm_weight_grad
+from .routes import table as routing_table
 from .threshold import threshold_from_logits
-
 from .weight_ops import masked_weight, weight_grad
+
 NAME = "triton"
 
 
@@ -35,15 +39,21 @@ __all__ = [
     "NAME",
     "bernoulli_kl",
     "bernoulli_kl_backward",
+    "calibrate",
     "describe",
+    "gaussian_grad",
     "gaussian_kl",
     "gaussian_kl_backward",
+    "gaussian_weight",
     "keep_mask",
     "masked_linear",
     "masked_linear_backward",
+    "masked_weight",
+    "nm_masked_weight",
+    "nm_weight_grad",
+    "normal",
+    "routing_table",
     "supports",
     "threshold_from_logits",
-]
-    "masked_weight",
-    "normal",
     "weight_grad",
+]

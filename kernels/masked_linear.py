@@ -14,7 +14,7 @@ from .mask_bits import mask_bits
 from .masked_matmul import masked_matmul
 from .one_pass import one_pass, one_pass_fits
 from .prepass import mask_weight
-from .routes import choose
+from .routes import Product, choose
 from .weight_grad import weight_grad
 from .weight_grad_matmul import weight_grad_matmul
 
@@ -32,7 +32,7 @@ def masked_linear(
 ) -> Tensor:
     """y [D, M, N] of x [D, M, K], weight and logits [N, K], bias [N]; slice d under the mask of ``draw[d]``."""
     mask = Mask(seed, draw, stream, estimator, temperature)
-    return _product(choose(x.shape[1], x.dtype, estimator), x, weight, logits, bias, mask)
+    return _product(_route(x, weight, logits, estimator), x, weight, logits, bias, mask)
 
 
 def masked_linear_backward(
@@ -51,7 +51,7 @@ def masked_linear_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients dx [D, M, K], dweight [N, K] and dlogits [N, K] of grad [D, M, N]; None where not needed."""
     mask = Mask(seed, draw, stream, estimator, temperature)
-    route = choose(x.shape[1], x.dtype, estimator)
+    route = _route(x, weight, logits, estimator)
     wanted = need_weight or need_logits
     if wanted and route == "in_register":
         dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if need_weight else None
@@ -71,6 +71,11 @@ def masked_linear_backward(
         dweight = dlogits = None
     dx = _product(route, grad, weight, logits, None, mask, transpose=True) if need_x else None
     return dx, dweight, dlogits
+
+
+def _route(x: Tensor, weight: Tensor, logits: Tensor, estimator: str) -> str:
+    product = Product(*x.shape[:2], *weight.shape, x.dtype, weight.dtype, logits.dtype)
+    return choose(product, estimator, x.device)
 
 
 def _product(

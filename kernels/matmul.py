@@ -22,9 +22,14 @@ class Tile(NamedTuple):
     @classmethod
     def fit(cls, x: Tensor) -> Tile:
         """The tile for x [D, M, K]: wide, since a mask is drawn once a tile, but no wider than the device allows."""
-        most = 128 if x.element_size() == 2 else 32  # float32 takes more registers and shared memory
-        tiles = [tile for tile in TILES[capability(x.device)] if tile.tokens <= most]
+        tiles = usable(x.dtype, x.device)
         return next((tile for tile in tiles if x.shape[1] <= tile.tokens), tiles[-1])
+
+
+def usable(dtype: torch.dtype, device: torch.device) -> list[Tile]:
+    """The device's tiles for one dtype, the widest last: float32 takes more registers and shared memory."""
+    most = 128 if dtype.itemsize == 2 else 32
+    return [tile for tile in TILES[capability(device)] if tile.tokens <= most]
 
 
 # by the major compute capability; checked for spills by the compile table

@@ -8,6 +8,8 @@ import typer
 
 import stochprune
 from stochprune.cli.backends import backends
+from stochprune.cli.bench import bench
+from stochprune.cli.certify import certify
 from stochprune.cli.finetune import finetune
 from stochprune.cli.study import study
 
@@ -34,5 +36,5 @@ def _main(
     pass
 
 
-for command in (finetune, study, backends):
+for command in (finetune, certify, study, backends, bench):
     app.command()(command)

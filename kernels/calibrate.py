@@ -1,0 +1,79 @@
+"""Measures what the choice of routes rests on, on the GPU at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from triton.testing import do_bench
+
+from . import routes
+from .mask import Mask
+from .mask_bits import mask_bits
+from .masked_matmul import masked_matmul
+from .matmul import usable
+
+SIZE = 4096
+"""Rows, columns and tokens of the products that are timed: their arithmetic hides memory and launches."""
+
+
+def calibrate() -> routes.Constants:
+    """Time the current device, write its constants to :func:`.routes.calibration_file` and use them from here on.
+
+    Raises:
+        RuntimeError: torch sees no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError("calibration needs an NVIDIA GPU; torch sees none here")
+    with torch.cuda.device(torch.cuda.current_device()):
+        measured = measure()
+    path = routes.calibration_file()
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[torch.cuda.get_device_name()] = measured._asdict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    routes.constants.cache_clear()
+    return measured
+
+
+def measure() -> routes.Constants:
+    """The constants of the current device."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        found = [_products(kind) for kind in routes.PRECISIONS]
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    matmul, drawing, reading = zip(*found, strict=True)
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.nbytes / _seconds(lambda: target.copy_(source))
+    small = torch.zeros(32, device="cuda")
+
+    def twenty() -> None:
+        for _ in range(20):
+            small.add_(1)
+
+    return routes.Constants(bandwidth, _seconds(twenty) / 20, matmul, drawing, reading)
+
+
+def _products(kind: str) -> tuple[float, float, float]:
+    """Rate of torch's product, and seconds for a weight and a tile of tokens of the two loops of ours."""
+    dtype = torch.bfloat16 if kind == "16 bits" else torch.float32
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+    generator = torch.Generator("cuda").manual_seed(0)
+    x, weight, logits = (torch.randn(SIZE, SIZE, generator=generator, device="cuda").to(dtype) for _ in range(3))
+    number = torch.zeros(1, dtype=torch.int64, device="cuda")
+    mask = Mask(number, number, 1, "straight_through", 1.0)
+    out, bits = torch.empty_like(x)[None], mask_bits(logits, mask)
+    loops = SIZE * SIZE * SIZE / usable(dtype, x.device)[-1].tokens
+
+    def masked(packed: Tensor | None) -> float:
+        return _seconds(lambda: masked_matmul(x[None], weight, logits, None, mask, out, bits=packed)) / loops
+
+    return 2 * SIZE**3 / _seconds(lambda: x @ weight.mT), masked(None), masked(bits)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    return 1e-3 * do_bench(run, warmup=25, rep=100, return_mode="median")

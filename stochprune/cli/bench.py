@@ -1,0 +1,106 @@
+"""``stochprune bench``."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from stochprune import backends, functional
+from stochprune.cli.options import errors_in_one_line, split
+from stochprune.seeding import generator
+
+
+def bench(
+    *,
+    rows: Annotated[int, typer.Option(help="Output features of the layer.", min=1)] = 1024,
+    cols: Annotated[int, typer.Option(help="Input features of the layer.", min=1)] = 1024,
+    tokens: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = "1,16,128,512",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the tensors.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda; default cuda where there is a GPU.")] = "",
+    seconds: Annotated[float, typer.Option(help="Time for each figure.", min=0.01)] = 0.3,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First measure what the GPU's routes rest on.")
+    ] = False,
+) -> None:
+    """Time a masked linear layer beside a dense one on this machine.
+
+    Prints medians of a forward pass and of a whole step (weights, logits and input differentiated), and the masking
+    tax: the masked layer's time over the dense one's. On a GPU also the route that each number of tokens takes.
+    """
+    console = Console()
+    with errors_in_one_line():
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if calibrate:
+            try:
+                console.print(backends.load("triton").calibrate())
+            except RuntimeError as error:
+                raise ValueError(str(error)) from error
+        counts = split("tokens", tokens, int)
+        if not counts or min(counts) < 1:
+            raise ValueError(f"tokens must be positive integers separated by commas, got {tokens!r}")
+        table = Table(title=f"[{rows}, {cols}] {dtype} on {place.type} ({_backend(place, dtype)}), milliseconds")
+        for column in ("tokens", "dense", "masked", "tax", "dense step", "masked step", "tax"):
+            table.add_column(column, justify="right")
+        for count in counts:
+            dense, masked = _times(count, rows, cols, getattr(torch, dtype), place, seconds)
+            cells = [
+                cell for d, m in zip(dense, masked, strict=True) for cell in (f"{d:.3f}", f"{m:.3f}", f"{m / d:.2f}")
+            ]
+            table.add_row(str(count), *cells)
+        console.print(table)
+        if place.type == "cuda" and _backend(place, dtype) == "triton":
+            console.print(backends.load("triton").routing_table(rows, cols, place), highlight=False)
+
+
+def _backend(place: torch.device, dtype: str) -> str:
+    return str(backends.resolve(torch.empty(1, 1, dtype=getattr(torch, dtype), device=place)).NAME)
+
+
+def _times(
+    tokens: int, rows: int, cols: int, dtype: torch.dtype, device: torch.device, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of forward and step, of the dense layer and of the masked one."""
+    numbers = generator(0, "bench", str(tokens))
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.from_numpy(numbers.standard_normal(shape)).to(dtype).to(device).requires_grad_()
+
+    x, weight, logits, bias = tensor(tokens, cols), tensor(rows, cols), tensor(rows, cols), tensor(rows)
+    draw = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def dense() -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def masked() -> Tensor:
+        return functional.masked_linear(x, weight, logits, bias, seed=0, draw=draw.add_(1), stream=0)
+
+    def forward(layer: Callable[[], Tensor]) -> Callable[[], object]:
+        return torch.no_grad()(layer)
+
+    def step(layer: Callable[[], Tensor]) -> Callable[[], object]:
+        wanted = [x, weight, bias, *([logits] if layer is masked else [])]
+        return lambda: torch.autograd.grad(layer().sum(), wanted)
+
+    threads = torch.get_num_threads()
+    dense_times, masked_times = (
+        [
+            1e3
+            * statistics.median(
+                Timer("run()", globals={"run": make(layer)}, num_threads=threads)
+                .blocked_autorange(min_run_time=seconds)
+                .times
+            )
+            for make in (forward, step)
+        ]
+        for layer in (dense, masked)
+    )
+    return dense_times, masked_times
