@@ -162,7 +162,7 @@ def weight_grad(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dweight and dlogits, each shaped like ``grad[0]``, of grad [D, N, ...] = dL/d(z * weight); None where not needed.
 
-    Summed over draws; they may lie in the memory of ``grad``. With ``rows`` (int64 [R], none of them twice), as in
+    Summed over draws; they may lie in the memory of ``grad``. With ``rows`` (int64 [R]), as in
     :func:`masked_weight`, grad is [D, R, ...] and the results are [R, ...].
     """
     wide = torch.promote_types(weight.dtype, torch.float32)

@@ -221,7 +221,7 @@ def test_wide_weights_under_a_narrow_input(backend, device, generator):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("shape, gathered", [((9, 3, 3, 7), False), ((33, 130), True)], ids=str)
 def test_masked_weights_and_their_gradients(backend, device, estimator, shape, gathered, generator):
-    rows = torch.tensor([shape[0] - 1, 0, shape[0] // 2]) if gathered else None
+    rows = torch.tensor([shape[0] - 1, 0, shape[0] // 2, 0]) if gathered else None
     at = (torch.tensor([rng.as_int64(2**63 + 11)]), torch.tensor([5, 2**32 - 1, 6]), 77, estimator, 0.7)
     there = (at[0].to(device), at[1].to(device), *at[2:])
     rows_there = None if rows is None else rows.to(device)

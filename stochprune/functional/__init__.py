@@ -12,6 +12,7 @@ from stochprune.functional.masked_conv import (
     masked_conv_transpose2d,
     masked_conv_transpose3d,
 )
+from stochprune.functional.masked_embedding import masked_embedding
 from stochprune.functional.masked_linear import masked_linear
 from stochprune.functional.spike_and_slab import spike_and_slab_linear
 
@@ -29,5 +30,6 @@ __all__ = [
     "masked_conv_transpose3d",
     "masked_linear",
     "spike_and_slab_kl",
+    "masked_embedding",
     "spike_and_slab_linear",
 ]

@@ -1,0 +1,190 @@
+"""masked_embedding: rows of a table under a stochastic mask; only the rows that are looked up are masked.
+
+Nothing but the indices, weight, logits and the integers is saved for backward; the mask is drawn again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stochprune import backends, rng
+from stochprune.functional._checks import (
+    check_estimator,
+    check_floating,
+    check_same_device,
+    draw_tensor,
+    seed_tensor,
+)
+
+_OP = "masked_embedding"
+
+
+@torch.library.custom_op("stochprune::masked_embedding", mutates_args=())
+def _forward(
+    indices: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    estimator: str,
+    temperature: float,
+    padding_idx: int,
+) -> Tensor:
+    """y [D, T, K] of int64 indices [D, T]; slice d under the mask of ``draw[d]``. padding_idx (or -1) is for backward."""
+    if indices.numel() and indices.device.type == "cpu":  # elsewhere a look would synchronise
+        low, high = (int(value) for value in indices.aminmax())
+        if low < 0 or high >= len(weight):
+            raise IndexError(f"{_OP}: indices must lie in 0 .. {len(weight) - 1}, got {low if low < 0 else high}")
+    backend = backends.resolve(weight, logits)
+    y = weight.new_empty(*indices.shape, weight.shape[1])
+    for d, rows in enumerate(indices):
+        options = (seed, draw[d : d + 1], stream, estimator, temperature)
+        y[d] = backend.masked_weight(weight, logits, *options, weight.dtype, rows=rows)[0]
+    return y
+
+
+@_forward.register_fake
+def _(indices: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return weight.new_empty(*indices.shape, weight.shape[1])
+
+
+@torch.library.custom_op("stochprune::masked_embedding_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    estimator: str,
+    temperature: float,
+    padding_idx: int,
+    need_weight: bool,
+    need_logits: bool,
+) -> tuple[Tensor, Tensor]:
+    backend = backends.resolve(weight, logits)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    sums = [
+        like.new_zeros(like.shape if need else 0, dtype=wide)
+        for like, need in ((weight, need_weight), (logits, need_logits))
+    ]
+    for d, rows in enumerate(indices):
+        g = grad[d].masked_fill((rows == padding_idx).unsqueeze(1), 0)  # a copy, which the backend may overwrite
+        options = (seed, draw[d : d + 1], stream, estimator, temperature, need_weight, need_logits)
+        for total, part in zip(sums, backend.weight_grad(g[None], weight, logits, *options, rows=rows), strict=True):
+            if part is not None:
+                total.index_add_(0, rows, part.to(wide))
+    return sums[0].to(weight.dtype), sums[1].to(logits.dtype)
+
+
+@_backward.register_fake
+def _(grad: Tensor, indices: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    need_weight, need_logits = rest[-2:]
+    return weight.new_empty(weight.shape if need_weight else 0), logits.new_empty(logits.shape if need_logits else 0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    indices, weight, logits, seed, draw, *ctx.options = inputs
+    ctx.save_for_backward(indices, weight, logits, seed, draw)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[1:3]
+    grads = _backward(grad, *ctx.saved_tensors, *ctx.options, *needs)
+    return None, *(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * (2 + len(ctx.options))
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_refuse)
+
+
+@_forward.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], indices: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
+        raise NotImplementedError(f"{_OP}: vmap goes over indices only; give draw as a vector for many masks at once")
+    batched = indices.movedim(in_dims[0], 1)  # [D, B, T]: the draws stay outermost
+    y = _forward(batched.flatten(1, 2), *rest)
+    return y.unflatten(1, batched.shape[1:3]), 1
+
+
+def masked_embedding(
+    indices: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    *,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    estimator: str = "straight_through",
+    temperature: float = 1.0,
+    samples: int | None = None,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Rows of a table under a stochastic mask: ``(z * weight)[indices]``.
+
+    The mask z, its estimators and the gradients are those of :func:`stochprune.functional.masked_linear`. Only the rows
+    that are looked up are masked. A token that occurs twice has one mask.
+
+    Args:
+        indices: [...], int64 or int32. With a vector of D draws: [D, ...], slice d under ``draw[d]``.
+        weight: [N, K], floating.
+        logits: [N, K], floating; the probability of keeping is sigmoid(logits).
+        seed, draw, stream, estimator, temperature: as for masked_linear.
+        samples: S masks for the same indices: draws draw .. draw + S - 1.
+        padding_idx: a row that gets no gradient, -N .. N - 1.
+
+    Returns:
+        [..., K] in the weight's dtype; [S, ..., K] with ``samples``, [D, ..., K] with a vector of draws. The gradients
+        are dense.
+
+    Raises:
+        TypeError: indices that are no integers, a weight or logits that are not floating.
+        IndexError: an index outside 0 .. N - 1 (on the CPU).
+        ValueError: shapes that do not fit, devices that differ, NaN logits in the rows looked up (on the CPU), an
+            unknown estimator, an integer out of range.
+        RuntimeError: on differentiating twice.
+    """
+    check_estimator(_OP, estimator, temperature)
+    check_floating(_OP, weight=weight, logits=logits)
+    check_same_device(_OP, indices=indices, weight=weight, logits=logits)
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{_OP}: indices must be int64 or int32, got {indices.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"{_OP}: weight must be a matrix [N, K], got shape {tuple(weight.shape)}")
+    if logits.shape != weight.shape:
+        raise ValueError(f"{_OP}: logits {tuple(logits.shape)} and weight {tuple(weight.shape)} differ in shape")
+    rng.check_address(stream=stream, rows=weight.shape[0], cols=weight.shape[1])
+    padding = _padding_row(padding_idx, len(weight))
+
+    seeds, draws = seed_tensor(_OP, seed, indices.device), draw_tensor(_OP, draw, samples, indices.device)
+    many = samples is not None or draws.shape[0] != 1
+    if many and samples is None:
+        if indices.dim() < 1 or indices.shape[0] != draws.shape[0]:
+            raise ValueError(
+                f"{_OP}: indices {tuple(indices.shape)} have no leading dimension of {len(draws)}, one for each draw"
+            )
+        inner = indices.shape[1:]
+        slices = indices.reshape(draws.shape[0], inner.numel())
+    else:
+        inner = indices.shape
+        slices = indices.reshape(1, inner.numel()).expand(draws.shape[0], -1)
+    y = _forward(slices.long(), weight, logits, seeds, draws, stream, estimator, temperature, padding)
+    return y.reshape(*((draws.shape[0],) if many else ()), *inner, weight.shape[1])
+
+
+def _padding_row(padding_idx: int | None, rows: int) -> int:
+    """The row as 0 .. N - 1; -1 where there is none."""
+    if padding_idx is None:
+        return -1
+    if not -rows <= padding_idx < rows:
+        raise ValueError(f"{_OP}: padding_idx must lie in {-rows} .. {rows - 1}, got {padding_idx}")
+    return padding_idx % rows

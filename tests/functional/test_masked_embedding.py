@@ -1,0 +1,164 @@
+"""masked_embedding against torch's embedding of the whole masked table, its gradients, and its errors."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stochprune import native, rng
+from stochprune.functional import masked_embedding
+
+op = sys.modules["stochprune.functional.masked_embedding"]
+ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
+AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
+INDICES = torch.tensor([[3, 0, 39], [3, 17, 3]])
+
+
+def table(generator, dtype=torch.float64):
+    return [torch.randn(40, 70, generator=generator, dtype=dtype).requires_grad_() for _ in range(2)]
+
+
+def whole(weight, logits, estimator, temperature, draw=11):
+    """z * weight of all rows, written for autograd."""
+    u = rng.uniform16(*logits.shape, **{**AT, "draw": draw}) & 0x7FFF
+    hard = (u < rng.threshold_from_logits(logits).int()).to(weight.dtype)
+    mean = torch.sigmoid(logits)
+    soft = torch.sigmoid((logits - torch.logit((u.double() + 0.5) / 32768)) / temperature)
+    z = {
+        "straight_through": hard + mean - mean.detach(),
+        "concrete": soft,
+        "straight_through_concrete": hard + soft - soft.detach(),
+        "expected": mean,
+        "hard_concrete": (1.2 * soft - 0.1).clamp(0, 1),
+    }[estimator]
+    return z * weight
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_torchs_embedding_of_the_masked_table(estimator, dtype, tolerance, generator):
+    inputs = [t.detach().to(dtype).requires_grad_() for t in table(generator)]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    y = masked_embedding(INDICES, *inputs, **AT, estimator=estimator, temperature=0.6, padding_idx=-23)
+    expected = F.embedding(INDICES, whole(*exact, estimator, 0.6), padding_idx=17)
+    grad = torch.randn(2, 3, 70, generator=generator).to(dtype)
+    got = (y, *torch.autograd.grad(y, inputs, grad))
+    for g, w in zip(got, (expected, *torch.autograd.grad(expected, exact, grad.double())), strict=True):
+        assert g.dtype == dtype and (g.double() - w).norm() / w.norm() < tolerance
+
+
+def test_only_the_rows_looked_up_are_masked(generator, monkeypatch):
+    weight, logits = table(generator, torch.float32)
+    rows = []
+    original = native.masked_weight
+    monkeypatch.setattr(native, "masked_weight", lambda *a, **k: rows.append(k["rows"].tolist()) or original(*a, **k))
+    masked_embedding(INDICES, weight, logits, **AT)
+    assert rows == [INDICES.flatten().tolist()]
+
+
+def test_the_cache_of_thresholds_serves_rows(generator, monkeypatch):
+    weight, logits = table(generator, torch.float32)
+    expected = masked_embedding(INDICES, weight, logits, **AT)
+    monkeypatch.setattr(native.cache, "enabled", True)
+    assert torch.equal(masked_embedding(INDICES, weight, logits, **AT), expected)
+    native.cache.clear()
+
+
+def test_many_masks(generator):
+    inputs = table(generator)
+    y = masked_embedding(INDICES, *inputs, **AT, samples=3)
+    assert y.shape == (3, 2, 3, 70)
+    apart = torch.stack([masked_embedding(INDICES, *inputs, **{**AT, "draw": 11 + s}) for s in range(3)])
+    assert torch.equal(y, apart)
+    for g, w in zip(
+        torch.autograd.grad(y.sin().sum(), inputs), torch.autograd.grad(apart.sin().sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(g, w)
+    y = masked_embedding(INDICES, *inputs, **{**AT, "draw": torch.tensor([4, 9])})
+    assert torch.equal(y[1], masked_embedding(INDICES[1], *inputs, **{**AT, "draw": 9}))
+
+
+def test_one_index_and_none(generator):
+    inputs = table(generator)
+    assert torch.equal(
+        masked_embedding(torch.tensor(3, dtype=torch.int32), *inputs, **AT),
+        masked_embedding(INDICES, *inputs, **AT)[0, 0],
+    )
+    y = masked_embedding(INDICES[:0], *inputs, **AT)
+    assert y.shape == (0, 3, 70)
+    assert not any(g.any() for g in torch.autograd.grad(y.sum(), inputs))
+
+
+def test_operators_pass_opcheck(generator):
+    weight, logits = table(generator, torch.float32)
+    options = (torch.tensor([1]), torch.tensor([2, 7]), 3, "straight_through", 1.0, 17)
+    torch.library.opcheck(op._forward, (INDICES, weight, logits, *options))
+    grad = torch.ones(2, 3, 70)
+    torch.library.opcheck(op._backward, (grad, INDICES, weight.detach(), logits.detach(), *options, True, False))
+
+
+def test_compiled_gives_the_eager_bits(generator):
+    inputs = table(generator, torch.float32)
+    step = lambda draw: masked_embedding(INDICES, *inputs, **{**AT, "draw": draw})  # noqa: E731
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for number in range(2):
+        assert torch.equal(step(torch.tensor([number])), compiled(torch.tensor([number])))
+
+
+def test_nothing_but_the_inputs_and_two_integers_is_saved(generator):
+    inputs = table(generator, torch.float32)
+    owned = {t.untyped_storage().data_ptr() for t in (*inputs, INDICES)}
+    saved = []
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in owned:
+            saved.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        masked_embedding(INDICES, *inputs, **AT)
+    assert sum(saved) == 16  # the seed and the draw
+
+
+def test_vmap_over_the_indices(generator):
+    inputs = table(generator)
+    got = torch.vmap(lambda t: masked_embedding(t, *inputs, **AT))(INDICES)
+    assert torch.equal(got, masked_embedding(INDICES, *inputs, **AT))
+    with pytest.raises(NotImplementedError, match="vmap goes over indices only"):
+        torch.vmap(lambda w: masked_embedding(INDICES, w, inputs[1], **AT))(torch.stack([inputs[0]] * 2))
+
+
+def test_double_backward_raises(generator):
+    weight, logits = table(generator)
+    (g,) = torch.autograd.grad(
+        masked_embedding(INDICES, weight, logits, **AT).square().sum(), weight, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        g.sum().backward()
+
+
+ONES = {"indices": INDICES, "weight": torch.ones(40, 7), "logits": torch.ones(40, 7)}
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"indices": INDICES.float()}, TypeError, "indices must be int64 or int32, got torch.float32"),
+        ({"indices": INDICES + 1}, IndexError, r"indices must lie in 0 \.\. 39, got 40"),
+        ({"indices": INDICES - 1}, IndexError, r"indices must lie in 0 \.\. 39, got -1"),
+        ({"weight": torch.ones(40)}, ValueError, r"weight must be a matrix \[N, K\], got shape \(40,\)"),
+        ({"logits": torch.ones(7, 40)}, ValueError, r"logits \(7, 40\) and weight \(40, 7\) differ"),
+        ({"logits": torch.full((40, 7), float("nan"))}, ValueError, "logits contain NaN"),
+        ({"weight": torch.ones(40, 7, dtype=torch.int64)}, TypeError, "weight must be floating"),
+        ({"padding_idx": 40}, ValueError, r"padding_idx must lie in -40 \.\. 39, got 40"),
+        ({"draw": torch.arange(4)}, ValueError, r"indices \(2, 3\) have no leading dimension of 4"),
+        ({"estimator": "reinforce"}, ValueError, "masked_embedding: unknown estimator 'reinforce'"),
+        ({"seed": -1}, ValueError, "seed must lie"),
+    ],
+)
+def test_bad_input(change, error, message):
+    with pytest.raises(error, match=message):
+        masked_embedding(**{**ONES, **AT, **change})
