@@ -30,12 +30,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, KernelInterface, create_function_from_signature
 
+from stochprune.kernels.gaussian import gaussian_grad, gaussian_weight
 from stochprune.kernels.keep_mask import keep_mask
 from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from stochprune.kernels.mask import Mask
 from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.masked_matmul import masked_matmul
 from stochprune.kernels.multi_prepass import MultiPrepass
+from stochprune.kernels.nm import nm_masked_weight, nm_weight_grad
 from stochprune.kernels.one_pass import one_pass
 from stochprune.kernels.prepass import mask_weight
 from stochprune.kernels.threshold import threshold_from_logits
@@ -73,6 +75,7 @@ class Case(NamedTuple):
             meta(1, dtype=torch.int64), meta(1, dtype=torch.int64), self.stream, self.estimator, self.temperature
         )
         one = meta(dtype=torch.float64)
+        nm = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
         calls: dict[str, Callable[[], object]] = {
             "keep_mask": lambda: keep_mask(meta(N, K, dtype=torch.uint16), mask.seed, mask.draw, self.stream, 0, 0),
             "threshold": lambda: threshold_from_logits(logits),
@@ -85,6 +88,14 @@ class Case(NamedTuple):
             "spike_and_slab_kl_grad": lambda: gaussian_kl_backward(one, *[weight] * 4, logits, [True] * 5),
             "weight_grad": lambda: weight_grad(meta(N, K, dtype=w_dtype), weight, logits, mask, dweight, dlogits),
             "weight_grad_matmul": lambda: weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits),
+            "nm_prepass": lambda: nm_masked_weight(weight, logits, *nm, mask.seed, mask.draw, self.stream, x_dtype),
+            "nm_weight_grad": lambda: nm_weight_grad(
+                meta(1, N, K, dtype=w_dtype), weight, logits, *nm, mask.seed, mask.draw, self.stream, True, True
+            ),
+            "gaussian": lambda: gaussian_weight(weight, logits, mask.seed, mask.draw, self.stream, x_dtype),
+            "gaussian_grad": lambda: gaussian_grad(
+                meta(1, N, K, dtype=w_dtype), logits, mask.seed, mask.draw, self.stream
+            ),
             "forward": lambda: masked_matmul(x, weight, logits, None, mask, grad),
             "dx": lambda: masked_matmul(grad, weight, logits, None, mask, x, transpose=True),
             "forward, bits": lambda: masked_matmul(x, weight, logits, None, mask, grad, bits=bits()),
@@ -115,6 +126,12 @@ def cases() -> Iterator[Case]:
         yield Case("mask_bits", dtypes, quick=dtypes == "bf16 fp32")
         for op in ("bernoulli_kl", "bernoulli_kl_grad", "spike_and_slab_kl", "spike_and_slab_kl_grad"):
             yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
+    for dtypes in masters:
+        for op in ("nm_prepass", "nm_weight_grad"):
+            for pattern in ("2:4", "1:4", "4:8"):
+                yield Case(op, dtypes, 0, pattern, quick=pattern == "2:4" and dtypes == "bf16 fp32")
+        for op in ("gaussian", "gaussian_grad"):
+            yield Case(op, dtypes, 0, "", quick=dtypes == "bf16 fp32")
     for op in ("forward", "dx"):
         for dtypes in masters:
             for tokens in (16, 32, 64, 128):

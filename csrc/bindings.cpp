@@ -62,6 +62,34 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked);
   m.def(
+      "nm_masked_weight",
+      [](Key k, Size s, std::tuple<int, int> pattern, Array weight, Array logits, Array out, int threads) {
+        const auto [kept, group] = pattern;
+        return nm_masked_weight(address(k), shape(s), kept, group, input(weight), input(logits), output(out), threads);
+      },
+      unlocked);
+  m.def(
+      "nm_weight_grad",
+      [](Key k, Size s, std::tuple<int, int> pattern, Array grad, Array weight, Array logits, Array dweight, Array dlogits,
+         bool accumulate, int threads) {
+        const auto [kept, group] = pattern;
+        nm_weight_grad(address(k), shape(s), kept, group, input(grad), input(weight), input(logits), output(dweight),
+                       output(dlogits), accumulate, threads);
+      },
+      unlocked);
+  m.def(
+      "gaussian_weight",
+      [](Key k, Size s, Array mu, Array rho, Array out, int threads) {
+        gaussian_weight(address(k), shape(s), input(mu), input(rho), output(out), threads);
+      },
+      unlocked);
+  m.def(
+      "gaussian_grad",
+      [](Key k, Size s, Array grad, Array rho, Array drho, bool accumulate, int threads) {
+        gaussian_grad(address(k), shape(s), input(grad), input(rho), output(drho), accumulate, threads);
+      },
+      unlocked);
+  m.def(
       "bernoulli_kl",
       [](int64_t count, Array logits, Array prior, int threads) {
         return bernoulli_kl(count, input(logits), input(prior), threads);

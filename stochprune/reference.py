@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stochprune import rng
+from stochprune import patterns, rng
 
 NAME = "reference"
 
@@ -174,6 +174,42 @@ def weight_grad(
         dweight += g * z.view(weight.shape)[part]
         dlogits += g * (weight * slope.view(weight.shape))[part]
     return dweight.to(weight.dtype) if need_weight else None, dlogits.to(logits.dtype) if need_logits else None
+
+
+def nm_masked_weight(
+    weight: Tensor, logits: Tensor, n: int, m: int, seed: Tensor, draw: Tensor, stream: int, dtype: torch.dtype
+) -> Tensor:
+    """z * weight [D, N, K] in ``dtype``, z the n:m mask of each draw (:mod:`stochprune.patterns`)."""
+    out = weight.new_empty(len(draw), *weight.shape, dtype=dtype)
+    for i in range(len(draw)):
+        out[i] = weight * patterns.mask(logits, n, m, seed, draw[i], stream).to(weight.dtype)
+    return out
+
+
+def nm_weight_grad(
+    grad: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    n: int,
+    m: int,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    need_weight: bool,
+    need_logits: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dweight and dlogits [N, K] of grad [D, N, K] = dL/d(z * weight), summed over draws; None where not needed.
+
+    dweight = grad z, and dlogits is grad weight times the Jacobian of the inclusion probabilities.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    dweight, summed = torch.zeros_like(weight, dtype=wide), torch.zeros_like(weight, dtype=wide)
+    for i in range(len(draw)):
+        if need_weight:
+            dweight += grad[i] * patterns.mask(logits, n, m, seed, draw[i], stream).to(wide)
+        summed += grad[i]
+    dlogits = patterns.inclusion_grad(summed * weight, logits, n, m).to(logits.dtype) if need_logits else None
+    return dweight.to(weight.dtype) if need_weight else None, dlogits
 
 
 def normal(rows: int, cols: int, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:

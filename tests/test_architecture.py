@@ -16,7 +16,7 @@ PACKAGE = ROOT / "stochprune"
 LAYERS = [
     {"cli"},
     {"studies"},
-    {"training", "report"},
+    {"training", "pac_bayes", "theory", "report"},
     {"nn", "scores", "bounds", "data"},
     {"masks", "models"},
     {"functional"},
@@ -60,7 +60,7 @@ def test_every_module_was_found():
 
 
 GENERATORS = re.compile(
-    r"\.bernoulli|manual_seed|torch\.rand|rand_like|randn_like|randint|np\.random\.(?!default_rng|Generator)"
+    r"\.bernoulli(?!_(?:kl|moments))|manual_seed|torch\.rand|rand_like|randn_like|randint|np\.random\.(?!default_rng|Generator)"
     r"|^import random$|tl\.rand|curand|mt19937|std::rand|0xD2511F53|0xCD9E8D57",
     re.IGNORECASE | re.MULTILINE,
 )

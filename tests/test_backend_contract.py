@@ -376,3 +376,38 @@ def test_divergences_of_nothing_and_of_bad_numbers(backend, device):
         and backend.gaussian_kl(one, one, one, 0 * one, one).isnan()
     )
     assert backend.bernoulli_kl(one, one * float("inf")) == float("inf")
+
+
+@pytest.mark.parametrize("n, m", [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8)])
+def test_patterns_bits_and_gradients(backend, device, n, m, generator):
+    if not hasattr(backend, "nm_masked_weight"):
+        pytest.skip("another backend of the device serves")
+    at = (n, m, torch.tensor([rng.as_int64(2**63 + 11)]), torch.tensor([5, 2**32 - 1]), 77)
+    there = (n, m, at[2].to(device), at[3].to(device), 77)
+    for dtype in dtypes(backend):
+        for cols, scale in ((m, 1), (136, 1), (64, 40)):  # within a group of 64, over its end
+            w, logits = torch.randn(2, 9, cols, generator=generator).to(dtype)
+            logits, grad = scale * logits, torch.randn(2, 9, cols, generator=generator).to(dtype)
+            exact = reference.nm_masked_weight(w, logits, *at, dtype)
+            actual = backend.nm_masked_weight(w.to(device), logits.to(device), *there, dtype).cpu()
+            assert actual.dtype == dtype and torch.equal(actual, exact)
+            grads = reference.nm_weight_grad(grad.double(), w.double(), logits.double(), *at, True, True)
+            inputs = [t.to(device) for t in (grad, w, logits)]
+            for needs in ((True, True), (True, False), (False, True)):
+                actuals = backend.nm_weight_grad(*inputs, *there, *needs)
+                for got, expected, need in zip(actuals, grads, needs, strict=True):
+                    assert (got is not None) == need
+                    assert not need or (got.dtype == dtype and error(got, expected) < 3 * TOLERANCE[dtype])
+
+
+def test_patterns_with_infinite_logits(backend, device):
+    if not hasattr(backend, "nm_masked_weight"):
+        pytest.skip("another backend of the device serves")
+    inf = float("inf")
+    logits = torch.tensor([[0.0, inf, -inf, inf], [-inf, -inf, -inf, 3.0], [inf, 1.0, -inf, -inf]], device=device)
+    draws = torch.arange(50, device=device)
+    seed, _ = key(1, 0, device)
+    kept = backend.nm_masked_weight(torch.ones_like(logits), logits, 2, 4, seed, draws, 3, logits.dtype)
+    assert (kept[:, 0] == torch.tensor([0, 1, 0, 1], device=device)).all()
+    assert (kept[:, 1, 3] == 1).all() and (kept.sum(-1) == 2).all()
+    assert (kept[:, 2] == torch.tensor([1, 1, 0, 0], device=device)).all()

@@ -44,7 +44,7 @@ Address from_row(Address a, int64_t r) {
 }
 
 ConstMatrix from_row(ConstMatrix m, int64_t r) {
-  m.data = static_cast<const char*>(m.data) + size_t(r * m.stride) * size_of(m.dtype);
+  if (m.data) m.data = static_cast<const char*>(m.data) + size_t(r * m.stride) * size_of(m.dtype);
   return m;
 }
 
@@ -161,6 +161,38 @@ void weight_grad(Address a, Shape shape, Relaxation relax, ConstMatrix grad, Con
   split(threads, shape, [&](int64_t r, Shape part) {
     k.weight_grad(from_row(a, r), part, relax, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(t, r),
                   from_row(kept, r), from_row(dweight, r), from_row(dlogits, r), accumulate);
+  });
+}
+
+void gaussian_weight(Address a, Shape shape, ConstMatrix mu, ConstMatrix rho, Matrix out, int threads) {
+  const Kernels& k = *chosen().load();
+  split(threads, shape, [&](int64_t r, Shape part) {
+    k.gaussian_weight(from_row(a, r), part, from_row(mu, r), from_row(rho, r), from_row(out, r));
+  });
+}
+
+void gaussian_grad(Address a, Shape shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate, int threads) {
+  const Kernels& k = *chosen().load();
+  split(threads, shape, [&](int64_t r, Shape part) {
+    k.gaussian_grad(from_row(a, r), part, from_row(grad, r), from_row(rho, r), from_row(drho, r), accumulate);
+  });
+}
+
+bool nm_masked_weight(Address a, Shape shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out, int threads) {
+  const Kernels& k = *chosen().load();
+  std::atomic<bool> nan{false};
+  split(threads, shape, [&](int64_t r, Shape part) {
+    if (k.nm_masked_weight(from_row(a, r), part, n, m, from_row(weight, r), from_row(logits, r), from_row(out, r))) nan = true;
+  });
+  return nan;
+}
+
+void nm_weight_grad(Address a, Shape shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
+                    Matrix dlogits, bool accumulate, int threads) {
+  const Kernels& k = *chosen().load();
+  split(threads, shape, [&](int64_t r, Shape part) {
+    k.nm_weight_grad(from_row(a, r), part, n, m, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(dweight, r),
+                     from_row(dlogits, r), accumulate);
   });
 }
 

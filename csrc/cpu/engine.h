@@ -19,6 +19,11 @@ bool masked_weight(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix l
                    int threads);
 void weight_grad(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
                  Matrix dweight, Matrix dlogits, bool accumulate, int threads);
+void gaussian_weight(Address, Shape, ConstMatrix mu, ConstMatrix rho, Matrix out, int threads);
+void gaussian_grad(Address, Shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate, int threads);
+bool nm_masked_weight(Address, Shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out, int threads);
+void nm_weight_grad(Address, Shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
+                    Matrix dlogits, bool accumulate, int threads);
 
 // Of `count` weights in one row. Sums are the same on any number of threads.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads);

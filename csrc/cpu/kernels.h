@@ -45,12 +45,20 @@ struct Kernels {
   // A hard mask is taken from `kept` if it is there. accumulate: add to what is there (draws of one layer are summed).
   void (*weight_grad)(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
                       Matrix dweight, Matrix dlogits, bool accumulate);
+  // out = mu + softplus(rho) e under the contract's normals e; without mu and rho the normals themselves.
+  void (*gaussian_weight)(Address, Shape, ConstMatrix mu, ConstMatrix rho, Matrix out);
+  // drho = grad e softplus'(rho) from grad = dL/d(mu + softplus(rho) e), which it may alias.
+  void (*gaussian_grad)(Address, Shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate);
   // Divergences in nats of `count` weights in one row from their prior; NaN if an input is, or a deviation is not positive.
   double (*bernoulli_kl)(int64_t count, ConstMatrix logits, ConstMatrix prior);
   double (*gaussian_kl)(int64_t count, Gaussians);
   // Their gradients times `scale`, where wanted.
   void (*bernoulli_kl_grad)(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior);
   void (*gaussian_kl_grad)(int64_t count, double scale, Gaussians, GaussianGrads);
+  // The first two under a mask that keeps n of every m neighbours.
+  bool (*nm_masked_weight)(Address, Shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out);
+  void (*nm_weight_grad)(Address, Shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
+                         Matrix dlogits, bool accumulate);
 };
 
 // The tables compiled into this binary; null where the target architecture has no such instructions.

@@ -383,13 +383,18 @@ void weight_grad(Address a, Shape shape, Relaxation r, ConstMatrix grad, ConstMa
 }  // namespace
 }  // namespace stochprune
 
+#include "gaussian.h"
 #include "kl_impl.h"
+#include "nm.h"
 
 namespace stochprune {
 namespace {
 
-constexpr Kernels table_of(const char* name) { return {name, keep_mask, thresholds, masked_weight, weight_grad,
-          bernoulli_kl, gaussian_kl, bernoulli_kl_grad, gaussian_kl_grad}; }
+constexpr Kernels table_of(const char* name) {
+  return {name, keep_mask, thresholds, masked_weight, weight_grad, gaussian_weight, gaussian_grad,
+          bernoulli_kl, gaussian_kl, bernoulli_kl_grad, gaussian_kl_grad,
+          nm_masked_weight, nm_weight_grad};
+}
 
 }  // namespace
 }  // namespace stochprune

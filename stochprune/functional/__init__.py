@@ -14,6 +14,8 @@ from stochprune.functional.masked_conv import (
 )
 from stochprune.functional.masked_embedding import masked_embedding
 from stochprune.functional.masked_linear import masked_linear
+from stochprune.functional.masked_linear_nm import masked_linear_nm
+from stochprune.functional.nm import nm_inclusion, nm_keep_mask, nm_kl
 from stochprune.functional.spike_and_slab import spike_and_slab_linear
 
 __all__ = [
@@ -28,8 +30,12 @@ __all__ = [
     "masked_conv_transpose1d",
     "masked_conv_transpose2d",
     "masked_conv_transpose3d",
-    "masked_linear",
-    "spike_and_slab_kl",
     "masked_embedding",
+    "masked_linear",
+    "masked_linear_nm",
+    "nm_inclusion",
+    "nm_keep_mask",
+    "nm_kl",
+    "spike_and_slab_kl",
     "spike_and_slab_linear",
 ]

@@ -5,13 +5,15 @@ A module with the functions of :mod:`stochprune.reference`.
 
 from stochprune import _C
 from stochprune.native.arrays import DTYPES, supports
+from stochprune.native.gaussian import gaussian_grad, gaussian_weight, normal
 from stochprune.native.keep_mask import keep_mask
 from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from stochprune.native.masked_linear import masked_linear, masked_linear_backward
+from stochprune.native.nm import nm_masked_weight, nm_weight_grad
 from stochprune.native.thresholds import cache, threshold_from_logits
+from stochprune.native.weight_ops import masked_weight, weight_grad
 from stochprune.native.workspace import workspace
 
-from stochprune.native.weight_ops import masked_weight, weight_grad
 NAME = "native"
 
 
@@ -27,17 +29,19 @@ __all__ = [
     "bernoulli_kl_backward",
     "cache",
     "describe",
+    "gaussian_grad",
     "gaussian_kl",
     "gaussian_kl_backward",
+    "gaussian_weight",
     "keep_mask",
     "masked_linear",
     "masked_linear_backward",
-    "supports",
-    "threshold_from_logits",
-    "workspace",
-]
     "masked_weight",
     "nm_masked_weight",
     "nm_weight_grad",
     "normal",
+    "supports",
+    "threshold_from_logits",
     "weight_grad",
+    "workspace",
+]

@@ -1,0 +1,319 @@
+"""N:M masks: exactly N of M neighbours kept, a pattern drawn as conditioned Bernoullis (:mod:`stochprune.patterns`).
+
+A tile [R, C] is taken apart into its M columns of groups, each [R, C / M]; the sums over subsets that the sampling and
+the covariances need are carried from column to column in registers.
+"""
+# ruff: noqa: RUF005  Triton knows no starred tuples.
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from .philox import load_key, uniforms
+from .tiles import locate, offsets
+
+LARGEST = tl.constexpr(1e6)
+RANGE = tl.constexpr(20.0)
+
+
+@triton.jit
+def columns(tile, M: tl.constexpr):
+    """The columns of the groups of a tile [R, C], a tuple of M tiles [R, C / M]."""
+    R: tl.constexpr = tile.shape[0]
+    C: tl.constexpr = tile.shape[1]
+    if M == 2:
+        a, b = tl.split(tile.reshape(R, C // 2, 2))
+        return a, b
+    elif M == 4:
+        x, y = tl.split(tile.reshape(R, C // 4, 2, 2))  # even columns and odd ones
+        a, c = tl.split(x)
+        b, d = tl.split(y)
+        return a, b, c, d
+    else:
+        x, y = tl.split(tile.reshape(R, C // 8, 2, 2, 2))
+        p, q = tl.split(x)
+        r, s = tl.split(y)
+        a, e = tl.split(p)
+        c, g = tl.split(q)
+        b, f = tl.split(r)
+        d, h = tl.split(s)
+        return a, b, c, d, e, f, g, h
+
+
+@triton.jit
+def tile_of(parts, M: tl.constexpr):
+    """The inverse of :func:`columns`."""
+    R: tl.constexpr = parts[0].shape[0]
+    G: tl.constexpr = parts[0].shape[1]
+    if M == 2:
+        return tl.join(parts[0], parts[1]).reshape(R, G * 2)
+    elif M == 4:
+        x, y = tl.join(parts[0], parts[2]), tl.join(parts[1], parts[3])
+        return tl.join(x, y).reshape(R, G * 4)
+    else:
+        p, q = tl.join(parts[0], parts[4]), tl.join(parts[2], parts[6])
+        r, s = tl.join(parts[1], parts[5]), tl.join(parts[3], parts[7])
+        return tl.join(tl.join(p, q), tl.join(r, s)).reshape(R, G * 8)
+
+
+@triton.jit
+def odds(logits, N: tl.constexpr, M: tl.constexpr):
+    """exp(logit - c) of each column, c the N-th largest of the group: no product of N overflows or vanishes."""
+    lowest = tl.full(logits[0].shape, -1e9, tl.float32)
+    top = (lowest,) * N
+    for j in tl.static_range(M):
+        x = tl.minimum(tl.maximum(logits[j], -LARGEST), LARGEST)
+        raised = ()
+        for k in tl.static_range(N):
+            raised = raised + (tl.maximum(top[k], x),)
+            x = tl.minimum(top[k], x)
+        top = raised
+    w = ()
+    for j in tl.static_range(M):
+        x = tl.minimum(tl.maximum(logits[j], -LARGEST), LARGEST) - top[N - 1]
+        w = w + (tl.exp(tl.minimum(tl.maximum(x, -RANGE), RANGE)),)
+    return w
+
+
+@triton.jit
+def suffix_sums(w, N: tl.constexpr, M: tl.constexpr):
+    """For j = 0 .. M and k = 0 .. N, at [j * (N + 1) + k]: the products of k odds from column j on, summed."""
+    zero = tl.zeros(w[0].shape, tl.float32)
+    after = (zero + 1.0,) + (zero,) * N
+    sums = after
+    for i in tl.static_range(M):
+        here = (after[0],)
+        for k in tl.static_range(N):
+            here = here + (after[k + 1] + w[M - 1 - i] * after[k],)
+        sums = here + sums
+        after = here
+    return sums
+
+
+@triton.jit
+def draw_patterns(logits, u, N: tl.constexpr, M: tl.constexpr):
+    """Which columns are kept under the 16 bits ``u`` of each group: a tuple of M boolean tiles."""
+    w = odds(logits, N, M)
+    rest = suffix_sums(w, N, M)
+    scale = 65536.0 / rest[N]
+    level = u.to(tl.float32) + 0.5
+    zero = tl.zeros(w[0].shape, tl.float32)
+    before, product = zero, zero + 1.0  # the weight of the patterns passed, of the columns kept
+    left = tl.full(w[0].shape, N, tl.int32)
+    kept = ()
+    for j in tl.static_range(M):
+        including = zero
+        for k in tl.static_range(N):
+            including = tl.where(left == k + 1, rest[(j + 1) * (N + 1) + k], including)
+        bound = before + product * w[j] * including
+        keep = (left > 0) & ((left == M - j) | (bound * scale >= level))
+        kept = kept + (keep,)
+        before = tl.where(keep, before, bound)
+        product = tl.where(keep, product * w[j], product)
+        left -= keep.to(tl.int32)
+    return kept
+
+
+@triton.jit
+def covariances(logits, values, N: tl.constexpr, M: tl.constexpr):
+    """sum_i value[i] cov(i kept, j kept) for each column j: the inclusion probabilities, differentiated."""
+    w = odds(logits, N, M)
+    rest = suffix_sums(w, N, M)
+    zero = tl.zeros(w[0].shape, tl.float32)
+    mean = zero
+    for j in tl.static_range(M):
+        mean += values[j] * (1.0 / M)  # a constant changes nothing, and cancels better before than after
+    dw = ()
+    for j in tl.static_range(M):
+        dw = dw + (w[j] * (values[j] - mean),)
+
+    drest = (zero,) * (N + 1)  # the derivative of suffix_sums
+    dafter = drest
+    for i in tl.static_range(M):
+        dhere = (zero,)
+        for k in tl.static_range(N):
+            dhere = dhere + (dafter[k + 1] + w[M - 1 - i] * dafter[k] + dw[M - 1 - i] * rest[(M - i) * (N + 1) + k],)
+        drest = dhere + drest
+        dafter = dhere
+
+    inverse = 1.0 / rest[N]
+    growth = drest[N] * inverse
+    ahead, dahead = (zero + 1.0,) + (zero,) * (N - 1), (zero,) * N
+    out = ()
+    for j in tl.static_range(M):
+        others, dothers = zero, zero  # subsets of N - 1 other columns
+        for k in tl.static_range(N):
+            r, dr = rest[(j + 1) * (N + 1) + N - 1 - k], drest[(j + 1) * (N + 1) + N - 1 - k]
+            others += ahead[k] * r
+            dothers += dahead[k] * r + ahead[k] * dr
+        out = out + ((dw[j] * others + w[j] * dothers - w[j] * others * growth) * inverse,)
+        moved, dmoved = (ahead[0],), (dahead[0],)
+        for k in tl.static_range(1, N):
+            moved = moved + (ahead[k] + w[j] * ahead[k - 1],)
+            dmoved = dmoved + (dahead[k] + w[j] * dahead[k - 1] + dw[j] * ahead[k - 1],)
+        ahead, dahead = moved, dmoved
+    return out
+
+
+@triton.jit
+def _mask(logit, rows, group, k0, k1, draw, stream, N: tl.constexpr, M: tl.constexpr, GROUPS: tl.constexpr):
+    u = uniforms(rows, group, k0, k1, draw, stream, GROUPS)
+    kept = draw_patterns(columns(logit, M), columns(u, M)[0], N, M)
+    flags = ()
+    for j in tl.static_range(M):
+        flags = flags + (kept[j].to(tl.int32),)
+    return tile_of(flags, M) != 0
+
+
+@triton.jit(do_not_specialize=["stream"])
+def nm_prepass_kernel(
+    weight_ptr,
+    logits_ptr,
+    out_ptr,
+    seed_ptr,
+    draw_ptr,
+    stream: tl.int32,
+    rows_total,
+    cols_total,
+    weight_row,
+    weight_col,
+    logits_row,
+    logits_col,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    rows, cols, group = locate(tl.program_id(0), cols_total, ROWS, GROUPS)
+    inside = (rows < rows_total)[:, None] & (cols < cols_total)[None, :]
+    w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    k0, k1 = load_key(seed_ptr)
+    keep = _mask(logit, rows, group, k0, k1, tl.load(draw_ptr), stream, N, M, GROUPS)
+    z = tl.where(keep, w, 0.0)
+    tl.store(out_ptr + offsets(rows, cols, cols_total, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["stream"])
+def nm_weight_grad_kernel(
+    grad_ptr,
+    weight_ptr,
+    logits_ptr,
+    dweight_ptr,
+    dlogits_ptr,
+    seed_ptr,
+    draw_ptr,
+    stream: tl.int32,
+    rows_total,
+    cols_total,
+    weight_row,
+    weight_col,
+    logits_row,
+    logits_col,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    rows, cols, group = locate(tl.program_id(0), cols_total, ROWS, GROUPS)
+    inside = (rows < rows_total)[:, None] & (cols < cols_total)[None, :]
+    at = offsets(rows, cols, cols_total, 1)
+    g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    if dlogits_ptr is not None:
+        w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+        dlogit = tile_of(covariances(columns(logit, M), columns(g * w, M), N, M), M)
+        if ADD:
+            dlogit += tl.load(dlogits_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
+    if dweight_ptr is not None:
+        k0, k1 = load_key(seed_ptr)
+        dweight = tl.where(_mask(logit, rows, group, k0, k1, tl.load(draw_ptr), stream, N, M, GROUPS), g, 0.0)
+        if ADD:
+            dweight += tl.load(dweight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+
+
+ROWS = {2: 64, 4: 32, 8: 16}
+"""Rows of a tile by M: what the sums over subsets leave room for in the registers."""
+
+
+def _count(rows: int, cols: int, m: int) -> int:
+    return triton.cdiv(rows, ROWS[m]) * triton.cdiv(cols, tiles.GROUPS * 64)
+
+
+def nm_masked_weight(
+    weight: Tensor, logits: Tensor, n: int, m: int, seed: Tensor, draw: Tensor, stream: int, dtype: torch.dtype
+) -> Tensor:
+    """z * weight [D, N, K] in ``dtype``, z the n:m mask of each draw; weight and logits [N, K] of any strides."""
+    out = torch.empty(len(draw), *weight.shape, dtype=dtype, device=weight.device)
+    if out.numel():
+        with torch.cuda.device_of(weight):
+            for i, part in enumerate(out):
+                nm_prepass_kernel[(_count(*weight.shape, m),)](
+                    weight,
+                    logits,
+                    part,
+                    seed,
+                    draw[i : i + 1],
+                    stream,
+                    *weight.shape,
+                    *weight.stride(),
+                    *logits.stride(),
+                    N=n,
+                    M=m,
+                    ROWS=ROWS[m],
+                    GROUPS=tiles.GROUPS,
+                    num_warps=tiles.WARPS,
+                    enable_fp_fusion=False,
+                )
+    return out
+
+
+def nm_weight_grad(
+    grad: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    n: int,
+    m: int,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    need_weight: bool,
+    need_logits: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dweight and dlogits [N, K] of grad [D, N, K] = dL/d(z * weight), summed over draws; None where not needed."""
+    dtypes = [torch.float32 if len(draw) > 1 else like.dtype for like in (weight, logits)]
+    results = [
+        torch.empty(like.shape, dtype=dtype, device=like.device) if need else None
+        for like, need, dtype in zip((weight, logits), (need_weight, need_logits), dtypes, strict=True)
+    ]
+    if weight.numel():
+        with torch.cuda.device_of(weight):
+            for i in range(len(draw)):
+                nm_weight_grad_kernel[(_count(*weight.shape, m),)](
+                    grad[i].contiguous(),
+                    weight,
+                    logits,
+                    *results,
+                    seed,
+                    draw[i : i + 1],
+                    stream,
+                    *weight.shape,
+                    *weight.stride(),
+                    *logits.stride(),
+                    N=n,
+                    M=m,
+                    ADD=i > 0,
+                    ROWS=ROWS[m],
+                    GROUPS=tiles.GROUPS,
+                    num_warps=tiles.WARPS,
+                    enable_fp_fusion=False,
+                )
+    dweight, dlogits = (t if t is None else t.to(like.dtype) for t, like in zip(results, (weight, logits), strict=True))
+    return dweight, dlogits

@@ -1,0 +1,153 @@
+"""masked_linear_nm: a linear layer under an N:M mask, drawn where it is used and never stored.
+
+The operators ``stochprune::masked_linear_nm`` and its backward dispatch to a backend; nothing but the inputs is saved.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stochprune import backends, patterns
+from stochprune.functional._linear import slices
+
+_OP = "masked_linear_nm"
+
+
+@torch.library.custom_op("stochprune::masked_linear_nm", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    bias: Tensor | None,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    n: int,
+    m: int,
+) -> Tensor:
+    backend = backends.resolve(x, weight, logits)
+    y = x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
+    for i in range(len(draw)):
+        masked = backend.nm_masked_weight(weight, logits, n, m, seed, draw[i : i + 1], stream, x.dtype)
+        y[i] = F.linear(x[i], masked[0], bias)
+    return y
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
+
+
+@torch.library.custom_op("stochprune::masked_linear_nm_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    n: int,
+    m: int,
+    need_x: bool,
+    need_weight: bool,
+    need_logits: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    backend = backends.resolve(x, weight, logits)
+    dx = x.new_empty(x.shape if need_x else 0)
+    dweight, dlogits = (
+        like.new_zeros(like.shape if need else 0, dtype=torch.promote_types(like.dtype, torch.float32))
+        for like, need in ((weight, need_weight), (logits, need_logits))
+    )
+    for i in range(len(draw)):
+        at = (n, m, seed, draw[i : i + 1], stream)
+        if need_x:
+            dx[i] = grad[i] @ backend.nm_masked_weight(weight, logits, *at, x.dtype)[0]
+        if need_weight or need_logits:
+            g = (grad[i].mT @ x[i]).to(weight.dtype)[None]  # [1, N, K]: dL/d(z * weight)
+            grads = backend.nm_weight_grad(g, weight, logits, *at, need_weight, need_logits)
+            for total, part in zip((dweight, dlogits), grads, strict=True):
+                if part is not None:
+                    total += part
+    return dx, dweight.to(weight.dtype), dlogits.to(logits.dtype)
+
+
+@_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, needs = (x, weight, logits), rest[-3:]
+    dx, dweight, dlogits = (t.new_empty(t.shape if need else 0) for t, need in zip(inputs, needs, strict=True))
+    return dx, dweight, dlogits
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, logits, bias, seed, draw, *ctx.options = inputs
+    ctx.save_for_backward(x, weight, logits, seed, draw)
+    ctx.has_bias = bias is not None
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, logits, seed, draw = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:3]
+    grads: tuple[Tensor | None, ...] = (None, None, None)
+    if any(needs):
+        grads = _backward(grad, x, weight, logits, seed, draw, *ctx.options, *needs)
+        grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
+    dbias = grad.sum((0, 1)) if ctx.has_bias and ctx.needs_input_grad[3] else None
+    return *grads, dbias, *([None] * (2 + len(ctx.options)))
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_refuse)
+
+
+def masked_linear_nm(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    bias: Tensor | None = None,
+    *,
+    pattern: str,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    samples: int | None = None,
+) -> Tensor:
+    """A linear layer that keeps exactly n of every m neighbouring weights of a row: ``x (z * weight)^T + bias``.
+
+    Each group of m columns draws its pattern with probability proportional to ``exp(sum of the kept logits)``:
+    Bernoulli masks conditioned on keeping n. The address fixes the pattern (:mod:`stochprune.patterns`).
+
+    With G the gradient of ``z * weight``, that of the weight is ``G * z``. That of the logits is the straight-through
+    one (Bengio et al. 2013): G * weight times the exact Jacobian of the inclusion probabilities, the covariance of the
+    kept weights of a group. It is unbiased for the expected loss where the loss is affine in the mask of each group, as
+    under a linear loss; for other losses it is biased.
+
+    Args:
+        x: [..., K], floating. With a vector of D draws: [D, ..., K], slice d under ``draw[d]``.
+        weight, logits: [N, K], floating; m divides K.
+        bias: [N] or None.
+        pattern: ``"n:m"`` with m of 2, 4 or 8 and n below m and at most 4, such as ``"2:4"``.
+        seed, draw, stream, samples: as in :func:`stochprune.functional.masked_linear`.
+
+    Returns:
+        [..., N] in x's dtype; [S, ..., N] with ``samples``; [D, ..., N] with a vector of draws.
+
+    Raises:
+        TypeError: a tensor that is not floating.
+        ValueError: shapes or a pattern that do not fit, devices that differ, NaN logits (on the CPU), an integer out of
+            range.
+        RuntimeError: on differentiating twice.
+    """
+    given = slices(_OP, x, {"weight": weight, "logits": logits}, bias, seed, draw, stream, samples)
+    n, m = patterns.parse(pattern)
+    patterns.check(_OP, n, m, weight.shape[1])
+    y = _forward(given.x, weight, logits, given.bias, given.seed, given.draw, stream, n, m)
+    return given.restore(y)

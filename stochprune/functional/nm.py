@@ -1,0 +1,144 @@
+"""N:M masks in closed form: the mask itself, its inclusion probabilities, and the divergence between two of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stochprune import backends, patterns
+from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor, spread
+
+_GROUPS_AT_ONCE = 1 << 15  # of 70 patterns in float64: 18 MB
+
+
+def _matrix(op: str, pattern: str, logits: Tensor) -> tuple[int, int]:
+    check_floating(op, logits=logits)
+    if logits.dim() != 2:
+        raise ValueError(f"{op}: logits must be a matrix [N, K], got shape {tuple(logits.shape)}")
+    n, m = patterns.parse(pattern)
+    patterns.check(op, n, m, logits.shape[1])
+    return n, m
+
+
+def nm_keep_mask(logits: Tensor, *, pattern: str, seed: int | Tensor, draw: int | Tensor, stream: int) -> Tensor:
+    """Which weights an N:M mask keeps, for looking at; training never forms it.
+
+    Args:
+        logits: [N, K], floating.
+        pattern: ``"n:m"``, see :func:`stochprune.functional.masked_linear_nm`.
+        seed, draw, stream: the address; one draw.
+
+    Returns:
+        bool [N, K]; of every m neighbours of a row exactly n are True.
+
+    Raises:
+        TypeError, ValueError: as for masked_linear_nm.
+    """
+    op = "nm_keep_mask"
+    n, m = _matrix(op, pattern, logits)
+    seeds, draws = seed_tensor(op, seed, logits.device), draw_tensor(op, draw, None, logits.device)
+    if draws.numel() != 1:
+        raise ValueError(f"{op}: one draw at a time, got {draws.numel()}")
+    backend = backends.resolve(logits)
+    kept: Tensor = backend.nm_masked_weight(torch.ones_like(logits), logits, n, m, seeds, draws, stream, logits.dtype)
+    return kept[0] != 0
+
+
+def nm_inclusion(logits: Tensor, pattern: str) -> Tensor:
+    """The probability with which an N:M mask keeps each weight, before it is quantised; they sum to n in a group.
+
+    Args:
+        logits: [N, K], floating.
+        pattern: ``"n:m"``.
+
+    Returns:
+        [N, K] in at least float32; differentiable, the Jacobian is the covariance of the kept weights of a group.
+
+    Raises:
+        TypeError, ValueError: as for :func:`stochprune.functional.masked_linear_nm`.
+    """
+    return patterns.inclusion(logits, *_matrix("nm_inclusion", pattern, logits))
+
+
+def _chunks(logits: Tensor, prior: Tensor, m: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    flat, against = logits.detach().reshape(-1, m), prior.detach().reshape(-1, m)
+    for start in range(0, len(flat), _GROUPS_AT_ONCE):
+        part = slice(start, start + _GROUPS_AT_ONCE)
+        yield part, flat[part].double(), against[part].double()
+
+
+@torch.library.custom_op("stochprune::nm_kl", mutates_args=())
+def _kl(logits: Tensor, prior_logits: Tensor, n: int, m: int) -> Tensor:
+    total = logits.new_zeros((), dtype=torch.float64)
+    for _, own, prior in _chunks(logits, prior_logits, m):
+        q = patterns.probabilities(own, n).masked_fill(own.isnan().any(-1, keepdim=True), math.nan)
+        total += (torch.special.xlogy(q, q) - q * patterns.log_probabilities(prior, n)).sum()
+    return total
+
+
+@_kl.register_fake
+def _(logits: Tensor, prior_logits: Tensor, n: int, m: int) -> Tensor:
+    return logits.new_empty((), dtype=torch.float64)
+
+
+@torch.library.custom_op("stochprune::nm_kl_backward", mutates_args=())
+def _kl_backward(grad: Tensor, logits: Tensor, prior_logits: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+    dlogits, dprior = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (logits, prior_logits))
+    for part, own, prior in _chunks(logits, prior_logits, m):
+        log_q, log_p = patterns.log_probabilities(own, n), patterns.log_probabilities(prior, n)
+        table, q = patterns.kept(n, m, own), log_q.exp()
+        centred = log_q - log_p - (q * (log_q - log_p)).sum(-1, keepdim=True)
+        dlogits.view(-1, m)[part] = (grad * (q * centred) @ table).to(dlogits.dtype)
+        dprior.view(-1, m)[part] = (grad * (log_p.exp() - patterns.probabilities(own, n)) @ table).to(dprior.dtype)
+    return dlogits, dprior
+
+
+@_kl_backward.register_fake
+def _(grad: Tensor, logits: Tensor, prior_logits: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(logits), torch.empty_like(prior_logits)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.pattern = inputs[2:]
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _kl_backward(grad, *ctx.saved_tensors, *ctx.pattern)
+    return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None, None
+
+
+_kl.register_autograd(_differentiate, setup_context=_save)
+
+
+def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:
+    """KL(Q || P) of two N:M masks: the sum over groups of ``sum_patterns q ln(q / p)``, exact by enumeration.
+
+    q are the probabilities with which the patterns are drawn, multiples of 1/65536, so that a certificate speaks of
+    exactly what is sampled; p those of the prior's logits, not quantised. The gradient for the logits is that of the
+    smooth q, the one for the prior's logits the difference of the inclusion probabilities.
+
+    Args:
+        logits: [N, K], floating.
+        prior_logits: like ``logits``, or a number: equal logits, under which every pattern is as likely.
+        pattern: ``"n:m"``.
+
+    Returns:
+        float64 scalar, nats.
+
+    Raises:
+        TypeError: logits that are not floating.
+        ValueError: shapes or a pattern that do not fit, or NaN.
+    """
+    op = "nm_kl"
+    n, m = _matrix(op, pattern, logits)
+    prior = spread(op, "prior_logits", prior_logits, logits)
+    check_same_device(op, logits=logits, prior_logits=prior)
+    kl: Tensor = _kl(logits, prior, n, m)
+    if kl.device.type == "cpu" and not torch.compiler.is_compiling() and bool(kl.isnan()):
+        raise ValueError(f"{op}: logits or prior_logits contain NaN")
+    return kl
