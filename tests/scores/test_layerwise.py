@@ -1,0 +1,146 @@
+"""Wanda and SparseGPT against least squares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import stochprune as sp
+from stochprune import masks, models, scores
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def correlated(examples: int, features: int, seed: int = 0) -> torch.Tensor:
+    return normal(examples, features, seed=seed) @ normal(features, features, seed=seed + 1)
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    return models.mlp((6, 4), seed=2).double().fc1
+
+
+def test_wanda_is_the_weight_times_the_norm_of_its_input(layer):
+    x = correlated(10, 6)
+    result = scores.wanda(layer, None, [(x[:3], None), (x[3:], None)])["weight"]
+    assert torch.allclose(result, layer.weight.detach().abs() * x.square().mean(dim=0).sqrt(), rtol=1e-12)
+    # its claim: the squared error on the outputs of removing this weight alone
+    error = (x[:, 2] * layer.weight.detach()[1, 2]).square().mean().sqrt()
+    assert result[1, 2].item() == pytest.approx(error.item())
+
+
+def test_every_use_of_a_weight_and_every_token_counts():
+    first = models.mlp((5, 5), seed=0).double().fc1
+    model = nn.Sequential(first, nn.Tanh(), first)
+    x = normal(3, 7, 5)  # examples, tokens, features
+    result = scores.wanda(model, None, [(x, None)])
+    assert list(result) == ["0.weight"]
+    inputs = torch.cat([x, first(x).tanh().detach()]).reshape(-1, 5)
+    expected = first.weight.detach().abs() * (inputs.square().sum(dim=0) / 3).sqrt()
+    assert torch.allclose(result["0.weight"], expected, rtol=1e-12)
+
+
+def test_the_model_is_left_alone_and_masked_layers_count():
+    model = nn.Sequential(models.mlp((4, 5), seed=0).fc1, nn.BatchNorm1d(5), models.mlp((5, 3), seed=1).fc1).train()
+    sp.convert(model, include="2.weight")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = [(normal(6, 4).float(), None)]
+    assert list(scores.wanda(model, None, batches)) == ["0.weight", "2.weight"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def least_error(x, target, allowed):
+    """The least squares fit of ``target`` [examples] by the columns of x that are allowed, with its ridge in x."""
+    fit = torch.zeros(x.shape[1], dtype=x.dtype)
+    if allowed.any():
+        fit[allowed] = torch.linalg.lstsq(x[:, allowed], target.unsqueeze(1)).solution.squeeze(1)
+    return fit
+
+
+def with_ridge(x, damping):
+    """x with rows that add damping * mean(diag H) to the diagonal of H = x^T x."""
+    return torch.cat([x, (damping * x.square().sum(dim=0).mean()).sqrt() * torch.eye(x.shape[1], dtype=x.dtype)])
+
+
+def test_sparsegpt_scores_are_the_least_errors(layer):
+    x, weight = correlated(20, 6), layer.weight.detach()
+    result = scores.sparsegpt(layer, None, [(x, None)], damping=0.1)["weight"]
+    ridge = with_ridge(x, 0.1)
+    for row, j in ((0, 0), (1, 2), (3, 5)):
+        later = torch.arange(6) > j
+        residual = ridge[:, j] * weight[row, j]  # what is lost, made up for by the columns after j
+        fit = least_error(ridge, residual, later)
+        error = (residual - ridge @ fit).square().sum() / len(x)
+        assert result[row, j].item() == pytest.approx(error.item(), rel=1e-8)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, (2, 3)])
+@pytest.mark.parametrize("block", [6, 3])
+def test_each_removal_is_made_up_for_by_least_squares_on_the_columns_after_it(layer, sparsity, block):
+    x, original = correlated(20, 6), layer.weight.detach().clone()
+    mask = scores.sparsegpt_prune(layer, [(x, None)], sparsity, damping=0.1, block=block)["weight"]
+    ridge = with_ridge(x, 0.1)
+    assert torch.equal(layer.weight != 0, mask)
+    for row in range(4):
+        weight = original[row].clone()
+        for j in (~mask[row]).nonzero().flatten().tolist():
+            weight += least_error(ridge, ridge[:, j] * weight[j], torch.arange(6) > j)
+            weight[j] = 0
+        assert torch.allclose(layer.weight[row], weight, rtol=1e-7, atol=1e-10)
+    kept = mask.view(4, -1, 3 if sparsity == (2, 3) else block).sum(dim=-1)
+    assert bool((kept == 1).all()) if sparsity == (2, 3) else int(mask.sum()) == 12
+
+
+def test_sparsegpt_beats_magnitude_on_what_it_minimises():
+    x = normal(200, 4) @ normal(4, 32, seed=1) + 0.1 * normal(200, 32, seed=2)  # few directions, so others can stand in
+    errors = {}
+    for name in ("magnitude", "sparsegpt"):
+        layer = models.mlp((32, 16), seed=2).double().fc1
+        before = layer(x).detach()
+        if name == "magnitude":
+            masks.apply(layer, masks.from_scores(scores.magnitude(layer), 0.5))
+        else:
+            scores.sparsegpt_prune(layer, [(x, None)], 0.5)
+        errors[name] = (layer(x) - before).square().mean().item()
+    assert errors["sparsegpt"] < 0.1 * errors["magnitude"]
+
+
+def test_later_layers_see_the_pruned_ones_before_them():
+    model = models.mlp((6, 5, 4), seed=0).double()
+    x = correlated(20, 6)
+    result = scores.sparsegpt_prune(model, iter([(x, None)]), 0.5)
+    assert masks.sparsity(result) == pytest.approx(0.5)
+    second = models.mlp((6, 5, 4), seed=0).double().fc2
+    hidden = torch.relu(model.fc1(x)).detach()
+    alone = scores.sparsegpt_prune(second, [(hidden, None)], 0.5)["weight"]
+    assert torch.equal(alone, result["fc2.weight"])
+    assert torch.allclose(second.weight, model.fc2.weight, rtol=1e-10)
+
+
+def test_an_input_that_is_always_zero_has_no_weight_left(layer):
+    x = correlated(20, 6)
+    x[:, 3] = 0
+    assert not bool(scores.sparsegpt(layer, None, [(x, None)])["weight"][:, 3].any())
+    scores.sparsegpt_prune(layer, [(x, None)], 0.5)
+    assert not bool(layer.weight[:, 3].any())
+
+
+def test_bad_input_is_named(layer):
+    with pytest.raises(ValueError, match="wanda needs batches"):
+        scores.wanda(layer)
+    with pytest.raises(ValueError, match="Conv1d has no linear layer"):
+        scores.wanda(nn.Conv1d(1, 1, 1, device="meta"), None, [])
+    with pytest.raises(ValueError, match="batches gave no examples"):
+        scores.sparsegpt(layer, None, [])
+    with pytest.raises(ValueError, match="damping must be positive, got 0"):
+        scores.sparsegpt(layer, None, [(correlated(5, 6), None)], damping=0)
+    with pytest.raises(ValueError, match="a multiple of m"):
+        scores.sparsegpt_prune(layer, [(correlated(5, 6), None)], (2, 4), block=6)
+    unused = nn.ModuleDict({"a": layer})
+    unused.forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"no input reached a\.weight"):
+        scores.wanda(unused, None, [(correlated(5, 6), None)])
