@@ -4,6 +4,10 @@ from stochprune.functional.bernoulli_kl import bernoulli_kl
 from stochprune.functional.gaussian_kl import gaussian_kl, spike_and_slab_kl
 from stochprune.functional.hard_concrete import expected_l0, hard_concrete_gate
 from stochprune.functional.keep_mask import keep_mask
+from stochprune.functional.local_reparameterisation import (
+    local_reparameterised_conv,
+    local_reparameterised_linear,
+)
 from stochprune.functional.masked_conv import (
     masked_conv1d,
     masked_conv2d,
@@ -24,6 +28,8 @@ __all__ = [
     "gaussian_kl",
     "hard_concrete_gate",
     "keep_mask",
+    "local_reparameterised_conv",
+    "local_reparameterised_linear",
     "masked_conv1d",
     "masked_conv2d",
     "masked_conv3d",

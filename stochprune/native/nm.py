@@ -42,7 +42,7 @@ def nm_weight_grad(
     dweight = fresh(shape, weight.dtype) if need_weight else None
     dlogits = fresh(shape, logits.dtype) if need_logits else None
     for i, d in enumerate(draw):
-        g, threads = rows_of(grad[i]), torch.get_num_threads()
-        arrays = [array(t) for t in (g, weight, logits, dweight, dlogits)]
-        _C.nm_weight_grad(key(seed, d, stream), shape, (n, m), *arrays, i > 0, threads)
+        g = rows_of(grad[i])
+        given, results = (array(g), array(weight), array(logits)), (array(dweight), array(dlogits))
+        _C.nm_weight_grad(key(seed, d, stream), shape, (n, m), *given, *results, i > 0, torch.get_num_threads())
     return dweight, dlogits

@@ -1,0 +1,300 @@
+"""Local reparameterisation (Kingma, Salimans and Welling 2015): noise on pre-activations in place of masks on weights.
+
+A sum of many independent weights is nearly Gaussian, so its mean and its variance, each a product with the weights'
+moments, say enough: ``y ~ N(mean, variance)``, one normal for each pre-activation of each example. The operators
+``stochprune::local_reparameterisation`` and its backward save the inputs and the variances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stochprune import backends, rng
+from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor
+
+
+def _moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean q mu and variance q (1 - q) mu^2 + q sigma^2 of every weight, like ``weight``, in ``dtype``."""
+    variance = torch.zeros_like(weight) if rho is None else F.softplus(rho).square()
+    if logits is None:
+        return weight.to(dtype), variance.to(dtype)
+    q = torch.sigmoid(logits)
+    return (q * weight).to(dtype), (q * ((1 - q) * weight.square() + variance)).to(dtype)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]) -> Tensor:
+    """A linear layer, or with a stride the convolution."""
+    if not geometry[0]:
+        return F.linear(x, weight, bias)
+    stride, padding, dilation, groups = geometry
+    y: Tensor = torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+    return y
+
+
+def _product_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Sequence[Any], need_x: bool, need_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    if not geometry[0]:
+        return grad @ weight if need_x else None, grad.mT @ x if need_weight else None
+    stride, padding, dilation, groups = geometry
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups, [need_x, need_weight, False]
+    )
+    return dx, dweight
+
+
+def _noise(y: Tensor, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:
+    """The normals [D, M, ...] of the pre-activations y [M, ...]: row the example, column the flattened position."""
+    normals = backends.resolve(y).normal(len(y), y[:1].numel(), seed, draw, stream, row_offset)
+    return normals.view(len(draw), *y.shape).to(y.dtype)
+
+
+@torch.library.custom_op("stochprune::local_reparameterisation", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor | None,
+    rho: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    row_offset: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    geometry = (stride, padding, dilation, groups)
+    mean, variance = _moments(weight, logits, rho, x.dtype)
+    y = _product(x, mean, bias, geometry)
+    deviation = _product(x.square(), variance, None, geometry).sqrt()
+    return torch.addcmul(y, deviation, _noise(y, seed, draw, stream, row_offset)), deviation
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, logits: Any, rho: Any, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Any:
+    y = _product(x, weight.to(x.dtype), None, rest[2:])
+    return y.new_empty(draw.shape[0], *y.shape), torch.empty_like(y)
+
+
+@torch.library.custom_op("stochprune::local_reparameterisation_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    deviation: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor | None,
+    rho: Tensor | None,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    row_offset: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    geometry = (stride, padding, dilation, groups)
+    mean, variance = _moments(weight, logits, rho, x.dtype)
+    noise = _noise(deviation, seed, draw, stream, row_offset)
+    # d sqrt(v) / dv has no value at v = 0, where the noise has no part: an input of zeros, or sure weights.
+    dvariance = torch.where(deviation > 0, (grad * noise).sum(0) / (2 * deviation), 0)
+    dx, dmean = _product_grads(grad.sum(0), x, mean, geometry, need_x, need_weights)
+    dsquare, dspread = _product_grads(dvariance, x.square(), variance, geometry, need_x, need_weights)
+    nothing = x.new_empty(0)
+    if dx is not None and dsquare is not None:
+        dx = dx + 2 * x * dsquare
+    if dmean is None or dspread is None:
+        return nothing if dx is None else dx, nothing, nothing, nothing
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    dmean, dspread, w = dmean.to(wide), dspread.to(wide), weight.to(wide)
+    q = torch.ones_like(w) if logits is None else torch.sigmoid(logits.to(wide))
+    sigma = torch.zeros_like(w) if rho is None else F.softplus(rho.to(wide))
+    dweight = dmean * q + dspread * 2 * q * (1 - q) * w
+    dlogits, drho = nothing, nothing
+    if logits is not None:
+        dlogits = (dmean * w + dspread * ((1 - 2 * q) * w.square() + sigma.square())) * q * (1 - q)
+        dlogits = dlogits.to(logits.dtype)
+    if rho is not None:
+        drho = (dspread * q * 2 * sigma * torch.sigmoid(rho.to(wide))).to(rho.dtype)
+    return nothing if dx is None else dx, dweight.to(weight.dtype), dlogits, drho
+
+
+@_backward.register_fake
+def _(grad: Tensor, deviation: Tensor, x: Tensor, weight: Tensor, logits: Any, rho: Any, *rest: Any) -> Any:
+    need_x, need_weights = rest[-2:]
+    empty = x.new_empty(0)
+    like = [torch.empty_like(t) if need_weights and t is not None else empty for t in (weight, logits, rho)]
+    return torch.empty_like(x) if need_x else empty, *like
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, logits, rho, bias, seed, draw, *ctx.options = inputs
+    ctx.save_for_backward(output[1], x, weight, logits, rho, seed, draw)
+    ctx.mark_non_differentiable(output[1])
+    ctx.has_bias = bias is not None
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    need = ctx.needs_input_grad
+    grads: tuple[Tensor | None, ...] = (None,) * 4
+    dbias = None
+    if grad is not None:
+        grads = _backward(grad, *ctx.saved_tensors, *ctx.options, need[0], any(need[1:4]))
+        grads = tuple(g if needed else None for g, needed in zip(grads, need, strict=False))
+        if ctx.has_bias and need[4]:
+            dbias = grad.sum((0, 1, *range(3, grad.dim())))
+    return *grads, dbias, *([None] * (2 + len(ctx.options)))
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("local reparameterisation is differentiable once: backward has no derivative (double backward)")
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_refuse)
+
+
+def _call(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor | None,
+    rho: Tensor | None,
+    bias: Tensor | None,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    row_offset: int,
+    samples: int | None,
+    *geometry: Any,
+) -> Tensor:
+    check_floating(op, x=x, weight=weight, logits=logits, rho=rho, bias=bias)
+    check_same_device(op, x=x, weight=weight, logits=logits, rho=rho, bias=bias)
+    if logits is None and rho is None:
+        raise ValueError(f"{op}: nothing is random: give logits, rho or both")
+    for name, tensor in (("logits", logits), ("rho", rho)):
+        if tensor is not None and tensor.shape != weight.shape:
+            raise ValueError(f"{op}: {name} {tuple(tensor.shape)} and weight {tuple(weight.shape)} differ in shape")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
+    rng.check_address(stream=stream, rows=x.shape[0], row_offset=row_offset)
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
+    elif weight.dtype == torch.float64 and x.dtype != torch.float64:
+        raise TypeError(f"{op}: x is {x.dtype} and weight {weight.dtype}; convert one of them")
+    bias = None if bias is None else bias.to(x.dtype)
+    seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
+    if samples is None and draws.shape[0] != 1:
+        raise ValueError(f"{op}: one draw, or samples from it on, got {draws.shape[0]} draws")
+    y: Tensor = _forward(x, weight, logits, rho, bias, seeds, draws, stream, row_offset, *geometry)[0]
+    return y if samples is not None else y[0]
+
+
+def local_reparameterised_linear(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor | None = None,
+    rho: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    row_offset: int = 0,
+    samples: int | None = None,
+) -> Tensor:
+    """A linear layer whose pre-activations are drawn, each from the normal of its mean and variance.
+
+    The weights are those of :func:`stochprune.functional.spike_and_slab_linear`: kept with q = sigmoid(logits) (1
+    without logits), then N(weight, sigma^2) with sigma = softplus(rho) (0 without rho). So::
+
+        y = mean + sqrt(variance) e,  mean = x (q w)^T + bias,  variance = x^2 (q (1 - q) w^2 + q sigma^2)^T
+
+    Mean and variance are exact; for Gaussian weights so is the distribution, for masks it is the limit of many inputs,
+    and examples are independent where one mask would couple them. The gradients are exact for the y that is drawn.
+
+    e is the contract's normal (:func:`stochprune.rng.normal`) at row ``row_offset`` plus the example's number, counted
+    over the leading dimensions of x, and column the output feature.
+
+    Args:
+        x: [..., K], floating.
+        weight, logits, rho: [N, K], floating; logits or rho may be None, not both.
+        bias: [N] or None.
+        seed, draw, stream: the address; one draw.
+        row_offset: number of the first example, where several processes share a batch.
+        samples: S draws of the same x, from ``draw`` on; mean and variance are formed once.
+
+    Returns:
+        [..., N] in x's dtype; [S, ..., N] with ``samples``.
+
+    Raises:
+        TypeError: a tensor that is not floating, or x narrower than a float64 weight.
+        ValueError: shapes that do not fit, devices that differ, neither logits nor rho, an integer out of range.
+        RuntimeError: on differentiating twice.
+    """
+    op = "local_reparameterised_linear"
+    if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
+    flat = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(x.shape[:-1].numel(), 0)
+    y = _call(op, flat, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, [], [], [], 1)
+    return y.reshape(*([] if samples is None else [samples]), *x.shape[:-1], weight.shape[0])
+
+
+def local_reparameterised_conv(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor | None = None,
+    rho: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    row_offset: int = 0,
+    samples: int | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution of one, two or three dimensions under local reparameterisation.
+
+    As :func:`local_reparameterised_linear`, which see. Pre-activations that share weights are drawn independently, as
+    is usual (Shridhar et al. 2019): each has its exact mean and variance, their covariance is lost. The normal's row is
+    the example, its column the row-major position in [N, *T].
+
+    Args:
+        x: [M, C, *S], floating.
+        weight, logits, rho: [N, C / groups, *kernel].
+        stride, padding, dilation, groups: as in torch's convolution.
+
+    Returns:
+        [M, N, *T]; [S, M, N, *T] with ``samples``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for the linear layer.
+    """
+    dimensions = weight.dim() - 2
+    op = "local_reparameterised_conv"
+    if not 1 <= dimensions <= 3 or x.dim() != weight.dim() or x.shape[1] != weight.shape[1] * groups:
+        raise ValueError(f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit in {groups} groups")
+    geometry = []
+    for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+        sizes = [value] * dimensions if isinstance(value, int) else list(value)
+        if len(sizes) != dimensions or min(sizes) < (name != "padding"):
+            raise ValueError(
+                f"{op}: {name} must be {dimensions} integers of at least {int(name != 'padding')}, got {value}"
+            )
+        geometry.append(sizes)
+    return _call(op, x, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *geometry, groups)

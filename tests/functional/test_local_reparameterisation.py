@@ -1,0 +1,138 @@
+"""Local reparameterisation: derivatives by finite differences, moments against the masks and weights it stands for."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stochprune import rng
+from stochprune.functional import local_reparameterised_conv, local_reparameterised_linear, spike_and_slab_linear
+
+op = sys.modules["stochprune.functional.local_reparameterisation"]
+AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
+RANDOM = [("logits",), ("rho",), ("logits", "rho")]
+
+
+def tensors(generator, m=4, n=3, k=5, dtype=torch.float64):
+    shapes = {"x": (m, k), "weight": (n, k), "logits": (n, k), "rho": (n, k), "bias": (n,)}
+    return {name: torch.randn(*s, generator=generator, dtype=dtype).requires_grad_() for name, s in shapes.items()}
+
+
+@pytest.mark.parametrize("random", RANDOM, ids="+".join)
+def test_linear_passes_gradcheck(random, generator):
+    t = tensors(generator)
+    names = ["x", "weight", *random, "bias"]
+    call = lambda *a: local_reparameterised_linear(**dict(zip(names, a, strict=True)), **AT, samples=2)  # noqa: E731
+    assert torch.autograd.gradcheck(call, [t[name] for name in names])
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_convolution_passes_gradcheck(dimensions, generator):
+    x = torch.randn(2, 4, *[5] * dimensions, generator=generator, dtype=torch.float64)
+    w, logits, rho = torch.randn(3, 2, 2, *[2] * dimensions, generator=generator, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, w, logits, rho)]
+    call = lambda *a: local_reparameterised_conv(*a, **AT, stride=2, padding=1, groups=2)  # noqa: E731
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("random", RANDOM, ids="+".join)
+def test_mean_and_variance_are_those_of_the_random_weights(random, generator):
+    t = {name: v.detach().float() for name, v in tensors(generator, m=2, n=2, k=60).items()}
+    logits, rho = (t[name] if name in random else None for name in ("logits", "rho"))
+    draws = 6000
+    y = local_reparameterised_linear(
+        t["x"], t["weight"], logits, rho, t["bias"], seed=1, draw=0, stream=2, samples=draws
+    )
+    slab = torch.full_like(t["weight"], -60.0) if rho is None else rho
+    w = spike_and_slab_linear(t["x"], t["weight"], slab, logits, t["bias"], seed=4, draw=0, stream=2, samples=draws)
+    assert ((y.mean(0) - w.mean(0)) / (2 * y.var(0) / draws).sqrt()).abs().max() < 4
+    assert (y.var(0) / w.var(0) - 1).abs().max() < 0.15
+
+
+def test_the_noise_is_the_contract_s(generator):
+    t = tensors(generator, m=6, n=70)
+    x = t["x"].view(2, 3, 5)
+    y = local_reparameterised_linear(x, t["weight"], t["logits"], **AT, row_offset=9)
+    q = torch.sigmoid(t["logits"])
+    mean, variance = F.linear(x, q * t["weight"]), F.linear(x**2, q * (1 - q) * t["weight"] ** 2)
+    e = rng.normal(6, 70, **AT, row_offset=9).view(2, 3, 70)
+    torch.testing.assert_close(y, mean + variance.sqrt() * e, rtol=1e-6, atol=1e-6)
+
+
+def test_a_convolution_over_the_whole_input_is_the_linear_layer(generator):
+    t = tensors(generator, m=3, n=4, k=12)
+    shape = lambda v: v.view(-1, 3, 2, 2)  # noqa: E731
+    y = local_reparameterised_conv(
+        shape(t["x"]), shape(t["weight"]), shape(t["logits"]), None, t["bias"], **AT, samples=2
+    )
+    expected = local_reparameterised_linear(t["x"], t["weight"], t["logits"], None, t["bias"], **AT, samples=2)
+    torch.testing.assert_close(y.flatten(2), expected)
+
+
+def test_gradients_are_finite_where_the_variance_vanishes(generator):
+    t = tensors(generator)
+    x = torch.zeros_like(t["x"]).requires_grad_()
+    y = local_reparameterised_linear(x, t["weight"], t["logits"], **AT)
+    assert (y == 0).all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), (x, t["weight"], t["logits"])))
+
+
+def test_operators_pass_opcheck_and_compile(generator):
+    x, weight, logits, rho, bias = tensors(generator, dtype=torch.float32).values()
+    options = (torch.tensor([1]), torch.tensor([2]), 3, 0, [], [], [], 1)
+    torch.library.opcheck(op._forward, (x, weight, logits, rho, bias, *options))
+    torch.library.opcheck(op._forward, (x, weight, logits, None, None, *options))
+    detached = [t.detach() for t in (x, weight, logits, rho)]
+    torch.library.opcheck(op._backward, (torch.ones(1, 4, 3), torch.ones(4, 3), *detached, *options, True, True))
+    step = lambda: local_reparameterised_linear(x, weight, logits, seed=torch.tensor([7]), draw=3, stream=3)  # noqa: E731
+    torch.testing.assert_close(torch.compile(step, fullgraph=True)(), step())
+
+
+def test_nothing_weight_sized_is_saved(generator):
+    t = tensors(generator, m=2, n=64, k=70, dtype=torch.float32)
+    owned, extra = {v.untyped_storage().data_ptr() for v in t.values()}, []
+    pack = lambda v: extra.append(v.numel()) or v if v.untyped_storage().data_ptr() not in owned else v  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        local_reparameterised_linear(**t, **AT)
+    assert sum(extra) == 2 + 2 * 64  # seed and draw, and the deviations
+
+
+def test_autocast_computes_in_its_dtype(generator):
+    t = tensors(generator, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = local_reparameterised_linear(**t, **AT)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), local_reparameterised_linear(**t, **AT), rtol=0.05, atol=0.2)
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.sum(), list(t.values())))
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"logits": None}, ValueError, "nothing is random: give logits, rho or both"),
+        ({"rho": torch.ones(7, 36)}, ValueError, r"rho \(7, 36\) and weight \(7, 37\) differ"),
+        ({"x": torch.ones(5, 36)}, ValueError, r"x \(5, 36\) and weight \(7, 37\) do not fit"),
+        ({"weight": torch.ones(7, 37).double()}, TypeError, "x is torch.float32 and weight torch.float64"),
+        ({"draw": torch.arange(3)}, ValueError, "one draw, or samples from it on, got 3 draws"),
+        ({"row_offset": 2**32}, ValueError, "row_offset 4294967296"),
+        ({"logits": torch.ones(7, 37, dtype=torch.int64)}, TypeError, "logits must be floating"),
+    ],
+)
+def test_bad_input(change, error, message):
+    given = {"x": torch.ones(5, 37), "weight": torch.ones(7, 37), "logits": torch.ones(7, 37), **AT, **change}
+    with pytest.raises(error, match=message):
+        local_reparameterised_linear(**given)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"groups": 2}, "do not fit in 2 groups"), ({"stride": 0}, "stride must be 2 integers of at least 1, got 0")],
+)
+def test_bad_geometry(change, message):
+    with pytest.raises(ValueError, match=message):
+        local_reparameterised_conv(
+            torch.ones(1, 2, 5, 5), torch.ones(3, 2, 2, 2), torch.ones(3, 2, 2, 2), **AT, **change
+        )
