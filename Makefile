@@ -35,6 +35,7 @@ bench: $(READY)
 
 # On a machine with a GPU and its own torch and Triton, without a network: the GPU tests, then the GPU benchmark.
 gpu-check:
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
 	$(PYTHON) -m bench.gpu_check
 
 clean:

@@ -1,17 +1,21 @@
 """The check of a machine with a GPU: its tests, then every contender and route side by side, and a row of the ledger.
 
-    make gpu-check            # or python -m bench.gpu_check --minutes 4
+    make gpu-check            # or python -m bench.gpu_check --minutes 8
 
-Each route's time stands beside dense, eager, ``torch.compile`` and seed replay of the same run, on the same tensors,
-as the median of ``triton.testing.do_bench``. Sizes are run in the order of their interest until the minutes are used
-up; the row says which were left out.
+The tests run in as many processes as help; where compute-sanitizer is there, it watches each kernel on a small odd
+shape. The constants that choose the routes are measured first (see kernels/routes.py). Each route's time stands beside
+dense, eager, ``torch.compile`` and seed replay of the same run, on the same tensors, as the median of
+``triton.testing.do_bench``. Sizes are run in the order of their interest until the minutes are used up, those of the
+tests included; the row says which were left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +31,7 @@ from bench.baselines import CONTENDERS
 RESULTS = Path(__file__).parent / "results"
 SQUARE, MLP = [(4096, 4096), (8192, 8192)], [(14336, 4096), (4096, 14336)]  # N, K; the latter Llama 3 8B's MLP
 TOKENS = [1, 16, 64, 128, 256, 512, 1024, 4096, 16384]
+MARGIN = 20.0  # seconds: the last size starts so long before the end
 MASKED = [name for name in CONTENDERS if name not in ("dense", "ours")]
 
 
@@ -72,20 +77,70 @@ class Case:
         return {"forward": median_us(forward), "step": median_us(step)}
 
 
-def routes(case: Case) -> dict[str, dict[str, float]]:
-    """Our times by route: the one chosen, and each that can be forced."""
+def ways() -> dict[str, tuple[str, str]]:
+    """Our own ways through a layer by name: the variable that forces each, and its value."""
+    from stochprune import backends
     from stochprune.kernels.routes import OVERRIDE, ROUTES
 
+    found = {route: (OVERRIDE, route) for route in ROUTES}
+    try:
+        backends.load("cuda")
+    except RuntimeError:  # built without nvcc
+        return found
+    return {**found, "cuda": (backends.OVERRIDE, "cuda")}
+
+
+@contextlib.contextmanager
+def forced(variable: str, value: str) -> Iterator[None]:
+    """Inside, the environment holds the variable."""
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+
+
+def ours(case: Case) -> dict[str, dict[str, float]]:
+    """Our times: of the route that is chosen, and of each that can be forced."""
     found = {"chosen": case.times("ours")}
-    for route in ROUTES:
-        os.environ[OVERRIDE] = route
-        try:
-            found[route] = case.times("ours")
-        except (RuntimeError, ValueError) as error:  # a route that does not take this size says so in the row
-            found[route] = {"refused": str(error)[:200]}
-        finally:
-            del os.environ[OVERRIDE]
+    for name, way in ways().items():
+        with forced(*way):
+            found[name] = case.times("ours")
     return found
+
+
+def exercise() -> None:
+    """Every way once, forward and backward, on a small odd shape: for a checker of memory accesses."""
+    for way in ways().values():
+        with forced(*way):
+            case = Case(33, 70, 130)
+            layer = CONTENDERS["ours"](case.weight, case.logits, case.bias)
+            layer(case.x).backward(case.grad)
+    torch.cuda.synchronize()
+
+
+def sanitize() -> str:
+    """What compute-sanitizer says of :func:`exercise`."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return "not there"
+    command = [
+        tool,
+        "--tool",
+        "memcheck",
+        "--error-exitcode",
+        "9",
+        sys.executable,
+        "-m",
+        "bench.gpu_check",
+        "--exercise",
+    ]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    except subprocess.TimeoutExpired:
+        return "took more than 90 seconds"
+    said = run.stdout.strip().splitlines()
+    return "clean" if run.returncode == 0 else f"status {run.returncode}: {' / '.join(said[-3:])}"
 
 
 def ceilings() -> dict[str, float]:
@@ -99,9 +154,11 @@ def ceilings() -> dict[str, float]:
     }
 
 
-def benchmark(minutes: float) -> dict[str, Any]:
-    """All sizes that fit into the minutes."""
-    deadline, found = time.monotonic() + 60 * minutes, ceilings()
+def benchmark(deadline: float) -> dict[str, Any]:
+    """All sizes that can be started before the deadline, in seconds of the monotonic clock."""
+    from stochprune.kernels import calibrate
+
+    found: dict[str, Any] = {**ceilings(), "constants": calibrate()._asdict()}
     cases: list[dict[str, Any]] = []
     left_out = []
     for m, n, k in sizes():
@@ -110,10 +167,10 @@ def benchmark(minutes: float) -> dict[str, Any]:
             continue
         torch._dynamo.reset()
         case = Case(m, n, k)
-        row = {"m": m, "n": n, "k": k, "dense": case.times("dense"), "ours": routes(case)}
+        row = {"m": m, "n": n, "k": k, "dense": case.times("dense"), "ours": ours(case)}
         row |= {name: case.times(name) for name in MASKED}
         # bytes of weight and logits once, over the time of the forward, as a share of a copy's bandwidth
-        best = min(t["forward"] for t in row["ours"].values() if "forward" in t)
+        best = min(times["forward"] for times in row["ours"].values())
         row["share_of_copy"] = 4 * n * k / best / 1e6 / found["copy_tb_per_s"]
         cases.append(row)
         print(_line(row), flush=True)
@@ -145,21 +202,34 @@ def versions() -> dict[str, str]:
     }
 
 
+TESTS = ["tests/gpu", "tests/test_backend_contract.py", "tests/kernels", "--deselect", "tests/kernels/test_compile.py"]
+
+
 def main() -> int:
-    """Tests, benchmark, ledger row. Exit status 0 if the tests passed."""
+    """Tests, benchmark, ledger row. Exit status 0 if the tests passed and the sanitizer found nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0, help="for the benchmark, after the tests")
-    minutes = parser.parse_args().minutes
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
+    parser.add_argument("--exercise", action="store_true", help="only run each kernel once")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu-check needs an NVIDIA GPU; this machine has none that torch can use", file=sys.stderr)
         return 2
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"])
-    row = {**versions(), "tests": "passed" if tests.returncode == 0 else "failed", **benchmark(minutes)}
-    commit = row["commit"][:10]
-    path = RESULTS / f"gpu-{row['gpu'].replace(' ', '-')}-{row['date']}-{commit}.json"
+    if options.exercise:
+        exercise()
+        return 0
+    start = time.monotonic()
+    # Compiling the kernels is most of the tests' time, and it is the processor's.
+    workers = ["-n", str(min(12, os.cpu_count() or 1))]
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *workers, "-p", "no:cacheprovider", *TESTS]
+    )
+    checks = {"tests": "passed" if tests.returncode == 0 else "failed", "sanitizer": sanitize()}
+    checks["minutes_of_checks"] = round((time.monotonic() - start) / 60, 1)
+    row = {**versions(), **checks, **benchmark(start + 60 * options.minutes - MARGIN)}
+    path = RESULTS / f"gpu-{row['gpu'].replace(' ', '-')}-{row['date']}-{row['commit'][:10]}.json"
     path.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"tests {row['tests']}; wrote {path}")
-    return tests.returncode
+    print(f"tests {row['tests']}, sanitizer {row['sanitizer']}; wrote {path}")
+    return int(tests.returncode != 0 or row["sanitizer"].startswith("status"))
 
 
 if __name__ == "__main__":
