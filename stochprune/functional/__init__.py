@@ -1,6 +1,7 @@
 """The ops: argument checks at the edge, then ``torch.library`` operators with autograd, fake and vmap rules."""
 
 from stochprune.functional.bernoulli_kl import bernoulli_kl
+from stochprune.functional.disarm import antithetic_gradient
 from stochprune.functional.gaussian_kl import gaussian_kl, spike_and_slab_kl
 from stochprune.functional.hard_concrete import expected_l0, hard_concrete_gate
 from stochprune.functional.keep_mask import keep_mask
@@ -23,6 +24,7 @@ from stochprune.functional.nm import nm_inclusion, nm_keep_mask, nm_kl
 from stochprune.functional.spike_and_slab import spike_and_slab_linear
 
 __all__ = [
+    "antithetic_gradient",
     "bernoulli_kl",
     "expected_l0",
     "gaussian_kl",
