@@ -2,21 +2,31 @@
 
 from stochprune.training.checkpoint import CheckpointError
 from stochprune.training.config import FinetuneConfig, WeightConfig
+from stochprune.training.early_pruning import PruneEarly, early_pruning_indicator
 from stochprune.training.evaluate import StochasticError, error, predict, stochastic_error
 from stochprune.training.finetune import FinetuneResult, finetune
+from stochprune.training.imp import IMPConfig, imp
 from stochprune.training.progress import ProgressBar
+from stochprune.training.soft_threshold import SoftThresholdConfig, soft_threshold, train_soft_threshold
 from stochprune.training.weights import train_weights
 
 __all__ = [
     "CheckpointError",
     "FinetuneConfig",
     "FinetuneResult",
+    "IMPConfig",
     "ProgressBar",
+    "PruneEarly",
+    "SoftThresholdConfig",
     "StochasticError",
     "WeightConfig",
+    "early_pruning_indicator",
     "error",
     "finetune",
+    "imp",
     "predict",
+    "soft_threshold",
     "stochastic_error",
+    "train_soft_threshold",
     "train_weights",
 ]

@@ -33,7 +33,10 @@ class Constraint:
 
 @dataclass
 class State:
-    """Where a training stands; what callbacks see. ``batch`` and ``loss_sum`` count from the start of the epoch."""
+    """Where a training stands; what callbacks see. ``batch`` and ``loss_sum`` count from the start of the epoch.
+
+    A callback that sets ``stop`` at the end of an epoch ends the training.
+    """
 
     model: nn.Module
     epochs: int
@@ -43,9 +46,10 @@ class State:
     step: int = 0
     loss: float = math.nan
     loss_sum: float = 0.0
+    stop: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
 
-    POSITION = ("epoch", "batch", "step", "loss", "loss_sum", "history")
+    POSITION = ("epoch", "batch", "step", "loss", "loss_sum", "stop", "history")
 
 
 def fit(
@@ -83,7 +87,7 @@ def fit(
     state = State(model, epochs, len(loader) if isinstance(loader, Sized) else None)
     if checkpoint is not None:
         _restore(state, optimizer, checkpoint)
-    while state.epoch < epochs:
+    while state.epoch < epochs and not state.stop:
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(state.epoch)
         for x, y in islice(loader, state.batch, None):

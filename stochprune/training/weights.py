@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stochprune.training.checkpoint import Checkpoint, fingerprint
 from stochprune.training.config import WeightConfig, digest
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
-from stochprune.training.schedules import SCHEDULES, follow
+from stochprune.training.schedules import SCHEDULES, Schedule, follow
 
 
 class FixedMasks(Constraint):
@@ -56,6 +56,7 @@ def train_weights(
     config: WeightConfig,
     *,
     masks: Mapping[str, Tensor] | None = None,
+    schedule: Schedule | None = None,
     loss_fn: LossFunction = F.cross_entropy,
     folder: Path | None = None,
     callbacks: Sequence[object] = (),
@@ -65,17 +66,18 @@ def train_weights(
     Args:
         train_loader: batches (x, y), anew each time it is iterated; of a known length unless the rate is constant.
         masks: if given, pruned weights are 0 throughout (see :class:`FixedMasks`).
+        schedule: in the place of ``config.schedule``.
         folder: if given, ``checkpoint.pt`` is kept there, and a run that was killed goes on from it.
 
     Returns:
         The history: ``epoch`` and mean ``loss``. For what is raised see :func:`stochprune.training.loop.fit`.
     """
     constraint = FixedMasks(model, masks or {})
-    optimizer = _optimizer(model, config)
-    if config.schedule != "constant":
+    optimizer = make_optimizer(model, config)
+    if schedule is not None or config.schedule != "constant":
         if not isinstance(train_loader, Sized):
-            raise ValueError(f"schedule {config.schedule} needs a train_loader of known length")
-        follow(optimizer, SCHEDULES[config.schedule], config.epochs * len(train_loader))
+            raise ValueError("a schedule of the learning rate needs a train_loader of known length")
+        follow(optimizer, schedule or SCHEDULES[config.schedule], config.epochs * len(train_loader))
     checkpoint = None
     if folder is not None:
         checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
@@ -92,7 +94,8 @@ def train_weights(
     )
 
 
-def _optimizer(model: nn.Module, config: WeightConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: WeightConfig) -> torch.optim.Optimizer:
+    """The optimiser that ``config`` asks for, over all parameters."""
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(

@@ -1,0 +1,142 @@
+"""Iterative magnitude pruning, with the retraining schedules of Back to Basics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stochprune import masks as mask_tools
+from stochprune import scores
+from stochprune.training.config import WeightConfig, _check_choices, _check_counts, digest, option
+from stochprune.training.loop import Loader, LossFunction
+from stochprune.training.schedules import SCHEDULES, Schedule
+from stochprune.training.weights import train_weights
+
+RETRAINING: Mapping[str, Callable[[Schedule, float, float], Schedule]] = {
+    "ft": lambda original, ratio, discount: lambda progress: original(math.nextafter(1.0, 0.0)),
+    "lrw": lambda original, ratio, discount: (
+        lambda progress: original(max(0.0, 1.0 - ratio) + min(1.0, ratio) * progress)
+    ),
+    "slr": lambda original, ratio, discount: original,
+    "clr": lambda original, ratio, discount: SCHEDULES["cosine"],
+    "llr": lambda original, ratio, discount: SCHEDULES["linear"],
+    "allr": lambda original, ratio, discount: lambda progress: discount * (1.0 - progress),
+}
+"""Schedules of a retraining, from that of the original training, the retraining's length over the original's, and the
+discount. FT: the original's last rate (Han et al. 2015); LRW: its last epochs (Renda, Frankle and Carbin 2020, arXiv
+2003.02389); SLR: all of it, compressed (Le and Hua 2021, arXiv 2105.03193); CLR: a cosine from the first rate; LLR: a
+line from the first rate to 0; ALLR: a line from the discounted first rate (Zimmer, Spiegel and Pokutta 2023, arXiv
+2111.00843)."""
+
+
+@dataclass(frozen=True)
+class IMPConfig:
+    """Iterative magnitude pruning: train, then prune and retrain in cycles, from the trained weights.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    sparsity: float = option(0.9, "Fraction of weights pruned at the end.")
+    cycles: int = option(3, "Prunings, each of the same share of what is left.")
+    retrain_epochs: int = option(3, "Epochs of weight training after each.")
+    retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option("allr", "Learning rates of the retraining.")
+    dense: WeightConfig = field(default_factory=WeightConfig)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_counts(self, 1, "cycles")
+        _check_counts(self, 0, "retrain_epochs")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
+
+
+def discount(before: Mapping[str, Tensor], after: Mapping[str, Tensor], ratio: float) -> float:
+    """ALLR's factor of the first rate: ``max(d1, d2)``, at most 1.
+
+    ``d1 = |w - w_pruned| / (|w| sqrt(s))`` is the pruning's impact, s being the fraction that it removed of the weights
+    that were not 0; ``d2`` is the retraining's length over the original training's. Zimmer, Spiegel and Pokutta 2023,
+    "How I learned to stop worrying and love retraining" (arXiv 2111.00843), as we recall its section 3.
+
+    Args:
+        before, after: the weights by name, before and after the pruning.
+        ratio: d2.
+    """
+    whole = sum(weight.double().square().sum().item() for weight in before.values())
+    lost = sum((weight - after[name]).double().square().sum().item() for name, weight in before.items())
+    there = sum(int(weight.count_nonzero()) for weight in before.values())
+    left = sum(int(weight.count_nonzero()) for weight in after.values())
+    removed = 1 - left / max(1, there)
+    impact = math.sqrt(lost / (whole * removed)) if whole > 0 and removed > 0 else 0.0
+    return min(1.0, max(impact, ratio))
+
+
+def imp(
+    model: nn.Module,
+    train_loader: Loader,
+    config: IMPConfig | None = None,
+    *,
+    loss_fn: LossFunction = F.cross_entropy,
+    out: Path | None = None,
+    callbacks: Sequence[object] = (),
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Train, prune by global magnitude and retrain, in place.
+
+    Args:
+        train_loader: batches (x, y), anew each time it is iterated, of a known length.
+        out: if given, each training is kept in a folder of its own in ``out/imp-<digest of config>``, and a run that
+            was killed goes on from there (pass the model as it was at the start).
+
+    Returns:
+        The final masks, and an entry for the dense training and each cycle: ``sparsity``, ``discount`` (of ALLR, else
+        None) and the ``history``.
+
+    Raises:
+        ValueError: no prunable layer, a layer left empty, a loader without length; see also
+            :func:`stochprune.training.train_weights`.
+    """
+    config = config or IMPConfig()
+    folder = None if out is None else Path(out) / f"imp-{digest(config)}"
+
+    def train(name: str, weights: WeightConfig, schedule: Schedule, masks: Mapping[str, Tensor] | None) -> Any:
+        place = None if folder is None else folder / name
+        return train_weights(
+            model,
+            train_loader,
+            weights,
+            masks=masks,
+            schedule=schedule,
+            loss_fn=loss_fn,
+            folder=place,
+            callbacks=callbacks,
+        )
+
+    original = SCHEDULES[config.dense.schedule]
+    rounds = [{"sparsity": 0.0, "discount": None, "history": train("dense", config.dense, original, None)}]
+    masks: dict[str, Tensor] = {}
+    ratio = config.retrain_epochs / max(1, config.dense.epochs)
+    for cycle in range(1, config.cycles + 1):
+        sparsity = 1 - (1 - config.sparsity) ** (cycle / config.cycles)
+        before = {name: weight.detach().clone() for name, weight in scores.prunable_weights(model).items()}
+        masks = mask_tools.from_scores(scores.magnitude(model), sparsity)
+        mask_tools.apply(model, masks)
+        factor = discount(before, {name: torch.where(masks[name], weight, 0) for name, weight in before.items()}, ratio)
+        schedule = RETRAINING[config.retraining](original, ratio, factor)
+        again = WeightConfig(
+            config.retrain_epochs,
+            config.dense.lr,
+            config.dense.checkpoint_every,
+            config.dense.optimizer,
+            config.dense.weight_decay,
+        )
+        history = train(f"cycle{cycle}", again, schedule, masks)
+        used = factor if config.retraining == "allr" else None
+        rounds.append({"sparsity": sparsity, "discount": used, "history": history})
+    return masks, rounds

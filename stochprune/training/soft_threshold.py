@@ -1,0 +1,157 @@
+"""Soft-threshold pruning with LATS: a threshold that grows as the learning rate is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from stochprune.scores import prunable_weights
+from stochprune.training.checkpoint import Checkpoint, fingerprint
+from stochprune.training.config import WeightConfig, _check_positive, digest, option
+from stochprune.training.loop import Constraint, Loader, LossFunction, fit
+from stochprune.training.schedules import SCHEDULES, follow
+from stochprune.training.weights import make_optimizer
+
+
+@dataclass(frozen=True)
+class SoftThresholdConfig:
+    """Training under a growing soft threshold.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    epochs: int = option(20, "Passes over the training set.")
+    lr: float = option(0.1, "Learning rate of SGD at the start; it falls as a cosine.")
+    threshold: float = option(0.1, "The threshold at the end.")
+    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "threshold")
+        self.weights  # noqa: B018 - checks the rest
+
+    @property
+    def weights(self) -> WeightConfig:
+        return WeightConfig(self.epochs, self.lr, self.checkpoint_every, "sgd", schedule="cosine")
+
+
+def lats(progress: float) -> float:
+    """The fraction of its end that the threshold has reached: ``x + sin(pi x) / pi``.
+
+    It is the share of a cosine's integral that is spent. Soft-threshold pruning is iterative shrinkage, whose
+    threshold grows by each step's learning rate. Chen, Yu, Fang, Ma, Huang and Tian 2023, "A unified framework for
+    soft threshold pruning" (arXiv 2302.13019), section 4.
+
+    Args:
+        progress: in [0, 1], the part of the training that is done.
+    """
+    return progress + math.sin(math.pi * progress) / math.pi
+
+
+class _SoftThreshold(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
+        return F.relu(weight.abs() - threshold).copysign(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
+    """``sign(w) max(|w| - threshold, 0)``; gradients pass through unchanged, so that pruned weights can return."""
+    return _SoftThreshold.apply(weight, threshold)
+
+
+class SoftThreshold(nn.Module):
+    """A parametrisation: the weight is the soft threshold of what is trained.
+
+    Attributes:
+        threshold, steps: buffers, so that a checkpoint holds them.
+    """
+
+    threshold: Tensor
+    steps: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("threshold", weight.new_zeros(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return soft_threshold(weight, self.threshold)
+
+
+class _Growth(Constraint):
+    """Raises the thresholds after each step."""
+
+    def __init__(self, parts: Sequence[SoftThreshold], end: float, total: int) -> None:
+        self.parts, self.end, self.total = parts, end, total
+
+    def after_step(self) -> None:
+        for part in self.parts:
+            part.steps += 1
+            part.threshold.fill_(self.end * lats(int(part.steps) / self.total))
+
+
+def train_soft_threshold(
+    model: nn.Module,
+    train_loader: Loader,
+    config: SoftThresholdConfig | None = None,
+    *,
+    loss_fn: LossFunction = F.cross_entropy,
+    folder: Path | None = None,
+    callbacks: Sequence[object] = (),
+) -> dict[str, Tensor]:
+    """Train and prune in place: the prunable weights end as their soft thresholds, many of them exactly 0.
+
+    The sparsity follows from ``config.threshold``; it is not given.
+
+    Args:
+        train_loader: batches (x, y), anew each time it is iterated, of a known length.
+        folder: if given, ``checkpoint.pt`` is kept there, and a run that was killed goes on from it.
+
+    Returns:
+        bool masks by weight name, True where the weight is not 0.
+
+    Raises:
+        ValueError: a loader without length, or no prunable layer; and what :func:`stochprune.training.loop.fit` raises.
+    """
+    config = config or SoftThresholdConfig()
+    if not isinstance(train_loader, Sized):
+        raise ValueError("soft-threshold pruning needs a train_loader of known length")
+    weights = prunable_weights(model)
+    layers = [model.get_submodule(name.rpartition(".")[0]) for name in weights]
+    checkpoint = None
+    if folder is not None:
+        checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
+    parts = [SoftThreshold(weight) for weight in weights.values()]
+    for layer, part in zip(layers, parts, strict=True):
+        parametrize.register_parametrization(layer, "weight", part)
+    try:
+        optimizer = make_optimizer(model, config.weights)
+        total = config.epochs * len(train_loader)
+        follow(optimizer, SCHEDULES[config.weights.schedule], total)
+        model.train()
+        fit(
+            model,
+            train_loader,
+            epochs=config.epochs,
+            optimizer=optimizer,
+            loss_fn=loss_fn,
+            constraint=_Growth(parts, config.threshold, max(1, total)),
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+        )
+    finally:
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}

@@ -1,0 +1,86 @@
+"""Iterative magnitude pruning: cycles, retraining rates, resumption."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from stochprune import masks, scores
+from stochprune.training import IMPConfig, WeightConfig, imp, train_weights
+from stochprune.training.imp import RETRAINING, discount
+from stochprune.training.schedules import SCHEDULES
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [  # of an original of 8 epochs in steps, retrained for 4: at progress 0, 0.4 and 0.5
+        ("ft", [0.01, 0.01, 0.01]),
+        ("lrw", [0.1, 0.1, 0.01]),
+        ("slr", [1.0, 1.0, 0.1]),
+        ("clr", [1.0, (1 + math.cos(0.4 * math.pi)) / 2, 0.5]),
+        ("llr", [1.0, 0.6, 0.5]),
+        ("allr", [0.7, 0.42, 0.35]),
+    ],
+)
+def test_retraining_rates(name, rates):
+    schedule = RETRAINING[name](SCHEDULES["steps"], 0.5, 0.7)
+    assert [schedule(progress) for progress in (0.0, 0.4, 0.5)] == pytest.approx(rates)
+
+
+def test_discount_is_the_relative_loss_of_norm_by_the_share_removed():
+    before = {"a": torch.tensor([3.0, 4.0, 0.0]), "b": torch.tensor([1.0, 2.0])}
+    after = {"a": torch.tensor([3.0, 4.0, 0.0]), "b": torch.tensor([0.0, 2.0])}
+    # one of the four weights that are not 0 goes: |lost|^2 = 1, |w|^2 = 30
+    assert discount(before, after, 0.1) == pytest.approx(math.sqrt(1 / 30 / (1 / 4)))
+    assert discount(before, after, 0.9) == 0.9 and discount(before, after, 5.0) == 1.0
+    assert discount(before, before, 0.2) == 0.2
+
+
+@pytest.mark.parametrize("retraining", ["slr", "allr"])
+def test_cycles_prune_and_retrain(dense, loader, retraining):
+    first = WeightConfig(2, 0.1, optimizer="sgd", schedule="cosine")
+    config = IMPConfig(sparsity=0.75, cycles=2, retrain_epochs=1, retraining=retraining, dense=first)
+    by_hand, model = copy.deepcopy(dense), dense
+    found, rounds = imp(model, loader, config)
+    train_weights(by_hand, loader, first)
+    again = WeightConfig(1, 0.1, optimizer="sgd")
+    for sparsity in (0.5, 0.75):
+        before = {name: weight.detach().clone() for name, weight in scores.prunable_weights(by_hand).items()}
+        mask = masks.from_scores(scores.magnitude(by_hand), sparsity)
+        masks.apply(by_hand, mask)
+        factor = discount(before, {name: before[name] * mask[name] for name in before}, 0.5)
+        schedule = SCHEDULES["cosine"] if retraining == "slr" else lambda p, factor=factor: factor * (1 - p)
+        train_weights(by_hand, loader, again, masks=mask, schedule=schedule)
+    assert all(torch.equal(found[name], mask[name]) for name in mask)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), by_hand.parameters(), strict=True))
+    assert [entry["sparsity"] for entry in rounds] == pytest.approx([0.0, 0.5, 0.75])
+    assert [entry["discount"] is None for entry in rounds] == [True, retraining != "allr", retraining != "allr"]
+    assert masks.sparsity(found) == pytest.approx(0.75, abs=0.01)
+    for name, value in found.items():
+        assert not bool(model.get_parameter(name)[~value].any())
+
+
+def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, tmp_path, recorder, stop):
+    config = IMPConfig(cycles=2, sparsity=0.6, retrain_epochs=1, dense=WeightConfig(1, 0.01, 2))
+    whole = copy.deepcopy(dense)
+    expected, rounds = imp(whole, loader, config, out=tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(stop):
+            imp(copy.deepcopy(dense), loader, config, out=tmp_path / "part", callbacks=[recorder(stop=3)])
+        next((tmp_path / "part").rglob("checkpoint.pt"))
+    part = copy.deepcopy(dense)
+    found, again = imp(part, loader, config, out=tmp_path / "part")
+    assert again == rounds and all(torch.equal(found[name], expected[name]) for name in found)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
+
+
+def test_bad_values_are_named():
+    with pytest.raises(ValueError, match="retraining must be one of ft, lrw, slr, clr, llr, allr, got 'adam'"):
+        IMPConfig(retraining="adam")
+    with pytest.raises(ValueError, match="cycles must be an integer of at least 1, got 0"):
+        IMPConfig(cycles=0)
+    with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\), got 1.0"):
+        IMPConfig(sparsity=1.0)
