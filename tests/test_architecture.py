@@ -60,7 +60,7 @@ def test_every_module_was_found():
 
 
 GENERATORS = re.compile(
-    r"\.bernoulli(?!_(?:kl|moments))|manual_seed|torch\.rand|rand_like|randn_like|randint|np\.random\.(?!default_rng|Generator)"
+    r"\.bernoulli_?\(|manual_seed|torch\.rand|rand_like|randn_like|randint|np\.random\.(?!default_rng|Generator)"
     r"|^import random$|tl\.rand|curand|mt19937|std::rand|0xD2511F53|0xCD9E8D57",
     re.IGNORECASE | re.MULTILINE,
 )

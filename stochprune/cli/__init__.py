@@ -11,6 +11,7 @@ from stochprune.cli.backends import backends
 from stochprune.cli.bench import bench
 from stochprune.cli.certify import certify
 from stochprune.cli.finetune import finetune
+from stochprune.cli.linear_lab import linear_lab
 from stochprune.cli.study import study
 
 app = typer.Typer(
@@ -36,5 +37,5 @@ def _main(
     pass
 
 
-for command in (finetune, certify, study, backends, bench):
+for command in (finetune, certify, study, linear_lab, backends, bench):
     app.command()(command)

@@ -1,0 +1,1 @@
+"""The theory made runnable: the linear model under random masks."""
