@@ -22,6 +22,7 @@ from stochprune.functional.masked_linear import masked_linear
 from stochprune.functional.masked_linear_nm import masked_linear_nm
 from stochprune.functional.nm import nm_inclusion, nm_keep_mask, nm_kl
 from stochprune.functional.spike_and_slab import spike_and_slab_linear
+from stochprune.functional.structured import mask, masked_linear_blocks
 
 __all__ = [
     "antithetic_gradient",
@@ -32,6 +33,7 @@ __all__ = [
     "keep_mask",
     "local_reparameterised_conv",
     "local_reparameterised_linear",
+    "mask",
     "masked_conv1d",
     "masked_conv2d",
     "masked_conv3d",
@@ -40,6 +42,7 @@ __all__ = [
     "masked_conv_transpose3d",
     "masked_embedding",
     "masked_linear",
+    "masked_linear_blocks",
     "masked_linear_nm",
     "nm_inclusion",
     "nm_keep_mask",

@@ -124,6 +124,7 @@ def test_operators_pass_opcheck(slab_only, generator):
     torch.library.opcheck(op._backward, (grad, *detached, *options, True, True, False, True))
 
 
+@pytest.mark.slow
 def test_compiled_gives_the_eager_bits(generator):
     x, mu, rho, logits, bias = tensors(generator, dtype=torch.float32).values()
 

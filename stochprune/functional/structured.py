@@ -1,0 +1,177 @@
+"""Structured masks: one logit and one mask for a block of weights, a whole row (output) or a whole column (input)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stochprune import backends, rng
+from stochprune.functional._checks import check_estimator, check_floating, draw_tensor, seed_tensor
+from stochprune.functional._linear import slices
+
+Block = tuple[int, int]
+
+
+@torch.library.custom_op("stochprune::mask", mutates_args=())
+def _mask(logits: Tensor, seed: Tensor, draw: Tensor, stream: int, estimator: str, temperature: float) -> Tensor:
+    backend = backends.resolve(logits)
+    options = (seed, draw, stream, estimator, temperature, logits.dtype)
+    z: Tensor = backend.masked_weight(torch.ones_like(logits), logits, *options)
+    return z.clone()  # it may lie in scratch memory
+
+
+@_mask.register_fake
+def _(logits: Tensor, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
+    return logits.new_empty(draw.shape[0], *logits.shape)
+
+
+@torch.library.custom_op("stochprune::mask_backward", mutates_args=())
+def _mask_backward(
+    grad: Tensor, logits: Tensor, seed: Tensor, draw: Tensor, stream: int, estimator: str, temperature: float
+) -> Tensor:
+    backend = backends.resolve(logits)
+    options = (seed, draw, stream, estimator, temperature)
+    dlogits: Tensor = backend.weight_grad(grad.clone(), torch.ones_like(logits), logits, *options, False, True)[1]
+    return dlogits
+
+
+@_mask_backward.register_fake
+def _(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, seed, draw, *ctx.options = inputs
+    ctx.save_for_backward(logits, seed, draw)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _mask_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
+
+
+_mask.register_autograd(_differentiate, setup_context=_save)
+
+
+def mask(
+    logits: Tensor,
+    *,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    estimator: str = "straight_through",
+    temperature: float = 1.0,
+    samples: int | None = None,
+) -> Tensor:
+    """The stochastic mask z itself, differentiable in its logits, for masks of anything but single weights.
+
+    Args:
+        logits: [N, ...], floating; the address of an entry is its place in ``logits.flatten(1)``.
+        seed, draw, stream, estimator, temperature, samples: as in :func:`stochprune.functional.masked_linear`, which
+            lists the estimators' values and slopes.
+
+    Returns:
+        The shape and dtype of ``logits``; [S, N, ...] with ``samples``; [D, N, ...] with a vector of draws.
+
+    Raises:
+        TypeError, ValueError: as for masked_linear.
+    """
+    op = "mask"
+    check_estimator(op, estimator, temperature)
+    check_floating(op, logits=logits)
+    if logits.dim() < 2:
+        raise ValueError(f"{op}: logits must have at least two dimensions, got shape {tuple(logits.shape)}")
+    rng.check_address(stream=stream, rows=logits.shape[0], cols=logits[:1].numel())
+    seeds, draws = seed_tensor(op, seed, logits.device), draw_tensor(op, draw, samples, logits.device)
+    z: Tensor = _mask(logits, seeds, draws, stream, estimator, temperature)
+    return z if samples is not None or draws.shape[0] != 1 else z[0]
+
+
+def expand_blocks(z: Tensor, block: Block) -> Tensor:
+    """[..., N, K] of a mask [..., N / rows, K / columns]: each entry repeated over its block."""
+    return z.repeat_interleave(block[0], -2).repeat_interleave(block[1], -1)
+
+
+class _BlockLinear(torch.autograd.Function):
+    """x [D, M, K], weight [N, K] and z [D, N / rows, K / columns] to y [D, M, N]; saves no masked weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, z: Tensor, block: Block) -> Tensor:
+        ctx.save_for_backward(x, weight, z)
+        ctx.block = block
+        return torch.stack(
+            [F.linear(a, (weight * expand_blocks(b, block)).to(x.dtype)) for a, b in zip(x, z, strict=True)]
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight, z), block = grads, ctx.saved_tensors, ctx.block
+        dx, dweight, dz = [], torch.zeros_like(weight), []
+        for g, a, b in zip(grad, x, z, strict=True):
+            mask = expand_blocks(b, block)
+            if ctx.needs_input_grad[0]:
+                dx.append(g @ (weight * mask).to(g.dtype))
+            outer = (g.mT @ a).to(weight.dtype)  # [N, K]: dL/d(z * weight)
+            dweight += outer * mask
+            dz.append((outer * weight).view(b.shape[0], block[0], b.shape[1], block[1]).sum((1, 3)).to(b.dtype))
+        return torch.stack(dx) if dx else None, dweight, torch.stack(dz), None
+
+
+def masked_linear_blocks(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    bias: Tensor | None = None,
+    *,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    estimator: str = "straight_through",
+    temperature: float = 1.0,
+    samples: int | None = None,
+) -> Tensor:
+    """A linear layer whose weights are kept or pruned in blocks: ``x (z * weight)^T + bias``, z constant on each block.
+
+    The shape of ``logits`` [n, k] gives the blocks: of N / n rows by K / k columns. [N, 1] masks whole rows (outputs,
+    but for the bias), [1, K] whole columns (inputs). The mask of block (i, j) is the contract's at row i and column j. Its
+    logit gathers the gradients of the block's weights. Under row and column masks no weight is multiplied, but the
+    outputs and the inputs are.
+
+    Args:
+        x: [..., K], floating. With a vector of D draws: [D, ..., K], slice d under ``draw[d]``.
+        weight: [N, K], floating.
+        logits: [n, k], floating; n divides N and k divides K.
+        bias: [N] or None.
+        seed, draw, stream, estimator, temperature, samples: as in :func:`stochprune.functional.masked_linear`.
+
+    Returns:
+        [..., N] in x's dtype; [S, ..., N] with ``samples``; [D, ..., N] with a vector of draws.
+
+    Raises:
+        TypeError: a tensor that is not floating.
+        ValueError: shapes that do not fit, devices that differ, NaN logits (on the CPU), an unknown estimator, an
+            integer out of range.
+    """
+    op = "masked_linear_blocks"
+    check_estimator(op, estimator, temperature)
+    check_floating(op, logits=logits)
+    given = slices(op, x, {"weight": weight}, bias, seed, draw, stream, samples)
+    block = block_of(op, tuple(weight.shape), tuple(logits.shape))
+    z = _mask(logits, given.seed, given.draw, stream, estimator, temperature)
+    narrow = z.to(given.x.dtype)
+    if block == (1, weight.shape[1]):
+        y = F.linear(given.x, weight.to(given.x.dtype)) * narrow.mT  # [D, M, N] by [D, 1, N]
+    elif block == (weight.shape[0], 1):
+        y = F.linear(given.x * narrow, weight.to(given.x.dtype))
+    else:
+        y = _BlockLinear.apply(given.x, weight, z, block)
+    return given.restore(y if given.bias is None else y + given.bias)
+
+
+def block_of(op: str, weight: tuple[int, ...], logits: tuple[int, ...]) -> Block:
+    """The rows and columns of a block of a weight [N, K] under logits [n, k]; ``ValueError`` unless they divide."""
+    if len(logits) != 2 or any(b < 1 or a % b for a, b in zip(weight, logits, strict=True)):
+        raise ValueError(f"{op}: logits {logits} do not divide weight {weight} into blocks")
+    return weight[0] // logits[0], weight[1] // logits[1]
