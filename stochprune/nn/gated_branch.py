@@ -1,0 +1,133 @@
+"""Gates on the branches of a network: a branch, such as that of a residual block, is kept or dropped whole."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stochprune import rng
+from stochprune.nn.masked_linear import MaskedLinear
+
+
+class GatedBranch(nn.Module):
+    """``z branch(x)`` with one z in {0, 1} a forward, drawn like any mask: one logit, at row 0, column 0 of a stream.
+
+    The gate is a :class:`MaskedLinear` of one weight, fixed at 1. So it has the draws, the estimators, the evaluation
+    mode and the state of masked layers, and :func:`stochprune.finetune` trains its logit. At the end
+    :func:`drop_branches` comes before :func:`stochprune.harden`, to which a closed gate is a layer left empty. Put it around what a residual block adds to its shortcut; dropping the whole branch for
+    a batch is stochastic depth (Huang et al. 2016, arXiv 1603.09382), here with trained probabilities, after Guenter
+    and Sideris, "Concurrent training and layer pruning of deep neural networks" (arXiv 2406.04549).
+
+    Args:
+        branch: the module; its output is a floating tensor.
+        keep: the initial probability of keeping it, in (0, 1).
+        options: ``estimator``, ``temperature``, ``seed`` and ``stream`` of the gate.
+    """
+
+    def __init__(self, branch: nn.Module, keep: float = 0.9, **options: Any) -> None:
+        super().__init__()
+        device = next((tensor.device for tensor in branch.parameters()), None)
+        one = nn.utils.skip_init(nn.Linear, 1, 1, bias=False, device=device or "cpu")
+        nn.init.ones_(one.weight).requires_grad_(False)
+        self.branch, self.gate = branch, MaskedLinear.from_linear(one, keep, **options)
+        self.train(branch.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = self.branch(*args, **kwargs)
+        weight = self.gate.weight
+        gate = self.gate(torch.ones(1, 1, dtype=weight.dtype, device=weight.device))
+        return gate.reshape(()).to(output.dtype) * output
+
+
+class Dropped(nn.Module):
+    """What is left of a dropped branch: 0, which any tensor can be added to."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.new_zeros(())
+
+
+def gate_branches(
+    model: nn.Module, names: str | Sequence[str], keep: float = 0.9, *, seed: int = 0, **options: Any
+) -> nn.Module:
+    """Put a gate around modules of a model, in place; the streams come from the names.
+
+    Args:
+        names: shell patterns on the modules' qualified names, such as ``"layer*.bn2"`` for the end of each branch of
+            :func:`stochprune.models.resnet20`. Of modules one inside the other the outer one gets the gate.
+        keep, seed, options: as for :class:`GatedBranch`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a pattern that fits no module.
+    """
+    patterns = [names] if isinstance(names, str) else list(names)
+    known = [name for name, _ in model.named_modules() if name]
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            raise ValueError(f"no module of the model is called {pattern!r}")
+    fitting = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    chosen = [name for name in fitting if not any(name.startswith(f"{other}.") for other in fitting)]
+    streams = rng.streams(f"{name}.gate.weight" for name in chosen)
+    for name in chosen:
+        stream = streams[f"{name}.gate.weight"]
+        branch = GatedBranch(model.get_submodule(name), keep, seed=seed, stream=stream, **options)
+        _set(model, name, branch)
+    return model
+
+
+def gated_branches(model: nn.Module) -> dict[str, GatedBranch]:
+    """The gated branches of a model by qualified name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, GatedBranch)}
+
+
+def drop_branches(model: nn.Module) -> list[str]:
+    """Remove the gates, in place: branches kept with probability one half or more stay, the others go.
+
+    A dropped branch becomes :class:`Dropped`, so its parameters and its computation are gone.
+
+    Returns:
+        The names of the branches dropped.
+
+    Raises:
+        ValueError: the model has no gated branch, or is one itself.
+    """
+    branches = gated_branches(model)
+    if not branches or "" in branches:
+        raise ValueError("the model must hold gated branches, and not be one itself")
+    dropped = [name for name, branch in branches.items() if not bool(branch.gate.gate().reshape(()) > 0)]
+    for name, branch in branches.items():
+        _set(model, name, Dropped() if name in dropped else branch.branch)
+    return dropped
+
+
+def expected_cost(model: nn.Module, costs: Mapping[str, float] | None = None) -> Tensor:
+    """``sum(q cost) / sum(cost)`` over the gated branches, differentiable in the logits: a scalar in [0, 1].
+
+    Add ``price * expected_cost(model)`` to the loss to train a network and prune its layers at once.
+
+    Args:
+        costs: of each branch by name, positive; default: its number of parameters, at least 1.
+
+    Raises:
+        ValueError: no gated branch, costs of other branches, or one that is not positive.
+    """
+    branches = gated_branches(model)
+    if not branches:
+        raise ValueError("the model has no gated branch")
+    if costs is None:
+        costs = {n: max(1, sum(p.numel() for p in b.branch.parameters())) for n, b in branches.items()}
+    if set(costs) != set(branches) or min(costs.values()) <= 0:
+        raise ValueError(f"costs must be positive and of {', '.join(branches)}, got {dict(costs)}")
+    expected = [costs[name] * torch.sigmoid(branch.gate.mask_logits).reshape(()) for name, branch in branches.items()]
+    return torch.stack(expected).sum() / sum(costs.values())
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
