@@ -26,8 +26,8 @@ NAME = "triton"
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: anything but float64, whose sums they would keep in float32."""
-    return all(t.dtype != torch.float64 for t in tensors)
+    """Whether the kernels take these tensors: on a GPU, anything but float64, whose sums they would keep in float32."""
+    return all((t.is_cuda or triton.knobs.runtime.interpret) and t.dtype != torch.float64 for t in tensors)
 
 
 def describe() -> str:

@@ -69,16 +69,21 @@ def resolve(*tensors: Tensor) -> ModuleType:
 
     Raises:
         ValueError: the override names an unknown backend.
-        RuntimeError: the override names a backend that is not installed.
+        RuntimeError: the override names a backend that is not installed, or that does not take these tensors.
     """
     forced = os.environ.get(OVERRIDE)
     if forced:
-        return load(forced)
-    for module in _row(tensors[0].device.type):
-        supports = getattr(module, "supports", None)
-        if supports is None or supports(*tensors):
-            return module
-    raise AssertionError("the reference takes everything")
+        module = load(forced)
+        if not _supports(module, *tensors):
+            given = ", ".join(sorted({f"{t.dtype} on {t.device.type}".removeprefix("torch.") for t in tensors}))
+            raise RuntimeError(f"{OVERRIDE}={forced}: that backend does not take {given}")
+        return module
+    return next(module for module in _row(tensors[0].device.type) if _supports(module, *tensors))
+
+
+def _supports(module: ModuleType, *tensors: Tensor) -> bool:
+    supports = getattr(module, "supports", None)
+    return supports is None or bool(supports(*tensors))
 
 
 def table() -> str:

@@ -26,6 +26,7 @@ def test_each_dtype_finds_its_backend():
     assert backends.resolve(T.bfloat16(), T).NAME == "native"
     assert backends.resolve(T.double()).NAME == "reference"
     assert backends.resolve(T, T.half()).NAME == "reference"
+    assert backends.resolve(T.to(torch.uint16)).NAME == "native"
 
 
 def test_the_override(monkeypatch):
@@ -34,6 +35,19 @@ def test_the_override(monkeypatch):
     monkeypatch.setenv(backends.OVERRIDE, "cudnn")
     with pytest.raises(ValueError, match="unknown backend 'cudnn'; known are: native, triton, cuda, reference"):
         masked_linear(T, T, T, seed=0, draw=0, stream=0)
+
+
+@pytest.mark.parametrize(
+    "name, tensor, given", [("cuda", T, "float32 on cpu"), ("native", T.double(), "float64 on cpu")]
+)
+def test_a_backend_that_does_not_take_the_tensors_is_refused(name, tensor, given, monkeypatch):
+    try:
+        backends.load(name)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv(backends.OVERRIDE, name)
+    with pytest.raises(RuntimeError, match=f"STOCHPRUNE_BACKEND={name}: that backend does not take {given}"):
+        masked_linear(tensor, tensor, tensor, seed=0, draw=0, stream=0)
 
 
 def test_a_missing_extension_warns_once_and_the_reference_serves(without_native):

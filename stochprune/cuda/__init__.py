@@ -23,8 +23,8 @@ NAME = "cuda"
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: float32, bfloat16 and float16; thresholds of any kind."""
-    return all(t.dtype in CODES or not t.is_floating_point() for t in tensors)
+    """Whether the kernels take these tensors: on a GPU, any floating dtype but float64; thresholds of any kind."""
+    return all(t.is_cuda and (t.dtype in CODES or not t.is_floating_point()) for t in tensors)
 
 
 __all__ = [

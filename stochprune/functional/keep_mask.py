@@ -35,14 +35,14 @@ def keep_mask(
         raise ValueError(f"keep_mask: threshold must be a matrix [N, K], got shape {tuple(threshold.shape)}")
     rows, cols = threshold.shape
     rng.check_address(stream=stream, rows=rows, cols=cols, row_offset=row_offset, col_offset=col_offset)
-    wide = threshold.to(torch.int64)
-    if threshold.numel():
-        low, high = (int(value) for value in wide.aminmax())
-        if low < 0 or high > rng.LEVELS:
-            worst = high if high > rng.LEVELS else low
-            raise ValueError(f"keep_mask: thresholds must lie in 0 .. {rng.LEVELS}, got {worst}")
-    if threshold.dtype != torch.uint16:
-        threshold = wide.to(torch.uint16)
+    if threshold.dtype == torch.uint16:
+        bits = threshold.view(torch.int16)  # 32768 has the bits of the lowest number, what is larger those of others < 0
+        outside = (bits < 0) & (bits != -rng.LEVELS)
+    else:
+        outside = (threshold < 0) | (threshold > rng.LEVELS)
+    if outside.any():
+        raise ValueError(f"keep_mask: thresholds must lie in 0 .. {rng.LEVELS}, got {int(threshold[outside][0])}")
+    threshold = threshold.to(torch.uint16)
     device = threshold.device
     seeds, draws = seed_tensor("keep_mask", seed, device), draw_tensor("keep_mask", draw, None, device)
     if draws.numel() != 1:

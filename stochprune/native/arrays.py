@@ -18,8 +18,8 @@ _HUGE_PAGE_MINIMUM = 32 << 20  # bytes from which glibc always maps fresh memory
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: float32 and bfloat16."""
-    return all(t.dtype in DTYPES for t in tensors)
+    """Whether the kernels take these tensors: on the CPU, float32 and bfloat16, thresholds of any kind."""
+    return all(t.device.type == "cpu" and (t.dtype in DTYPES or not t.is_floating_point()) for t in tensors)
 
 
 def rows_of(t: Tensor) -> Tensor:
