@@ -36,7 +36,7 @@ def keep_mask(
     rows, cols = threshold.shape
     rng.check_address(stream=stream, rows=rows, cols=cols, row_offset=row_offset, col_offset=col_offset)
     if threshold.dtype == torch.uint16:
-        bits = threshold.view(torch.int16)  # 32768 has the bits of the lowest number, what is larger those of others < 0
+        bits = threshold.view(torch.int16)  # 32768 has the bits of the lowest number, what is larger of others < 0
         outside = (bits < 0) & (bits != -rng.LEVELS)
     else:
         outside = (threshold < 0) | (threshold > rng.LEVELS)
