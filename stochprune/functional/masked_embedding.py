@@ -34,7 +34,7 @@ def _forward(
     temperature: float,
     padding_idx: int,
 ) -> Tensor:
-    """y [D, T, K] of int64 indices [D, T]; slice d under the mask of ``draw[d]``. padding_idx (or -1) is for backward."""
+    """y [D, T, K] of int64 indices [D, T]; slice d under the mask of ``draw[d]``. padding_idx: for backward."""
     if indices.numel() and indices.device.type == "cpu":  # elsewhere a look would synchronise
         low, high = (int(value) for value in indices.aminmax())
         if low < 0 or high >= len(weight):

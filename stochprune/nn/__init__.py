@@ -1,8 +1,38 @@
 """Drop-in layers under stochastic masks, and the conversions of whole models to them and back."""
 
 from stochprune.nn.convert import convert, harden
+from stochprune.nn.gated_branch import GatedBranch, drop_branches, expected_cost, gate_branches
 from stochprune.nn.kl import layer_kl
 from stochprune.nn.layer import masked_layers, sampling
+from stochprune.nn.masked_conv import (
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+)
+from stochprune.nn.masked_embedding import MaskedEmbedding
 from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.nn.masked_transposed import MaskedTransposedLinear
 
-__all__ = ["MaskedLinear", "convert", "harden", "layer_kl", "masked_layers", "sampling"]
+__all__ = [
+    "GatedBranch",
+    "MaskedConv1d",
+    "MaskedConv2d",
+    "MaskedConv3d",
+    "MaskedConvTranspose1d",
+    "MaskedConvTranspose2d",
+    "MaskedConvTranspose3d",
+    "MaskedEmbedding",
+    "MaskedLinear",
+    "MaskedTransposedLinear",
+    "convert",
+    "drop_branches",
+    "expected_cost",
+    "gate_branches",
+    "harden",
+    "layer_kl",
+    "masked_layers",
+    "sampling",
+]

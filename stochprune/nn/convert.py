@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from stochprune import masks as mask_tools
 from stochprune import rng
-from stochprune.nn.layer import masked_layers
-from stochprune.nn.masked_linear import MaskedLinear
-
-Patterns = str | Sequence[str]
+from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.selection import Group, Selectors, masked_type, select
 
 
 def convert(
@@ -22,52 +19,48 @@ def convert(
     *,
     keep_kept: float = 0.95,
     keep_pruned: float = 0.05,
-    include: Patterns | None = None,
-    exclude: Patterns | None = None,
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Replace the linear layers of a model by masked ones, in place.
+    """Replace the linear and convolutional layers of a model by masked ones, in place.
 
-    Parameters are adopted, not copied. A shared layer stays one layer; layers that share their weight share its
-    logits and its stream. Streams come from the weights' qualified names.
+    Parameters and hooks are adopted, not copied. A shared layer stays one layer; layers that share their weight share
+    its logits and its stream, so that they have one mask. Streams come from the weights' qualified names.
+
+    Which layers: linear, convolutional and transposed convolutional ones, and ``Conv1D`` of transformers; embeddings
+    only if they share their weight with one of these, if ``masks`` name them or if ``include`` does. Attention,
+    recurrent and parametrised layers of torch are refused by name, unless they are excluded.
 
     Args:
-        model: the model; itself a linear layer, its masked layer is returned.
+        model: the model; itself a layer, its masked layer is returned.
         masks: bool masks by weight name (``"encoder.0.weight"``), True where kept. Only the layers named are
-            converted; without masks every layer is, and all of its weights count as kept.
+            converted, and of tied weights one name suffices; without masks all of the weights count as kept.
         keep_kept, keep_pruned: the initial probabilities of keeping the weights that the mask keeps and prunes.
-        include, exclude: shell patterns on weight names; only names that match ``include`` and do not match
-            ``exclude`` are converted.
+        include, exclude: shell patterns on weight names, or types: of the layer or of a module around it. Only weights
+            that match ``include`` and do not match ``exclude`` are converted, a tied one by any of its names.
         seed: 0 .. 2^64 - 1, of the run.
 
     Returns:
-        The model.
+        The model. On the meta device too, where a checkpoint of a converted model is to be loaded with ``assign=True``.
 
     Raises:
-        ValueError: a mask whose name or shape fits no layer, patterns that leave no layer, probabilities outside
-            (0, 1).
+        ValueError: a mask whose name or shape fits no layer, masks of one tied weight that differ, a layer that cannot
+            be masked, a weight tied to one that cannot, nothing left to convert, probabilities outside (0, 1).
     """
-    layers = {_weight_name(name): module for name, module in model.named_modules() if _convertible(module)}
-    chosen = {name: layer for name, layer in layers.items() if _matches(name, include, exclude)}
-    if masks is not None:
-        unknown = sorted(set(masks) - set(chosen))
-        if unknown:
-            raise ValueError(f"convert: no linear layer has the weight {unknown[0]!r}; there are: {', '.join(chosen)}")
-        by_weight = {id(chosen[name].weight): mask for name, mask in masks.items()}  # tied weights are named once
-        chosen = {name: layer for name, layer in chosen.items() if id(layer.weight) in by_weight}
-    if not chosen:
-        raise ValueError("convert: no linear layer is left to convert")
-
-    streams = rng.streams(layers)
-    logits: dict[int, tuple[Tensor, int]] = {}  # by weight: tied weights share one mask and one stream
+    groups, names = select(model, masks, include, exclude)
+    streams = rng.streams(names)
     replacements: dict[nn.Module, nn.Module] = {}
-    for name, layer in chosen.items():
-        keep: float | Tensor = keep_kept
-        if masks is not None:
-            keep = _probabilities(name, layer.weight, by_weight[id(layer.weight)], keep_kept, keep_pruned)
-        masked = MaskedLinear.from_linear(layer, keep, seed=seed, stream=streams[name])
-        masked.mask_logits, masked.stream = logits.setdefault(id(layer.weight), (masked.mask_logits, masked.stream))
-        replacements[layer] = masked
+    for group in groups:
+        keep = keep_kept if masks is None else _probabilities(group, masks, keep_kept, keep_pruned)
+        first: MaskedLayer | None = None
+        for name, layer in group.layers.items():
+            kind = masked_type(layer)
+            assert kind is not None
+            masked = kind.from_dense(layer, keep, seed=seed, stream=streams[name])
+            first = first or masked
+            masked.mask_logits, masked.stream = first.mask_logits, first.stream
+            replacements[layer] = masked
     return _replace(model, replacements)
 
 
@@ -90,47 +83,40 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
     layers = masked_layers(model)
     if not layers:
         raise ValueError("harden: the model has no masked layer")
-    logits = {name: layer.mask_logits.detach() for name, layer in layers.items()}
+    first = {id(layer.weight): name for name, layer in reversed(layers.items())}
+    layers_once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
     if sparsity is None:
-        masks = {name: layer.gate() > 0 for name, layer in layers.items()}
+        masks = {name: layer.gate() > 0 for name, layer in layers_once.items()}
         emptied = [name for name, mask in masks.items() if not mask.any()]
         if emptied:
             raise ValueError(f"harden: no probability reaches one half in {', '.join(emptied)}: give a sparsity")
     else:
+        logits = {name: layer.mask_logits.detach() for name, layer in layers_once.items()}
         masks = mask_tools.from_scores(logits, sparsity, scope)
     replacements: dict[nn.Module, nn.Module] = {}
     weights: dict[int, Tensor] = {}
-    for name, layer in layers.items():
-        assert isinstance(layer, MaskedLinear)
-        dense = layer.to_linear(masks[name])
+    for layer in layers.values():
+        dense = layer.to_dense(masks[first[id(layer.weight)]])
+        assert isinstance(dense.weight, Tensor)
         dense.weight = weights.setdefault(id(layer.weight), dense.weight)
         replacements[layer] = dense
     return _replace(model, replacements)
 
 
-def _weight_name(module: str) -> str:
-    return f"{module}.weight" if module else "weight"
-
-
-def _convertible(module: nn.Module) -> bool:
-    # Exactly nn.Linear: a subclass may compute something else.
-    return type(module) is nn.Linear
-
-
-def _matches(name: str, include: Patterns | None, exclude: Patterns | None) -> bool:
-    def hit(patterns: Patterns) -> bool:
-        return any(fnmatch.fnmatchcase(name, p) for p in ([patterns] if isinstance(patterns, str) else patterns))
-
-    return (include is None or hit(include)) and (exclude is None or not hit(exclude))
-
-
-def _probabilities(name: str, weight: Tensor, mask: Tensor, keep_kept: float, keep_pruned: float) -> Tensor:
-    if mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise ValueError(
-            f"convert: the mask of {name} must be bool {tuple(weight.shape)}, got {mask.dtype} {tuple(mask.shape)}"
-        )
-    kept = torch.full_like(weight, keep_kept, dtype=torch.float64)
-    return torch.where(mask.to(weight.device), kept, keep_pruned)
+def _probabilities(group: Group, masks: Mapping[str, Tensor], keep_kept: float, keep_pruned: float) -> Tensor:
+    """The probabilities of keeping one weight, float64."""
+    shape, given = group.weight.shape, {name: masks[name] for name in group.layers if name in masks}
+    for name, mask in given.items():
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise ValueError(
+                f"convert: the mask of {name} must be bool {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+    (name, mask), *others = given.items()
+    for other, another in others:
+        if not torch.equal(mask, another):
+            raise ValueError(f"convert: {name} and {other} are one weight, and their masks differ")
+    kept = torch.full(shape, keep_kept, dtype=torch.float64, device=mask.device)
+    return torch.where(mask, kept, keep_pruned)
 
 
 def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -138,4 +124,7 @@ def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> n
         for name, child in parent._modules.items():  # named_children() would pass over a layer's second name
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    # Its fast path reads the layers' weights behind their backs, and asks for this number before.
+                    parent.activation_relu_or_gelu = 0
     return replacements.get(model, model)

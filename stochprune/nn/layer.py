@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stochprune import functional, rng
 from stochprune.functional._checks import check_estimator
+from stochprune.seeding import generator
+
+Layer = TypeVar("Layer", bound="MaskedLayer")
+
+# Where torch.nn.Module keeps the user's hooks: they move with a layer that is replaced.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
 class MaskedLayer(nn.Module):
@@ -20,12 +36,26 @@ class MaskedLayer(nn.Module):
     and ``mask_draw``, so that a resumed run goes on with the next mask. A dense checkpoint loads too: what it lacks
     of the mask stays as it is.
 
+    Args:
+        *args, **kwargs, device, dtype: as for the dense layer, which also gives the distribution that the weights are
+            drawn from, by ``seed`` and ``stream``.
+        keep: the initial probability of keeping, in (0, 1): a number or a tensor like the weight.
+        estimator, temperature: see :func:`stochprune.functional.masked_linear`.
+        seed: 0 .. 2^64 - 1, of the run.
+        stream: 0 .. 2^31 - 1, of the layer. Layers of one model need different streams; :func:`stochprune.convert`
+            takes them from the parameters' names.
+
     Attributes:
         sample: None (the default) samples masks in training mode and thresholds in evaluation mode; True always
             samples; False always thresholds.
-        estimator, temperature: see :func:`stochprune.functional.masked_linear`; may be changed at any time.
+        estimator, temperature: may be changed at any time.
         stream: the layer's address in the mask contract.
+        dense_type: the dense layer.
+        settings: its constructor's arguments, attributes of both layers.
     """
+
+    dense_type: ClassVar[type[nn.Module]]
+    settings: ClassVar[tuple[str, ...]]
 
     weight: Tensor
     bias: Tensor | None
@@ -33,18 +63,86 @@ class MaskedLayer(nn.Module):
     mask_seed: Tensor
     mask_draw: Tensor
 
-    def _init_mask(
+    def __init__(
         self,
-        weight: Tensor,
-        logits: Tensor,
+        *args: Any,
+        keep: float | Tensor = 0.95,
+        estimator: str = "straight_through",
+        temperature: float = 1.0,
+        seed: int = 0,
+        stream: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        # skip_init: the constructor would draw from torch's global generator.
+        dense = nn.utils.skip_init(self.dense_type, *args, device=device or "cpu", dtype=dtype, **kwargs)
+        self._adopt(dense, keep, estimator=estimator, temperature=temperature, seed=seed, stream=stream)
+        self._initialise(generator(seed, "initialise", self.stream))
+
+    @classmethod
+    def from_dense(
+        cls: type[Layer],
+        dense: nn.Module,
+        keep: float | Tensor = 0.95,
+        *,
+        estimator: str = "straight_through",
+        temperature: float = 1.0,
+        seed: int = 0,
+        stream: int | None = None,
+    ) -> Layer:
+        """A masked layer on the very parameters (and hooks) of a dense one."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._adopt(dense, keep, estimator=estimator, temperature=temperature, seed=seed, stream=stream)
+        return layer.train(dense.training)
+
+    def to_dense(self, mask: Tensor | None = None) -> nn.Module:
+        """A plain layer whose pruned weights are exactly 0.
+
+        Args:
+            mask: bool, of the weight's shape, True where kept; default: where :meth:`gate` keeps. A soft gate scales
+                what is kept.
+        """
+        settings = {name: getattr(self, name) for name in self.settings}
+        if "bias" in settings:
+            settings["bias"] = self.bias is not None
+        with torch.device("meta"):  # the parameters follow
+            dense = self.dense_type(**settings)
+        dense.weight = nn.Parameter(self.hardened_weight(mask), requires_grad=self.weight.requires_grad)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        _move_hooks(self, dense)
+        return dense.train(self.training)
+
+    def _initialise(self, numbers: np.random.Generator) -> None:
+        """Fill weight and bias as torch does for linear and convolutional layers: uniform within 1 / sqrt(fan in)."""
+        bound = 1 / math.sqrt(max(1, self.weight[:1].numel()))
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                shape = tuple(parameter.shape)
+                parameter.detach().copy_(torch.from_numpy(numbers.uniform(-bound, bound, shape)))
+
+    def _adopt(
+        self,
+        dense: nn.Module,
+        keep: float | Tensor,
         *,
         estimator: str,
         temperature: float,
         seed: int,
         stream: int | None,
     ) -> None:
+        weight = dense.weight
+        assert isinstance(weight, Tensor)
         check_estimator(type(self).__name__, estimator, temperature)
-        self.weight, self.mask_logits = weight, logits
+        self.weight, self.mask_logits = weight, nn.Parameter(logits_of(keep, weight))
+        self.register_parameter("bias", getattr(dense, "bias", None))
+        for name in self.settings:
+            if name != "bias":
+                setattr(self, name, getattr(dense, name))
+        _move_hooks(dense, self)
         self.estimator, self.temperature = estimator, temperature
         self.stream = rng.stream("weight") if stream is None else stream
         self.sample: bool | None = None
@@ -53,6 +151,16 @@ class MaskedLayer(nn.Module):
         self.register_buffer("mask_draw", torch.zeros(1, dtype=torch.int64, device=weight.device))
         self._last_draw: Tensor | None = None
         self._checkpointed = 0
+
+    def address(self) -> dict[str, Any]:
+        """What the ops of :mod:`stochprune.functional` take for this forward; advances the draw counter."""
+        return {
+            "seed": self.mask_seed,
+            "draw": self.next_draw().squeeze(0),
+            "stream": self.stream,
+            "estimator": self.estimator,
+            "temperature": self.temperature,
+        }
 
     @property
     def samples_now(self) -> bool:
@@ -95,9 +203,10 @@ class MaskedLayer(nn.Module):
         bool: kept with probability one half or more. The estimator hard_concrete has a soft one, see
         :func:`stochprune.functional.hard_concrete_gate`.
         """
-        if self.estimator == "hard_concrete":
-            return functional.hard_concrete_gate(self.mask_logits.detach())
-        return self.mask_logits >= 0
+        return self._gate_of(self.mask_logits.detach())
+
+    def _gate_of(self, logits: Tensor) -> Tensor:
+        return functional.hard_concrete_gate(logits) if self.estimator == "hard_concrete" else logits >= 0
 
     def thresholded_weight(self) -> Tensor:
         """The weight of the evaluation mode, under :meth:`gate`; differentiable in weight."""
@@ -112,11 +221,33 @@ class MaskedLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("mask_logits", "mask_seed", "mask_draw"):
-            state_dict.setdefault(prefix + name, getattr(self, name).detach())
+            if not getattr(self, name).is_meta:  # else there is nothing yet that could stay
+                state_dict.setdefault(prefix + name, getattr(self, name).detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        logits = self.mask_logits.detach()
+        keep = "?" if logits.is_meta or not logits.numel() else f"{torch.sigmoid(logits.float()).mean().item():.4g}"
+        return f"{self.dense_type.extra_repr(self)}, keep={keep}, estimator={self.estimator}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_draw": None, "_checkpointed": 0}
+
+
+def logits_of(keep: float | Tensor, weight: Tensor) -> Tensor:
+    """Logits like ``weight`` whose sigmoid is ``keep``, a number or a tensor in the open interval (0, 1)."""
+    q = keep if isinstance(keep, Tensor) else torch.tensor(float(keep))
+    if isinstance(keep, Tensor) and keep.shape != weight.shape:
+        raise ValueError(f"keep {tuple(keep.shape)} and weight {tuple(weight.shape)} differ in shape")
+    if not q.is_meta and not bool(((q > 0) & (q < 1)).all()):
+        shown = keep if not isinstance(keep, Tensor) else f"a tensor from {q.min():.4g} to {q.max():.4g}"
+        raise ValueError(f"keep must lie strictly between 0 and 1, got {shown}")
+    return torch.logit(q.double()).to(weight).expand_as(weight).contiguous()
+
+
+def _move_hooks(old: nn.Module, new: nn.Module) -> None:
+    for name in HOOKS:
+        setattr(new, name, getattr(old, name))
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:

@@ -61,7 +61,7 @@ def test_masks_set_the_probabilities(net):
 
 def test_include_and_exclude(net):
     sp.convert(net, include="body.*", exclude=["*.2.weight"])
-    assert set(sp.nn.masked_layers(net)) == {"body.0.weight"}
+    assert set(sp.nn.masked_layers(net)) == {"body.0.weight", "head.weight"}  # which are one weight
 
 
 def test_a_layer_under_two_names_of_one_parent(net):
@@ -122,14 +122,23 @@ def test_harden_to_a_sparsity(generator, scope):
     [
         (
             {"masks": {"tail.weight": torch.ones(2, 2, dtype=torch.bool)}},
-            "no linear layer has the weight 'tail.weight'",
+            "no layer to convert has the weight 'tail.weight'; there are: body.0.weight, head.weight",
         ),
         (
             {"masks": {"body.0.weight": torch.ones(2, 2, dtype=torch.bool)}},
             r"must be bool \(30, 20\), got torch.bool \(2, 2\)",
         ),
         ({"masks": {"body.0.weight": torch.ones(30, 20)}}, "got torch.float32"),
-        ({"include": "nothing*"}, "no linear layer is left"),
+        ({"include": "nothing*"}, "no layer is left"),
+        (
+            {
+                "masks": {
+                    "body.0.weight": torch.ones(30, 20, dtype=torch.bool),
+                    "head.weight": torch.zeros(30, 20, dtype=torch.bool),
+                }
+            },
+            "body.0.weight and head.weight are one weight, and their masks differ",
+        ),
         ({"keep_kept": 1.0}, "strictly between 0 and 1"),
         ({"seed": -3}, "seed must lie"),
     ],

@@ -1,0 +1,164 @@
+"""MaskedConv1d/2d/3d and MaskedConvTranspose1d/2d/3d: torch's convolutions under a stochastic mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stochprune import functional
+from stochprune.nn.layer import Layer, MaskedLayer
+
+
+class _MaskedConvolution(MaskedLayer):
+    """What plain and transposed convolutions share."""
+
+    settings: ClassVar[tuple[str, ...]] = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+        "bias",
+    )
+    operator: ClassVar[tuple[Callable[..., Tensor], Callable[..., Tensor]]]  # torch's and the masked one
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    output_padding: tuple[int, ...] = ()
+
+    def _convolve(self, x: Tensor, **options: Any) -> Tensor:
+        options = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups, **options}
+        plain, masked = self.operator
+        if not self.samples_now:
+            return plain(x, self.thresholded_weight(), self.bias, **options)
+        return masked(x, self.weight, self.mask_logits, self.bias, **self.address(), **options)
+
+
+class _MaskedConv(_MaskedConvolution):
+    """``nn.Conv`` with the weight ``z * weight``, the mask z drawn in each forward and never stored.
+
+    Args:
+        in_channels, out_channels, kernel_size, ...: as in torch's layer, with its padding modes; the other arguments as
+            in :class:`stochprune.nn.layer.MaskedLayer`.
+
+    Shape:
+        as in torch's layer.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros":
+            return self._convolve(x, padding=self.padding)
+        return self._convolve(F.pad(x, self._sides(), mode=self.padding_mode), padding=0)
+
+    def _sides(self) -> list[int]:
+        """How far to pad before and after, from the last dimension to the first."""
+        sides: list[int] = []
+        for i in reversed(range(len(self.kernel_size))):
+            if isinstance(self.padding, str):
+                total = self.dilation[i] * (self.kernel_size[i] - 1) if self.padding == "same" else 0
+                sides += [total // 2, total - total // 2]
+            else:
+                sides += [self.padding[i]] * 2
+        return sides
+
+
+class _MaskedConvTranspose(_MaskedConvolution):
+    """``nn.ConvTranspose`` with the weight ``z * weight``, the mask z drawn in each forward and never stored.
+
+    The mask's rows are those of the weight as torch keeps it, the input channels.
+
+    Args:
+        in_channels, out_channels, kernel_size, ...: as in torch's layer; the other arguments as in
+            :class:`stochprune.nn.layer.MaskedLayer`.
+
+    Shape:
+        as in torch's layer.
+    """
+
+    settings = (*_MaskedConvolution.settings, "output_padding")
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        dimensions = len(self.kernel_size)
+        output_padding = nn.modules.conv._ConvTransposeNd._output_padding(
+            self,  # type: ignore[arg-type]  # which needs no more than the attributes that both have
+            x,
+            None if output_size is None else list(output_size),
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
+            dimensions,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        return self._convolve(x, padding=self.padding, output_padding=output_padding)
+
+
+class MaskedConv1d(_MaskedConv):
+    __doc__ = _MaskedConv.__doc__
+    dense_type = nn.Conv1d
+    operator = F.conv1d, functional.masked_conv1d
+
+    @classmethod
+    def from_conv1d(cls: type[Layer], conv: nn.Conv1d, keep: float | Tensor = 0.95, **options: Any) -> Layer:
+        """See :meth:`from_dense`."""
+        return cls.from_dense(conv, keep, **options)
+
+    def to_conv1d(self, mask: Tensor | None = None) -> nn.Module:
+        """See :meth:`to_dense`."""
+        return self.to_dense(mask)
+
+
+class MaskedConv2d(_MaskedConv):
+    __doc__ = _MaskedConv.__doc__
+    dense_type = nn.Conv2d
+    operator = F.conv2d, functional.masked_conv2d
+
+    @classmethod
+    def from_conv2d(cls: type[Layer], conv: nn.Conv2d, keep: float | Tensor = 0.95, **options: Any) -> Layer:
+        """See :meth:`from_dense`."""
+        return cls.from_dense(conv, keep, **options)
+
+    def to_conv2d(self, mask: Tensor | None = None) -> nn.Module:
+        """See :meth:`to_dense`."""
+        return self.to_dense(mask)
+
+
+class MaskedConv3d(_MaskedConv):
+    __doc__ = _MaskedConv.__doc__
+    dense_type = nn.Conv3d
+    operator = F.conv3d, functional.masked_conv3d
+
+    @classmethod
+    def from_conv3d(cls: type[Layer], conv: nn.Conv3d, keep: float | Tensor = 0.95, **options: Any) -> Layer:
+        """See :meth:`from_dense`."""
+        return cls.from_dense(conv, keep, **options)
+
+    def to_conv3d(self, mask: Tensor | None = None) -> nn.Module:
+        """See :meth:`to_dense`."""
+        return self.to_dense(mask)
+
+
+class MaskedConvTranspose1d(_MaskedConvTranspose):
+    __doc__ = _MaskedConvTranspose.__doc__
+    dense_type = nn.ConvTranspose1d
+    operator = F.conv_transpose1d, functional.masked_conv_transpose1d
+
+
+class MaskedConvTranspose2d(_MaskedConvTranspose):
+    __doc__ = _MaskedConvTranspose.__doc__
+    dense_type = nn.ConvTranspose2d
+    operator = F.conv_transpose2d, functional.masked_conv_transpose2d
+
+
+class MaskedConvTranspose3d(_MaskedConvTranspose):
+    __doc__ = _MaskedConvTranspose.__doc__
+    dense_type = nn.ConvTranspose3d
+    operator = F.conv_transpose3d, functional.masked_conv_transpose3d

@@ -1,0 +1,77 @@
+"""MaskedEmbedding: nn.Embedding under a stochastic mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stochprune import functional
+from stochprune.nn.layer import Layer, MaskedLayer
+
+
+class MaskedEmbedding(MaskedLayer):
+    """Rows of ``z * weight``, the mask z drawn in each forward for the rows that are looked up, and never stored.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx: as in :class:`torch.nn.Embedding`; the other arguments as in
+            :class:`stochprune.nn.layer.MaskedLayer`.
+
+    Shape:
+        input [...], integers; output [..., embedding_dim].
+    """
+
+    dense_type = nn.Embedding
+    settings = ("num_embeddings", "embedding_dim", "padding_idx")
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+    # What else torch's representation shows: options that cannot be masked.
+    max_norm, norm_type, scale_grad_by_freq, sparse = None, 2.0, False, False
+
+    def forward(self, indices: Tensor) -> Tensor:
+        if not self.samples_now:
+            weight = F.embedding(indices, self.weight, self.padding_idx)
+            return weight * self._gate_of(F.embedding(indices, self.mask_logits.detach())).to(weight.dtype)
+        return functional.masked_embedding(
+            indices, self.weight, self.mask_logits, padding_idx=self.padding_idx, **self.address()
+        )
+
+    @classmethod
+    def from_embedding(cls: type[Layer], embedding: nn.Embedding, keep: float | Tensor = 0.95, **options: Any) -> Layer:
+        """See :meth:`from_dense`.
+
+        Raises:
+            ValueError: an option of the embedding that has no masked counterpart.
+        """
+        return cls.from_dense(embedding, keep, **options)
+
+    def to_embedding(self, mask: Tensor | None = None) -> nn.Module:
+        """See :meth:`to_dense`."""
+        return self.to_dense(mask)
+
+    def _adopt(self, dense: nn.Module, *args: Any, **options: Any) -> None:
+        reason = embedding_obstacle(dense)
+        if reason:
+            raise ValueError(f"MaskedEmbedding: {reason}")
+        super()._adopt(dense, *args, **options)
+
+    def _initialise(self, numbers: np.random.Generator) -> None:
+        normal = torch.from_numpy(numbers.standard_normal(tuple(self.weight.shape)))
+        if self.padding_idx is not None:
+            normal[self.padding_idx] = 0
+        self.weight.detach().copy_(normal)
+
+
+def embedding_obstacle(embedding: nn.Module) -> str | None:
+    """Why an embedding cannot be masked, or None."""
+    if getattr(embedding, "max_norm", None) is not None:
+        return "max_norm changes the table in forward, behind the mask"
+    if getattr(embedding, "sparse", False):
+        return "sparse gradients are not offered: the gradients of weight and logits are dense"
+    if getattr(embedding, "scale_grad_by_freq", False):
+        return "scale_grad_by_freq is not offered"
+    return None

@@ -1,0 +1,44 @@
+"""MaskedTransposedLinear: a linear layer that keeps its weight as [in, out], like ``Conv1D`` of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from stochprune import functional
+from stochprune.nn.layer import MaskedLayer
+
+
+class MaskedTransposedLinear(MaskedLayer):
+    """``y = x (z * weight) + bias`` with a mask z that is drawn in each forward and never stored.
+
+    It stands for ``transformers.pytorch_utils.Conv1D``, the linear layer of GPT-2, and is made by :meth:`from_dense`.
+    The mask's row is the output feature, as for every linear layer: the masks are those of ``weight.T``.
+
+    Shape:
+        input [..., nx], output [..., nf], weight and mask_logits [nx, nf].
+    """
+
+    settings = ("nf", "nx")
+    nf: int
+    nx: int
+
+    def _adopt(self, dense: nn.Module, *args: Any, **options: Any) -> None:
+        self.dense_type = type(dense)  # type: ignore[misc]  # this package does not import it
+        super()._adopt(dense, *args, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.samples_now:
+            y = x @ self.thresholded_weight()
+            return y if self.bias is None else y + self.bias
+        return functional.masked_linear(x, self.weight.mT, self.mask_logits.mT, self.bias, **self.address())
+
+    def extra_repr(self) -> str:
+        return f"nf={self.nf}, nx={self.nx}{super().extra_repr()}"
+
+
+def is_transformers_conv1d(module: nn.Module) -> bool:
+    """Whether this is ``Conv1D`` of the transformers library, which is not imported for the question."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers"

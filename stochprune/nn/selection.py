@@ -1,0 +1,169 @@
+"""Which layers of a model `convert` replaces, and why it refuses some."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.masked_conv import (
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+)
+from stochprune.nn.masked_embedding import MaskedEmbedding, embedding_obstacle
+from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transformers_conv1d
+
+Selectors = str | type | Sequence[str | type]
+
+_MASKED: dict[type[nn.Module], type[MaskedLayer]] = {
+    kind.dense_type: kind
+    for kind in (
+        MaskedLinear,
+        MaskedConv1d,
+        MaskedConv2d,
+        MaskedConv3d,
+        MaskedConvTranspose1d,
+        MaskedConvTranspose2d,
+        MaskedConvTranspose3d,
+        MaskedEmbedding,
+    )
+}
+_FUSED = "runs in one fused function of torch that takes its weights as they are"
+_REFUSED = {
+    nn.MultiheadAttention: f"{_FUSED}; write the attention with nn.Linear and F.scaled_dot_product_attention",
+    nn.RNNBase: f"{_FUSED}, over all time steps at once",
+    nn.RNNCellBase: _FUSED,
+    nn.Bilinear: "has a weight of three dimensions whose product is no matrix product",
+}
+
+
+@dataclass
+class Group:
+    """The layers that hold one weight, by its names; tied layers are converted together or not at all."""
+
+    weight: Tensor
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+
+
+def masked_type(layer: nn.Module) -> type[MaskedLayer] | None:
+    """The masked layer for a dense one; None if there is none. Subclasses may compute something else."""
+    return MaskedTransposedLinear if is_transformers_conv1d(layer) else _MASKED.get(type(layer))
+
+
+def weight_name(module: str) -> str:
+    """The qualified name of the weight of the module called ``module``."""
+    return f"{module}.weight" if module else "weight"
+
+
+def select(
+    model: nn.Module, masks: Mapping[str, Tensor] | None, include: Selectors | None, exclude: Selectors | None
+) -> tuple[list[Group], list[str]]:
+    """The weights to convert, and the names of all weights that could be.
+
+    A weight is chosen if one of its names matches ``include`` and none matches ``exclude``. Without ``include`` that is
+    every weight, but for embeddings that no other layer shares; with masks, those that they name.
+
+    Raises:
+        ValueError: a chosen layer that cannot be masked, a mask without a layer, a weight tied to a parameter that
+            cannot be masked, or nothing left.
+    """
+    groups: dict[int, Group] = {}
+    obstacles: dict[str, str] = {}  # by the name of a layer: why it cannot be masked
+    for name, module in model.named_modules():
+        reason = _obstacle(module)
+        if reason and not any(_inside(name, outer) for outer in obstacles):
+            obstacles[name] = reason
+        elif not reason and masked_type(module) is not None:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            groups.setdefault(id(weight), Group(weight)).layers[weight_name(name)] = module
+
+    def chosen(names: Sequence[str], default: bool) -> bool:
+        wanted = default if include is None else any(_matches(model, name, include) for name in names)
+        return wanted and not (exclude is not None and any(_matches(model, name, exclude) for name in names))
+
+    found = []
+    for group in groups.values():
+        lone_table = all(isinstance(layer, nn.Embedding) for layer in group.layers.values())
+        if chosen([*group.layers], default=masks is not None or not lone_table):
+            found.append(group)
+    if masks is None:
+        for name, reason in obstacles.items():
+            layer = model.get_submodule(name)
+            if chosen(_weights_of(model, name), default=not isinstance(layer, nn.Embedding)):
+                where = f"{name or 'the model'} ({type(layer).__name__})"
+                raise ValueError(f"convert: {where} {reason}; or exclude it, by name or by type")
+    else:
+        names = [name for group in found for name in group.layers]
+        for name in sorted(set(masks) - set(names)):
+            outer = next((outer for outer in obstacles if name in _weights_of(model, outer)), None)
+            if outer is not None:
+                raise ValueError(f"convert: {name} cannot be masked: {outer or 'the model'} {obstacles[outer]}")
+            raise ValueError(f"convert: no layer to convert has the weight {name!r}; there are: {', '.join(names)}")
+        found = [group for group in found if not masks.keys().isdisjoint(group.layers)]
+    if not found:
+        raise ValueError("convert: no layer is left to convert")
+    _refuse_strange_ties(model, found)
+    return found, [name for group in groups.values() for name in group.layers]
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    """Why a layer with weights cannot be masked; None if it can, or is none of those that could."""
+    for kind, reason in _REFUSED.items():
+        if isinstance(module, kind):
+            return reason
+    base = next((kind.__name__ for kind in _MASKED if isinstance(module, kind)), None)
+    if base is None:
+        return None
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return "is lazy: run the model once first"
+    if parametrize.is_parametrized(module) or module._parameters.get("weight") is None:
+        return "has a weight that is computed (weight_norm, spectral_norm, prune): make it permanent first"
+    if masked_type(module) is None:
+        return f"is a subclass of {base}, which may compute something else"
+    return embedding_obstacle(module) if isinstance(module, nn.Embedding) else None
+
+
+def _inside(name: str, outer: str) -> bool:
+    return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def _weights_of(model: nn.Module, name: str) -> list[str]:
+    """The names that selectors may give a layer which cannot be masked: those of its parameters, and of a weight."""
+    prefix = f"{name}." if name else ""
+    parameters = model.get_submodule(name).named_parameters(remove_duplicate=False)
+    return [weight_name(name), *(f"{prefix}{parameter}" for parameter, _ in parameters)]
+
+
+def _matches(model: nn.Module, name: str, selectors: Selectors) -> bool:
+    """Whether a weight's name fits a pattern, or one of the modules around it a type."""
+    parts = name.split(".")
+    for selector in [selectors] if isinstance(selectors, str | type) else selectors:
+        if isinstance(selector, str):
+            if fnmatch.fnmatchcase(name, selector):
+                return True
+        elif any(isinstance(model.get_submodule(".".join(parts[:i])), selector) for i in range(len(parts))):
+            return True
+    return False
+
+
+def _refuse_strange_ties(model: nn.Module, groups: Sequence[Group]) -> None:
+    """A weight that something else holds too would lose its tie in harden."""
+    owners = {id(group.weight): group for group in groups}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            group = owners.get(id(parameter))
+            if group is not None and (name != "weight" or module not in group.layers.values()):
+                place = f"{prefix}.{name}" if prefix else name
+                raise ValueError(
+                    f"convert: {next(iter(group.layers))} is tied to {place}, which cannot be masked; exclude it"
+                )
