@@ -135,8 +135,8 @@ def masked_linear_blocks(
     """A linear layer whose weights are kept or pruned in blocks: ``x (z * weight)^T + bias``, z constant on each block.
 
     The shape of ``logits`` [n, k] gives the blocks: of N / n rows by K / k columns. [N, 1] masks whole rows (outputs,
-    but for the bias), [1, K] whole columns (inputs). The mask of block (i, j) is the contract's at row i and column j. Its
-    logit gathers the gradients of the block's weights. Under row and column masks no weight is multiplied, but the
+    but for the bias), [1, K] whole columns (inputs). The mask of block (i, j) is the contract's at row i and column j.
+    Its logit gathers the gradients of the block's weights. Under row and column masks no weight is multiplied, but the
     outputs and the inputs are.
 
     Args:

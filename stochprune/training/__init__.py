@@ -1,5 +1,6 @@
 """The trainers: one loop with callbacks and checkpoints, under mask fine-tuning and weight training alike."""
 
+from stochprune.training.annealing import PriorStrength, Sparsity, Temperature
 from stochprune.training.checkpoint import CheckpointError
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.early_pruning import PruneEarly, early_pruning_indicator
@@ -15,10 +16,13 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "IMPConfig",
+    "PriorStrength",
     "ProgressBar",
     "PruneEarly",
     "SoftThresholdConfig",
+    "Sparsity",
     "StochasticError",
+    "Temperature",
     "WeightConfig",
     "early_pruning_indicator",
     "error",

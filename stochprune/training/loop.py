@@ -48,6 +48,7 @@ class State:
     loss_sum: float = 0.0
     stop: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
+    constraint: Constraint = field(default_factory=Constraint)
 
     POSITION = ("epoch", "batch", "step", "loss", "loss_sum", "stop", "history")
 
@@ -72,7 +73,8 @@ def fit(
             first; a resumed run sees the same batches if their order is a function of the epoch.
         measure: further numbers for an epoch's entry of the history, taken at its end.
         checkpoint: resumed from if it exists; written every ``checkpoint.every`` steps and at the end.
-        callbacks: objects with the optional methods ``on_step(state)`` and ``on_epoch(state)``.
+        callbacks: objects with the optional methods ``on_start(state)``, before the first step of a fresh or resumed
+            run, ``on_step(state)`` and ``on_epoch(state)``.
 
     Returns:
         One entry an epoch: ``epoch`` (from 1), ``loss`` (mean over its batches) and what ``measure`` gives.
@@ -84,9 +86,10 @@ def fit(
     """
     constraint = constraint or Constraint()
     device = next(model.parameters()).device
-    state = State(model, epochs, len(loader) if isinstance(loader, Sized) else None)
+    state = State(model, epochs, len(loader) if isinstance(loader, Sized) else None, constraint=constraint)
     if checkpoint is not None:
         _restore(state, optimizer, checkpoint)
+    _notify(callbacks, "on_start", state)
     while state.epoch < epochs and not state.stop:
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(state.epoch)
