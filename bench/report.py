@@ -1,4 +1,4 @@
-"""From pytest-benchmark's JSON to the tables of the README and a row of the ledger.
+"""From pytest-benchmark's JSON to docs/benchmark-cpu.md and a row of the ledger.
 
     python -m bench.report .benchmarks/cpu.json
 
@@ -8,7 +8,6 @@ Times are medians of one run; a ratio above one means slower than dense, or fast
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +18,8 @@ import torch
 import stochprune
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+PAGE = ROOT / "docs" / "benchmark-cpu.md"
+PAGE_TABLES = "## Tables"  # what stands above is written by hand
 Row = dict[str, Any]
 
 
@@ -73,7 +73,7 @@ def sampling(rows: list[Row]) -> str:
 
 
 def main(path: str) -> None:
-    """Write the tables into README.md and the ledger row beside the earlier ones."""
+    """Write the page of tables and the ledger row beside the earlier ones."""
     report = json.loads(Path(path).read_text())
     rows = rows_of(report)
     machine, commit = report["machine_info"]["cpu"], report["commit_info"]
@@ -85,9 +85,8 @@ def main(path: str) -> None:
     name = f"cpu-{report['datetime'][:10]}-{commit['id'][:10]}"
     kept = {"about": about, "commit": commit["id"], "dirty": commit["dirty"], "rows": rows}
     (ROOT / "bench" / "results" / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
-    readme = ROOT / "README.md"
-    pattern = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", readme.read_text()))
+    heading = PAGE.read_text().partition(PAGE_TABLES)[0]
+    PAGE.write_text(f"{heading}{PAGE_TABLES}\n\n{text}\n")
     print(text)
 
 
