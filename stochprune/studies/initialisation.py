@@ -110,9 +110,9 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     cells.
 
     Returns:
-        ``error`` (test, per cent, after training; None if it diverged), ``diverged`` (what was raised, or None),
-        ``history`` of the training, ``emptied`` (layers of which nothing is kept), ``before`` and ``after``: by layer
-        ``shape``, ``kept``, ``density`` and moments of the kept weights (see
+        ``error`` (test, per cent, after training; None if it diverged or had 0 epochs), ``diverged`` (what was raised,
+        or None), ``history`` of the training, ``emptied`` (layers of which nothing is kept), ``before`` and ``after``:
+        by layer ``shape``, ``kept``, ``density`` and moments of the kept weights (see
         :class:`stochprune.masks.LayerStatistics`).
     """
     model, mask = pruned(cell, bench)
@@ -121,7 +121,7 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     try:
         title = f"{cell.model} {cell.label} {100 * cell.sparsity:g}% {cell.ablation} seed {cell.seed}"
         history = bench.train(model, folder / "checkpoints", title, cell.seed, cell.settings.weights, mask)
-        error = bench.error(model)
+        error = bench.error(model) if history else None
     except FloatingPointError as problem:
         diverged = str(problem)
     kept = {when: masks.kept_weights(network, mask) for when, network in (("before", start), ("after", model))}

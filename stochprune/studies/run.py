@@ -59,7 +59,7 @@ def run(plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs")) -
         if results[name]:
             tables.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
     (folder / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
-    if plan.job == "initialisation":
+    if plan.job == "initialisation" and any(row["error"] is not None for row in results["rows"]):
         figures.draw(results, folder / "errors.png")
     return folder, results
 
@@ -85,7 +85,7 @@ def _initialisation(plan: Plan, data_dir: Path | None, out: Path) -> dict[str, A
                 result, which = done["result"], _which(cell)
                 loss = result["history"][-1]["loss"] if result["history"] else None
                 rows.append({**which, "error": result["error"], "loss": loss, "emptied": len(result["emptied"])})
-                for when in ("before", "after"):
+                for when in _times(settings):
                     layers += [
                         {**which, "when": when, **row, "shape": "x".join(map(str, row["shape"]))}
                         for row in result[when]
@@ -121,7 +121,7 @@ def _distances(cells: Sequence[Cell], root: Path) -> Rows:
         kept = np.load(root / base.folder / "kept.npz")
         for arm, other in others.items():
             their = np.load(root / other.folder / "kept.npz")
-            for when, layer in itertools.product(("before", "after"), before):
+            for when, layer in itertools.product(_times(base.settings), before):
                 key = f"{when} {layer['name']}"
                 found = masks.statistics(layer["name"], kept[key], tuple(layer["shape"]), their[key])
                 rows.append(
@@ -135,6 +135,10 @@ def _distances(cells: Sequence[Cell], root: Path) -> Rows:
                     }
                 )
     return rows
+
+
+def _times(settings: InitialisationConfig) -> tuple[str, ...]:
+    return ("before", "after") if settings.weights.epochs else ("before",)
 
 
 def _number(value: float | None) -> float | None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stochprune.report import Spread
+
+DISTANCES = {
+    "wasserstein": "the kept weights",
+    "wasserstein_zeros": "all weights, pruned ones as zeros,",
+}
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -31,17 +37,18 @@ def markdown(results: Mapping[str, Any]) -> str:
         pruned = [row for row in rows if row["score"] != "dense"]
         seeds = len({row["seed"] for row in rows})
         parts.append(f"## {model} on {data}")
-        reference = f" Dense: {_spread(dense)}." if dense else ""
-        parts.append(f"Test error in per cent, mean ± standard deviation of {seeds} seeds.{reference}")
-        parts.append(_pivot(pruned, "error", ("score", "arm")))
-        for when in ("before", "after"):
+        if any(row["error"] is not None for row in pruned):
+            reference = f" Dense: {_spread(dense)}." if dense else ""
+            parts.append(f"Test error in per cent, mean ± standard deviation of {seeds} seeds.{reference}")
+            parts.append(_pivot(pruned, "error", ("score", "arm")))
+        for when, (column, what) in itertools.product(("before", "after"), DISTANCES.items()):
             chosen = [row for row in distances if row["when"] == when]
             if chosen:
                 parts.append(
-                    f"Wasserstein-1 distance of the kept weights to those of the score's own mask, {when} training, "
+                    f"Wasserstein-1 distance of {what} to those under the score's own mask, {when} training, "
                     "mean ± standard deviation over layers and seeds."
                 )
-                parts.append(_pivot(chosen, "wasserstein", ("score", "arm")))
+                parts.append(_pivot(chosen, column, ("score", "arm")))
     return "\n\n".join(parts) + "\n"
 
 

@@ -193,3 +193,12 @@ def test_a_fine_tuning_study(tmp_path):
         *(("random", 0.8, arm) for arm in arms),
     ]
     assert (folder / "errors-digits-lenet_300_100.png").exists() and "finetuned" in (folder / "tables.md").read_text()
+
+
+def test_without_training_there_are_distributions_and_no_errors(tmp_path):
+    untrained = dataclasses.replace(SETTINGS, weights=WeightConfig(epochs=0))
+    folder, results = studies.run(dataclasses.replace(PLAN, seeds=1, settings=untrained), out=tmp_path)
+    assert all(row["error"] is None for row in results["rows"]) and not (folder / "errors.png").exists()
+    assert {row["when"] for row in results["layers"] + results["distances"]} == {"before"}
+    text = (folder / "tables.md").read_text()
+    assert "Test error" not in text and "before training" in text and "pruned ones as zeros" in text
