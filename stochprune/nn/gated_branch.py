@@ -16,11 +16,12 @@ from stochprune.nn.masked_linear import MaskedLinear
 class GatedBranch(nn.Module):
     """``z branch(x)`` with one z in {0, 1} a forward, drawn like any mask: one logit, at row 0, column 0 of a stream.
 
-    The gate is a :class:`MaskedLinear` of one weight, fixed at 1. So it has the draws, the estimators, the evaluation
-    mode and the state of masked layers, and :func:`stochprune.finetune` trains its logit. At the end
-    :func:`drop_branches` comes before :func:`stochprune.harden`, to which a closed gate is a layer left empty. Put it around what a residual block adds to its shortcut; dropping the whole branch for
-    a batch is stochastic depth (Huang et al. 2016, arXiv 1603.09382), here with trained probabilities, after Guenter
-    and Sideris, "Concurrent training and layer pruning of deep neural networks" (arXiv 2406.04549).
+    The gate is a :class:`MaskedLinear` of one weight, fixed at 1. So it has the draws, the estimators, the
+    evaluation mode and the state of masked layers, and :func:`stochprune.finetune` trains its logit. At the end
+    :func:`drop_branches` comes before :func:`stochprune.harden`, to which a closed gate is a layer left empty. Put
+    it around what a residual block adds to its shortcut; dropping the whole branch for a batch is stochastic depth
+    (Huang et al. 2016, arXiv 1603.09382), here with trained probabilities, after Guenter and Sideris, "Concurrent
+    training and layer pruning of deep neural networks" (arXiv 2406.04549).
 
     Args:
         branch: the module; its output is a floating tensor.
