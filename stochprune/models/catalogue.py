@@ -9,12 +9,15 @@ from torch import nn
 
 from stochprune.models.gpt import gpt
 from stochprune.models.mlp import lenet_300_100
+from stochprune.models.pbb import pbb_cnn, pbb_fc
 from stochprune.models.resnet import resnet18, resnet20
 from stochprune.models.vgg import vgg16
 from stochprune.models.vit import vit
 
 BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
     "lenet_300_100": lambda shape, num_classes, seed: lenet_300_100(math.prod(shape), num_classes, seed=seed),
+    "pbb_fc": lambda shape, num_classes, seed: pbb_fc(math.prod(shape), num_classes, seed=seed),
+    "pbb_cnn": lambda shape, num_classes, seed: pbb_cnn(shape[0], (shape[1], shape[2]), num_classes, seed=seed),
     "resnet20": lambda shape, num_classes, seed: resnet20(shape[0], num_classes, seed=seed),
     "resnet18": lambda shape, num_classes, seed: resnet18(
         shape[0], num_classes, small_images=max(shape[1:]) <= 64, seed=seed
@@ -23,7 +26,7 @@ BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
     "vit": lambda shape, num_classes, seed: vit(shape[0], (shape[1], shape[2]), num_classes, seed=seed),
     "gpt": lambda shape, num_classes, seed: gpt(num_classes, shape[0], seed=seed),
 }
-DIMENSIONS = {"resnet20": 3, "resnet18": 3, "vgg16": 3, "vit": 3, "gpt": 1}
+DIMENSIONS = {"pbb_cnn": 3, "resnet20": 3, "resnet18": 3, "vgg16": 3, "vit": 3, "gpt": 1}
 
 
 def build(name: str, dataset_shape: Sequence[int], num_classes: int, seed: int) -> nn.Module:
@@ -31,7 +34,7 @@ def build(name: str, dataset_shape: Sequence[int], num_classes: int, seed: int) 
 
     Args:
         dataset_shape: shape of one input, without the batch: (channels, height, width) for networks of images,
-            (context,) for ``gpt``, any for ``lenet_300_100``.
+            (context,) for ``gpt``, any for ``lenet_300_100`` and ``pbb_fc``.
         num_classes: number of outputs; of tokens for ``gpt``.
         seed: 0 .. 2^64 - 1, of the initial weights.
 

@@ -1,0 +1,52 @@
+"""Random shifts of images, a function of the seed, the epoch and the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from stochprune.data.batches import Batches
+from stochprune.seeding import generator
+
+
+class Shifted:
+    """Mini-batches whose images are each shifted by up to ``pixels`` in both directions.
+
+    The rim is filled with the smallest value of all the images, which is the background of digits.
+
+    Args:
+        batches: of images [B, channels, height, width].
+        pixels: at least 0, and smaller than the images; 0 leaves them alone.
+    """
+
+    def __init__(self, batches: Batches, pixels: int) -> None:
+        if pixels < 0 or batches.x.dim() != 4 or pixels >= min(batches.x.shape[2:]):
+            raise ValueError(f"images {tuple(batches.x.shape)} cannot be shifted by {pixels} pixels")
+        self.batches, self.pixels = batches, pixels
+        self.background = float(batches.x.min())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and shifts the next iteration takes."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        numbers = generator(self.batches.seed, "shift", self.batches.epoch)
+        for x, y in self.batches:
+            moves = torch.from_numpy(numbers.integers(0, 2 * self.pixels + 1, (2, len(x))))
+            yield shift(x, moves.to(x.device), self.pixels, self.background), y
+
+
+def shift(x: Tensor, moves: Tensor, pixels: int, background: float) -> Tensor:
+    """Windows of the padded images [B, C, H, W], whose corners are ``moves`` [2, B], in 0 .. 2 ``pixels``."""
+    count, _, height, width = x.shape
+    padded = torch.nn.functional.pad(x, (pixels,) * 4, value=background)
+    rows = moves[0].view(-1, 1, 1, 1) + torch.arange(height, device=x.device).view(1, 1, -1, 1)
+    columns = moves[1].view(-1, 1, 1, 1) + torch.arange(width, device=x.device).view(1, 1, 1, -1)
+    images = torch.arange(count, device=x.device).view(-1, 1, 1, 1)
+    channels = torch.arange(x.shape[1], device=x.device).view(1, -1, 1, 1)
+    return padded[images, channels, rows, columns]

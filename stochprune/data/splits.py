@@ -1,0 +1,141 @@
+"""Which examples a prior may see, and which are left to certify: the parts of a training set, tracked and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stochprune.data.batches import Batches
+from stochprune.data.dataset import check_examples
+from stochprune.seeding import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some examples of a data set, and which.
+
+    Attributes:
+        x, y: the examples [m, ...] and labels [m].
+        indices: int64 [m], their numbers in the data set, ascending.
+        dataset: digest of the whole data set, as it was split.
+    """
+
+    x: Tensor
+    y: Tensor
+    indices: np.ndarray
+    dataset: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of the data set and of the index set."""
+        return hashlib.blake2s(self.dataset.encode() + self.indices.astype("<i8").tobytes()).hexdigest()
+
+    def batches(self, batch_size: int, seed: int = 0) -> Batches:
+        """Mini-batches of the part in a seeded order."""
+        return Batches(self.x, self.y, batch_size, seed)
+
+    def split(self, fraction: float, seed: int, *path: str) -> tuple[Part, Part]:
+        """Two disjoint parts at random, the first with ``fraction`` of the examples; ``path`` names what for."""
+        first, second = _cut(len(self), fraction, seed, "split", *path)
+        return self._take(first), self._take(second)
+
+    def _take(self, chosen: np.ndarray) -> Part:
+        at = torch.from_numpy(chosen)
+        return Part(self.x[at], self.y[at], self.indices[chosen], self.dataset)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A training set in two parts.
+
+    Attributes:
+        prior: the prior's part; None for a data-free prior.
+        certify: the part that certifies.
+        shift, scale: of the inputs, see :meth:`scaled`.
+    """
+
+    prior: Part | None
+    certify: Part
+    shift: Tensor
+    scale: Tensor
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Inputs such as those that were split, test inputs for instance, scaled as the parts are."""
+        return _scaled(x, self.shift, self.scale)
+
+
+def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
+    """Divide a training set at random into the prior's part and the part that certifies.
+
+    The inputs are scaled by what the prior's part alone tells: to mean 0 and deviation 1 over its pixels. Any earlier
+    affine scaling, such as one fitted on all examples, cancels, so that nothing of the certifying part reaches the
+    prior through it. Without a prior's part the inputs are scaled from their range to [0, 1], the range being that of
+    the file format.
+
+    Args:
+        x, y: examples and labels.
+        prior_fraction: in [0, 1): of the examples, for the prior. 0 is a data-free prior.
+        seed: 0 .. 2^64 - 1.
+
+    Raises:
+        ValueError: bad examples, a fraction outside [0, 1) or one that leaves either part empty, constant inputs.
+    """
+    check_examples(x, y, "split")
+    if not 0 <= prior_fraction < 1:
+        raise ValueError(f"prior_fraction must lie in [0, 1), got {prior_fraction}")
+    dataset = hashlib.blake2s()
+    for tensor in (x, y):
+        dataset.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        dataset.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    whole = Part(x, y, np.arange(len(x)), dataset.hexdigest())
+    prior, rest = whole.split(prior_fraction, seed, "prior") if prior_fraction else (None, whole)
+    if prior is None:
+        shift, high = (value.double() for value in torch.aminmax(x))
+        scale = high - shift
+    else:
+        scale, shift = torch.std_mean(prior.x.double())
+    if not scale > 0:
+        raise ValueError("split: the inputs of the prior's part are constant")
+    parts = [None if part is None else replace(part, x=_scaled(part.x, shift, scale)) for part in (prior, rest)]
+    return Split(parts[0], cast(Part, parts[1]), shift, scale)
+
+
+def require_unseen(part: Part, seen: Iterable[Part]) -> None:
+    """Refuse a part of which the prior, or a choice that changed it, has seen an example.
+
+    Raises:
+        ValueError: a common example, or a part of another data set, so that nothing can be said.
+    """
+    for other in seen:
+        if other.dataset != part.dataset:
+            raise ValueError(
+                f"the prior saw a part of data set {other.dataset[:12]}, the certificate is asked for data set "
+                f"{part.dataset[:12]}: whether they share examples is unknown. Split one data set once"
+            )
+        common = np.intersect1d(part.indices, other.indices)
+        if len(common):
+            raise ValueError(
+                f"{len(common)} of the {len(part)} examples of the certificate were seen by the prior or by a choice "
+                f"(the first is number {common[0]}): a bound on them does not hold"
+            )
+
+
+def _cut(count: int, fraction: float, *path: str | int) -> tuple[np.ndarray, np.ndarray]:
+    first = round(fraction * count)
+    if not 0 < first < count:
+        raise ValueError(f"a fraction of {fraction} leaves one part of {count} examples empty")
+    order = generator(*path).permutation(count)  # type: ignore[arg-type]
+    return np.sort(order[:first]), np.sort(order[first:])
+
+
+def _scaled(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return ((x.double() - shift) / scale).to(x.dtype)

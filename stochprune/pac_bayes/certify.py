@@ -1,0 +1,156 @@
+"""Risk certificates by Monte Carlo over networks drawn from a posterior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stochprune.data.splits import Part, require_unseen
+from stochprune.pac_bayes.certificate import Certificate
+from stochprune.pac_bayes.config import CertifyConfig
+from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
+from stochprune.pac_bayes.posterior import Posterior
+from stochprune.seeding import generator
+from stochprune.training.checkpoint import Checkpoint, fingerprint
+from stochprune.training.config import digest
+
+P_MIN = 1e-4
+"""Of the certified cross-entropy."""
+_FINE = 1e-6
+"""Unit to which a cross-entropy is rounded up."""
+_BATCH = 4096
+"""Examples in a forward."""
+_CHUNKS = 50
+"""Pauses of a run: for a checkpoint and the running certificate."""
+
+
+def certify(
+    posterior: Posterior,
+    part: Part,
+    config: CertifyConfig | None = None,
+    *,
+    priors: int = 1,
+    posteriors: int = 1,
+    seed: int = 0,
+    data: str = "",
+    folder: Path | None = None,
+    callbacks: Sequence[object] = (),
+) -> Certificate:
+    """Certify the risk of a stochastic network.
+
+    Draw t is one network, the contract's draw t at a seed of its own, and ``draw_examples`` examples, drawn uniformly
+    with replacement from the m certifying ones; its loss is the mean over them. Given the posterior and the examples,
+    the draws are independent and identically distributed in [0, 1], and their mean is the posterior's mean loss over
+    the m examples: the expectation over the examples of a draw gives the mean over all m for its network, and the
+    expectation over networks the posterior's. That is all that the bounds of :mod:`stochprune.bounds.monte_carlo` ask
+    for. The networks must be new to the posterior, whose training saw draws as well: the seed of the masks here comes
+    from ``seed`` by a hash, and is never that of a training.
+
+    Args:
+        posterior: from :func:`stochprune.pac_bayes.self_bound`, or a prior's own by
+            :func:`stochprune.pac_bayes.make_posterior`.
+        part: the certifying examples, of which the prior has seen none.
+        config: is fixed before anything is drawn.
+        priors: the number of priors among which the posterior's is, or will be, chosen after looking at certificates.
+        posteriors: the number of posteriors likewise.
+        seed: 0 .. 2^64 - 1.
+        data: a name of the examples for the certificate.
+        folder: if given, the draws so far are kept there and a run that was killed goes on from them.
+        callbacks: objects with the optional method ``on_draws(done, total, bound)``, the bound from the draws so far;
+            with ``betting`` it holds at every such time.
+
+    Raises:
+        ValueError: the prior has seen one of the examples; choices below 1; a divergence that is not finite.
+        CheckpointError: the folder's checkpoint is truncated, or belongs to another run.
+    """
+    config = config or CertifyConfig()
+    require_unseen(part, posterior.prior.seen)
+    kl = {name: value.item() for name, value in posterior.kl().items()}
+    if not math.isfinite(math.fsum(kl.values())):
+        raise ValueError(f"the divergence from the prior is not finite: {kl}")
+    posterior.estimate_by("straight_through")
+    mask_seed = int(generator(seed, "certify", "masks").integers(1 << 63))
+    per_draw = config.draw_examples or len(part)
+    certificate = Certificate(
+        m=len(part),
+        delta=config.delta,
+        delta_draws=config.delta_draws,
+        priors=priors,
+        posteriors=posteriors,
+        kl=kl,
+        loss=config.loss,
+        monte_carlo=config.monte_carlo,
+        planned=config.draws,
+        unit=1 / per_draw if config.loss == "zero_one" else _FINE,
+        losses=[],
+        draw_examples=config.draw_examples,
+        seed=seed,
+        mask_seed=mask_seed,
+        data=data,
+        model=model_digest(posterior),
+        certified=part.digest,
+        prior_saw=[seen.digest for seen in posterior.prior.seen],
+    )
+    checkpoint = None
+    if folder is not None:
+        start = f"{certificate.model} {part.digest} {seed} {priors} {posteriors}"
+        checkpoint = Checkpoint(folder, digest(config), start, every=1)
+        certificate.losses.extend((checkpoint.load() or {"losses": []})["losses"])
+    pause = math.ceil(config.draws / _CHUNKS)
+    for t in range(certificate.draws, config.draws):
+        certificate.losses.append(draw_loss(posterior, part, certificate, t))
+        if (t + 1) % pause == 0 or t + 1 == config.draws:
+            if checkpoint is not None:
+                checkpoint.save({"losses": certificate.losses})
+            for callback in callbacks:
+                if hasattr(callback, "on_draws"):
+                    callback.on_draws(t + 1, config.draws, certificate.bound)
+    return certificate
+
+
+def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int) -> int:
+    """The loss of draw t in units of the certificate, rounded up."""
+    x, y = draw_examples(part, certificate, t)
+    losses = network_losses(posterior, x, y, certificate.loss, certificate.mask_seed, t)
+    if certificate.loss == "zero_one":
+        return int(losses.sum().item())
+    worst = round(1 / _FINE)
+    mean = losses.mean().item()
+    return worst if math.isnan(mean) else min(worst, math.ceil(mean / _FINE))
+
+
+@torch.no_grad()
+def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: int, draw: int) -> Tensor:
+    """The losses [n], float64, of the network at one address, which is drawn again for each batch of examples."""
+    found = []
+    for inputs, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+        posterior.at(seed, draw)
+        outputs = posterior(inputs).double()
+        found.append(zero_one(outputs, labels) if loss == "zero_one" else bounded_cross_entropy(outputs, labels, P_MIN))
+    return torch.cat(found)
+
+
+def draw_examples(part: Part, certificate: Certificate, t: int) -> tuple[Tensor, Tensor]:
+    """The examples and labels of draw t: [draw_examples, ...], or all."""
+    if not certificate.draw_examples:
+        return part.x, part.y
+    numbers = generator(certificate.seed, "certify", "examples", t)
+    chosen = torch.from_numpy(numbers.integers(0, len(part), certificate.draw_examples))
+    return part.x[chosen], part.y[chosen]
+
+
+def model_digest(posterior: Posterior) -> str:
+    """Digest of the posterior's tensors, the seeds and counters of its draws aside."""
+    posterior.at(0, 0)
+    return fingerprint(posterior.model)
+
+
+def mean_loss(posterior: Posterior, x: Tensor, y: Tensor, draws: int, seed: int) -> float:
+    """The mean 0-1 loss of ``draws`` networks of the posterior on the examples: an estimate, no bound."""
+    mask_seed = int(generator(seed, "estimate", "masks").integers(1 << 63))
+    networks = [network_losses(posterior, x, y, "zero_one", mask_seed, t) for t in range(draws)]
+    return torch.stack(networks).mean().item()

@@ -1,0 +1,24 @@
+"""The posteriors by name."""
+
+from __future__ import annotations
+
+from stochprune.pac_bayes.posterior import MaskPosterior, Posterior
+from stochprune.pac_bayes.prior import Prior
+from stochprune.pac_bayes.weights import SpikeAndSlabPosterior, WeightPosterior
+
+FAMILIES: dict[str, type[Posterior]] = {
+    "masks": MaskPosterior,
+    "gaussian": WeightPosterior,
+    "spike_and_slab": SpikeAndSlabPosterior,
+}
+
+
+def make_posterior(prior: Prior, family: str) -> Posterior:
+    """The posterior of a family, at its prior: ``masks``, ``gaussian`` (weights) or ``spike_and_slab`` (both).
+
+    Raises:
+        ValueError: an unknown family; the message lists the known ones. A network that does not suit it.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown posterior {family!r}; known are: {', '.join(FAMILIES)}")
+    return FAMILIES[family](prior)

@@ -1,0 +1,88 @@
+"""The bounds as training objectives, and the natural gradient that minimises them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stochprune import bounds
+from stochprune.pac_bayes.config import SelfBoundConfig
+from stochprune.pac_bayes.loss import bounded_cross_entropy
+from stochprune.pac_bayes.posterior import Posterior
+from stochprune.training.loop import Constraint
+
+
+class Objective(nn.Module):
+    """f(r, KL(Q || P)) of a batch, with everything that a resumed run needs in its buffers.
+
+    Args:
+        posterior: is trained.
+        m: the number of certifying examples.
+        delta: probability that the bound fails.
+    """
+
+    sums: Tensor
+    lam: Tensor
+
+    def __init__(self, posterior: Posterior, m: int, delta: float, config: SelfBoundConfig) -> None:
+        super().__init__()
+        self.posterior, self.m, self.delta, self.config = posterior, m, delta, config
+        self.slope = 1 / m
+        """df/dKL at the last batch."""
+        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # of the risk, of 1, over the epoch's batches
+        self.register_buffer("lam", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.posterior(x)
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The objective of one batch, float64."""
+        risk = bounded_cross_entropy(outputs, y, self.config.p_min).double().mean()
+        kl = torch.stack(list(self.posterior.kl().values())).sum()
+        self.sums += torch.stack((risk.detach(), torch.ones_like(risk)))
+        at = kl.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.bound(risk.detach(), at), at)
+        self.slope = slope.item()
+        return self.bound(risk, kl)
+
+    def bound(self, risk: Tensor, kl: Tensor) -> Tensor:
+        """The configured bound at a risk and a divergence."""
+        delta, kl = self.delta, self.config.kl_penalty * kl
+        match self.config.objective:
+            case "quadratic":
+                return bounds.quadratic(risk, kl, self.m, delta)
+            case "classic":
+                return bounds.mcallester(risk, kl, self.m, delta)
+            case "lambda":
+                return bounds.lam(risk, kl, self.m, delta, self.lam.item())
+            case _:
+                return bounds.maurer(risk, kl, self.m, delta)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """The numbers of an epoch that has ended; lambda moves to its optimum there."""
+        risk = (self.sums[0] / self.sums[1]).item()
+        layers = {name: value.item() for name, value in self.posterior.kl().items()}
+        kl = math.fsum(layers.values())
+        numbers = {"risk": risk, "kl": kl, "lam": self.lam.item()}
+        self.lam.fill_(bounds.optimal_lambda(risk, self.config.kl_penalty * kl, self.m, self.delta))
+        self.sums.zero_()
+        return numbers | {f"kl {name}": value for name, value in layers.items()}
+
+
+class NaturalGradient(Constraint):
+    """Divides each gradient by df/dKL and by the curvature of the divergence.
+
+    A step of rate 1 goes to the minimum of the batch's risk, linearised, plus the divergence, taken as quadratic.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def before_step(self) -> None:
+        for tensor, curvature in self.objective.posterior.curvatures():
+            if tensor.grad is not None:
+                tensor.grad.div_(curvature * self.objective.slope)

@@ -1,0 +1,96 @@
+"""Posteriors over networks: what is random in them, and how far they are from their prior."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from stochprune import functional, rng
+from stochprune.nn import layer_kl, masked_layers
+from stochprune.nn.layer import MaskedLayer
+from stochprune.pac_bayes.prior import Prior
+
+
+class Posterior(nn.Module):
+    """A network each of whose forwards draws the random layers anew. It stays in evaluation mode: the statistics of a
+    normalisation layer would otherwise take in the certifying examples at no cost.
+
+    Attributes:
+        model: the network.
+        prior: what it starts from; KL(Q || P) is 0 there.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+        self.model = copy.deepcopy(prior.model).requires_grad_(False).eval()
+        self.layers = masked_layers(self.model)
+        for layer in self.layers.values():
+            layer.sample = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def kl(self) -> dict[str, Tensor]:
+        """KL(Q || P) in nats by weight, float64 and differentiable; the posterior's is the sum."""
+        raise NotImplementedError
+
+    def curvatures(self) -> list[tuple[Tensor, Tensor]]:
+        """The trained parameters, each with the second derivative of the divergence in it, its Fisher information.
+
+        Away from the prior no less than there: the information of a weight that is hardly ever, or always, kept
+        vanishes, and a step divided by it would know no bounds.
+        """
+        raise NotImplementedError
+
+    def at(self, seed: int, draw: int) -> None:
+        """The next forward draws the network of this address, and the following ones those after it."""
+        for layer in self.layers.values():
+            layer.mask_seed.fill_(rng.as_int64(seed))
+            layer.mask_draw.fill_(draw)
+
+    def kept(self, seed: int, draw: int) -> dict[str, tuple[int, int]]:
+        """By weight name: how many weights the mask of this address keeps, and of how many."""
+        found = {}
+        for name, layer in self.masks().items():
+            threshold = rng.threshold_from_logits(layer.mask_logits.flatten(1))
+            mask = functional.keep_mask(threshold, seed=seed, draw=draw, stream=layer.stream)
+            found[name] = (int(mask.sum()), mask.numel())
+        return found
+
+    def masks(self) -> dict[str, MaskedLayer]:
+        """The layers that draw masks."""
+        return self.layers
+
+    def estimate_by(self, estimator: str, temperature: float = 1.0) -> None:
+        """Choose the estimator of the gradient with respect to the masks."""
+        for layer in self.layers.values():
+            layer.estimator, layer.temperature = estimator, temperature
+
+
+class MaskPosterior(Posterior):
+    """A posterior over masks alone: the weights are the prior's, the keep probabilities are trained."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior)
+        # Tied layers share one tensor of logits.
+        self.logits = list({id(layer.mask_logits): layer.mask_logits for layer in self.layers.values()}.values())
+        for tensor in self.logits:
+            tensor.requires_grad_(True)
+        self.start = {name: layer.mask_logits.detach().clone() for name, layer in self.layers.items()}
+
+    def kl(self) -> dict[str, Tensor]:
+        return layer_kl(self.model, self.start)
+
+    @torch.no_grad()
+    def curvatures(self) -> list[tuple[Tensor, Tensor]]:
+        start = {id(layer.mask_logits): self.start[name] for name, layer in self.layers.items()}
+        return [(tensor, mask_curvature(tensor, start[id(tensor)])) for tensor in self.logits]
+
+
+def mask_curvature(logits: Tensor, start: Tensor) -> Tensor:
+    """q (1 - q), at the logits or at their start, whichever is larger."""
+    spreads = (torch.sigmoid(tensor) for tensor in (logits, start))
+    return torch.maximum(*(q * (1 - q) for q in spreads))

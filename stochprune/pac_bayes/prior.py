@@ -1,0 +1,99 @@
+"""Priors: what is fixed before the certifying examples are looked at, and which examples it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stochprune import masks, rng, scores
+from stochprune.data.augment import Shifted
+from stochprune.data.splits import Part
+from stochprune.nn import convert, masked_layers, sampling
+from stochprune.pac_bayes.config import PriorConfig
+from stochprune.training.config import WeightConfig
+from stochprune.training.weights import train_weights
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A network under the prior's random masks, and the examples behind it.
+
+    Attributes:
+        model: a converted model whose keep probabilities are the prior's.
+        seen: every part of the data that the weights, the masks or any choice made on the way depend on. Empty for a
+            data-free prior.
+        sigma: standard deviation of the weights where the posterior is one over weights.
+    """
+
+    model: nn.Module
+    seen: tuple[Part, ...]
+    sigma: float = PriorConfig.sigma
+
+
+def train_prior(
+    model: nn.Module,
+    part: Part | None,
+    config: PriorConfig,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    callbacks: Sequence[object] = (),
+) -> Prior:
+    """Make the prior of a plain model, in place: mask it, and train its weights under random masks.
+
+    With a score the network is first trained dense for as many epochs, then pruned: the weights that the score keeps
+    stay with probability ``keep``, the others return with ``keep_pruned``. The keep probabilities are those of exactly
+    representable thresholds, so that the prior that is sampled is the prior that enters a divergence.
+
+    Args:
+        model: a plain model with linear layers.
+        part: the prior's part of the data; None leaves the weights as initialised (a data-free prior).
+        seed: 0 .. 2^64 - 1, of the batches, the shifts and the masks of the training.
+        folder: if given, checkpoints are kept there, and a run that was killed goes on from them.
+
+    Raises:
+        ValueError: a score without data; what :func:`stochprune.convert` and the loop raise.
+    """
+    chosen = None
+    if config.score != "none":
+        if part is None:
+            raise ValueError(f"the score {config.score} needs a trained network: give the prior a part of the data")
+        _train(model, part, config, seed, folder / "dense" if folder else None, callbacks)
+        options = {"seed": seed} if config.score == "random" else {}
+        batches = part.batches(config.prior_batch_size, seed)
+        scored = scores.by_name(config.score)(model, F.cross_entropy, batches, **options)
+        chosen = masks.from_scores(
+            {name: s for name, s in scored.items() if fnmatchcase(name, config.include)}, config.sparsity
+        )
+    model = convert(
+        model, chosen, keep_kept=config.keep, keep_pruned=config.keep_pruned, include=config.include, seed=seed
+    )
+    for layer in masked_layers(model).values():
+        with torch.no_grad():
+            layer.mask_logits.copy_(representable(layer.mask_logits))
+        layer.mask_logits.requires_grad_(False)
+    if part is not None:
+        with sampling(model):
+            _train(model, part, config, seed, folder, callbacks)
+    return Prior(model.requires_grad_(False).eval(), () if part is None else (part,), config.sigma)
+
+
+def representable(logits: Tensor) -> Tensor:
+    """The logits of the quantised probabilities T / 32768 of ``logits``."""
+    threshold = rng.threshold_from_logits(logits).to(torch.int32).double()
+    return torch.logit(threshold / rng.LEVELS).to(logits.dtype)
+
+
+def _train(
+    model: nn.Module, part: Part, config: PriorConfig, seed: int, folder: Path | None, callbacks: Sequence[object]
+) -> None:
+    batches = part.batches(config.prior_batch_size, seed)
+    loader = Shifted(batches, config.shift) if config.shift else batches
+    training = WeightConfig(config.prior_epochs, config.prior_lr, schedule="cosine")
+    train_weights(model, loader, training, folder=folder, callbacks=callbacks)

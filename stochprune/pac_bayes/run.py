@@ -1,0 +1,192 @@
+"""From a data set to certificates: the prior, its own certificate as the control, and those of its posteriors."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stochprune import data, models
+from stochprune.data.splits import Part, split
+from stochprune.nn import convert
+from stochprune.pac_bayes.certificate import Certificate, load_certificate
+from stochprune.pac_bayes.certify import certify, draw_loss, mean_loss, model_digest
+from stochprune.pac_bayes.config import CertifyConfig, PriorConfig, RunConfig, SelfBoundConfig
+from stochprune.pac_bayes.families import make_posterior
+from stochprune.pac_bayes.posterior import Posterior
+from stochprune.pac_bayes.prior import Prior, train_prior
+from stochprune.pac_bayes.self_bound import self_bound
+from stochprune.training.config import digest
+from stochprune.training.progress import ProgressBar
+from stochprune.training.results import versions, write_json
+
+CONTROL = "prior"
+"""In the place of an objective: the prior's own certificate, at KL = 0, on the same examples."""
+TEST_DRAWS = 20
+"""Networks whose mean error on the test set is reported beside a certificate."""
+
+
+def run_certify(
+    config: RunConfig, *, data_dir: Path | None = None, out: Path = Path("runs")
+) -> tuple[Path, dict[str, Any]]:
+    """Train a prior, learn posteriors from it, and certify all of them on the same examples.
+
+    Choices are counted: each family of posteriors has a prior of its own, over other things, so ``delta`` is divided
+    by the number of families; ``delta_draws`` is divided by the number of certificates, controls included. So any of
+    the certificates may be picked afterwards.
+
+    Returns:
+        The folder ``out/certify-<data>-<model>-<digest>``, and what is written to ``results.json`` there:
+        ``configuration``, ``versions`` and ``rows``, one a certificate: family, objective, bound, mean loss, bounded
+        empirical risk, KL in all and by layer, test error of the stochastic network, and the history of the learning.
+        Beside it, for each row, the certificate ``<family>-<objective>.json`` and the posterior, ``.pt``.
+
+    Raises:
+        ValueError: an unknown data set, model or family, and what the parts raise.
+        CheckpointError: a file in the folder that cannot be read.
+    """
+    folder = out / f"certify-{config.data}-{config.model}-{digest(config)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "configuration.json", dataclasses.asdict(config))
+    dataset = data.load(config.data, data_dir)
+    parts = split(dataset.train_x, dataset.train_y, config.prior.prior_fraction, config.seed)
+    part, test_x = parts.certify, parts.scaled(dataset.test_x)
+    with ProgressBar("prior: training") as bar:
+        model = models.build(config.model, dataset.shape, dataset.num_classes, config.seed)
+        prior = train_prior(
+            model, parts.prior, config.prior, seed=config.seed, folder=folder / "prior", callbacks=[bar]
+        )
+    torch.save(prior.model.state_dict(), folder / "prior.pt")
+    rows = []
+    for family, objective in itertools.product(config.posteriors, (CONTROL, *config.objectives)):
+        history: list[dict[str, float]] = []
+        name = f"{family}-{objective}"
+        if objective == CONTROL:
+            posterior = make_posterior(prior, family)
+        else:
+            learning = dataclasses.replace(config.self_bound, objective=objective)  # type: ignore[arg-type]
+            with ProgressBar(f"{name}: learning") as bar:
+                found = self_bound(
+                    prior,
+                    part,
+                    learning,
+                    family=family,
+                    delta=config.certify.delta,
+                    seed=config.seed,
+                    out=folder,
+                    callbacks=[bar],
+                )
+            posterior, history = found.posterior, found.history
+        test_error = mean_loss(posterior, test_x, dataset.test_y, TEST_DRAWS, config.seed)
+        torch.save(posterior.model.state_dict(), folder / f"{name}.pt")
+        with Progress(f"{name}: certifying", config.certify.draws) as bar:
+            certificate = certify(
+                posterior,
+                part,
+                config.certify,
+                priors=len(config.posteriors),
+                posteriors=len(config.posteriors) * (1 + len(config.objectives)),
+                seed=config.seed,
+                data=config.data,
+                folder=folder / name,
+                callbacks=[bar],
+            )
+        certificate.notes.update(family=family, objective=objective, test_error=test_error)
+        certificate.save(folder / f"{name}.json")
+        rows.append({**certificate.notes, "m": len(part), **certificate.account(), "kl": certificate.kl})
+        rows[-1]["history"] = history
+    results = {"configuration": dataclasses.asdict(config), "versions": versions(), "rows": rows}
+    write_json(folder / "results.json", results)
+    return folder, results
+
+
+class Progress(ProgressBar):
+    """Shows the draws, and the certificate from those so far."""
+
+    def on_draws(self, done: int, total: int, bound: float) -> None:
+        self._progress.update(self._task, completed=done, loss=f"certificate {bound:.4g}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """One Monte Carlo draw of a certificate, drawn again.
+
+    Attributes:
+        stated, found: its loss in the certificate and now.
+        kept: by weight name, how many weights its mask keeps, and of how many; without layers that have no mask.
+        examples: number of examples it saw.
+    """
+
+    stated: float
+    found: float
+    kept: dict[str, tuple[int, int]]
+    examples: int
+
+
+def replay(path: Path, draw: int, *, data_dir: Path | None = None) -> Replay:
+    """Draw one of a certificate's networks again, and its loss on the examples of that draw.
+
+    Args:
+        path: the certificate, in the folder of its run.
+        draw: the number of the draw, from 0.
+
+    Raises:
+        ValueError: no such draw, or data or a posterior that are not those of the certificate.
+        FileNotFoundError: files of the run are missing.
+    """
+    certificate = load_certificate(path)
+    if not 0 <= draw < certificate.draws:
+        raise ValueError(f"{path} has the draws 0 .. {certificate.draws - 1}, got {draw}")
+    posterior, part = _rebuild(path, certificate, data_dir)
+    found = draw_loss(posterior, part, certificate, draw)
+    unit = certificate.unit
+    kept = posterior.kept(certificate.mask_seed, draw)
+    return Replay(certificate.losses[draw] * unit, found * unit, kept, certificate.draw_examples or len(part))
+
+
+def _rebuild(path: Path, certificate: Certificate, data_dir: Path | None) -> tuple[Posterior, Part]:
+    """The posterior and the examples of a certificate, checked by their digests."""
+    config = load_configuration(path.parent / "configuration.json")
+    dataset = data.load(config.data, data_dir)
+    part = split(dataset.train_x, dataset.train_y, config.prior.prior_fraction, config.seed).certify
+    if part.digest != certificate.certified:
+        raise ValueError(f"the data differ from those of {path}: digest {part.digest}, not {certificate.certified}")
+    plain = models.build(config.model, dataset.shape, dataset.num_classes, config.seed)
+    model = convert(plain, include=config.prior.include, seed=config.seed)
+    _load(model, path.parent / "prior.pt")
+    posterior = make_posterior(Prior(model, (), config.prior.sigma), certificate.notes["family"])
+    _load(posterior.model, path.with_suffix(".pt"))
+    if model_digest(posterior) != certificate.model:
+        raise ValueError(f"{path.with_suffix('.pt')} is not the posterior of {path}")
+    return posterior, part
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(torch.load(path, weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is truncated, or belongs to another network") from error
+
+
+def load_configuration(path: Path) -> RunConfig:
+    """The configuration of a run from its ``configuration.json``.
+
+    Raises:
+        ValueError: the file is truncated, or no configuration of a run.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["prior"] = PriorConfig(**content["prior"])
+        content["self_bound"] = SelfBoundConfig(**content["self_bound"])
+        content["certify"] = CertifyConfig(**content["certify"])
+        for name in ("posteriors", "objectives"):
+            content[name] = tuple(content[name])
+        return RunConfig(**content)
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is truncated, or not the configuration of a certificate's run") from error

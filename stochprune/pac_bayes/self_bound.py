@@ -1,0 +1,110 @@
+"""Self-bounded learning: a posterior that minimises a PAC-Bayes bound on its own risk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stochprune.data.splits import Part, require_unseen
+from stochprune.pac_bayes.config import CertifyConfig, SelfBoundConfig
+from stochprune.pac_bayes.families import make_posterior
+from stochprune.pac_bayes.objective import NaturalGradient, Objective
+from stochprune.pac_bayes.posterior import Posterior
+from stochprune.pac_bayes.prior import Prior
+from stochprune.training.checkpoint import Checkpoint, fingerprint
+from stochprune.training.config import digest
+from stochprune.training.loop import fit
+from stochprune.training.results import versions, write_json
+from stochprune.training.schedules import SCHEDULES, follow
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfBoundResult:
+    """What self-bounded learning came to.
+
+    Attributes:
+        history: one entry an epoch: ``epoch``, mean ``loss`` (the objective), mean ``risk`` (bounded cross-entropy),
+            ``kl`` (nats), ``lam`` (of objective lambda) and ``kl <weight name>`` for each layer.
+        folder: the run's folder, with ``checkpoint.pt`` and ``results.json``; None if nothing was to be written.
+    """
+
+    posterior: Posterior
+    config: SelfBoundConfig
+    history: list[dict[str, float]]
+    folder: Path | None
+
+
+def self_bound(
+    prior: Prior,
+    part: Part,
+    config: SelfBoundConfig | None = None,
+    *,
+    family: str = "masks",
+    delta: float = CertifyConfig.delta,
+    seed: int = 0,
+    out: str | Path | None = None,
+    callbacks: Sequence[object] = (),
+) -> SelfBoundResult:
+    """Minimise a bound on the risk of a stochastic network over its posterior, starting at the prior.
+
+    Our reading of Hayou, He and Dziugaite (arXiv 2110.11804), with the objectives of Perez-Ortiz et al. 2021 (arXiv
+    2007.12911). Each step draws one network, takes the bounded cross-entropy r of a batch, and follows the gradient of
+    f(r, KL(Q || P)) with m = ``len(part)``:
+
+    ==========  ====================================================
+    quadratic   (sqrt(r + B / 2) + sqrt(B / 2))^2
+    lambda      r / (1 - l / 2) + B / (l (1 - l / 2)), l set to its optimum after each epoch
+    classic     r + sqrt(B / 2)
+    kl          kl^-1(r | B), by implicit differentiation
+    ==========  ====================================================
+
+    The gradient is the natural one of the divergence (see :class:`stochprune.pac_bayes.objective.NaturalGradient`): a
+    rate of 1 jumps to the minimum that one batch suggests, smaller ones average over batches.
+
+    Args:
+        prior: from :func:`stochprune.pac_bayes.train_prior`; it is not changed.
+        part: the certifying examples, of which the prior has seen none.
+        family: ``masks``: keep probabilities; ``gaussian``: weights; ``spike_and_slab``: both.
+        delta: probability that the bound fails.
+        seed: 0 .. 2^64 - 1, of the batches and the networks drawn.
+        out: if given, the run is kept in the folder ``out/self-bound-...``: a checkpoint, from which the same
+            call goes on bit for bit after a kill, and the results.
+
+    Raises:
+        ValueError: the prior has seen one of the examples; an unknown family.
+        FloatingPointError: the objective is not finite.
+        CheckpointError: the folder's checkpoint is truncated, or belongs to another run.
+    """
+    config = config or SelfBoundConfig()
+    require_unseen(part, prior.seen)
+    posterior = make_posterior(prior, family)
+    posterior.at(seed, 0)
+    posterior.estimate_by(config.estimator, config.temperature)
+    objective = Objective(posterior, len(part), delta, config)
+    loader = part.batches(config.batch_size, seed)
+    optimizer = torch.optim.SGD([tensor for tensor, _ in posterior.curvatures()], lr=config.lr)
+    follow(optimizer, SCHEDULES["cosine"], config.epochs * len(loader))
+    folder, checkpoint = None, None
+    if out is not None:
+        folder = Path(out) / f"self-bound-{family}-{digest(config)}-seed{seed}"
+        start = f"{fingerprint(objective)} {part.digest} {delta}"
+        checkpoint = Checkpoint(folder, folder.name, start, config.checkpoint_every)
+    history = fit(
+        objective,
+        loader,
+        epochs=config.epochs,
+        optimizer=optimizer,
+        loss_fn=objective.loss,
+        constraint=NaturalGradient(objective),
+        measure=objective.measure,
+        checkpoint=checkpoint,
+        callbacks=callbacks,
+    )
+    posterior.requires_grad_(False)
+    if folder is not None:
+        content = {"configuration": dataclasses.asdict(config), "family": family, "delta": delta, "seed": seed}
+        write_json(folder / "results.json", {**content, "versions": versions(), "history": history})
+    return SelfBoundResult(posterior, config, history, folder)

@@ -1,0 +1,166 @@
+"""Certificates: what is estimated, resumed, refused, and verified from the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stochprune import bounds
+from stochprune.nn import convert, masked_layers
+from stochprune.pac_bayes import CertifyConfig, Prior, certify, load_certificate, make_posterior
+from stochprune.training import CheckpointError
+from tests.pac_bayes.conftest import Stop, make_prior, make_split
+
+QUICK = CertifyConfig(draws=60, draw_examples=20)
+
+
+@pytest.fixture
+def posterior(prior):
+    return make_posterior(prior, "masks")
+
+
+@pytest.mark.parametrize("loss", ["zero_one", "cross_entropy"])
+def test_draws_estimate_the_enumerated_risk(loss):
+    """A last layer of 2 x 2 random weights: the risk over all 16 masks, and 1,000 draws."""
+    parts = make_split(120)
+    x, y = parts.certify.x[:, :2], (parts.certify.y > 0).long()
+    part = dataclasses.replace(parts.certify, x=x, y=y)
+    linear = torch.nn.utils.skip_init(torch.nn.Linear, 2, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0, -0.5], [0.3, 2.0]]))
+        linear.bias.zero_()
+    prior = Prior(convert(torch.nn.Sequential(linear), keep_kept=0.7, seed=0), ())
+    posterior = make_posterior(prior, "masks")
+    expected = 0.0
+    for bits in itertools.product((0, 1), repeat=4):
+        mask = torch.tensor(bits).view(2, 2)
+        outputs = (x @ (linear.weight * mask).T).detach().double()
+        if loss == "zero_one":
+            value = (outputs.argmax(1) != y).double().mean()
+        else:
+            value = (outputs.logsumexp(1) - outputs[torch.arange(len(y)), y]).clamp_max(
+                math.log(1e4)
+            ).mean() / math.log(1e4)
+        expected += value.item() * math.prod(0.7 if bit else 0.3 for bit in bits)
+    for examples in (0, 7):
+        config = CertifyConfig(draws=1000, draw_examples=examples, loss=loss)
+        certificate = certify(posterior, part, config)
+        values = np.array(certificate.losses) * certificate.unit
+        assert certificate.mean_loss == pytest.approx(expected, abs=4.5 * values.std() / math.sqrt(1000))
+        assert expected < certificate.empirical_risk < certificate.bound
+
+
+@pytest.mark.parametrize("monte_carlo", ["betting", "kl"])
+def test_the_bound_from_its_account(posterior, parts, monte_carlo):
+    config = dataclasses.replace(QUICK, monte_carlo=monte_carlo)
+    found = certify(posterior, parts.certify, config, priors=3, posteriors=2)
+    values = np.array(found.losses) / 20
+    if monte_carlo == "kl":
+        risk = bounds.kl_inverse(values.mean(), math.log(2 * 2 / 0.01) / 60)
+    else:
+        risk = bounds.betting(values, 0.01 / 2)
+    assert found.empirical_risk == pytest.approx(risk, abs=1e-9)
+    kl = sum(value.item() for value in posterior.kl().values())
+    right = (kl + math.log(2 * math.sqrt(200) * 3 / 0.025)) / 200
+    assert found.bound == pytest.approx(bounds.kl_inverse(found.empirical_risk, right), abs=1e-9)
+
+
+def test_draws_are_new_to_the_training(posterior, parts):
+    seeds = {certify(posterior, parts.certify, QUICK, seed=seed).mask_seed for seed in range(4)}
+    assert len(seeds) == 4 and not seeds & {0, 1, 2, 3}
+
+
+def test_a_killed_run_goes_on(posterior, parts, tmp_path):
+    class Killer:
+        def on_draws(self, done: int, total: int, bound: float) -> None:
+            if done == 30:
+                raise Stop
+
+    whole = certify(posterior, parts.certify, QUICK)
+    with pytest.raises(Stop):
+        certify(posterior, parts.certify, QUICK, folder=tmp_path, callbacks=[Killer()])
+    calls = []
+    forward = posterior.model.forward
+    posterior.model.forward = lambda x: calls.append(1) or forward(x)
+    assert certify(posterior, parts.certify, QUICK, folder=tmp_path) == whole
+    assert len(calls) == 30
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        certify(posterior, parts.certify, QUICK, folder=tmp_path, posteriors=2)
+
+
+def test_seen_examples_are_refused(posterior, parts):
+    with pytest.raises(ValueError, match="a bound on them does not hold"):
+        certify(posterior, parts.prior, QUICK)
+    choice, rest = parts.certify.split(0.1, 0, "choice")
+    chosen = make_posterior(Prior(posterior.prior.model, (parts.prior, choice)), "masks")
+    with pytest.raises(
+        ValueError, match="20 of the 200 examples of the certificate were seen by the prior or by a choice"
+    ):
+        certify(chosen, parts.certify, QUICK)
+    assert certify(chosen, rest, QUICK).prior_saw == [parts.prior.digest, choice.digest]
+
+
+def test_a_network_that_gives_nan_is_wrong(parts):
+    prior = make_prior(parts, prior_epochs=1)
+    with torch.no_grad():
+        masked_layers(prior.model)["fc2.weight"].weight.fill_(math.nan)
+    posterior = make_posterior(prior, "masks")
+    for loss in ("zero_one", "cross_entropy"):
+        assert certify(posterior, parts.certify, dataclasses.replace(QUICK, loss=loss)).bound == 1.0
+
+
+class TestFile:
+    @pytest.fixture
+    def path(self, posterior, parts, tmp_path):
+        certify(posterior, parts.certify, QUICK).save(tmp_path / "c.json")
+        return tmp_path / "c.json"
+
+    def test_round_trip(self, path, posterior, parts):
+        assert load_certificate(path) == certify(posterior, parts.certify, QUICK)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"bound": 0.01}, "states bound = 0.01, but its account gives"),
+            ({"m": 10**6}, "states bound = .*, but its account gives"),
+            ({"priors": 5}, "states bound"),
+            ({"losses": [0] * 60}, "states mean_loss"),
+            ({"losses": [0] * 59}, "59 draws, but 60 were planned"),
+            ({"losses": [21] * 60}, r"must be integers that lie in \[0, 1\] times the unit"),
+            ({"losses": [0.5] * 60}, "must be integers"),
+            ({"kl": {"fc1.weight": -1.0}}, "a divergence is negative"),
+            ({"monte_carlo": "guess"}, "unknown bound on the draws 'guess'"),
+            ({"format": "x"}, "is not a certificate of this program"),
+            ({"delta": None}, "lacks 'delta'"),
+        ],
+    )
+    def test_tampering_is_found(self, path, changes, message):
+        content = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+        with pytest.raises(ValueError, match=message):
+            load_certificate(path)
+
+    def test_truncation_is_found(self, path):
+        path.write_text(path.read_text()[:-40])
+        with pytest.raises(ValueError, match=r"c\.json is truncated or not a certificate"):
+            load_certificate(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draws": 0}, "draws must be an integer of at least 1, got 0"),
+        ({"delta": 0.0}, "delta must lie strictly between 0 and 1, got 0.0"),
+        ({"delta": 0.6, "delta_draws": 0.5}, "delta . delta_draws must lie below 1, got 1.1"),
+        ({"monte_carlo": "hope"}, "monte_carlo must be one of betting, kl, got 'hope'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        CertifyConfig(**options)

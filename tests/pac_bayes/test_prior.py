@@ -1,0 +1,65 @@
+"""Priors: trained under their masks, on their own part alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stochprune import rng
+from stochprune.models import mlp
+from stochprune.nn import masked_layers
+from stochprune.pac_bayes import PriorConfig, train_prior
+from stochprune.pac_bayes.prior import representable
+
+
+def test_probabilities_are_representable(prior):
+    for layer in masked_layers(prior.model).values():
+        threshold = rng.threshold_from_logits(layer.mask_logits).double()
+        assert (threshold == round(0.9 * 32768)).all()
+        assert torch.allclose(torch.sigmoid(layer.mask_logits.double()), threshold / 32768, atol=1e-7)
+        assert torch.equal(representable(layer.mask_logits), layer.mask_logits)
+
+
+def test_training_moves_weights_and_not_probabilities(prior, parts):
+    start = mlp((6, 12, 3), seed=0)
+    assert prior.seen == (parts.prior,)
+    assert not torch.equal(prior.model.fc1.weight, start.fc1.weight)
+    assert not any(parameter.requires_grad for parameter in prior.model.parameters())
+    wrong = (prior.model(parts.certify.x).argmax(dim=1) != parts.certify.y).double().mean()
+    assert wrong < 0.35
+
+
+def test_a_data_free_prior_is_the_initial_network(parts, priors):
+    config = PriorConfig(prior_fraction=0.0, keep=0.5)
+    prior = train_prior(mlp((6, 12, 3), seed=0), None, config)
+    assert prior.seen == () and torch.equal(prior.model.fc1.weight, mlp((6, 12, 3), seed=0).fc1.weight)
+
+
+def test_a_score_prunes(parts, priors):
+    prior = priors(parts, score="magnitude", sparsity=0.5, keep_pruned=0.2)
+    q = torch.cat([torch.sigmoid(layer.mask_logits).flatten() for layer in masked_layers(prior.model).values()])
+    assert q.numel() == 108 and ((q - 0.9).abs() < 1e-4).sum() == 54 and ((q - 0.2).abs() < 1e-4).sum() == 54
+
+
+def test_a_score_needs_data():
+    with pytest.raises(ValueError, match="the score snip needs a trained network"):
+        train_prior(mlp((6, 3), seed=0), None, PriorConfig(score="snip", sparsity=0.5))
+
+
+def test_include_names_what_is_random(parts, priors):
+    assert [*masked_layers(priors(parts, include="fc2*", score="magnitude", sparsity=0.5).model)] == ["fc2.weight"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 1.0}, "keep must lie strictly between 0 and 1, got 1.0"),
+        ({"score": "snip"}, "score snip and sparsity 0 do not go together"),
+        ({"sparsity": 0.5}, "score none and sparsity 0.5 do not go together"),
+        ({"prior_fraction": 1.0}, r"prior_fraction must lie in \[0, 1\), got 1.0"),
+        ({"sigma": 0.0}, "sigma must be positive"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        PriorConfig(**options)
