@@ -6,17 +6,20 @@ layer and the weight's position (:mod:`stochprune.rng`). On that stand kernels, 
 
 from importlib.metadata import version as _version
 
-from stochprune import backends, bounds, data, functional, masks, models, nn, rng, scores, training
+from stochprune import backends, bounds, data, functional, masks, models, nn, pac_bayes, rng, scores, training
 from stochprune.functional import keep_mask
 from stochprune.nn import convert, harden
+from stochprune.pac_bayes import Certificate, certify, self_bound
 from stochprune.training import FinetuneConfig, finetune
 
 __version__ = _version("stochprune")
 
 __all__ = [
+    "Certificate",
     "FinetuneConfig",
     "backends",
     "bounds",
+    "certify",
     "convert",
     "data",
     "finetune",
@@ -26,7 +29,9 @@ __all__ = [
     "masks",
     "models",
     "nn",
+    "pac_bayes",
     "rng",
     "scores",
+    "self_bound",
     "training",
 ]
