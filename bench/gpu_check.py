@@ -29,6 +29,7 @@ from torch import Tensor
 from bench.baselines import CONTENDERS
 
 RESULTS = Path(__file__).parent / "results"
+DEVICE = "cuda"
 SQUARE, MLP = [(4096, 4096), (8192, 8192)], [(14336, 4096), (4096, 14336)]  # N, K; the latter Llama 3 8B's MLP
 TOKENS = [1, 16, 64, 128, 256, 512, 1024, 4096, 16384]
 MARGIN = 20.0  # seconds: the last size starts so long before the end
@@ -53,10 +54,10 @@ class Case:
     """One size: its tensors in bfloat16, and what is timed on them."""
 
     def __init__(self, m: int, n: int, k: int) -> None:
-        generator = torch.Generator("cuda").manual_seed(0)
+        generator = torch.Generator(DEVICE).manual_seed(0)
 
         def make(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+            return torch.randn(*shape, generator=generator, device=DEVICE, dtype=torch.bfloat16)
 
         self.x, self.grad = make(m, k).requires_grad_(), make(m, n)
         self.weight = (make(n, k) / k**0.5).requires_grad_()

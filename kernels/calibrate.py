@@ -17,6 +17,8 @@ from .matmul import usable
 
 SIZE = 4096
 """Rows, columns and tokens of the products that are timed: their arithmetic hides memory and launches."""
+COPY = 1 << 30
+"""Bytes of the copy that is timed."""
 
 
 def calibrate() -> routes.Constants:
@@ -27,8 +29,7 @@ def calibrate() -> routes.Constants:
     """
     if not torch.cuda.is_available():
         raise RuntimeError("calibration needs an NVIDIA GPU; torch sees none here")
-    with torch.cuda.device(torch.cuda.current_device()):
-        measured = measure()
+    measured = measure(torch.device("cuda", torch.cuda.current_device()))
     path = routes.calibration_file()
     known = json.loads(path.read_text()) if path.exists() else {}
     known[torch.cuda.get_device_name()] = measured._asdict()
@@ -38,18 +39,18 @@ def calibrate() -> routes.Constants:
     return measured
 
 
-def measure() -> routes.Constants:
-    """The constants of the current device."""
+def measure(device: torch.device) -> routes.Constants:
+    """The constants of a device."""
     before = torch.backends.cuda.matmul.fp32_precision
     try:
-        found = [_products(kind) for kind in routes.PRECISIONS]
+        found = [_products(kind, device) for kind in routes.PRECISIONS]
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     matmul, drawing, reading = zip(*found, strict=True)
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(COPY, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / _seconds(lambda: target.copy_(source))
-    small = torch.zeros(32, device="cuda")
+    small = torch.zeros(32, device=device)
 
     def twenty() -> None:
         for _ in range(20):
@@ -58,13 +59,13 @@ def measure() -> routes.Constants:
     return routes.Constants(bandwidth, _seconds(twenty) / 20, matmul, drawing, reading)
 
 
-def _products(kind: str) -> tuple[float, float, float]:
+def _products(kind: str, device: torch.device) -> tuple[float, float, float]:
     """Rate of torch's product, and seconds for a weight and a tile of tokens of the two loops of ours."""
     dtype = torch.bfloat16 if kind == "16 bits" else torch.float32
     torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
-    generator = torch.Generator("cuda").manual_seed(0)
-    x, weight, logits = (torch.randn(SIZE, SIZE, generator=generator, device="cuda").to(dtype) for _ in range(3))
-    number = torch.zeros(1, dtype=torch.int64, device="cuda")
+    generator = torch.Generator(device).manual_seed(0)
+    x, weight, logits = (torch.randn(SIZE, SIZE, generator=generator, device=device).to(dtype) for _ in range(3))
+    number = torch.zeros(1, dtype=torch.int64, device=device)
     mask = Mask(number, number, 1, "straight_through", 1.0)
     out, bits = torch.empty_like(x)[None], mask_bits(logits, mask)
     loops = SIZE * SIZE * SIZE / usable(dtype, x.device)[-1].tokens
