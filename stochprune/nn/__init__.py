@@ -15,6 +15,9 @@ from stochprune.nn.masked_conv import (
 from stochprune.nn.masked_embedding import MaskedEmbedding
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
+from stochprune.nn.nm import NMMaskedLinear
+from stochprune.nn.semi_structured import semi_structured
+from stochprune.nn.structured import StructuredMaskedLinear
 
 __all__ = [
     "GatedBranch",
@@ -27,6 +30,8 @@ __all__ = [
     "MaskedEmbedding",
     "MaskedLinear",
     "MaskedTransposedLinear",
+    "NMMaskedLinear",
+    "StructuredMaskedLinear",
     "convert",
     "drop_branches",
     "expected_cost",
@@ -35,4 +40,5 @@ __all__ = [
     "layer_kl",
     "masked_layers",
     "sampling",
+    "semi_structured",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from stochprune import masks as mask_tools
 from stochprune import rng
 from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.nn.nm import NMMaskedLinear
 from stochprune.nn.selection import Group, Selectors, masked_type, select
+from stochprune.nn.structured import StructuredMaskedLinear
 
 
 def convert(
@@ -21,6 +25,7 @@ def convert(
     keep_pruned: float = 0.05,
     include: Selectors | None = None,
     exclude: Selectors | None = None,
+    pattern: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """Replace the linear and convolutional layers of a model by masked ones, in place.
@@ -39,6 +44,9 @@ def convert(
         keep_kept, keep_pruned: the initial probabilities of keeping the weights that the mask keeps and prunes.
         include, exclude: shell patterns on weight names, or types: of the layer or of a module around it. Only weights
             that match ``include`` and do not match ``exclude`` are converted, a tied one by any of its names.
+        pattern: linear layers alone, under masks that keep n of every m neighbours (``"2:4"``, see
+            :class:`stochprune.nn.NMMaskedLinear`) or whole ``"rows"``, ``"columns"`` or blocks such as ``"16x16"``
+            (:class:`stochprune.nn.StructuredMaskedLinear`).
         seed: 0 .. 2^64 - 1, of the run.
 
     Returns:
@@ -55,9 +63,11 @@ def convert(
         keep = keep_kept if masks is None else _probabilities(group, masks, keep_kept, keep_pruned)
         first: MaskedLayer | None = None
         for name, layer in group.layers.items():
-            kind = masked_type(layer)
-            assert kind is not None
-            masked = kind.from_dense(layer, keep, seed=seed, stream=streams[name])
+            kind, own = _kind(name, layer, pattern)
+            try:
+                masked = kind.from_dense(layer, keep, seed=seed, stream=streams[name], **own)
+            except ValueError as error:
+                raise ValueError(f"convert: {name}: {error}") from error
             first = first or masked
             masked.mask_logits, masked.stream = first.mask_logits, first.stream
             replacements[layer] = masked
@@ -78,13 +88,17 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
         The model.
 
     Raises:
-        ValueError: no masked layer, a sparsity outside [0, 1), an unknown scope, or a layer left with no weight.
+        ValueError: no masked layer, a sparsity outside [0, 1) or for a layer that has its own (n:m), an unknown scope,
+            or a layer left with no weight.
     """
     layers = masked_layers(model)
     if not layers:
         raise ValueError("harden: the model has no masked layer")
     first = {id(layer.weight): name for name, layer in reversed(layers.items())}
     layers_once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
+    fixed = [name for name, layer in layers_once.items() if layer.own_sparsity]
+    if sparsity is not None and fixed:
+        raise ValueError(f"harden: {fixed[0]} keeps a fixed number of weights: give no sparsity")
     if sparsity is None:
         masks = {name: layer.gate() > 0 for name, layer in layers_once.items()}
         emptied = [name for name, mask in masks.items() if not mask.any()]
@@ -101,6 +115,21 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
         dense.weight = weights.setdefault(id(layer.weight), dense.weight)
         replacements[layer] = dense
     return _replace(model, replacements)
+
+
+def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[type[MaskedLayer], dict[str, Any]]:
+    """The masked layer for a dense one, and the arguments that it alone takes."""
+    kind = masked_type(layer)
+    assert kind is not None
+    if pattern is None:
+        return kind, {}
+    if kind is not MaskedLinear:
+        raise ValueError(
+            f"convert: {name} ({type(layer).__name__}) is no linear layer, which pattern needs: exclude it"
+        )
+    if ":" in pattern:
+        return NMMaskedLinear, {"pattern": pattern}
+    return StructuredMaskedLinear, {"structure": pattern}
 
 
 def _probabilities(group: Group, masks: Mapping[str, Tensor], keep_kept: float, keep_pruned: float) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from stochprune.functional import bernoulli_kl
 from stochprune.nn.layer import masked_layers
 
 
@@ -20,8 +19,8 @@ def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> di
 
     Args:
         model: a converted model.
-        prior_logits: by weight name, as :func:`stochprune.functional.bernoulli_kl` takes them. Of layers that share
-            their masks (tied weights) the first is counted and the others are ignored.
+        prior_logits: by weight name, like the layer's logits or a number. Of layers that share their masks (tied
+            weights) the first is counted and the others are ignored.
 
     Returns:
         float64 scalars by weight name.
@@ -40,7 +39,7 @@ def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> di
     if missing:
         raise ValueError(f"layer_kl: no prior for {missing[-1]}")
     return {
-        name: bernoulli_kl(layer.mask_logits, prior_logits[name])
+        name: layer.divergence(prior_logits[name])
         for name, layer in layers.items()
         if first[id(layer.mask_logits)] == name
     }

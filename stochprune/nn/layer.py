@@ -52,10 +52,12 @@ class MaskedLayer(nn.Module):
         stream: the layer's address in the mask contract.
         dense_type: the dense layer.
         settings: its constructor's arguments, attributes of both layers.
+        own_sparsity: whether the layer keeps as many weights as it does, whatever its logits.
     """
 
     dense_type: ClassVar[type[nn.Module]]
     settings: ClassVar[tuple[str, ...]]
+    own_sparsity: ClassVar[bool] = False
 
     weight: Tensor
     bias: Tensor | None
@@ -91,10 +93,12 @@ class MaskedLayer(nn.Module):
         temperature: float = 1.0,
         seed: int = 0,
         stream: int | None = None,
+        **own: Any,
     ) -> Layer:
-        """A masked layer on the very parameters (and hooks) of a dense one."""
+        """A masked layer on the very parameters (and hooks) of a dense one; ``own``: arguments of this layer alone."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
+        layer._configure(**own)
         layer._adopt(dense, keep, estimator=estimator, temperature=temperature, seed=seed, stream=stream)
         return layer.train(dense.training)
 
@@ -115,6 +119,12 @@ class MaskedLayer(nn.Module):
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         _move_hooks(self, dense)
         return dense.train(self.training)
+
+    def _configure(self) -> None:
+        """Take what only this layer knows, before any parameter is there."""
+
+    def _initial_logits(self, keep: float | Tensor, weight: Tensor) -> Tensor:
+        return logits_of(keep, weight)
 
     def _initialise(self, numbers: np.random.Generator) -> None:
         """Fill weight and bias as torch does for linear and convolutional layers: uniform within 1 / sqrt(fan in)."""
@@ -137,7 +147,7 @@ class MaskedLayer(nn.Module):
         weight = dense.weight
         assert isinstance(weight, Tensor)
         check_estimator(type(self).__name__, estimator, temperature)
-        self.weight, self.mask_logits = weight, nn.Parameter(logits_of(keep, weight))
+        self.weight, self.mask_logits = weight, nn.Parameter(self._initial_logits(keep, weight))
         self.register_parameter("bias", getattr(dense, "bias", None))
         for name in self.settings:
             if name != "bias":
@@ -207,6 +217,10 @@ class MaskedLayer(nn.Module):
 
     def _gate_of(self, logits: Tensor) -> Tensor:
         return functional.hard_concrete_gate(logits) if self.estimator == "hard_concrete" else logits >= 0
+
+    def divergence(self, prior_logits: Tensor | float) -> Tensor:
+        """KL of this layer's mask from that of a prior, in nats: a float64 scalar, differentiable."""
+        return functional.bernoulli_kl(self.mask_logits, prior_logits)
 
     def thresholded_weight(self) -> Tensor:
         """The weight of the evaluation mode, under :meth:`gate`; differentiable in weight."""

@@ -1,0 +1,82 @@
+"""Layers under structured masks: shapes of their logits, evaluation, hardening, conversion of masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import stochprune as sp
+from stochprune import keep_mask, rng
+from stochprune.nn import StructuredMaskedLinear, layer_kl, masked_layers
+from stochprune.training import FinetuneConfig, finetune
+
+GRIDS = {"rows": (12, 1), "columns": (1, 16), "4x8": (3, 2)}
+
+
+@pytest.mark.parametrize("structure", GRIDS)
+def test_forward_draws_one_mask_a_block(structure, generator):
+    layer = StructuredMaskedLinear(16, 12, bias=False, structure=structure, keep=0.5, seed=7, stream=3)
+    assert layer.mask_logits.shape == GRIDS[structure]
+    kept = keep_mask(rng.threshold_from_logits(layer.mask_logits), seed=7, draw=0, stream=3)
+    rows, columns = 12 // kept.shape[0], 16 // kept.shape[1]
+    kept = kept.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    assert torch.equal(layer(torch.eye(16)).mT, layer.weight * kept)
+    assert f"structure={structure}" in repr(layer)
+
+
+@pytest.mark.parametrize("structure", GRIDS)
+@pytest.mark.parametrize("sparsity", [None, 0.5])
+def test_evaluation_and_hardening_prune_whole_blocks(structure, sparsity, generator):
+    layer = StructuredMaskedLinear(16, 12, structure=structure)
+    with torch.no_grad():
+        layer.mask_logits.normal_(generator=generator)
+    logits = layer.mask_logits.detach()
+    x = torch.randn(5, 16, generator=generator)
+    evaluated = layer.eval()(x)
+    hard = sp.harden(layer, sparsity)
+    if sparsity is None:
+        torch.testing.assert_close(hard(x), evaluated)
+        kept = logits >= 0
+    else:
+        kept = sp.masks.from_scores({"weight": logits}, sparsity)["weight"]
+    expanded = kept.repeat_interleave(12 // kept.shape[0], 0).repeat_interleave(16 // kept.shape[1], 1)
+    assert torch.equal(hard.weight != 0, expanded)
+
+
+def test_a_mask_is_averaged_over_its_blocks():
+    mask = torch.zeros(12, 16, dtype=torch.bool)
+    mask[:4, :8] = True
+    mask[4:6, :8] = True  # half of a block
+    layer = sp.convert(nn.utils.skip_init(nn.Linear, 16, 12), {"weight": mask}, pattern="4x8")
+    keep = torch.sigmoid(layer.mask_logits.detach())
+    torch.testing.assert_close(keep, torch.tensor([[0.95, 0.05], [0.5, 0.05], [0.05, 0.05]]))
+
+
+def test_a_converted_model_trains_and_has_a_divergence(generator):
+    layers = [nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((16, 12), (12, 8))]
+    for parameter in (p for layer in layers for p in layer.parameters()):
+        nn.init.normal_(parameter, std=0.5, generator=generator)
+    model = sp.convert(nn.Sequential(layers[0], nn.ReLU(), layers[1]), pattern="rows", exclude="2.*")
+    prior = {"0.weight": model[0].mask_logits.detach().clone()}
+    finetune(model, [(torch.randn(32, 16, generator=generator), torch.arange(32) % 8)] * 5, FinetuneConfig(epochs=4))
+    assert list(masked_layers(model)) == ["0.weight"]
+    assert layer_kl(model, prior)["0.weight"] > 0
+    twin = sp.convert(
+        nn.Sequential(nn.Linear(16, 12, device="meta"), nn.ReLU(), layers[1]), pattern="rows", exclude="2.*"
+    )
+    twin.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(twin[0].mask_logits, model[0].mask_logits)
+
+
+@pytest.mark.parametrize(
+    "structure, message",
+    [
+        ("filters", "rows, columns or RxC, such as 16x16, got 'filters'"),
+        ("5x8", "blocks of 5x8 do not divide a weight of 12x16"),
+        ("0x8", "blocks of 0x8 do not divide"),
+    ],
+)
+def test_bad_structure(structure, message):
+    with pytest.raises(ValueError, match=message):
+        StructuredMaskedLinear(16, 12, structure=structure)
