@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from stochprune.scores._common import Examples, LossFunction, Score, prunable_weights
+from stochprune.scores.first_epochs import dissipating_gradients, k_starts
 from stochprune.scores.force import force, iterative_snip
 from stochprune.scores.grasp import grasp
-from stochprune.scores.haroon import dissipating_gradients, k_starts
 from stochprune.scores.magnitude import magnitude
 from stochprune.scores.prospr import prospr
 from stochprune.scores.random import erk_densities, random

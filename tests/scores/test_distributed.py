@@ -28,7 +28,7 @@ dist.init_process_group("gloo", rank=rank, world_size=2)
 part = [batch for batch in data if batch[0].shape[0] and int(batch[0][0, 0] > 0) == rank]
 result = {
     name: scores.compute(name, model, F.cross_entropy, part, sparsity=0.8, seed=0, **options)
-    for name, options in SCORES.items()
+    for name, options in {**SCORES, **EACH_ITS_OWN}.items()
 }
 torch.save(result, f"{out}/scores{rank}.pt")
 dist.destroy_process_group()
@@ -41,6 +41,7 @@ SCORES = {
     "wanda": {},
     "sparsegpt": {},
 }
+EACH_ITS_OWN = {"prospr": {"steps": 0}, "k_starts": {"starts": 2}, "dissipating_gradients": {}}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def both(tmp_path_factory):
     x[:, 0] = x[:, 0].abs() * (torch.arange(17) >= 12).float().mul(2).sub(1)  # its sign says whose example it is
     data = list(zip(x.split([6, 6, 5]), (torch.arange(17) % 4).split([6, 6, 5]), strict=True))
     torch.save(data, out / "data.pt")
-    (out / "worker.py").write_text(f"SCORES = {SCORES!r}\n{WORKER}")
+    (out / "worker.py").write_text(f"SCORES = {SCORES!r}\nEACH_ITS_OWN = {EACH_ITS_OWN!r}\n{WORKER}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,3 +81,20 @@ def test_two_processes_score_as_one(both, name):
     # a half of the examples alone gives something else
     half = scores.compute(name, model, F.cross_entropy, data[:2], sparsity=0.8, seed=0, **SCORES[name])
     assert not torch.allclose(half["fc1.weight"], alone["fc1.weight"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", list(EACH_ITS_OWN))
+def test_ranks_that_train_on_their_own_agree(both, name):
+    data, ranks = both
+    model = models.mlp((8, 12, 4), seed=0)
+    for key, score in ranks[0][name].items():
+        assert torch.equal(score, ranks[1][name][key])
+    if name == "prospr":  # without steps it is SNIP on the first batch of each rank
+        expected = scores.snip(model, F.cross_entropy, [data[0], data[2]])
+    elif name == "dissipating_gradients":  # the mean of what each rank alone would see
+        alone = [scores.dissipating_gradients(model, F.cross_entropy, part) for part in (data[:2], data[2:])]
+        expected = {key: (alone[0][key] + alone[1][key]) / 2 for key in alone[0]}
+    else:
+        return
+    for key, score in expected.items():
+        torch.testing.assert_close(ranks[0][name][key], score, rtol=1e-3, atol=1e-6)

@@ -15,6 +15,7 @@ from stochprune.scores._common import (
     Examples,
     LossFunction,
     checked,
+    mean_over_examples,
     needed,
     prunable_weights,
     repeatable,
@@ -42,7 +43,8 @@ def dissipating_gradients(
 
     Args:
         loss_fn: as for :func:`snip`.
-        batches: one epoch; gone through ``epochs`` times.
+        batches: one epoch; gone through ``epochs`` times. Under a process group each rank trains on its own, and the
+            movements are averaged.
         epochs, lr, momentum: of the SGD on a copy of the weights.
 
     Returns:
@@ -57,12 +59,13 @@ def dissipating_gradients(
     check_descent("dissipating_gradients", lr=lr, momentum=momentum)
     feed = chain.from_iterable(repeat(repeatable(batches), epochs))
     theta = descend(model, loss_fn, feed, starting_point(model), lr=lr, momentum=momentum)
-    scores = {}
-    for name, weight in prunable_weights(model).items():
-        start = wide(weight)
-        tiny = torch.finfo(start.dtype).tiny  # a weight that starts at 0 may move far
-        scores[name] = (wide(theta[weight]) - start).abs() / start.abs().clamp_min(tiny)
-    return checked("dissipating_gradients", {n: s.clamp_max(torch.finfo(s.dtype).max) for n, s in scores.items()})
+    weights = prunable_weights(model)
+    moved = {name: (wide(theta[weight]) - wide(weight)).abs() for name, weight in weights.items()}
+    scores = checked("dissipating_gradients", mean_over_examples([(1, moved)]))
+    for name, weight in weights.items():
+        limits = torch.finfo(scores[name].dtype)  # a weight that starts at 0 may move
+        scores[name] = (scores[name] / wide(weight).abs().clamp_min(limits.tiny)).clamp_max(limits.max)
+    return scores
 
 
 def k_starts(
@@ -119,11 +122,12 @@ def k_starts(
         begin = starting_point(model) | {weight: weight.detach() * mask for weight, mask in masks.items()}
         feed = chain.from_iterable(repeat(batches, epochs))
         theta = descend(model, loss_fn, feed, begin, lr=lr, momentum=momentum, masks=masks, see=see)
-        fit = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         for weight, mask in masks.items():
             size = theta[weight].abs() if fitness != "gradient" else 1.0
             slope = accumulated[weight] if fitness != "magnitude" else 1.0
-            fit += (size * slope * mask).sum(dtype=torch.float64).item()
+            total = total + (size * slope * mask).sum(dtype=torch.float64)
+        fit = mean_over_examples([(1, {"fitness": total})])["fitness"].item()  # all ranks choose the same start
         if fit > best:  # the fitness of a start that diverged is NaN
             best, chosen = fit, scores
     if chosen is None:
