@@ -8,11 +8,12 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from stochprune.report import Spread
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000", "#F0E442")
-"""Readable with colour blindness (Okabe and Ito)."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000", "#7A4B00")
+"""Readable with colour blindness (after Okabe and Ito)."""
 MARKERS = "os^Dv<>PX"
 
 
@@ -29,7 +30,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     panels = list(
         dict.fromkeys(tuple(row[k] for k in keys) for row in pruned if not (ablates and row["score"] == "random"))
     )
-    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 4.4), layout="constrained")
+    width = max(6.5, 1.2 + 3.1 * len(panels))
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
@@ -62,12 +64,15 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axis.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
         axis.set_xlabel("weights pruned (%)")
         axis.set_yscale("log")
-        axis.grid(axis="y", which="both", linewidth=0.3)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.grid(axis="y", linewidth=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     if panels:
         axes[0].set_ylabel("test error (%)")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 1.6), frameon=False, fontsize=8)
     figure.suptitle(results["title"], fontsize=11)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 

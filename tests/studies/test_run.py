@@ -202,3 +202,13 @@ def test_without_training_there_are_distributions_and_no_errors(tmp_path):
     assert {row["when"] for row in results["layers"] + results["distances"]} == {"before"}
     text = (folder / "tables.md").read_text()
     assert "Test error" not in text and "before training" in text and "pruned ones as zeros" in text
+
+
+@pytest.mark.parametrize("name", ["immune", "prospr"])
+def test_shipped_small_studies_run(name, tmp_path):
+    """Their grids as they are, with one seed and one epoch."""
+    plan = studies.load(name, small=True)
+    settings = dataclasses.replace(plan.settings, batch_size=512, weights=WeightConfig(epochs=1))
+    _, results = studies.run(dataclasses.replace(plan, seeds=1, settings=settings), out=tmp_path)
+    assert len(results["rows"]) == len({row["score"] for row in results["rows"]}) + (6 if name == "immune" else 0)
+    assert all(row["error"] < 100 for row in results["rows"])
