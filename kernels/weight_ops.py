@@ -22,6 +22,7 @@ def masked_weight(
     temperature: float,
     dtype: torch.dtype,
     rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> Tensor:
     """As :func:`stochprune.reference.masked_weight`, in one launch."""
     mask = Mask(seed, draw, stream, estimator, temperature)
@@ -41,6 +42,7 @@ def weight_grad(
     need_weight: bool,
     need_logits: bool,
     rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.weight_grad`, a launch for each draw; several are summed in float32."""
     mask = Mask(seed, draw, stream, estimator, temperature)

@@ -144,16 +144,20 @@ def _backward(
     geometry = _Geometry(stride, padding, dilation, transposed, output_padding, groups)
     options = (stream, estimator, temperature)
 
+    memo: list[Tensor] = []
+
     def filters(part: slice) -> Tensor:
-        return backend.masked_weight(weight, logits, seed, draw[part], *options, x.dtype)
+        return backend.masked_weight(weight, logits, seed, draw[part], *options, x.dtype, memo=memo)
 
     dx, sums = [], [weight.new_empty(0), logits.new_empty(0)]
     needs = (need_x, need_weight or need_logits)
     for part in _parts(x, weight):
+        memo.clear()
         dx_part, g = _differentiate_convolution(grad, x, weight, filters, geometry, part, needs)
         dx.append(dx_part)
         if needs[1]:
-            grads = backend.weight_grad(g, weight, logits, seed, draw[part], *options, need_weight, need_logits)
+            through = (g, weight, logits, seed, draw[part], *options, need_weight, need_logits)
+            grads = backend.weight_grad(*through, memo=memo)
             sums = [s if t is None else t + s if s.numel() else t for s, t in zip(sums, grads, strict=True)]
     return _join(dx) if need_x else x.new_empty(0), sums[0], sums[1]
 

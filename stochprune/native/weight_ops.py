@@ -20,13 +20,18 @@ def masked_weight(
     temperature: float,
     dtype: torch.dtype,
     rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> Tensor:
-    """As :func:`stochprune.reference.masked_weight`, in the shared workspace."""
+    """As :func:`stochprune.reference.masked_weight`, in the shared workspace; ``memo`` gets hard masks as bits."""
     layer = MaskedWeight(weight, logits, seed, stream, estimator, temperature, rows)
     n, k = layer.shape
     out = workspace.take(len(draw) * n, k, dtype).view(len(draw), n, k)
+    whole = slice(0, n)
     for i in range(len(draw)):
-        layer.write(draw[i], slice(0, n), out[i])
+        bits = None if memo is None else layer.bits(whole)
+        layer.write(draw[i], whole, out[i], bits)
+        if memo is not None and bits is not None:
+            memo.append(bits)
     return out.view(len(draw), n, *weight.shape[1:])
 
 
@@ -42,6 +47,7 @@ def weight_grad(
     need_weight: bool,
     need_logits: bool,
     rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.weight_grad`."""
     layer = MaskedWeight(weight, logits, seed, stream, estimator, temperature, rows)
@@ -56,7 +62,8 @@ def weight_grad(
     if need_logits and dlogits is None:
         dlogits = fresh(layer.shape, logits.dtype)
     for i, g in enumerate(parts):
-        layer.gradients(draw[i], slice(0, len(g)), g, None, dweight, dlogits, accumulate=i > 0)
+        bits = memo[i] if memo else None
+        layer.gradients(draw[i], slice(0, len(g)), g, bits, dweight, dlogits, accumulate=i > 0)
     return (
         None if dweight is None else dweight.view(grad.shape[1:]),
         None if dlogits is None else dlogits.view(grad.shape[1:]),
