@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stochprune import backends, rng
 from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor
+from stochprune.functional._product import LINEAR, convolution, product, product_grads
 
 
 def _moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -25,27 +26,6 @@ def _moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: t
         return weight.to(dtype), variance.to(dtype)
     q = torch.sigmoid(logits)
     return (q * weight).to(dtype), (q * ((1 - q) * weight.square() + variance)).to(dtype)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]) -> Tensor:
-    """A linear layer, or with a stride the convolution."""
-    if not geometry[0]:
-        return F.linear(x, weight, bias)
-    stride, padding, dilation, groups = geometry
-    y: Tensor = torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
-    return y
-
-
-def _product_grads(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Sequence[Any], need_x: bool, need_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    if not geometry[0]:
-        return grad @ weight if need_x else None, grad.mT @ x if need_weight else None
-    stride, padding, dilation, groups = geometry
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups, [need_x, need_weight, False]
-    )
-    return dx, dweight
 
 
 def _noise(y: Tensor, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:
@@ -72,14 +52,14 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     geometry = (stride, padding, dilation, groups)
     mean, variance = _moments(weight, logits, rho, x.dtype)
-    y = _product(x, mean, bias, geometry)
-    deviation = _product(x.square(), variance, None, geometry).sqrt()
+    y = product(x, mean, bias, geometry)
+    deviation = product(x.square(), variance, None, geometry).sqrt()
     return torch.addcmul(y, deviation, _noise(y, seed, draw, stream, row_offset)), deviation
 
 
 @_forward.register_fake
 def _(x: Tensor, weight: Tensor, logits: Any, rho: Any, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Any:
-    y = _product(x, weight.to(x.dtype), None, rest[2:])
+    y = product(x, weight.to(x.dtype), None, rest[2:])
     return y.new_empty(draw.shape[0], *y.shape), torch.empty_like(y)
 
 
@@ -107,8 +87,8 @@ def _backward(
     noise = _noise(deviation, seed, draw, stream, row_offset)
     # d sqrt(v) / dv has no value at v = 0, where the noise has no part: an input of zeros, or sure weights.
     dvariance = torch.where(deviation > 0, (grad * noise).sum(0) / (2 * deviation), 0)
-    dx, dmean = _product_grads(grad.sum(0), x, mean, geometry, need_x, need_weights)
-    dsquare, dspread = _product_grads(dvariance, x.square(), variance, geometry, need_x, need_weights)
+    dx, dmean = product_grads(grad.sum(0), x, mean, geometry, need_x, need_weights)
+    dsquare, dspread = product_grads(dvariance, x.square(), variance, geometry, need_x, need_weights)
     nothing = x.new_empty(0)
     if dx is not None and dsquare is not None:
         dx = dx + 2 * x * dsquare
@@ -247,7 +227,7 @@ def local_reparameterised_linear(
     if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
     flat = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(x.shape[:-1].numel(), 0)
-    y = _call(op, flat, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, [], [], [], 1)
+    y = _call(op, flat, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *LINEAR)
     return y.reshape(*([] if samples is None else [samples]), *x.shape[:-1], weight.shape[0])
 
 
@@ -285,16 +265,6 @@ def local_reparameterised_conv(
     Raises:
         TypeError, ValueError, RuntimeError: as for the linear layer.
     """
-    dimensions = weight.dim() - 2
     op = "local_reparameterised_conv"
-    if not 1 <= dimensions <= 3 or x.dim() != weight.dim() or x.shape[1] != weight.shape[1] * groups:
-        raise ValueError(f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit in {groups} groups")
-    geometry = []
-    for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
-        sizes = [value] * dimensions if isinstance(value, int) else list(value)
-        if len(sizes) != dimensions or min(sizes) < (name != "padding"):
-            raise ValueError(
-                f"{op}: {name} must be {dimensions} integers of at least {int(name != 'padding')}, got {value}"
-            )
-        geometry.append(sizes)
-    return _call(op, x, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *geometry, groups)
+    geometry = convolution(op, x, weight, stride, padding, dilation, groups)
+    return _call(op, x, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *geometry)

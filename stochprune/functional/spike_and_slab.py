@@ -1,23 +1,22 @@
-"""spike_and_slab_linear: a linear layer whose weights are Gaussian, or Gaussian under a stochastic mask.
+"""Linear layers and convolutions whose weights are Gaussian, or Gaussian under a stochastic mask.
 
-The operators ``stochprune::spike_and_slab_linear`` and its backward form the weights of one draw at a time; nothing but
+The operators ``stochprune::spike_and_slab`` and its backward form the weights of one draw at a time; nothing but
 the inputs is saved for backward, normals and mask are drawn again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from stochprune import backends
-from stochprune.functional._checks import check_estimator
+from stochprune import backends, rng
+from stochprune.functional._checks import check_estimator, check_floating, check_same_device, draw_tensor, seed_tensor
 from stochprune.functional._linear import slices
-
-_OP = "spike_and_slab_linear"
+from stochprune.functional._product import LINEAR, convolution, product, product_grads
 
 
 def _sampled(
@@ -30,15 +29,24 @@ def _sampled(
     options: tuple[int, str, float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """The weights [N, K] of one draw (int64 [1])."""
-    wide: Tensor = backend.gaussian_weight(mu, rho, seed, draw, options[0], dtype if logits is None else mu.dtype)[0]
+    """The weights of one draw (int64 [1]), like ``mu``."""
+    slab = (mu.flatten(1), rho.flatten(1), seed, draw, options[0])
     if logits is None:
-        return wide
-    masked: Tensor = backend.masked_weight(wide, logits, seed, draw, *options, dtype)[0]
-    return masked
+        return backend.gaussian_weight(*slab, dtype)[0].view(mu.shape)
+    wide = backend.gaussian_weight(*slab, mu.dtype)[0]
+    return backend.masked_weight(wide, logits.flatten(1), seed, draw, *options, dtype)[0].view(mu.shape)
 
 
-@torch.library.custom_op("stochprune::spike_and_slab_linear", mutates_args=())
+def _outputs(x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> Tensor:
+    """Uninitialised [D, M, N, ...] of x [D, M, ...]."""
+    if not geometry[0]:
+        return x.new_empty(*x.shape[:2], len(weight))
+    stride, padding, dilation, _ = geometry
+    sizes = zip(x.shape[3:], weight.shape[2:], stride, padding, dilation, strict=True)
+    return x.new_empty(*x.shape[:2], len(weight), *((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in sizes))
+
+
+@torch.library.custom_op("stochprune::spike_and_slab", mutates_args=())
 def _forward(
     x: Tensor,
     mu: Tensor,
@@ -50,22 +58,26 @@ def _forward(
     stream: int,
     estimator: str,
     temperature: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
 ) -> Tensor:
     backend = backends.resolve(x, mu, rho, *([] if logits is None else [logits]))
-    y = x.new_empty(x.shape[0], x.shape[1], mu.shape[0])
+    geometry, options = (stride, padding, dilation, groups), (stream, estimator, temperature)
+    y = _outputs(x, mu, geometry)
     for i in range(len(draw)):
-        options = (stream, estimator, temperature)
         weight = _sampled(backend, mu, rho, logits, seed, draw[i : i + 1], options, x.dtype)
-        y[i] = F.linear(x[i], weight, bias)
+        y[i] = product(x[i], weight, bias, geometry)
     return y
 
 
 @_forward.register_fake
 def _(x: Tensor, mu: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], mu.shape[0])
+    return _outputs(x, mu, rest[-4:])
 
 
-@torch.library.custom_op("stochprune::spike_and_slab_linear_backward", mutates_args=())
+@torch.library.custom_op("stochprune::spike_and_slab_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -77,37 +89,43 @@ def _backward(
     stream: int,
     estimator: str,
     temperature: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
     need_x: bool,
     need_mu: bool,
     need_rho: bool,
     need_logits: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     backend = backends.resolve(x, mu, rho, *([] if logits is None else [logits]))
-    options = (stream, estimator, temperature)
+    geometry, options = (stride, padding, dilation, groups), (stream, estimator, temperature)
     wide = torch.promote_types(mu.dtype, torch.float32)
     dx = x.new_empty(x.shape if need_x else 0)
     needs = (need_mu, need_rho, need_logits and logits is not None)
     totals = [mu.new_zeros(mu.shape if need else 0, dtype=wide) for need in needs]
     for i in range(len(draw)):
         one = draw[i : i + 1]
-        if need_x:
-            dx[i] = grad[i] @ _sampled(backend, mu, rho, logits, seed, one, options, x.dtype)
-        if not any(needs):
+        # Without need of dx only the shape of the weights is looked at.
+        weight = _sampled(backend, mu, rho, logits, seed, one, options, x.dtype) if need_x else mu.to(x.dtype)
+        dx_i, outer = product_grads(grad[i], x[i], weight, geometry, need_x, any(needs))
+        if dx_i is not None:
+            dx[i] = dx_i
+        if outer is None:
             continue
-        dweight, dlogits = (grad[i].mT @ x[i]).to(mu.dtype), None  # [N, K]: dL/d(weight), through the mask if any
+        dweight, dlogits = outer.to(mu.dtype).flatten(1), None  # [N, K]: dL/d(weight), through the mask if there is one
         if logits is not None:
-            weight = backend.gaussian_weight(mu, rho, seed, one, stream, mu.dtype)[0]
-            slab = need_mu or need_rho
-            dweight, dlogits = backend.weight_grad(dweight[None], weight, logits, seed, one, *options, slab, needs[2])
+            slab = backend.gaussian_weight(mu.flatten(1), rho.flatten(1), seed, one, stream, mu.dtype)[0]
+            given = (dweight[None], slab, logits.flatten(1), seed, one, *options)
+            dweight, dlogits = backend.weight_grad(*given, need_mu or need_rho, needs[2])
         if needs[0]:
-            totals[0] += dweight
+            totals[0] += dweight.view(mu.shape)
         if needs[1]:
-            totals[1] += backend.gaussian_grad(dweight[None], rho, seed, one, stream)
-        if dlogits is not None and needs[2]:
-            totals[2] += dlogits
-    dmu, drho, dlogit = (
-        t.to(like.dtype) for t, like in zip(totals, (mu, rho, mu if logits is None else logits), strict=True)
-    )
+            totals[1] += backend.gaussian_grad(dweight[None], rho.flatten(1), seed, one, stream).view(mu.shape)
+        if dlogits is not None:
+            totals[2] += dlogits.view(mu.shape)
+    likes = (mu, rho, mu if logits is None else logits)
+    dmu, drho, dlogit = (total.to(like.dtype) for total, like in zip(totals, likes, strict=True))
     return dx, dmu, drho, dlogit
 
 
@@ -131,12 +149,12 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if any(needs):
         grads = _backward(grad, x, mu, rho, logits, seed, draw, *ctx.options, *needs)
         grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-    dbias = grad.sum((0, 1)) if ctx.has_bias and ctx.needs_input_grad[4] else None
+    dbias = grad.sum((0, 1, *range(3, grad.dim()))) if ctx.has_bias and ctx.needs_input_grad[4] else None
     return *grads, dbias, *([None] * (2 + len(ctx.options)))
 
 
 def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+    raise RuntimeError("spike and slab layers are differentiable once: backward has no derivative (double backward)")
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -184,7 +202,63 @@ def spike_and_slab_linear(
             integer out of range.
         RuntimeError: on differentiating twice.
     """
-    check_estimator(_OP, estimator, temperature)
-    given = slices(_OP, x, {"mu": mu, "rho": rho, "logits": logits}, bias, seed, draw, stream, samples)
-    y = _forward(given.x, mu, rho, logits, given.bias, given.seed, given.draw, stream, estimator, temperature)
-    return given.restore(y)
+    op = "spike_and_slab_linear"
+    check_estimator(op, estimator, temperature)
+    given = slices(op, x, {"mu": mu, "rho": rho, "logits": logits}, bias, seed, draw, stream, samples)
+    address = (given.seed, given.draw, stream, estimator, temperature)
+    return given.restore(_forward(given.x, mu, rho, logits, given.bias, *address, *LINEAR))
+
+
+def spike_and_slab_conv(
+    x: Tensor,
+    mu: Tensor,
+    rho: Tensor,
+    logits: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    estimator: str = "straight_through",
+    temperature: float = 1.0,
+    samples: int | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution of one, two or three dimensions with random weights, as :func:`spike_and_slab_linear`, which see.
+
+    Normals and masks are those of the matrix ``mu.flatten(1)``.
+
+    Args:
+        x: [M, C, *S], floating.
+        mu, rho, logits: [N, C / groups, *kernel]; logits may be None.
+        stride, padding, dilation, groups: as in torch's convolution.
+
+    Returns:
+        [M, N, *T]; [S, M, N, *T] with ``samples``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for the linear layer.
+    """
+    op = "spike_and_slab_conv"
+    check_estimator(op, estimator, temperature)
+    check_floating(op, x=x, mu=mu, rho=rho, logits=logits, bias=bias)
+    check_same_device(op, x=x, mu=mu, rho=rho, logits=logits, bias=bias)
+    geometry = convolution(op, x, mu, stride, padding, dilation, groups)
+    for name, tensor in (("rho", rho), ("logits", logits)):
+        if tensor is not None and tensor.shape != mu.shape:
+            raise ValueError(f"{op}: {name} {tuple(tensor.shape)} and mu {tuple(mu.shape)} differ in shape")
+    if bias is not None and bias.shape != mu.shape[:1]:
+        raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit mu {tuple(mu.shape)}")
+    rng.check_address(stream=stream, rows=mu.shape[0], cols=mu[:1].numel())
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    bias = None if bias is None else bias.to(x.dtype)
+    seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
+    if samples is None and draws.shape[0] != 1:
+        raise ValueError(f"{op}: one draw, or samples from it on, got {draws.shape[0]} draws")
+    many = x.expand(draws.shape[0], *x.shape)
+    y: Tensor = _forward(many, mu, rho, logits, bias, seeds, draws, stream, estimator, temperature, *geometry)
+    return y if samples is not None else y[0]

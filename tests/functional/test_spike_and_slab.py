@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from stochprune import rng
-from stochprune.functional import masked_linear, spike_and_slab_linear
+from stochprune.functional import masked_linear, spike_and_slab_conv, spike_and_slab_linear
 
 op = sys.modules["stochprune.functional.spike_and_slab"]
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
@@ -100,6 +100,44 @@ def test_other_estimators_are_those_of_masked_linear_on_the_slab(estimator, gene
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("slab_only", [True, False])
+def test_convolutions_equal_autograd_of_the_definition(dimensions, slab_only, generator):
+    size = [5, 6, 4][:dimensions]
+    x = torch.randn(2, 4, *size, generator=generator, dtype=torch.float64)
+    mu, rho, logits = torch.randn(3, 6, 2, *[2] * dimensions, generator=generator, dtype=torch.float64)
+    bias = torch.randn(6, generator=generator, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, mu, rho, *([] if slab_only else [logits]), bias)]
+    logits = None if slab_only else logits
+    geometry = {"stride": 2, "padding": 1, "dilation": [2, 1, 1][:dimensions], "groups": 2}
+    y = spike_and_slab_conv(x, mu, rho, logits, bias, **AT, **geometry, samples=2)
+    convolve = [F.conv1d, F.conv2d, F.conv3d][dimensions - 1]
+    expected = []
+    for draw in (11, 12):
+        at = {**AT, "draw": draw}
+        w = mu + F.softplus(rho) * rng.normal(6, mu[0].numel(), **at).view(mu.shape)
+        if logits is not None:
+            u = rng.uniform16(6, mu[0].numel(), **at).view(mu.shape) & 0x7FFF
+            mean = torch.sigmoid(logits)
+            w = ((u < rng.threshold_from_logits(logits).int()) + mean - mean.detach()) * w
+        expected.append(convolve(x, w, bias, **geometry))
+    torch.testing.assert_close(y, torch.stack(expected))
+    weights = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    for got, want in zip(
+        torch.autograd.grad((y.sin() * weights).sum(), inputs),
+        torch.autograd.grad((torch.stack(expected).sin() * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_convolution_operators_pass_opcheck(generator):
+    x = torch.randn(1, 2, 2, 5, 5, generator=generator)
+    mu, rho, logits = (t.requires_grad_() for t in torch.randn(3, 3, 2, 2, 2, generator=generator).unbind())
+    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0, [2, 1], [1, 0], [1, 2], 1)
+    torch.library.opcheck(op._forward, (x, mu, rho, logits, None, *options))
+
+
 def test_draws_samples_and_vmap(generator):
     x, mu, rho, logits, bias = tensors(generator).values()
     layer = lambda t, **o: spike_and_slab_linear(t, mu, rho, logits, bias, **{**AT, **o})  # noqa: E731
@@ -117,7 +155,7 @@ def test_draws_samples_and_vmap(generator):
 def test_operators_pass_opcheck(slab_only, generator):
     x, mu, rho, logits, bias = tensors(generator, dtype=torch.float32).values()
     logits = None if slab_only else logits
-    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0)
+    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0, [], [], [], 1)
     torch.library.opcheck(op._forward, (x[None], mu, rho, logits, bias, *options))
     grad = torch.ones(1, 4, 6)
     detached = [None if t is None else t.detach() for t in (x[None], mu, rho, logits)]
@@ -168,3 +206,20 @@ def test_bad_input(change, error, message):
     given = {"x": torch.ones(5, 37), "mu": torch.ones(7, 37), "rho": torch.ones(7, 37), **AT, **change}
     with pytest.raises(error, match=message):
         spike_and_slab_linear(**given)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"groups": 2}, ValueError, r"x \(1, 2, 5, 5\) and weight \(3, 2, 2, 2\) do not fit in 2 groups"),
+        ({"stride": (1, 2, 3)}, ValueError, r"stride must be 2 integers of at least 1, got \(1, 2, 3\)"),
+        ({"rho": torch.ones(3, 2, 2, 1)}, ValueError, r"rho \(3, 2, 2, 1\) and mu \(3, 2, 2, 2\) differ"),
+        ({"bias": torch.ones(2)}, ValueError, r"bias \(2,\) does not fit mu"),
+        ({"draw": torch.arange(2)}, ValueError, "one draw, or samples from it on, got 2 draws"),
+    ],
+)
+def test_bad_input_of_convolutions(change, error, message):
+    weight = torch.ones(3, 2, 2, 2)
+    given = {"x": torch.ones(1, 2, 5, 5), "mu": weight, "rho": weight, **AT, **change}
+    with pytest.raises(error, match=message):
+        spike_and_slab_conv(**given)
