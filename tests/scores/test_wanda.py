@@ -1,0 +1,64 @@
+"""Wanda against its definition and the errors that it stands for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import stochprune as sp
+from stochprune import models, scores
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def correlated(examples: int, features: int, seed: int = 0) -> torch.Tensor:
+    return normal(examples, features, seed=seed) @ normal(features, features, seed=seed + 1)
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    return models.mlp((6, 4), seed=2).double().fc1
+
+
+def test_wanda_is_the_weight_times_the_norm_of_its_input(layer):
+    x = correlated(10, 6)
+    result = scores.wanda(layer, None, [(x[:3], None), (x[3:], None)])["weight"]
+    assert torch.allclose(result, layer.weight.detach().abs() * x.square().mean(dim=0).sqrt(), rtol=1e-12)
+    # its claim: the squared error on the outputs of removing this weight alone
+    error = (x[:, 2] * layer.weight.detach()[1, 2]).square().mean().sqrt()
+    assert result[1, 2].item() == pytest.approx(error.item())
+
+
+def test_every_use_of_a_weight_and_every_token_counts():
+    first = models.mlp((5, 5), seed=0).double().fc1
+    model = nn.Sequential(first, nn.Tanh(), first)
+    x = normal(3, 7, 5)  # examples, tokens, features
+    result = scores.wanda(model, None, [(x, None)])
+    assert list(result) == ["0.weight"]
+    inputs = torch.cat([x, first(x).tanh().detach()]).reshape(-1, 5)
+    expected = first.weight.detach().abs() * (inputs.square().sum(dim=0) / 3).sqrt()
+    assert torch.allclose(result["0.weight"], expected, rtol=1e-12)
+
+
+def test_the_model_is_left_alone_and_masked_layers_count():
+    model = nn.Sequential(models.mlp((4, 5), seed=0).fc1, nn.BatchNorm1d(5), models.mlp((5, 3), seed=1).fc1).train()
+    sp.convert(model, include="2.weight")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = [(normal(6, 4).float(), None)]
+    assert list(scores.wanda(model, None, batches)) == ["0.weight", "2.weight"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_bad_input_is_named(layer):
+    with pytest.raises(ValueError, match="wanda needs batches"):
+        scores.wanda(layer)
+    with pytest.raises(ValueError, match="Conv1d has no linear layer"):
+        scores.wanda(nn.Conv1d(1, 1, 1, device="meta"), None, [])
+    unused = nn.ModuleDict({"a": layer})
+    unused.forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"no input reached a\.weight"):
+        scores.wanda(unused, None, [(correlated(5, 6), None)])
