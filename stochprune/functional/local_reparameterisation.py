@@ -53,7 +53,8 @@ def _forward(
     geometry = (stride, padding, dilation, groups)
     mean, variance = _moments(weight, logits, rho, x.dtype)
     y = product(x, mean, bias, geometry)
-    deviation = product(x.square(), variance, None, geometry).sqrt()
+    # Clamped: convolutions through transforms (Winograd, Fourier) may fall short of zero by a rounding.
+    deviation = product(x.square(), variance, None, geometry).clamp_min(0).sqrt()
     return torch.addcmul(y, deviation, _noise(y, seed, draw, stream, row_offset)), deviation
 
 
@@ -89,31 +90,30 @@ def _backward(
     dvariance = torch.where(deviation > 0, (grad * noise).sum(0) / (2 * deviation), 0)
     dx, dmean = product_grads(grad.sum(0), x, mean, geometry, need_x, need_weights)
     dsquare, dspread = product_grads(dvariance, x.square(), variance, geometry, need_x, need_weights)
-    nothing = x.new_empty(0)
+    found = [x.new_empty(0) for _ in range(4)]  # an operator may not return one tensor twice
     if dx is not None and dsquare is not None:
-        dx = dx + 2 * x * dsquare
+        found[0] = dx + 2 * x * dsquare
     if dmean is None or dspread is None:
-        return nothing if dx is None else dx, nothing, nothing, nothing
+        return found[0], found[1], found[2], found[3]
     wide = torch.promote_types(weight.dtype, torch.float32)
     dmean, dspread, w = dmean.to(wide), dspread.to(wide), weight.to(wide)
     q = torch.ones_like(w) if logits is None else torch.sigmoid(logits.to(wide))
     sigma = torch.zeros_like(w) if rho is None else F.softplus(rho.to(wide))
     dweight = dmean * q + dspread * 2 * q * (1 - q) * w
-    dlogits, drho = nothing, nothing
     if logits is not None:
-        dlogits = (dmean * w + dspread * ((1 - 2 * q) * w.square() + sigma.square())) * q * (1 - q)
-        dlogits = dlogits.to(logits.dtype)
+        found[2] = (dmean * w + dspread * ((1 - 2 * q) * w.square() + sigma.square())) * q * (1 - q)
+        found[2] = found[2].to(logits.dtype)
     if rho is not None:
-        drho = (dspread * q * 2 * sigma * torch.sigmoid(rho.to(wide))).to(rho.dtype)
-    return nothing if dx is None else dx, dweight.to(weight.dtype), dlogits, drho
+        found[3] = (dspread * q * 2 * sigma * torch.sigmoid(rho.to(wide))).to(rho.dtype)
+    return found[0], dweight.to(weight.dtype), found[2], found[3]
 
 
 @_backward.register_fake
 def _(grad: Tensor, deviation: Tensor, x: Tensor, weight: Tensor, logits: Any, rho: Any, *rest: Any) -> Any:
     need_x, need_weights = rest[-2:]
-    empty = x.new_empty(0)
-    like = [torch.empty_like(t) if need_weights and t is not None else empty for t in (weight, logits, rho)]
-    return torch.empty_like(x) if need_x else empty, *like
+    needs = (need_x, *(need_weights and t is not None for t in (weight, logits, rho)))
+    found = zip((x, weight, logits, rho), needs, strict=True)
+    return tuple(torch.empty_like(t) if need else x.new_empty(0) for t, need in found)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

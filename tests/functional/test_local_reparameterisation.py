@@ -96,6 +96,16 @@ def test_compiled_gives_the_eager_values(generator):
     torch.testing.assert_close(torch.compile(step, fullgraph=True)(), step())
 
 
+@pytest.mark.parametrize("trained", [("x",), ("logits",), ("weight", "logits")], ids="+".join)
+def test_only_some_need_gradients(trained, generator):
+    t = tensors(generator)
+    inputs = {name: v if name in trained else v.detach() for name, v in t.items() if name != "rho"}
+    some = torch.autograd.grad(local_reparameterised_linear(**inputs, **AT).sum(), [t[name] for name in trained])
+    every = local_reparameterised_linear(**{name: t[name] for name in inputs}, **AT)
+    for got, want in zip(some, torch.autograd.grad(every.sum(), [t[name] for name in trained]), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_nothing_weight_sized_is_saved(generator):
     t = tensors(generator, m=2, n=64, k=70, dtype=torch.float32)
     owned, extra = {v.untyped_storage().data_ptr() for v in t.values()}, []
