@@ -9,6 +9,7 @@ import typer
 import stochprune
 from stochprune.cli.backends import backends
 from stochprune.cli.bench import bench
+from stochprune.cli.bounds import bounds
 from stochprune.cli.certify import certify
 from stochprune.cli.finetune import finetune
 from stochprune.cli.linear_lab import linear_lab
@@ -37,5 +38,5 @@ def _main(
     pass
 
 
-for command in (finetune, certify, study, linear_lab, backends, bench):
+for command in (finetune, certify, study, linear_lab, bounds, backends, bench):
     app.command()(command)

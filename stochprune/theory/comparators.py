@@ -1,0 +1,132 @@
+"""Norm-based bounds on the risk, in the form in which they are compared: constants and some logarithms left out.
+
+Each is a number that the difference between risk and margin loss is at most, up to a factor that its paper does not pin
+down; a value far above 1 says that the bound is vacuous whatever the factor. Networks as in
+:mod:`stochprune.theory.compression`; ``radius`` is the largest norm of an input, ``margin`` that of the outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stochprune.theory.compression import Weights
+from stochprune.theory.spectral import norm_upper
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Of one layer A [out, in].
+
+    Attributes:
+        spectral: an upper bound on |A|_2 that is proved (:func:`stochprune.theory.spectral.norm_upper`).
+        frobenius: |A|_F.
+        two_one: |A^T|_{2,1}, the sum over outputs of the norms of their incoming weights.
+        width: the larger of out and in.
+    """
+
+    spectral: float
+    frobenius: float
+    two_one: float
+    width: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Norms:
+        a = weight.double().numpy()
+        rows = float(np.linalg.norm(a, axis=1).sum())
+        return cls(norm_upper(a), float(np.linalg.norm(a)), rows, max(a.shape))
+
+
+def neyshabur_2015(norms: list[Norms], radius: float, margin: float, examples: int) -> float:
+    """radius 2^L prod_l |A_l|_F / (margin sqrt(n)).
+
+    Neyshabur, Tomioka and Srebro 2015, "Norm-based capacity control in neural networks" (arXiv 1503.00036).
+    """
+    product = math.prod(layer.frobenius for layer in norms)
+    return radius * 2 ** len(norms) * product / (margin * math.sqrt(examples))
+
+
+def bartlett_2017(norms: list[Norms], radius: float, margin: float, examples: int) -> float:
+    """radius ln(width) prod_l |A_l|_2 (sum_l (|A_l^T|_{2,1} / |A_l|_2)^(2/3))^(3/2) / (margin sqrt(n)).
+
+    Bartlett, Foster and Telgarsky 2017, "Spectrally-normalized margin bounds" (arXiv 1706.08498), with reference
+    matrices 0.
+    """
+    product = math.prod(layer.spectral for layer in norms)
+    spread = sum((layer.two_one / layer.spectral) ** (2 / 3) for layer in norms) ** 1.5
+    width = max(layer.width for layer in norms)
+    return radius * math.log(width) * product * spread / (margin * math.sqrt(examples))
+
+
+def neyshabur_2017(norms: list[Norms], radius: float, margin: float, examples: int) -> float:
+    """sqrt(radius^2 L^2 width ln(L width) prod_l |A_l|_2^2 sum_l |A_l|_F^2 / |A_l|_2^2 / (margin^2 n)).
+
+    Neyshabur, Bhojanapalli and Srebro 2018, "A PAC-Bayesian approach to spectrally-normalized margin bounds" (arXiv
+    1707.09564).
+    """
+    depth, width = len(norms), max(layer.width for layer in norms)
+    product = math.prod(layer.spectral for layer in norms)
+    ranks = sum((layer.frobenius / layer.spectral) ** 2 for layer in norms)
+    return radius * depth * product * math.sqrt(width * math.log(depth * width) * ranks / examples) / margin
+
+
+@dataclass(frozen=True)
+class Cushions:
+    """The noise sensitivities of Arora, Ge, Neyshabur and Zhang 2018 (arXiv 1802.05296), on some examples.
+
+    Attributes:
+        layer: for each layer the least |A phi(x)| / (|A|_F |phi(x)|), x its input.
+        interlayer: for each layer the least |J x| / (|J|_F |x|) over all later outputs J x, x its output and J the
+            Jacobian from there, and 1 / sqrt(its dimension).
+        contraction: the largest |x| / |phi(x)| of a hidden output.
+        largest_output: the largest |f(x)|.
+    """
+
+    layer: list[float]
+    interlayer: list[float]
+    contraction: float
+    largest_output: float
+
+
+def cushions(weights: Weights, x: Tensor) -> Cushions:
+    """Measured on the examples x [n, ...]: least values over fewer examples than all are optimistic."""
+    matrices = list(weights.values())
+    layer = [math.inf] * len(matrices)
+    interlayer = [1 / math.sqrt(len(a)) for a in matrices]
+    contraction, largest = 1.0, 0.0
+    for example in x.flatten(1).to(matrices[0].dtype):
+        hidden = example
+        points: list[Tensor] = []
+        jacobians: list[Tensor] = []  # of the present output by that of layer i
+        for j, a in enumerate(matrices):
+            active = hidden > 0 if j else torch.ones_like(hidden, dtype=torch.bool)
+            used, step = hidden * active, a * active  # phi(x), and the Jacobian of this layer
+            jacobians = [step @ jacobian for jacobian in jacobians] + ([step] if j else [])
+            if j:
+                contraction = max(contraction, _ratio(hidden, used))
+            hidden = a @ used
+            layer[j] = min(layer[j], _ratio(hidden, used) / float(a.norm()))
+            for i, jacobian in enumerate(jacobians):
+                interlayer[i] = min(interlayer[i], _ratio(hidden, points[i]) / float(jacobian.norm()))
+            points.append(hidden)
+        largest = max(largest, float(hidden.norm()))
+    return Cushions(layer, interlayer, contraction, largest)
+
+
+def _ratio(a: Tensor, b: Tensor) -> float:
+    return float(a.norm() / b.norm())
+
+
+def arora_2018(found: Cushions, margin: float, examples: int) -> float:
+    """c L max|f(x)| sqrt(sum_l 1 / (mu_l mu_l->)^2) / (margin sqrt(n)), c the activation contraction.
+
+    Arora, Ge, Neyshabur and Zhang 2018, "Stronger generalization bounds for deep nets via a compression approach"
+    (arXiv 1802.05296), theorem 4.1.
+    """
+    total = sum(1 / (mu * inter) ** 2 for mu, inter in zip(found.layer, found.interlayer, strict=True))
+    scale = found.contraction * len(found.layer) * found.largest_output
+    return scale * math.sqrt(total / examples) / margin

@@ -1,0 +1,311 @@
+"""``stochprune bounds``: what every bound says of one trained network, and how the compression behaves."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stochprune import bounds, data, masks, models
+from stochprune.data.splits import Part, Split, split
+from stochprune.nn import convert
+from stochprune.pac_bayes.certify import certify
+from stochprune.pac_bayes.config import CertifyConfig
+from stochprune.pac_bayes.families import make_posterior
+from stochprune.pac_bayes.prior import Prior
+from stochprune.theory import comparators, compression, sketch
+from stochprune.theory.comparators import Norms
+from stochprune.theory.compression import Weights
+from stochprune.theory.spectral import norm_lower, norm_upper
+from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
+from stochprune.training.progress import ProgressBar
+from stochprune.training.results import versions, write_json
+from stochprune.training.weights import train_weights
+
+
+@dataclass(frozen=True)
+class BoundsConfig:
+    """One fully connected network of equal layers without biases, and every bound on it.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
+    layers: int = option(5, "Linear layers, as wide as the inputs.")
+    epochs: int = option(20, "Epochs of training.")
+    batch_size: int = option(64, "Examples in a batch.")
+    lr: float = option(1e-3, "Adam's learning rate; it falls by a cosine.")
+    train_fraction: float = option(0.8, "Part of the training set that is trained on; the rest certifies.")
+    scales: tuple[float, ...] = option((0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "Scales d of the compression, with commas.")
+    margin_share: float = option(0.1, "The margin of the bounds is exceeded by all but this share of the examples.")
+    levels: int = option(16, "Values a layer that weights are rounded to before they are counted.")
+    rounds: int = option(5, "Rounds of iterative pruning, each of a tenth of what is left, weights rewound.")
+    round_epochs: int = option(5, "Epochs of training in a round.")
+    keep: float = option(0.99, "Probability of keeping a weight in the PAC-Bayes certificate.")
+    draws: int = option(2000, "Monte Carlo draws of the certificate.")
+    cushion_examples: int = option(20, "Examples on which the cushions of Arora et al. are measured.")
+    sketch_trials: int = option(6, "Random matrices for each size of sketch.")
+    delta: float = option(0.05, "Probability with which a complete bound may fail.")
+    seed: int = option(0, "Seed of everything.")
+
+    def __post_init__(self) -> None:
+        _check_counts(self, 0, "seed", "rounds")
+        _check_counts(self, 1, "batch_size", "epochs", "levels", "round_epochs", "draws", "cushion_examples")
+        _check_counts(self, 1, "sketch_trials")
+        _check_counts(self, 2, "layers")
+        _check_positive(self, "lr")
+        for name in ("train_fraction", "margin_share", "keep", "delta"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
+        if not self.scales or not all(0 < d < math.inf for d in self.scales):
+            raise ValueError(f"scales must name positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
+
+
+@dataclass
+class Subject:
+    """The trained network, its data, and what all bounds need of it."""
+
+    weights: Weights
+    parts: Split
+    train: Part
+    test_x: Tensor
+    test_y: Tensor
+    radius: float
+    norms: list[Norms]
+    margin: float
+    margin_loss: float
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        return [(w.shape[0], w.shape[1]) for w in self.weights.values()]
+
+    def train_error(self, weights: Weights) -> float:
+        """Share of the training examples."""
+        return _error(weights, self.train.x, self.train.y)
+
+    def test_error(self, weights: Weights) -> float:
+        return _error(weights, self.test_x, self.test_y)
+
+
+def _error(weights: Weights, x: Tensor, y: Tensor) -> float:
+    return float((compression.outputs(weights, x).argmax(1) != y).double().mean())
+
+
+def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path = Path("runs")) -> tuple[Path, dict]:
+    """Train, compress, prune, certify and compare. A run that was killed goes on from its last checkpoint.
+
+    Returns:
+        The run's folder and the results, which ``results.json`` there holds too.
+    """
+    dataset = data.load(config.data, data_dir)
+    folder = out / f"bounds-{digest(config)}"
+    parts = split(dataset.train_x, dataset.train_y, config.train_fraction, config.seed)
+    assert parts.prior is not None
+    sizes = [math.prod(dataset.shape)] * config.layers + [dataset.num_classes]
+    steps = math.ceil(len(parts.prior) / config.batch_size)
+    total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
+    with ProgressBar("training", total) as bar:
+        start = _network(sizes, config)
+        model = _train(copy.deepcopy(start), parts.prior, config, config.epochs, folder / "dense", bar, None)
+        bar.finish(steps * config.epochs)
+        subject = _subject(model, parts, parts.scaled(dataset.test_x), dataset.test_y, config)
+        rounds = _iterative(start, subject, config, folder, bar, steps)
+        bar.begin("certifying")
+        certificate = _certificate(model, subject, config, folder / "certificate")
+        bar.finish(config.draws)
+    results = {
+        "configuration": dataclasses.asdict(config),
+        "versions": versions(),
+        "sizes": sizes,
+        "examples": len(subject.train),
+        "radius": subject.radius,
+        "margin": subject.margin,
+        "train_error": subject.train_error(subject.weights),
+        "test_error": subject.test_error(subject.weights),
+        "norms": [dataclasses.asdict(layer) for layer in subject.norms],
+        "compression": [_compressed(subject, scale, config) for scale in config.scales],
+        "bounds": _table(subject, certificate, config),
+        "iterative": rounds,
+        "sketch": _sketches(config),
+    }
+    write_json(folder / "results.json", results)
+    return folder, results
+
+
+def _network(sizes: list[int], config: BoundsConfig) -> nn.Sequential:
+    model = models.mlp(sizes, seed=config.seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("weight"))  # biases stay 0, as the bounds have none
+    return model
+
+
+def _train(
+    model: nn.Sequential,
+    part: Part,
+    config: BoundsConfig,
+    epochs: int,
+    folder: Path,
+    bar: ProgressBar,
+    kept: dict[str, Tensor] | None,
+) -> nn.Sequential:
+    training = WeightConfig(epochs, config.lr, schedule="cosine")
+    batches = part.batches(config.batch_size, config.seed)
+    train_weights(model, batches, training, masks=kept, folder=folder, callbacks=[bar])
+    return model
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith("weight")}
+
+
+def _subject(model: nn.Sequential, parts: Split, test_x: Tensor, test_y: Tensor, config: BoundsConfig) -> Subject:
+    assert parts.prior is not None
+    train, weights = parts.prior, _weights(model)
+    margins = compression.margins(compression.outputs(weights, train.x), train.y)
+    margin = float(margins.sort().values[int(config.margin_share * len(margins))])
+    if margin <= 0:
+        raise ValueError(
+            f"{config.margin_share:g} of the training examples have a margin of {margin:.3g} or less: "
+            "train for longer, or give a larger margin_share"
+        )
+    radius = float(train.x.flatten(1).double().norm(dim=1).max())
+    norms = [Norms.of(w) for w in weights.values()]
+    loss = float((margins <= margin).double().mean())
+    return Subject(weights, parts, train, test_x, test_y, radius, norms, margin, loss)
+
+
+def _compressed(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, float]:
+    """What one compression keeps and changes, beside what is predicted and proved of it."""
+    pruned = compression.compress(subject.weights, scale, seed=config.seed)
+    x = subject.train.x
+    moved = compression.outputs(subject.weights, x) - compression.outputs(pruned, x)
+    spectral = [layer.spectral for layer in subject.norms]
+    changes = [norm_upper((w - pruned[name]).double().numpy()) for name, w in subject.weights.items()]
+    shrink = compression.contractions(subject.shapes, len(x))
+    return {
+        "scale": scale,
+        "kept": compression.kept(pruned),
+        "predicted_kept": compression.predicted_kept(scale),
+        "error": float(moved.norm(dim=1).max()),
+        "paper_margin": compression.paper_margin(spectral, changes, subject.radius, shrink),
+        "output_change": compression.output_change(spectral, changes, subject.radius),
+        "largest_relative_change": max(c / a for c, a in zip(changes, spectral, strict=True)),
+        "test_error": subject.test_error(pruned),
+    }
+
+
+def matching_scale(subject: Subject, seed: int) -> float:
+    """The scale d at which the paper's margin equals the measured one, by bisection of ln d.
+
+    On estimates by power iteration; what is reported at the end is computed from proved norms.
+    """
+    spectral = [layer.spectral for layer in subject.norms]
+    shrink = compression.contractions(subject.shapes, len(subject.train))
+
+    def needed(scale: float) -> float:
+        pruned = compression.compress(subject.weights, scale, seed=seed)
+        changes = [norm_lower((w - pruned[n]).double().numpy(), 20) for n, w in subject.weights.items()]
+        return compression.paper_margin(spectral, changes, subject.radius, shrink)
+
+    low, high = math.log(1e-9), math.log(1e3)
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if needed(math.exp(middle)) < subject.margin else (low, middle)
+    return math.exp(low)
+
+
+def _table(subject: Subject, certificate: dict[str, float], config: BoundsConfig) -> list[dict[str, Any]]:
+    """Every bound on the risk: its value, whether it is complete, and on which network."""
+    n, margin, loss = len(subject.train), subject.margin, subject.margin_loss
+    scale = matching_scale(subject, config.seed)
+    found = comparators.cushions(subject.weights, subject.train.x[: config.cushion_examples])
+    norm_based = {
+        "Neyshabur 2015": comparators.neyshabur_2015(subject.norms, subject.radius, margin, n),
+        "Bartlett 2017": comparators.bartlett_2017(subject.norms, subject.radius, margin, n),
+        "Neyshabur 2017": comparators.neyshabur_2017(subject.norms, subject.radius, margin, n),
+        "Arora 2018": comparators.arora_2018(found, margin, n),
+        "Guha 2023": compression.paper_complexity(subject.shapes, compression.predicted_kept(scale), n),
+    }
+    rows: list[dict[str, Any]] = [
+        {"name": name, "value": loss + term, "complete": False} for name, term in norm_based.items()
+    ]
+    rows[-1]["scale"] = scale
+    rows.append(min((_counted(subject, d, config) for d in config.scales), key=lambda row: row["value"]))
+    rows.append({"name": "PAC-Bayes certificate", "complete": True, **certificate})
+    held_out = subject.parts.certify
+    wrong = _error(subject.weights, held_out.x, held_out.y)
+    value = bounds.chernoff(wrong, len(held_out), config.delta)
+    rows.append({"name": "held-out examples alone", "value": value, "complete": True, "error": wrong})
+    return rows
+
+
+def _counted(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, Any]:
+    """The counting bound of one compression, rounded; it holds for all that the code can write, so for the best too."""
+    coded = compression.quantise(compression.compress(subject.weights, scale, seed=config.seed), config.levels)
+    nats, error = compression.code_length(coded, config.levels), subject.train_error(coded)
+    value = compression.counting_bound(error, nats, len(subject.train), config.delta)
+    numbers = {"scale": scale, "nats": nats, "error": error}
+    return {"name": "counting", "value": value, "complete": True, **numbers}
+
+
+def _certificate(model: nn.Sequential, subject: Subject, config: BoundsConfig, folder: Path) -> dict[str, float]:
+    """Of the same weights under random masks that keep each with probability ``keep``, on the examples held out."""
+    random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed)
+    posterior = make_posterior(Prior(random.requires_grad_(False).eval(), (subject.train,)), "masks")
+    plan = CertifyConfig(delta=0.8 * config.delta, delta_draws=0.2 * config.delta, draws=config.draws)
+    found = certify(posterior, subject.parts.certify, plan, seed=config.seed, folder=folder)
+    return {"value": found.bound, "error": found.mean_loss, "kl": found.total_kl}
+
+
+def _iterative(
+    start: nn.Sequential, subject: Subject, config: BoundsConfig, folder: Path, bar: ProgressBar, steps: int
+) -> list[dict[str, float]]:
+    """Rounds of magnitude pruning: the paper's complexity and the counting bound, as the network gets sparser."""
+    kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in subject.weights.items()}
+    weights, rows = subject.weights, []
+    for number in range(config.rounds):
+        bar.begin(f"pruning, round {number + 1}")
+        share = compression.kept({name: mask.double() for name, mask in kept.items()})
+        scores = {name: torch.where(kept[name], w.abs(), -1.0) for name, w in weights.items()}
+        kept = masks.from_scores(scores, 1 - 0.9 * share)
+        model = copy.deepcopy(start)  # rewound to the weights before training
+        _train(model, subject.train, config, config.round_epochs, folder / f"round{number + 1}", bar, kept)
+        bar.finish(steps * config.round_epochs)
+        weights = _weights(model)
+        coded = compression.quantise(weights, config.levels)
+        nats = compression.code_length(coded, config.levels)
+        rows.append(
+            {
+                "kept": compression.kept(weights),
+                "train_error": subject.train_error(weights),
+                "test_error": subject.test_error(weights),
+                "complexity": compression.paper_complexity(
+                    subject.shapes, compression.kept(weights), len(subject.train)
+                ),
+                "counting": compression.counting_bound(
+                    subject.train_error(coded), nats, len(subject.train), config.delta
+                ),
+            }
+        )
+    return rows
+
+
+def _sketches(config: BoundsConfig) -> list[dict[str, float]]:
+    """How often sparse matrices are recovered from sketches, by size of the matrix, entries a line and size."""
+    points = []
+    for p, per_line, part in itertools.product((16, 24), (1, 2, 3), np.arange(0.3, 1.25, 0.15)):
+        predicted = sketch.predicted_rows(p, per_line)
+        rows = round(part * predicted)
+        if 3 <= rows < p:
+            share = sketch.success(p, per_line, rows, config.sketch_trials, config.seed)
+            points.append({"p": p, "per_line": per_line, "rows": rows, "predicted": predicted, "success": share})
+    return points

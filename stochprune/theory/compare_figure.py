@@ -1,0 +1,74 @@
+"""The picture of ``stochprune bounds``: compression, sketches and iterative pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from stochprune.theory.lab_figures import BLUE, GREEN, GREY, ORANGE
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Write the picture as a PNG file."""
+    figure = Figure(figsize=(9.6, 6.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    (a, b), (c, d) = figure.subplots(2, 2)
+    for axis in (a, b, c, d):
+        axis.grid(linewidth=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    _errors(a, results["compression"])
+    _kept(b, results["compression"])
+    _sketches(c, results["sketch"])
+    _rounds(d, results["iterative"])
+    sizes = "-".join(map(str, results["sizes"]))
+    figure.suptitle(f"{sizes} on {results['configuration']['data']}, {results['examples']} examples", fontsize=11)
+    figure.savefig(path, dpi=140, metadata={"Software": None})
+
+
+def _errors(axis: Axes, rows: list[Mapping[str, float]]) -> None:
+    scales = [row["scale"] for row in rows]
+    for name, label, colour, style in (
+        ("output_change", "proved bound", ORANGE, "s-"),
+        ("paper_margin", "paper's margin", GREY, "^--"),
+        ("error", "measured, largest over examples", BLUE, "o-"),
+    ):
+        axis.plot(scales, [row[name] for row in rows], style, color=colour, label=label, markersize=4)
+    axis.set(xscale="log", yscale="log", xlabel="scale d", ylabel="change of the outputs", title="Pruning error")
+    axis.legend(fontsize=7)
+
+
+def _kept(axis: Axes, rows: list[Mapping[str, float]]) -> None:
+    scales = np.geomspace(rows[0]["scale"], rows[-1]["scale"], 100)
+    axis.plot(scales, 1 - np.sqrt(scales / (scales + 2)), color="black", linewidth=0.8, label="predicted: Gaussian")
+    axis.plot([row["scale"] for row in rows], [row["kept"] for row in rows], "o", color=BLUE, label="kept")
+    axis.set(xscale="log", xlabel="scale d", ylabel="fraction of weights", ylim=(0, 1), title="Non-zeros")
+    axis.legend(fontsize=7)
+
+
+def _sketches(axis: Axes, points: list[Mapping[str, float]]) -> None:
+    styles = {1: "o", 2: "s", 3: "^"}
+    colours = {p: colour for p, colour in zip(sorted({point["p"] for point in points}), (GREEN, BLUE), strict=True)}
+    for p, per_line in sorted({(point["p"], point["per_line"]) for point in points}):
+        mine = [point for point in points if (point["p"], point["per_line"]) == (p, per_line)]
+        share = [point["rows"] / point["predicted"] for point in mine]
+        label = f"p = {p:g}, {per_line:g} a line"
+        style = f"{styles[int(per_line)]}-"
+        axis.plot(share, [point["success"] for point in mine], style, color=colours[p], label=label, markersize=4)
+    axis.set(xlabel="rows of the sketch / (sqrt(j p) ln p)", ylabel="recovered", title="Sketch and l1 recovery")
+    axis.legend(fontsize=7)
+
+
+def _rounds(axis: Axes, rows: list[Mapping[str, float]]) -> None:
+    kept = [row["kept"] for row in rows]
+    axis.plot(kept, [row["complexity"] for row in rows], "s-", color=ORANGE, markersize=4, label="bound's complexity")
+    axis.plot(kept, [row["test_error"] for row in rows], "o-", color=BLUE, markersize=4, label="test error")
+    axis.axhline(1, color="black", linewidth=0.8, linestyle="--", label="vacuous above")
+    axis.set(yscale="log", xlabel="fraction of weights kept", title="Iterative pruning")
+    axis.invert_xaxis()
+    axis.legend(fontsize=7)

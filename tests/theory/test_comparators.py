@@ -1,0 +1,83 @@
+"""The norm-based bounds: hand-computed values, how they scale, and cushions against autograd."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stochprune.theory import comparators
+from stochprune.theory.comparators import Norms
+from stochprune.theory.compression import outputs
+
+FORMULAS = [comparators.neyshabur_2015, comparators.bartlett_2017, comparators.neyshabur_2017]
+
+
+@pytest.fixture
+def weights(generator):
+    shapes = {"a": (8, 6), "b": (7, 8), "c": (3, 7)}
+    return {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+
+
+def test_norms():
+    norms = Norms.of(torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 5.0]]))
+    assert norms.frobenius == pytest.approx(math.sqrt(50))
+    assert norms.two_one == pytest.approx(10)
+    assert norms.width == 3
+    exact = math.sqrt((50 + math.sqrt(50**2 - 4 * 15**2)) / 2)  # det of the 2x2 Gram matrix [[9, 12], [12, 41]] is 225
+    assert exact <= norms.spectral <= exact * (1 + 1e-6)
+
+
+def test_values_by_hand():
+    one = Norms(spectral=2.0, frobenius=3.0, two_one=4.0, width=10)
+    two = [one, one]
+    assert comparators.neyshabur_2015(two, 5.0, 0.5, 100) == pytest.approx(5 * 4 * 9 / (0.5 * 10))
+    spread = (2 * 2 ** (2 / 3)) ** 1.5
+    assert comparators.bartlett_2017(two, 5.0, 0.5, 100) == pytest.approx(5 * math.log(10) * 4 * spread / 5)
+    inside = 25 * 4 * 10 * math.log(20) * 16 * (2 * 9 / 4) / (0.25 * 100)
+    assert comparators.neyshabur_2017(two, 5.0, 0.5, 100) == pytest.approx(math.sqrt(inside))
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_they_do_not_depend_on_the_scale_of_the_network(formula, weights):
+    """Layers times 2, outputs and so margins times 8."""
+    norms = [Norms.of(w) for w in weights.values()]
+    doubled = [Norms.of(2 * w) for w in weights.values()]
+    assert formula(doubled, 1.0, 8.0, 50) == pytest.approx(formula(norms, 1.0, 1.0, 50), rel=1e-6)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_they_fall_with_the_root_of_the_examples(formula, weights):
+    norms = [Norms.of(w) for w in weights.values()]
+    assert formula(norms, 1.0, 1.0, 400) == pytest.approx(formula(norms, 1.0, 1.0, 100) / 2)
+
+
+def test_cushions_equal_those_by_autograd(weights, generator):
+    x = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    found = comparators.cushions(weights, x)
+    matrices = list(weights.values())
+    for i, matrix in enumerate(matrices):
+        layer, inter = math.inf, 1 / math.sqrt(len(matrix))
+        for example in x:
+            hidden = example
+            for j in range(i):
+                hidden = (matrices[j] @ hidden).relu()
+            out = matrix @ hidden
+            layer = min(layer, float(out.norm() / (matrix.norm() * hidden.norm())))
+            for later in range(i + 1, 3):
+
+                def rest(h, i=i, later=later):
+                    for j in range(i + 1, later + 1):
+                        h = matrices[j] @ h.relu()
+                    return h
+
+                jacobian = torch.autograd.functional.jacobian(rest, out)
+                inter = min(inter, float((jacobian @ out).norm() / (jacobian.norm() * out.norm())))
+        assert found.layer[i] == pytest.approx(layer)
+        assert found.interlayer[i] == pytest.approx(inter)
+    assert found.largest_output == pytest.approx(float(outputs(weights, x).norm(dim=1).max()))
+    assert found.contraction >= 1
+    total = sum(1 / (a * b) ** 2 for a, b in zip(found.layer, found.interlayer, strict=True))
+    expected = found.contraction * 3 * found.largest_output * math.sqrt(total / 10) / 0.5
+    assert comparators.arora_2018(found, 0.5, 10) == pytest.approx(expected)

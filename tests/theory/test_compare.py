@@ -1,0 +1,133 @@
+"""``stochprune bounds`` on the digits: every number follows from the network, and complete bounds hold on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from stochprune import data, models
+from stochprune.cli import app
+from stochprune.data.splits import split
+from stochprune.theory import comparators, compare, compression
+from stochprune.theory.compare import BoundsConfig, run_bounds
+
+SMALL = BoundsConfig(
+    layers=2,
+    epochs=8,
+    lr=5e-3,
+    rounds=2,
+    round_epochs=1,
+    draws=40,
+    scales=(0.1, 2.0),
+    margin_share=0.3,
+    cushion_examples=3,
+    sketch_trials=1,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bounds")
+    return out, *run_bounds(SMALL, out=out)
+
+
+def test_results(run):
+    _, folder, results = run
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results["sizes"] == [64, 64, 10] and results["examples"] == 1150
+    assert results["test_error"] < 0.3 and results["margin"] > 0
+
+
+def test_a_run_that_is_there_is_not_made_again(run, monkeypatch):
+    out, _, results = run
+    monkeypatch.setattr("torch.optim.Adam.step", lambda *_: pytest.fail("trained again"))
+    _, again = run_bounds(SMALL, out=out)
+    assert again == results
+
+
+def test_compression_rows(run):
+    for row in run[2]["compression"]:
+        assert row["kept"] == pytest.approx(row["predicted_kept"], abs=0.02)
+        assert 0 < row["error"] <= row["output_change"]
+
+
+def test_every_bound_is_there_and_the_norm_based_ones_are_vacuous(run):
+    rows = {row["name"]: row for row in run[2]["bounds"]}
+    assert list(rows) == [
+        "Neyshabur 2015",
+        "Bartlett 2017",
+        "Neyshabur 2017",
+        "Arora 2018",
+        "Guha 2023",
+        "counting",
+        "PAC-Bayes certificate",
+        "held-out examples alone",
+    ]
+    for name, row in rows.items():
+        assert row["complete"] == (name in ("counting", "PAC-Bayes certificate", "held-out examples alone"))
+        assert math.isfinite(row["value"]) and (row["complete"] or row["value"] > 1)
+        if row["complete"]:
+            assert row["error"] < row["value"] <= 1
+    assert rows["held-out examples alone"]["value"] < 0.4
+
+
+def test_rounds_keep_nine_tenths_each(run):
+    assert [row["kept"] for row in run[2]["iterative"]] == pytest.approx([0.9, 0.81], abs=1e-3)
+
+
+def test_the_scale_whose_margin_is_the_measured_one(run):
+    results = run[2]
+    (scale,) = [row["scale"] for row in results["bounds"] if row["name"] == "Guha 2023"]
+    parts = split(*(getattr(data.digits(), name) for name in ("train_x", "train_y")), SMALL.train_fraction, SMALL.seed)
+    model = models.mlp(results["sizes"], seed=SMALL.seed)
+    saved = torch.load(run[1] / "dense" / "checkpoint.pt", weights_only=False)
+    model.load_state_dict(saved["model"])
+    subject = compare._subject(model, parts, parts.certify.x, parts.certify.y, SMALL)
+    assert subject.margin == pytest.approx(results["margin"])
+    row = compare._compressed(subject, scale, SMALL)
+    assert row["paper_margin"] == pytest.approx(subject.margin, rel=0.2)  # masks change by whole weights
+    found = comparators.cushions(subject.weights, parts.prior.x[:3])
+    arora = comparators.arora_2018(found, subject.margin, 1150) + subject.margin_loss
+    assert arora == pytest.approx(next(r["value"] for r in results["bounds"] if r["name"] == "Arora 2018"))
+    assert compression.kept(subject.weights) == 1
+
+
+def test_a_network_that_knows_nothing_is_refused(tmp_path):
+    config = dataclasses.replace(SMALL, epochs=1, lr=1e-7)
+    with pytest.raises(
+        ValueError, match=r"0\.3 of the training examples have a margin of -.* or less: train for longer"
+    ):
+        run_bounds(config, out=tmp_path)
+
+
+def test_command(run):
+    out, _, results = run
+    options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(SMALL)]
+    values = dataclasses.astuple(SMALL)
+    pairs = [
+        (o, ",".join(map(str, v)) if isinstance(v, tuple) else str(v)) for o, v in zip(options, values, strict=True)
+    ]
+    done = CliRunner().invoke(app, ["bounds", "--out", str(out), *(word for pair in pairs for word in pair)])
+    assert done.exit_code == 0, done.output
+    assert "vacuous" in done.output and "says something" in done.output
+    assert next(out.iterdir()).joinpath("results.png").stat().st_size > 10_000
+    assert results["configuration"]["scales"] == (0.1, 2.0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"keep": 1.0}, "keep must lie strictly between 0 and 1"),
+        ({"scales": ()}, "scales must name positive numbers, got none"),
+        ({"scales": (1.0, -1.0)}, r"scales must name positive numbers, got 1\.0, -1\.0"),
+        ({"layers": 1}, "layers must be an integer of at least 2, got 1"),
+    ],
+)
+def test_bad_configuration(change, message):
+    with pytest.raises(ValueError, match=message):
+        BoundsConfig(**change)
