@@ -1,0 +1,130 @@
+"""The masking tax of whole networks on the CPU: a training step of ResNet-20, ResNet-18 and VGG-16 against dense.
+
+    python -m bench.models              # a few minutes on two cores
+    python -m bench.models --rounds 1   # a quick look; writes nothing
+
+The contenders of a network take their steps in turn, so that what else the machine does falls on all alike; the tax is
+the median of the rounds' ratios to dense. A step is forward, backward and the drop of the gradients. *eager* masks the
+weight in plain PyTorch, as a user would write it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import stochprune as sp
+from bench.memory import saved_bytes
+from bench.report import table
+from stochprune.models import resnet18, resnet20, vgg16
+from stochprune.training.results import versions, write_json
+
+ROOT = Path(__file__).parent.parent
+ROUNDS = 7
+SAVED = "saved for backward beyond dense, bytes a weight"
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and the batch
+    "resnet20": (lambda: resnet20(seed=0), 128),
+    "resnet18": (lambda: resnet18(seed=0), 64),
+    "vgg16": (lambda: vgg16(seed=0), 128),
+}
+
+
+class Eager(nn.Module):
+    """Straight-through by detaching, the mask from ``rand_like``."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.full_like(weight, 3.0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        q = torch.sigmoid(self.logits)
+        mask = (torch.rand_like(q) < q).to(q.dtype)
+        return weight * (mask - q.detach() + q)
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """Every linear and convolutional layer with a mask in plain PyTorch."""
+    for module in [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]:
+        parametrize.register_parametrization(module, "weight", Eager(module.weight))
+    return model
+
+
+def mask_only(model: nn.Module) -> nn.Module:
+    """Masked layers whose weights do not train."""
+    for layer in sp.nn.masked_layers(sp.convert(model)).values():
+        layer.weight.requires_grad_(False)
+    return model
+
+
+CONTENDERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "dense": lambda model: model,
+    "joint": sp.convert,
+    "mask-only": mask_only,
+    "eager": eager,
+}
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """Medians of the steps in milliseconds, and of their ratios to dense in the same round."""
+    make, batch = NETWORKS[name]
+    x = torch.linspace(-1, 1, batch * 3 * 32 * 32).view(batch, 3, 32, 32).sin()
+    y = torch.arange(batch) % 10
+    models = {contender: change(make().train()) for contender, change in CONTENDERS.items()}
+    times: dict[str, list[float]] = {contender: [] for contender in models}
+    for i in track(range(rounds + 1), name):
+        for contender, model in models.items():
+            model.zero_grad()
+            start = time.perf_counter()
+            F.cross_entropy(model(x), y).backward()
+            if i:  # the first round warms up
+                times[contender].append(1e3 * (time.perf_counter() - start))
+    ratios = {c: [t / d for t, d in zip(times[c], times["dense"], strict=True)] for c in models}
+    weights = sum(p.numel() for p in models["dense"].parameters() if p.dim() > 1)
+    dense = saved_bytes(lambda: models["dense"](x), [*models["dense"].parameters(), *models["dense"].buffers(), x])
+    return {
+        "network": name,
+        "batch": batch,
+        "ms": {c: statistics.median(t) for c, t in times.items()},
+        "tax": {c: statistics.median(r) for c, r in ratios.items()},
+        SAVED: {
+            c: (saved_bytes(lambda m=m: m(x), [*m.parameters(), *m.buffers(), x]) - dense) / weights
+            for c, m in models.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="steps of each contender")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [measure(name, options.rounds) for name in NETWORKS]
+    lines = [
+        [row["network"], str(row["batch"]), c, f"{row['ms'][c]:.0f}", f"{row['tax'][c]:.2f}", f"{row[SAVED][c]:.2f}"]
+        for row in rows
+        for c in CONTENDERS
+    ]
+    print(table(["network", "batch", "contender", "ms", "tax", SAVED], lines))
+    if options.rounds < ROUNDS:
+        return
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    about = {"threads": options.threads, "rounds": options.rounds, "commit": commit, "versions": versions()}
+    path = ROOT / "bench" / "results" / f"models-{datetime.date.today()}-{commit[:10]}.json"
+    write_json(path, {**about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
