@@ -21,9 +21,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from stochprune import functional
 from stochprune.training.config import FinetuneConfig
 from stochprune.training.loop import Constraint
 
@@ -114,15 +114,9 @@ class KLBudget(Budget):
 
     def penalty(self) -> Tensor:
         return self.strength * sum(
-            (_bernoulli_kl(tensor, start) for tensor, start in zip(self.logits, self.start, strict=True)),
+            (functional.bernoulli_kl(tensor, start) for tensor, start in zip(self.logits, self.start, strict=True)),
             start=torch.zeros((), dtype=torch.float64, device=self.logits[0].device),
         )
-
-
-def _bernoulli_kl(logits: Tensor, prior: Tensor) -> Tensor:
-    # log q = logit - softplus(logit), log(1 - q) = -softplus(logit); float64: near the start the terms cancel
-    a, b = logits.double(), prior.double()
-    return (torch.sigmoid(a) * (a - b) - F.softplus(a) + F.softplus(b)).sum()
 
 
 def make_budget(config: FinetuneConfig, logits: Sequence[Tensor]) -> Budget:
