@@ -33,9 +33,10 @@ from triton.runtime.jit import JITFunction, KernelInterface, create_function_fro
 from stochprune.kernels.gaussian import gaussian_grad, gaussian_weight
 from stochprune.kernels.keep_mask import keep_mask
 from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
-from stochprune.kernels.mask import Mask
+from stochprune.kernels.mask import Divergence, Mask
 from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.masked_matmul import masked_matmul
+from stochprune.kernels.moments import moments, moments_grad
 from stochprune.kernels.multi_prepass import MultiPrepass
 from stochprune.kernels.nm import nm_masked_weight, nm_weight_grad
 from stochprune.kernels.one_pass import one_pass
@@ -76,6 +77,7 @@ class Case(NamedTuple):
         )
         one = meta(dtype=torch.float64)
         nm = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
+        kl = Divergence(torch.empty_like(logits), meta(dtype=torch.float64))
         calls: dict[str, Callable[[], object]] = {
             "keep_mask": lambda: keep_mask(meta(N, K, dtype=torch.uint16), mask.seed, mask.draw, self.stream, 0, 0),
             "threshold": lambda: threshold_from_logits(logits),
@@ -93,6 +95,10 @@ class Case(NamedTuple):
                 meta(1, N, K, dtype=w_dtype), weight, logits, *nm, mask.seed, mask.draw, self.stream, True, True
             ),
             "gaussian": lambda: gaussian_weight(weight, logits, mask.seed, mask.draw, self.stream, x_dtype),
+            "moments": lambda: moments(weight, logits, logits, x_dtype),
+            "moments_grad": lambda: moments_grad(
+                meta(N, K, dtype=x_dtype), meta(N, K, dtype=x_dtype), weight, logits, logits
+            ),
             "gaussian_grad": lambda: gaussian_grad(
                 meta(1, N, K, dtype=w_dtype), logits, mask.seed, mask.draw, self.stream
             ),
@@ -101,6 +107,11 @@ class Case(NamedTuple):
             "forward, bits": lambda: masked_matmul(x, weight, logits, None, mask, grad, bits=bits()),
             "dx, bits": lambda: masked_matmul(grad, weight, logits, None, mask, x, transpose=True, bits=bits()),
             "one_pass": lambda: one_pass(grad[0], x[0], weight, logits, mask, dweight, dlogits),
+            "weight_grad, kl": lambda: weight_grad(
+                dweight.clone(), weight, logits, mask, dweight, dlogits, divergence=kl
+            ),
+            "weight_grad_matmul, kl": lambda: weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits, kl),
+            "one_pass, kl": lambda: one_pass(grad[0], x[0], weight, logits, mask, dweight, dlogits, kl),
         }
         calls[self.op]()
 
@@ -127,10 +138,11 @@ def cases() -> Iterator[Case]:
         for op in ("bernoulli_kl", "bernoulli_kl_grad", "spike_and_slab_kl", "spike_and_slab_kl_grad"):
             yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
     for dtypes in masters:
+        yield Case("weight_grad, kl", dtypes)
         for op in ("nm_prepass", "nm_weight_grad"):
             for pattern in ("2:4", "1:4", "4:8"):
                 yield Case(op, dtypes, 0, pattern, quick=pattern == "2:4" and dtypes == "bf16 fp32")
-        for op in ("gaussian", "gaussian_grad"):
+        for op in ("gaussian", "gaussian_grad", "moments", "moments_grad"):
             yield Case(op, dtypes, 0, "", quick=dtypes == "bf16 fp32")
     for op in ("forward", "dx"):
         for dtypes in masters:
@@ -146,6 +158,9 @@ def cases() -> Iterator[Case]:
             yield Case("one_pass", dtypes, tokens, quick=tokens == 64)
         yield Case("one_pass", dtypes, 128, since=90)
         yield Case("one_pass", dtypes, 64, "concrete")
+        yield Case("one_pass, kl", dtypes, 64)
+        yield Case("one_pass, kl", dtypes, 128, since=90)
+        yield Case("weight_grad_matmul, kl", dtypes, 512)
         yield Case("weight_grad_matmul", dtypes, 512, quick=True)
         yield Case("weight_grad_matmul", dtypes, 512, "concrete")
     yield Case("weight_grad_matmul", "fp32 fp32", 16)

@@ -56,9 +56,9 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "weight_grad",
       [](Key k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array t, Array kept,
-         Array dweight, Array dlogits, bool accumulate, int threads, uintptr_t rows) {
+         Array prior, float scale, Array dweight, Array dlogits, bool accumulate, int threads, uintptr_t rows) {
         weight_grad(address(k, rows), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight), input(logits),
-                    levels(t), bits(kept), output(dweight), output(dlogits), accumulate, threads);
+                    levels(t), bits(kept), {input(prior), scale}, output(dweight), output(dlogits), accumulate, threads);
       },
       unlocked);
   m.def(
@@ -75,6 +75,20 @@ PYBIND11_MODULE(_C, m) {
         const auto [kept, group] = pattern;
         nm_weight_grad(address(k), shape(s), kept, group, input(grad), input(weight), input(logits), output(dweight),
                        output(dlogits), accumulate, threads);
+      },
+      unlocked);
+  m.def(
+      "moments",
+      [](Size s, Array weight, Array logits, Array rho, Array mean, Array variance, int threads) {
+        return moments(shape(s), input(weight), input(logits), input(rho), output(mean), output(variance), threads);
+      },
+      unlocked);
+  m.def(
+      "moments_grad",
+      [](Size s, Array dmean, Array dvariance, Array weight, Array logits, Array rho, Array dweight, Array dlogits, Array drho,
+         int threads) {
+        moments_grad(shape(s), input(dmean), input(dvariance), input(weight), input(logits), input(rho), output(dweight),
+                     output(dlogits), output(drho), threads);
       },
       unlocked);
   m.def(

@@ -43,10 +43,11 @@ void bind_cuda(py::module_& m) {
       unlocked);
   m.def(
       "weight_grad",
-      [](At at, DeviceKey k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array dweight,
-         Array dlogits, bool add, uintptr_t rows) {
+      [](At at, DeviceKey k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array prior,
+         uintptr_t kl_grad, Array dweight, Array dlogits, bool add, uintptr_t rows) {
         cuda::weight_grad(launch(at), address(k, rows), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight),
-                          input(logits), output(dweight), output(dlogits), add);
+                          input(logits), input(prior), reinterpret_cast<const double*>(kl_grad), output(dweight),
+                          output(dlogits), add);
       },
       unlocked);
 }

@@ -110,6 +110,14 @@ def masked(w, logit, u, temperature, ESTIMATOR: tl.constexpr):
 
 
 @triton.jit
+def pull(logit, prior_ptr, kl_grad_ptr, at, inside):
+    """The gradient of kl_grad * KL(mask || prior's mask) for the logit, in fp32; ``at`` are the prior's offsets."""
+    prior = tl.load(prior_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    s = sigmoid_slope(logit) * tl.load(kl_grad_ptr).to(tl.float32)
+    return tl.where(s != 0.0, (logit - prior) * s, 0.0)  # where the slope is 0 the logit may be infinite
+
+
+@triton.jit
 def slope(logit, u, temperature, ESTIMATOR: tl.constexpr):
     """``dz / dlogit`` in fp32."""
     if ESTIMATOR == "straight_through" or ESTIMATOR == "expected":

@@ -1,4 +1,4 @@
-"""Which masks an op draws, and how the estimator reads them."""
+"""Which masks an op draws, how the estimator reads them, and the prior from which they may diverge."""
 
 from __future__ import annotations
 
@@ -23,3 +23,17 @@ class Mask(NamedTuple):
     def one(self, index: int) -> Mask:
         """The mask of one draw."""
         return self.part(slice(index, index + 1))
+
+
+class Divergence(NamedTuple):
+    """KL from a prior's masks, whose gradient is added to that of the logits."""
+
+    prior: Tensor  # logits [N, K]
+    grad: Tensor  # float64, one element: dL/dKL
+
+    @staticmethod
+    def arguments(divergence: Divergence | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+        """What the kernels take: the two addresses and the prior's strides."""
+        if divergence is None:
+            return None, None, 0, 0
+        return divergence.prior, divergence.grad, *divergence.prior.stride()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochprune import products
 
-from .mask import Mask
+from .mask import Divergence, Mask
 from .mask_bits import mask_bits
 from .masked_matmul import masked_matmul
 from .one_pass import one_pass, one_pass_fits
@@ -48,22 +48,25 @@ def masked_linear_backward(
     need_x: bool,
     need_weight: bool,
     need_logits: bool,
+    prior_logits: Tensor | None = None,
+    kl_grad: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients dx [D, M, K], dweight [N, K] and dlogits [N, K] of grad [D, M, N]; None where not needed."""
+    """As :func:`stochprune.reference.masked_linear_backward`."""
     mask = Mask(seed, draw, stream, estimator, temperature)
+    divergence = None if prior_logits is None or kl_grad is None else Divergence(prior_logits, kl_grad)
     route = _route(x, weight, logits, estimator)
     wanted = need_weight or need_logits
     if wanted and route == "in_register":
         dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if need_weight else None
         dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if need_logits else None
         if need_x and one_pass_fits(x):
-            dx = one_pass(grad[0], x[0], weight, logits, mask, dweight, dlogits)[None]
+            dx = one_pass(grad[0], x[0], weight, logits, mask, dweight, dlogits, divergence)[None]
             return dx, dweight, dlogits
-        weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits)
+        weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits, divergence)
     elif wanted:
 
         def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
-            weight_grad(g, weight, logits, mask.one(i), dweight, dlogits, add)
+            weight_grad(g, weight, logits, mask.one(i), dweight, dlogits, add, divergence=None if i else divergence)
 
         outer, needs = partial(products.outer, grad, x), (need_weight, need_logits)
         dweight, dlogits = products.weight_grads(epilogue, outer, (weight, logits), len(weight), len(x), needs)

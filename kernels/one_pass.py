@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .estimators import masked, slope
-from .mask import Mask
+from .estimators import masked, pull, slope
+from .mask import Divergence, Mask
 from .matmul import capability, precision
 from .philox import GROUP, load_key, uniforms
 from .split_sum import split, split_sum
@@ -47,6 +47,8 @@ def one_pass_kernel(
     dx_ptr,
     dweight_ptr,
     dlogits_ptr,
+    prior_ptr,
+    kl_grad_ptr,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
@@ -63,6 +65,8 @@ def one_pass_kernel(
     weight_col,
     logits_row,
     logits_col,
+    prior_row,
+    prior_col,
     ESTIMATOR: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -95,6 +99,8 @@ def one_pass_kernel(
             tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
         if dlogits_ptr is not None:
             dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
+            if prior_ptr is not None:
+                dlogit += pull(logit, prior_ptr, kl_grad_ptr, offsets(rows, cols, prior_row, prior_col), inside)
             tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
 
     dx_ptr += share * M * K
@@ -111,8 +117,12 @@ def one_pass(
     mask: Mask,
     dweight: Tensor | None,
     dlogits: Tensor | None,
+    divergence: Divergence | None = None,
 ) -> Tensor:
-    """dx [M, K] of grad [M, N] and x [M, K], M small; writes contiguous ``dweight`` and ``dlogits`` [N, K]."""
+    """dx [M, K] of grad [M, N] and x [M, K], M small; writes contiguous ``dweight`` and ``dlogits`` [N, K].
+
+    The gradient of ``divergence`` is added to dlogits.
+    """
     M, N = grad.shape
     K = x.shape[1]
     dx = torch.empty(M, K, dtype=x.dtype, device=x.device)
@@ -122,6 +132,7 @@ def one_pass(
     programs = triton.cdiv(K, GROUP.value)
     steps, shares = split(triton.cdiv(N, tile.rows), programs, x.device)
     partial = dx if shares == 1 else torch.empty(shares, M, K, dtype=torch.float32, device=x.device)
+    *divergence_pointers, prior_row, prior_col = Divergence.arguments(divergence)
     with torch.cuda.device_of(x):
         one_pass_kernel[(programs * shares,)](
             grad,
@@ -131,6 +142,7 @@ def one_pass(
             partial,
             dweight,
             dlogits,
+            *divergence_pointers,
             mask.seed,
             mask.draw,
             mask.stream,
@@ -143,6 +155,8 @@ def one_pass(
             *x.stride(),
             *weight.stride(),
             *logits.stride(),
+            prior_row,
+            prior_col,
             ESTIMATOR=mask.estimator,
             PRECISION=precision(x.dtype),
             ROWS=tile.rows,

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .estimators import masked, slope
-from .mask import Mask
+from .estimators import masked, pull, slope
+from .mask import Divergence, Mask
 from .philox import load_key, uniforms
 from .tiles import gathered, locate, offsets
 
@@ -24,6 +24,8 @@ def weight_grad_kernel(
     logits_ptr,
     dweight_ptr,
     dlogits_ptr,
+    prior_ptr,
+    kl_grad_ptr,
     rows_ptr,
     seed_ptr,
     draw_ptr,
@@ -35,6 +37,8 @@ def weight_grad_kernel(
     weight_col,
     logits_row,
     logits_col,
+    prior_row,
+    prior_col,
     ESTIMATOR: tl.constexpr,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
@@ -51,6 +55,8 @@ def weight_grad_kernel(
     if dlogits_ptr is not None:
         w = tl.load(weight_ptr + offsets(row, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
         dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
+        if prior_ptr is not None:
+            dlogit += pull(logit, prior_ptr, kl_grad_ptr, offsets(row, cols, prior_row, prior_col), inside)
         if ADD:
             dlogit += tl.load(dlogits_ptr + at, mask=inside, other=0.0)
         tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
@@ -70,6 +76,7 @@ def weight_grad(
     dlogits: Tensor | None,
     add: bool = False,
     rows: Tensor | None = None,
+    divergence: Divergence | None = None,
 ) -> None:
     """Write (or add) to contiguous ``dweight`` and ``dlogits`` [N, K]; either may be None, or ``grad`` itself.
 
@@ -77,10 +84,12 @@ def weight_grad(
         grad: contiguous [N, K], dL/d(z * W) under the first draw of ``mask``.
         add: add to what the results hold, which must then be float32.
         rows: int64 [N], the rows of the weight that grad and the results speak of; default all.
+        divergence: adds its gradient to dlogits.
     """
     N, K = grad.shape
     if not grad.numel():
         return
+    *divergence_pointers, prior_row, prior_col = Divergence.arguments(divergence)
     with torch.cuda.device_of(weight):
         weight_grad_kernel[(tiles.count(N, K),)](
             grad,
@@ -88,6 +97,7 @@ def weight_grad(
             logits,
             dweight,
             dlogits,
+            *divergence_pointers,
             rows,
             mask.seed,
             mask.draw,
@@ -97,6 +107,8 @@ def weight_grad(
             K,
             *weight.stride(),
             *logits.stride(),
+            prior_row,
+            prior_col,
             ESTIMATOR=mask.estimator,
             ADD=add,
             ROWS=tiles.ROWS,

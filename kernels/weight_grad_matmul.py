@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .estimators import masked, slope
-from .mask import Mask
+from .estimators import masked, pull, slope
+from .mask import Divergence, Mask
 from .matmul import precision
 from .philox import GROUP, load_key, uniforms
 from .tiles import locate, offsets
@@ -30,6 +30,8 @@ def weight_grad_matmul_kernel(
     logits_ptr,
     dweight_ptr,
     dlogits_ptr,
+    prior_ptr,
+    kl_grad_ptr,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
@@ -48,6 +50,8 @@ def weight_grad_matmul_kernel(
     weight_col,
     logits_row,
     logits_col,
+    prior_row,
+    prior_col,
     ESTIMATOR: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -82,7 +86,10 @@ def weight_grad_matmul_kernel(
         tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
     if dlogits_ptr is not None:
         w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
-        tl.store(dlogits_ptr + at, (dlogit * w).to(dlogits_ptr.dtype.element_ty), mask=inside)
+        dlogit *= w
+        if prior_ptr is not None:
+            dlogit += pull(logit, prior_ptr, kl_grad_ptr, offsets(rows, cols, prior_row, prior_col), inside)
+        tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
 
 
 def weight_grad_matmul(
@@ -93,13 +100,18 @@ def weight_grad_matmul(
     mask: Mask,
     dweight: Tensor | None,
     dlogits: Tensor | None,
+    divergence: Divergence | None = None,
 ) -> None:
-    """Write contiguous ``dweight`` and ``dlogits`` [N, K], either None, from grad [D, M, N] and x [D, M, K]."""
+    """Write contiguous ``dweight`` and ``dlogits`` [N, K], either None, from grad [D, M, N] and x [D, M, K].
+
+    The gradient of ``divergence`` is added to dlogits.
+    """
     D, M, N = grad.shape
     K = x.shape[2]
     if not weight.numel():
         return
     rows, tokens = (64, 64) if x.element_size() == 2 else (32, 16)  # float32 takes more registers
+    *divergence_pointers, prior_row, prior_col = Divergence.arguments(divergence)
     with torch.cuda.device_of(x):
         weight_grad_matmul_kernel[(triton.cdiv(N, rows) * triton.cdiv(K, COLS),)](
             grad,
@@ -108,6 +120,7 @@ def weight_grad_matmul(
             logits,
             dweight,
             dlogits,
+            *divergence_pointers,
             mask.seed,
             mask.draw,
             mask.stream,
@@ -120,6 +133,8 @@ def weight_grad_matmul(
             *x.stride(),
             *weight.stride(),
             *logits.stride(),
+            prior_row,
+            prior_col,
             ESTIMATOR=mask.estimator,
             PRECISION=precision(x.dtype),
             ROWS=rows,

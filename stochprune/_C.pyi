@@ -33,6 +33,8 @@ def weight_grad(
     logits: _Array,
     threshold: _Array,
     kept: _Array,
+    prior: _Array,
+    scale: float,
     dweight: _Array,
     dlogits: _Array,
     accumulate: bool,
@@ -52,6 +54,21 @@ def nm_weight_grad(
     dweight: _Array,
     dlogits: _Array,
     accumulate: bool,
+    threads: int,
+) -> None: ...
+def moments(
+    size: _Size, weight: _Array, logits: _Array, rho: _Array, mean: _Array, variance: _Array, threads: int
+) -> bool: ...
+def moments_grad(
+    size: _Size,
+    dmean: _Array,
+    dvariance: _Array,
+    weight: _Array,
+    logits: _Array,
+    rho: _Array,
+    dweight: _Array,
+    dlogits: _Array,
+    drho: _Array,
     threads: int,
 ) -> None: ...
 def gaussian_weight(key: _Key, size: _Size, mu: _Array, rho: _Array, out: _Array, threads: int) -> None: ...
@@ -96,6 +113,8 @@ class cuda:  # a submodule; its keys hold the addresses of seed and draw. Missin
         grad: _Array,
         weight: _Array,
         logits: _Array,
+        prior: _Array,
+        kl_grad: int,
         dweight: _Array,
         dlogits: _Array,
         add: bool,

@@ -104,8 +104,14 @@ def masked_linear_backward(
     need_x: bool,
     need_weight: bool,
     need_logits: bool,
+    prior_logits: Tensor | None = None,
+    kl_grad: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients dx [D, M, K], dweight [N, K] and dlogits [N, K] of grad [D, M, N]; None where not needed."""
+    """The gradients dx [D, M, K], dweight [N, K] and dlogits [N, K] of grad [D, M, N]; None where not needed.
+
+    With the logits of a prior [N, K], dlogits is also that of the masks' divergence from it, whose gradient is kl_grad
+    (a float64 scalar).
+    """
     wide = torch.promote_types(weight.dtype, torch.float32)
     dx = []
     dweight, dlogits = torch.zeros_like(weight, dtype=wide), torch.zeros_like(weight, dtype=wide)
@@ -117,6 +123,10 @@ def masked_linear_backward(
             g = (grad[i].mT @ x[i]).to(wide)  # [N, K]: dL/d(z * weight)
             dweight += g * z
             dlogits += g * weight * slope
+    if prior_logits is not None and kl_grad is not None:
+        pull, _ = bernoulli_kl_backward(kl_grad, logits, prior_logits, True, False)
+        assert pull is not None
+        dlogits += pull
     return (
         (torch.stack(dx) if dx else torch.zeros_like(x)) if need_x else None,
         dweight.to(weight.dtype) if need_weight else None,
@@ -134,11 +144,13 @@ def masked_weight(
     temperature: float,
     dtype: torch.dtype,
     rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> Tensor:
     """z * weight [D, N, ...] in ``dtype``, slice d under the mask of ``draw[d]``, for products that torch makes.
 
     Weight and logits [N, ...]; their trailing dimensions are flattened to the contract's columns. With ``rows``
     (int64 [R]) only those rows, [D, R, ...]. The result may be scratch memory, valid until the backend's next call.
+    A backend may append to ``memo`` what spares :func:`weight_grad` of the same masks some work.
     """
     out = weight.new_empty(len(draw), *weight.shape, dtype=dtype)
     for i in range(len(draw)):
@@ -159,6 +171,7 @@ def weight_grad(
     need_weight: bool,
     need_logits: bool,
     rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """dweight and dlogits, each shaped like ``grad[0]``, of grad [D, N, ...] = dL/d(z * weight); None where not needed.
 
@@ -210,6 +223,40 @@ def nm_weight_grad(
         summed += grad[i]
     dlogits = patterns.inclusion_grad(summed * weight, logits, n, m).to(logits.dtype) if need_logits else None
     return dweight.to(weight.dtype) if need_weight else None, dlogits
+
+
+def moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean q w and variance q (1 - q) w^2 + q softplus(rho)^2 [N, K] in ``dtype``; q = sigmoid(logits).
+
+    q is 1 without logits, the last term 0 without rho.
+    """
+    w, q, slope, sigma = _random(weight, logits, rho)
+    return (q * w).to(dtype), (slope * w.square() + q * sigma.square()).to(dtype)
+
+
+def moments_grad(
+    dmean: Tensor, dvariance: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dweight, dlogits and drho [N, K] (None without the input) from the gradients for mean and variance."""
+    w, q, slope, sigma = _random(weight, logits, rho)
+    dweight = dmean * q + dvariance * 2 * slope * w
+    dlogits = (dmean * w + dvariance * ((1 - 2 * q) * w.square() + sigma.square())) * slope
+    drho = None if rho is None else (dvariance * q * 2 * sigma * torch.sigmoid(rho.to(w.dtype))).to(rho.dtype)
+    return dweight.to(weight.dtype), None if logits is None else dlogits.to(logits.dtype), drho
+
+
+def _random(weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """w, q, q (1 - q) and sigma, in at least float32."""
+    if logits is not None and logits.isnan().any():
+        raise ValueError("logits contain NaN")
+    w = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    q, slope, sigma = torch.ones_like(w), torch.zeros_like(w), torch.zeros_like(w)
+    if logits is not None:
+        q = torch.sigmoid(logits.to(w.dtype))
+        slope = q * torch.sigmoid(-logits.to(w.dtype))
+    if rho is not None:
+        sigma = F.softplus(rho.to(w.dtype), threshold=80)
+    return w, q, slope, sigma
 
 
 def normal(rows: int, cols: int, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:

@@ -158,6 +158,28 @@ def test_values_and_gradients(backend, device, estimator, shape, generator):
                 assert got is None or error(got, whole.cpu()) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("draws", [1, 2])
+def test_the_divergence_is_added_to_the_gradient_of_the_logits(backend, device, estimator, draws, generator):
+    at = (torch.tensor([5]), torch.arange(draws), 77, estimator, 0.7)
+    there = (at[0].to(device), at[1].to(device), *at[2:])
+    for dtype in dtypes(backend):
+        shapes = ((draws, 6, 33), (draws, 6, 130), (33, 130), (33, 130), (33, 130))
+        grad, x, w, logits, prior = (torch.randn(s, generator=generator).to(dtype) for s in shapes)
+        logits[0, 0], logits[1, 1] = float("inf"), float("-inf")
+        scale = torch.tensor(0.37, dtype=torch.float64)
+        exact = [t.double() for t in (grad, x, w, logits)]
+        expected = reference.masked_linear_backward(*exact, *at, True, True, True)
+        pull, _ = reference.bernoulli_kl_backward(scale, exact[3], prior.double(), True, False)
+        here = [t.to(device) for t in (grad, x, w, logits)]
+        for needs in ((True, True, True), (False, False, True), (True, True, False)):
+            grads = backend.masked_linear_backward(*here, *there, *needs, prior.to(device), scale.to(device))
+            for got, value, add, need in zip(grads, expected, (0, 0, pull), needs, strict=True):
+                assert (got is not None) == need
+                if need:
+                    assert error(got, value + add) < TOLERANCE[dtype]
+
+
 def test_strided_inputs_give_the_bits_of_their_copies(backend, device, generator):
     x = torch.randn(2, 70, 6, generator=generator).to(device).transpose(1, 2)
     w = torch.randn(70, 9, generator=generator).to(device).T
@@ -411,3 +433,26 @@ def test_patterns_with_infinite_logits(backend, device):
     assert (kept[:, 0] == torch.tensor([0, 1, 0, 1], device=device)).all()
     assert (kept[:, 1, 3] == 1).all() and (kept.sum(-1) == 2).all()
     assert (kept[:, 2] == torch.tensor([1, 1, 0, 0], device=device)).all()
+
+
+@pytest.mark.parametrize("random", [("logits",), ("rho",), ("logits", "rho")], ids="+".join)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 63), (16, 257)], ids=str)
+def test_moments_and_their_gradients(backend, device, random, shape, generator):
+    if not hasattr(backend, "moments"):
+        pytest.skip("another backend of the device serves")
+    for dtype in dtypes(backend):
+        w, logits, rho, dmean, dvariance = (torch.randn(shape, generator=generator).to(dtype) for _ in range(5))
+        given = {"logits": 5 * logits, "rho": 3 * rho - 3}
+        inputs = [w, *(given[name] if name in random else None for name in given)]
+        exact = [None if t is None else t.double().requires_grad_() for t in inputs]
+        values = reference.moments(*exact, torch.float64)  # checked against the drawn masks elsewhere
+        grads = torch.autograd.grad(
+            values, [t for t in exact if t is not None], [dmean.double(), dvariance.double()]
+        )  # by autograd, not by the reference's formulas
+        there = [None if t is None else t.to(device) for t in inputs]
+        for got, expected in zip(backend.moments(*there, dtype), values, strict=True):
+            assert got.dtype == dtype and error(got, expected.detach()) < TOLERANCE[dtype]
+        actuals = backend.moments_grad(dmean.to(device), dvariance.to(device), *there)
+        assert [g is None for g in actuals] == [t is None for t in inputs]
+        for got, expected in zip((g for g in actuals if g is not None), grads, strict=True):
+            assert got.dtype == dtype and error(got, expected) < 2 * TOLERANCE[dtype]

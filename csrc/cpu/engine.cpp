@@ -156,11 +156,11 @@ bool masked_weight(Address a, Shape shape, Relaxation relax, ConstMatrix weight,
 }
 
 void weight_grad(Address a, Shape shape, Relaxation relax, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds t,
-                 Bits kept, Matrix dweight, Matrix dlogits, bool accumulate, int threads) {
+                 Bits kept, Divergence kl, Matrix dweight, Matrix dlogits, bool accumulate, int threads) {
   const Kernels& k = *chosen().load();
   split(threads, shape, [&](int64_t r, Shape part) {
     k.weight_grad(from_row(a, r), part, relax, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(t, r),
-                  from_row(kept, r), from_row(dweight, r), from_row(dlogits, r), accumulate);
+                  from_row(kept, r), {from_row(kl.prior, r), kl.scale}, from_row(dweight, r), from_row(dlogits, r), accumulate);
   });
 }
 
@@ -193,6 +193,25 @@ void nm_weight_grad(Address a, Shape shape, int n, int m, ConstMatrix grad, Cons
   split(threads, shape, [&](int64_t r, Shape part) {
     k.nm_weight_grad(from_row(a, r), part, n, m, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(dweight, r),
                      from_row(dlogits, r), accumulate);
+  });
+}
+
+bool moments(Shape shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Matrix mean, Matrix variance, int threads) {
+  const Kernels& k = *chosen().load();
+  std::atomic<bool> nan{false};
+  split(threads, shape, [&](int64_t r, Shape part) {
+    if (k.moments(part, from_row(weight, r), from_row(logits, r), from_row(rho, r), from_row(mean, r), from_row(variance, r)))
+      nan = true;
+  });
+  return nan;
+}
+
+void moments_grad(Shape shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
+                  Matrix dweight, Matrix dlogits, Matrix drho, int threads) {
+  const Kernels& k = *chosen().load();
+  split(threads, shape, [&](int64_t r, Shape part) {
+    k.moments_grad(part, from_row(dmean, r), from_row(dvariance, r), from_row(weight, r), from_row(logits, r), from_row(rho, r),
+                   from_row(dweight, r), from_row(dlogits, r), from_row(drho, r));
   });
 }
 

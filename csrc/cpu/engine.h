@@ -18,12 +18,15 @@ bool thresholds(Shape, ConstMatrix logits, uint16_t* out, int64_t stride, int th
 bool masked_weight(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out, Bits kept,
                    int threads);
 void weight_grad(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
-                 Matrix dweight, Matrix dlogits, bool accumulate, int threads);
+                 Divergence, Matrix dweight, Matrix dlogits, bool accumulate, int threads);
 void gaussian_weight(Address, Shape, ConstMatrix mu, ConstMatrix rho, Matrix out, int threads);
 void gaussian_grad(Address, Shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate, int threads);
 bool nm_masked_weight(Address, Shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out, int threads);
 void nm_weight_grad(Address, Shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
                     Matrix dlogits, bool accumulate, int threads);
+bool moments(Shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Matrix mean, Matrix variance, int threads);
+void moments_grad(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
+                  Matrix dweight, Matrix dlogits, Matrix drho, int threads);
 
 // Of `count` weights in one row. Sums are the same on any number of threads.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads);

@@ -33,6 +33,11 @@ struct GaussianGrads {
   Matrix mu, sigma, prior_mu, prior_sigma, logits;
 };
 
+struct Divergence {  // of the masks from a prior's, times a factor: what it adds to the gradient of the logits
+  ConstMatrix prior;  // logits; no data: none
+  float scale;
+};
+
 struct Kernels {
   const char* name;
   // mask[n, k] = whether weight (n, k) is kept.
@@ -44,7 +49,7 @@ struct Kernels {
   // From grad = dL/d(z * weight): dweight = grad * z and dlogits = grad * weight * dz/dlogit, either may alias grad.
   // A hard mask is taken from `kept` if it is there. accumulate: add to what is there (draws of one layer are summed).
   void (*weight_grad)(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
-                      Matrix dweight, Matrix dlogits, bool accumulate);
+                      Divergence, Matrix dweight, Matrix dlogits, bool accumulate);
   // out = mu + softplus(rho) e under the contract's normals e; without mu and rho the normals themselves.
   void (*gaussian_weight)(Address, Shape, ConstMatrix mu, ConstMatrix rho, Matrix out);
   // drho = grad e softplus'(rho) from grad = dL/d(mu + softplus(rho) e), which it may alias.
@@ -59,6 +64,10 @@ struct Kernels {
   bool (*nm_masked_weight)(Address, Shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out);
   void (*nm_weight_grad)(Address, Shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
                          Matrix dlogits, bool accumulate);
+  // Mean q w and variance q (1 - q) w^2 + q softplus(rho)^2; q = 1 without logits, no last term without rho.
+  bool (*moments)(Shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Matrix mean, Matrix variance);
+  void (*moments_grad)(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
+                       Matrix dweight, Matrix dlogits, Matrix drho);
 };
 
 // The tables compiled into this binary; null where the target architecture has no such instructions.

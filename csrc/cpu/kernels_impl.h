@@ -301,12 +301,13 @@ inline void write_sum(Matrix m, const Block& b, Buffer<float>& values, bool accu
 
 template <Estimator E>
 void weight_grad_as(Address a, Shape shape, float inverse_temperature, ConstMatrix grad, ConstMatrix weight,
-                    ConstMatrix logits, Thresholds thresholds, Bits keep, Matrix dweight, Matrix dlogits, bool accumulate) {
+                    ConstMatrix logits, Thresholds thresholds, Bits keep, Divergence kl, Matrix dweight, Matrix dlogits,
+                    bool accumulate) {
   constexpr bool relaxed = E != Estimator::straight_through && E != Estimator::expected;
   const Tables& table = tables();
   NanWatch nan;  // forward has refused them already
   for_each_block(a, shape, [&](const Block& b) {
-    Buffer<float> gbuf, wbuf, lbuf, slopes, dw, dl;
+    Buffer<float> gbuf, wbuf, lbuf, pbuf, slopes, dw, dl;
     Buffer<uint16_t> u, tbuf;
     const float* g = read(grad, b, gbuf);
     const float* l = read(logits, b, lbuf);
@@ -341,6 +342,14 @@ void weight_grad_as(Address a, Shape shape, float inverse_temperature, ConstMatr
       for (int i = 0; i < kGroup; i += kLanes) {
         store(dl.v + i, load<f32v>(g + i) * load<f32v>(w + i) * load<f32v>(slopes.v + i));
       }
+      if (kl.prior.data) {
+        const float* p = read(kl.prior, b, pbuf);
+        for (int i = 0; i < kGroup; i += kLanes) {
+          const f32v x = load<f32v>(l + i), s = relaxed ? sigmoid(x).slope : load<f32v>(slopes.v + i);
+          const i32v finite = (x < 88.0f) & (x > -88.0f);  // beyond, the slope is 0 in float32
+          store(dl.v + i, load<f32v>(dl.v + i) + zero_unless(finite, (x - load<f32v>(p + i)) * (s * kl.scale)));
+        }
+      }
     }
     // Written last: either may lie where the gradient was read.
     if (dweight.data) write_sum(dweight, b, dw, accumulate, !accumulate && dweight.data != grad.data);
@@ -374,9 +383,9 @@ bool masked_weight(Address a, Shape shape, Relaxation r, ConstMatrix weight, Con
 }
 
 void weight_grad(Address a, Shape shape, Relaxation r, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits,
-                 Thresholds t, Bits keep, Matrix dweight, Matrix dlogits, bool accumulate) {
+                 Thresholds t, Bits keep, Divergence kl, Matrix dweight, Matrix dlogits, bool accumulate) {
   with_estimator(r.estimator, [&]<Estimator E>() {
-    weight_grad_as<E>(a, shape, 1.0f / r.temperature, grad, weight, logits, t, keep, dweight, dlogits, accumulate);
+    weight_grad_as<E>(a, shape, 1.0f / r.temperature, grad, weight, logits, t, keep, kl, dweight, dlogits, accumulate);
   });
 }
 
@@ -385,6 +394,7 @@ void weight_grad(Address a, Shape shape, Relaxation r, ConstMatrix grad, ConstMa
 
 #include "gaussian.h"
 #include "kl_impl.h"
+#include "moments.h"
 #include "nm.h"
 
 namespace stochprune {
@@ -393,7 +403,7 @@ namespace {
 constexpr Kernels table_of(const char* name) {
   return {name, keep_mask, thresholds, masked_weight, weight_grad, gaussian_weight, gaussian_grad,
           bernoulli_kl, gaussian_kl, bernoulli_kl_grad, gaussian_kl_grad,
-          nm_masked_weight, nm_weight_grad};
+          nm_masked_weight, nm_weight_grad, moments, moments_grad};
 }
 
 }  // namespace

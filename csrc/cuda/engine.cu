@@ -56,10 +56,11 @@ void masked_weight(Launch at, Address address, int draws, Shape shape, Relaxatio
 }
 
 void weight_grad(Launch at, Address address, Shape shape, Relaxation relaxation, ConstMatrix grad, ConstMatrix weight,
-                 ConstMatrix logits, Matrix dweight, Matrix dlogits, bool add) {
+                 ConstMatrix logits, ConstMatrix prior, const double* kl_grad, Matrix dweight, Matrix dlogits, bool add) {
   with_estimator(relaxation.estimator, [&](auto estimator) {
     const WeightGrad<decltype(estimator)::value> op = {
-        cells(grad), cells(weight), cells(logits), cells(dweight), cells(dlogits), relaxation.temperature, add};
+        cells(grad), cells(weight),  cells(logits),          cells(prior), kl_grad,
+        cells(dweight), cells(dlogits), relaxation.temperature, add};
     run(op, make_grid(shape), key(address), 1, at.device, at.stream);
   });
 }

@@ -20,7 +20,8 @@ void keep_mask(Launch, Address, Shape, const uint16_t* threshold, int64_t stride
 void thresholds(Launch, Shape, ConstMatrix logits, uint16_t* out);
 // out: the masked weights of `draws` draws, one below the other.
 void masked_weight(Launch, Address, int draws, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Matrix out);
-void weight_grad(Launch, Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
-                 Matrix dlogits, bool add);
+// With the logits of a prior the gradient of the masks' divergence from it, times *kl_grad, is added to dlogits.
+void weight_grad(Launch, Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, ConstMatrix prior,
+                 const double* kl_grad, Matrix dweight, Matrix dlogits, bool add);
 
 }  // namespace stochprune::cuda

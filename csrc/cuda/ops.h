@@ -58,7 +58,9 @@ struct MaskWeight {
 // From grad = dL/d(z * weight): dweight = grad z and dlogits = grad weight dz/dlogit; either may be grad itself.
 template <Estimator E>
 struct WeightGrad {
-  Cells grad, weight, logits, dweight, dlogits;
+  Cells grad, weight, logits, prior;  // prior: logits, may have no data
+  const double* kl_grad;              // what the divergence from the prior counts
+  Cells dweight, dlogits;
   float temperature;
   bool add;  // to what is there
 
@@ -79,6 +81,13 @@ struct WeightGrad {
     if (dlogits.data) {
       if (add) load(dlogits, at.row, at.col, at.span, result);
       for (int i = 0; i < kColumns; ++i) result[i] = g[i] * w[i] * slope<E>(logit[i], u[i], temperature) + (add ? result[i] : 0.0f);
+      if (prior.data) {
+        load(prior, at.source, at.col, at.span, w);
+        for (int i = 0; i < kColumns; ++i) {
+          const float s = sigmoid_slope(logit[i]) * float(*kl_grad);
+          result[i] += s != 0.0f ? (logit[i] - w[i]) * s : 0.0f;  // where the slope is 0 the logit may be infinite
+        }
+      }
       store(dlogits, at.row, at.col, at.span, result);
     }
   }

@@ -45,12 +45,15 @@ def masked_linear_backward(
     need_x: bool,
     need_weight: bool,
     need_logits: bool,
+    prior_logits: Tensor | None = None,
+    kl_grad: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.masked_linear_backward`."""
     at = Address(seed, draw, stream, estimator, temperature)
 
     def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
-        through_mask(g, weight, logits, at, i, dweight, dlogits, add)
+        prior = None if i else prior_logits
+        through_mask(g, weight, logits, at, i, dweight, dlogits, add, prior=prior, kl_grad=kl_grad)
 
     dx = _product(grad, weight, logits, None, at, transpose=True) if need_x else None
     dweight = dlogits = None

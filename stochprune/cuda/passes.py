@@ -88,6 +88,8 @@ def through_mask(
     dlogits: Tensor | None,
     add: bool,
     rows: Tensor | None = None,
+    prior: Tensor | None = None,
+    kl_grad: Tensor | None = None,
 ) -> None:
     """Write (or add) to contiguous ``dweight`` and ``dlogits`` [N, K]; either may be None, or ``grad`` itself.
 
@@ -95,7 +97,10 @@ def through_mask(
         grad: contiguous [N, K], dL/d(z * weight) under draw number ``i``.
         add: add to what the results hold, which must then be float32.
         rows: int64 [N], the rows of the weight that grad and the results speak of; default all.
+        prior: logits [N, K] of a prior; the gradient of the masks' divergence from it is added to dlogits.
+        kl_grad: what the divergence counts, float64, one element.
     """
+    prior = None if prior is None else rows_of(prior)
     weight, logits, draw = rows_of(weight.detach()), rows_of(logits.detach()), at.draws[i]
     _C.cuda.weight_grad(
         _place(grad),
@@ -106,6 +111,8 @@ def through_mask(
         array(grad),
         array(weight),
         array(logits),
+        array(prior),
+        0 if kl_grad is None else kl_grad.data_ptr(),
         array(dweight),
         array(dlogits),
         add,

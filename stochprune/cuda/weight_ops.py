@@ -19,6 +19,7 @@ def masked_weight(
     temperature: float,
     dtype: torch.dtype,
     rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> Tensor:
     """As :func:`stochprune.reference.masked_weight`, one launch."""
     at = Address(seed, draw, stream, estimator, temperature)
@@ -38,6 +39,7 @@ def weight_grad(
     need_weight: bool,
     need_logits: bool,
     rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.weight_grad`, a launch for each draw; several are summed in float32."""
     at = Address(seed, draw, stream, estimator, temperature)

@@ -79,11 +79,14 @@ class MaskedWeight:
         dweight: Tensor | None,
         dlogits: Tensor | None,
         accumulate: bool,
+        divergence: tuple[Tensor, float] | None = None,
     ) -> None:
         """From grad = dL/d(z * weight) of the rows in ``part`` to dweight and dlogits; either may be grad itself.
 
-        A hard mask is taken from ``bits`` if given, else drawn.
+        A hard mask is taken from ``bits`` if given, else drawn. ``divergence``: prior logits [N, K], of dense rows, and
+        the gradient of the masks' divergence from them, whose own gradient is added to dlogits.
         """
+        prior, scale = divergence or (None, 0.0)
         weight, logits, levels = self.rows(part)
         _C.weight_grad(
             self.address(draw, part.start),
@@ -94,6 +97,8 @@ class MaskedWeight:
             logits,
             levels,
             array(bits),
+            array(None if prior is None else prior[part]),
+            scale,
             array(None if dweight is None else dweight[part]),
             array(None if dlogits is None else dlogits[part]),
             accumulate,

@@ -34,6 +34,7 @@ def backward(
     dweight: Tensor | None,
     dlogits: Tensor | None,
     accumulate: bool,
+    divergence: tuple[Tensor, float] | None = None,
 ) -> None:
     """dx [M, K], dweight and dlogits [N, K] from grad [M, N] and x [M, K]; what is None is not computed."""
     # dL/d(z * weight) goes straight into a gradient's own memory where dtypes agree and no sum is there yet.
@@ -48,4 +49,4 @@ def backward(
         if dweight is not None or dlogits is not None:
             g = workspace.take(*size) if home is None else home[part]
             torch.mm(grad[:, part].mT, x, out=g)
-            layer.gradients(draw, part, g, bits, dweight, dlogits, accumulate)
+            layer.gradients(draw, part, g, bits, dweight, dlogits, accumulate, divergence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,17 +21,46 @@ class MaskedLinear(MaskedLayer):
 
     Shape:
         input [..., in_features], output [..., out_features].
+
+    Attributes:
+        prior_logits: None, or the logits [out_features, in_features] of a prior's masks. A forward that draws then
+            forms :meth:`divergence` from them too, and its gradient joins the weight's pass in backward.
     """
 
     dense_type = nn.Linear
     settings = ("in_features", "out_features", "bias")
     in_features: int
     out_features: int
+    prior_logits: Tensor | None
+    _formed: tuple[Tensor, int] | None = None  # a forward's divergence, and the version of its logits
+
+    def _adopt(self, *args: Any, **options: Any) -> None:
+        super()._adopt(*args, **options)
+        self.register_buffer("prior_logits", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.samples_now:
-            return F.linear(x, self.thresholded_weight(), self.bias)
-        return functional.masked_linear(x, self.weight, self.mask_logits, self.bias, **self.address())
+        weight = self.plain_weight()
+        if weight is not None:
+            return F.linear(x, weight, self.bias)
+        weights = (self.weight, self.mask_logits)
+        if self.prior_logits is None or not (torch.is_grad_enabled() and self.mask_logits.requires_grad):
+            return functional.masked_linear(x, *weights, self.bias, **self.address())
+        y, kl = functional.masked_linear_kl(x, *weights, self.prior_logits, self.bias, **self.address())
+        self._formed = (kl, self.mask_logits._version)
+        return y
+
+    def divergence(self, prior_logits: Tensor | float) -> Tensor:
+        """KL of this layer's mask from that of a prior, in nats: a float64 scalar, differentiable.
+
+        Of ``self.prior_logits``, and under logits that have not changed since, it is the last forward's, once.
+        """
+        formed, self._formed = self._formed, None
+        if formed is not None and prior_logits is self.prior_logits and formed[1] == self.mask_logits._version:
+            return formed[0]
+        return super().divergence(prior_logits)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_formed": None}
 
     @classmethod
     def from_linear(cls: type[Layer], linear: nn.Linear, keep: float | Tensor = 0.95, **options: Any) -> Layer:

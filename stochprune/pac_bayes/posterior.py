@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import functional, rng
-from stochprune.nn import layer_kl, masked_layers
+from stochprune.nn import MaskedLinear, layer_kl, masked_layers
 from stochprune.nn.layer import MaskedLayer
 from stochprune.pac_bayes.prior import Prior
 
@@ -80,6 +80,9 @@ class MaskPosterior(Posterior):
         for tensor in self.logits:
             tensor.requires_grad_(True)
         self.start = {name: layer.mask_logits.detach().clone() for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            if isinstance(layer, MaskedLinear):
+                layer.prior_logits = self.start[name]
 
     def kl(self) -> dict[str, Tensor]:
         return layer_kl(self.model, self.start)

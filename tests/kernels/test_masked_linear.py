@@ -70,6 +70,20 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return request.param
 
 
+@pytest.mark.parametrize("shape, dtypes", [((1, 5, 130, 33), DTYPES[2]), ((2, 9, 70, 20), DTYPES[0])], ids=str)
+def test_the_divergence_is_added_on_every_route(
+    shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    t, at = case(shape, dtypes, device), (7, "straight_through", 0.7, True, True, True)
+    prior, scale = t["weight"].mT.contiguous().mT, torch.tensor(0.37, dtype=torch.float64, device=device)
+    given = [t[name] for name in ("grad", "x", "weight", "logits", "seed", "draw")]
+    without = masked_linear_backward(*given, *at)
+    with_kl = masked_linear_backward(*given, *at, prior, scale)
+    assert torch.equal(with_kl[0], without[0]) and torch.equal(with_kl[1], without[1])
+    pull, _ = reference.bernoulli_kl_backward(scale, t["logits"].double(), prior.double(), True, False)
+    agree(with_kl[2], without[2].double() + pull, torch.float32)
+
+
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_values_and_gradients(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import stochprune as sp
+from stochprune import functional
 from stochprune.nn import MaskedLinear
 
 
@@ -162,3 +164,35 @@ def test_bad_options(linear):
         MaskedLinear.from_linear(linear, estimator="arm")
     with pytest.raises(ValueError, match="seed must lie"):
         MaskedLinear.from_linear(linear, seed=2**64)
+
+
+def test_a_prior_joins_the_forward(generator):
+    """The loss and its gradients are those of a divergence apart; the formed one is used once, while it is true."""
+    layer = MaskedLinear(40, 6, seed=3).train()
+    prior = layer.mask_logits.detach() - 0.5
+    x = torch.randn(5, 40, generator=generator)
+
+    def gradients():
+        layer.mask_draw.zero_()
+        loss = layer(x).square().sum() + 0.3 * layer.divergence(prior)
+        return [loss.detach(), *torch.autograd.grad(loss, [layer.weight, layer.mask_logits, layer.bias])]
+
+    apart = gradients()
+    layer.prior_logits = prior
+    with mock.patch.object(functional, "bernoulli_kl", side_effect=AssertionError("formed apart")):
+        together = gradients()
+    for got, value in zip(together, apart, strict=True):
+        torch.testing.assert_close(got, value, rtol=1e-5, atol=1e-5)
+
+    layer(x)
+    first = layer.divergence(prior)
+    assert first.grad_fn is not layer.divergence(prior).grad_fn  # the second is formed anew
+    layer(x)
+    with torch.no_grad():
+        layer.mask_logits += 1
+    assert layer.divergence(prior) > first + 1  # not that of the old logits
+    layer(x)
+    assert layer.divergence(prior - 1) > first + 1  # not that from another prior
+    layer(x)
+    assert copy.deepcopy(layer)._formed is None
+    assert "prior_logits" not in layer.state_dict()
