@@ -17,6 +17,9 @@ from .gaussian import gaussian_grad, gaussian_weight, normal
 from .keep_mask import keep_mask
 from .kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from .masked_linear import masked_linear, masked_linear_backward
+from .moments import moments, moments_grad
+from .multi_prepass import masked_weights
+from .multi_weight_grad import weight_grads
 from .nm import nm_masked_weight, nm_weight_grad
 from .routes import table as routing_table
 from .threshold import threshold_from_logits
@@ -49,6 +52,9 @@ __all__ = [
     "masked_linear",
     "masked_linear_backward",
     "masked_weight",
+    "masked_weights",
+    "moments",
+    "moments_grad",
     "nm_masked_weight",
     "nm_weight_grad",
     "normal",
@@ -56,4 +62,5 @@ __all__ = [
     "supports",
     "threshold_from_logits",
     "weight_grad",
+    "weight_grads",
 ]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import backends, rng
@@ -19,13 +18,12 @@ from stochprune.functional._checks import check_floating, check_same_device, dra
 from stochprune.functional._product import LINEAR, convolution, product, product_grads
 
 
-def _moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean q mu and variance q (1 - q) mu^2 + q sigma^2 of every weight, like ``weight``, in ``dtype``."""
-    variance = torch.zeros_like(weight) if rho is None else F.softplus(rho).square()
-    if logits is None:
-        return weight.to(dtype), variance.to(dtype)
-    q = torch.sigmoid(logits)
-    return (q * weight).to(dtype), (q * ((1 - q) * weight.square() + variance)).to(dtype)
+def _moments(x: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every weight, like ``weight``, in the dtype of x: one pass over the weights."""
+    flat = [None if t is None else t.flatten(1) for t in (weight, logits, rho)]
+    backend = backends.resolve(x, *(t for t in flat if t is not None))
+    mean, variance = backend.moments(*flat, x.dtype)
+    return mean.view(weight.shape), variance.view(weight.shape)
 
 
 def _noise(y: Tensor, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:
@@ -51,7 +49,7 @@ def _forward(
     groups: int,
 ) -> tuple[Tensor, Tensor]:
     geometry = (stride, padding, dilation, groups)
-    mean, variance = _moments(weight, logits, rho, x.dtype)
+    mean, variance = _moments(x, weight, logits, rho)
     y = product(x, mean, bias, geometry)
     # Clamped: convolutions through transforms (Winograd, Fourier) may fall short of zero by a rounding.
     deviation = product(x.square(), variance, None, geometry).clamp_min(0).sqrt()
@@ -84,7 +82,7 @@ def _backward(
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     geometry = (stride, padding, dilation, groups)
-    mean, variance = _moments(weight, logits, rho, x.dtype)
+    mean, variance = _moments(x, weight, logits, rho)
     noise = _noise(deviation, seed, draw, stream, row_offset)
     # d sqrt(v) / dv has no value at v = 0, where the noise has no part: an input of zeros, or sure weights.
     dvariance = torch.where(deviation > 0, (grad * noise).sum(0) / (2 * deviation), 0)
@@ -95,17 +93,12 @@ def _backward(
         found[0] = dx + 2 * x * dsquare
     if dmean is None or dspread is None:
         return found[0], found[1], found[2], found[3]
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    dmean, dspread, w = dmean.to(wide), dspread.to(wide), weight.to(wide)
-    q = torch.ones_like(w) if logits is None else torch.sigmoid(logits.to(wide))
-    sigma = torch.zeros_like(w) if rho is None else F.softplus(rho.to(wide))
-    dweight = dmean * q + dspread * 2 * q * (1 - q) * w
-    if logits is not None:
-        found[2] = (dmean * w + dspread * ((1 - 2 * q) * w.square() + sigma.square())) * q * (1 - q)
-        found[2] = found[2].to(logits.dtype)
-    if rho is not None:
-        found[3] = (dspread * q * 2 * sigma * torch.sigmoid(rho.to(wide))).to(rho.dtype)
-    return found[0], dweight.to(weight.dtype), found[2], found[3]
+    flat = [None if t is None else t.flatten(1) for t in (dmean, dspread, weight, logits, rho)]
+    backend = backends.resolve(x, *(t for t in flat if t is not None))
+    grads = backend.moments_grad(*flat)
+    for i, g in enumerate(grads):
+        found[i + 1] = found[i + 1] if g is None else g.view(weight.shape)
+    return found[0], found[1], found[2], found[3]
 
 
 @_backward.register_fake

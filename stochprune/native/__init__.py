@@ -9,6 +9,7 @@ from stochprune.native.gaussian import gaussian_grad, gaussian_weight, normal
 from stochprune.native.keep_mask import keep_mask
 from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from stochprune.native.masked_linear import masked_linear, masked_linear_backward
+from stochprune.native.moments import moments, moments_grad
 from stochprune.native.nm import nm_masked_weight, nm_weight_grad
 from stochprune.native.thresholds import cache, threshold_from_logits
 from stochprune.native.weight_ops import masked_weight, weight_grad
@@ -37,6 +38,8 @@ __all__ = [
     "masked_linear",
     "masked_linear_backward",
     "masked_weight",
+    "moments",
+    "moments_grad",
     "nm_masked_weight",
     "nm_weight_grad",
     "normal",
