@@ -107,7 +107,11 @@ def load(name: str | Path, small: bool = False) -> Plan:
         content = _merged(content, changes)
     job = content.get("job")
     settings = content.pop("settings", None) or {}
-    if job == "finetune" and (twice := sorted({"data", "model", *SELECTIONS} & set(settings))):
+    if (
+        job == "finetune"
+        and isinstance(settings, dict)
+        and (twice := sorted({"data", "model", *SELECTIONS} & set(settings)))
+    ):
         raise ValueError(
             f"{path.stem}: {twice[0]} has its place beside the settings of a fine-tuning study, not in them"
         )
@@ -136,15 +140,34 @@ def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 def _block(entry: Any, where: str) -> Block:
     if not isinstance(entry, dict) or not isinstance(entry.get("scores"), list):
         raise ValueError(f"{where}: a block is a mapping with lists scores, sparsities and ablations, got {entry!r}")
-    scores = []
-    for score in entry["scores"]:
-        name, options = (score, {}) if isinstance(score, str) else next(iter(score.items()))
-        scores.append((name, tuple(sorted((options or {}).items()))))
-    return _made(Block, {**entry, "scores": tuple(scores)}, where)
+    return _made(Block, {**entry, "scores": tuple(_score(score, where) for score in entry["scores"])}, where)
+
+
+def _score(entry: Any, where: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """A name and its options, from ``snip`` or ``{prospr: {steps: 3}}``."""
+    if isinstance(entry, str):
+        return entry, ()
+    if not (isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)):
+        raise ValueError(f"{where}: a score is a name, or one name with a mapping of its options, got {entry!r}")
+    name, options = next(iter(entry.items()))
+    for option, value in options.items():
+        if not isinstance(value, bool | int | float | str):
+            raise ValueError(f"{where}: option {option} of {name} must be a number, text, true or false, got {value!r}")
+    return name, tuple(sorted((option, _number(value)) for option, value in options.items()))
+
+
+def _number(value: Any) -> Any:
+    """The number of a text like 1e-3, which YAML does not take for one; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
     """A dataclass from a mapping of a YAML file; numbers and lists become what its fields are."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a mapping, got {values!r}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -161,8 +184,8 @@ def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def _fitted(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        return _made(kind, value, where)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else _made(kind, value, where)
     if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, got {value!r}")

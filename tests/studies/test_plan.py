@@ -46,6 +46,11 @@ def test_a_file_is_a_grid_of_cells(tmp_path):
     assert {cell.label for cell in cells} == {"magnitude", "snip", "random", "prospr lr=0.1 steps=2"}
 
 
+def test_numbers_that_yaml_takes_for_text(tmp_path):
+    plan = studies.load(write(tmp_path, MINIMAL.replace("lr: 0.1", "lr: 1e-1")))
+    assert plan.grid[0].scores[1] == ("prospr", (("lr", 0.1), ("steps", 2)))
+
+
 def test_the_small_version_overrides_what_it_names(tmp_path):
     plan = studies.load(write(tmp_path, MINIMAL), small=True)
     assert (plan.name, plan.seeds, plan.settings.weights.epochs) == ("mine-small", 1, 1)
@@ -83,6 +88,13 @@ def test_every_part_of_a_cell_has_its_folder():
         (("[0.5, 0.9]", "[0.5, most]"), "mine: grid: sparsities must be a number, got 'most'"),
         (("data: [digits]", "data: []"), "mine: data must name at least one"),
         (("title: T", "title: ["), "is not YAML"),
+        (("weights: {epochs: 2, lr: 1e-3}", "weights: 3"), "mine: weights must be a mapping, got 3"),
+        (
+            ("{prospr: {steps: 2, lr: 0.1}}", "{prospr: 3}"),
+            r"one name with a mapping of its options, got \{'prospr': 3\}",
+        ),
+        (("{prospr: {steps: 2, lr: 0.1}}", "{prospr: {}, snip: {}}"), "a score is a name, or one name"),
+        (("lr: 0.1}", "lr: [1]}"), r"option lr of prospr must be a number, text, true or false, got \[1\]"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, change, message):
