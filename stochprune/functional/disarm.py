@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from stochprune import rng
+from stochprune import backends, rng
 from stochprune.functional._checks import check_floating
+from stochprune.functional.keep_mask import keep_mask
 
 ESTIMATORS = ("disarm", "arm")
 Masks = dict[str, Tensor]
@@ -62,26 +63,25 @@ def antithetic_gradient(
     missing = sorted(set(logits) - set(streams))
     if missing:
         raise ValueError(f"{op}: no stream for {missing[0]!r}")
-    levels, uniforms = {}, {}
+    pair, other, weights = {}, {}, {}
     for name, tensor in logits.items():
-        rows = tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)
         at = {"seed": seed, "draw": draw, "stream": streams[name]}
-        u = rng.uniform16(*rows.shape, **at, device=tensor.device) & 0x7FFF
-        levels[name] = rng.threshold_from_logits(tensor).to(torch.int32)
-        uniforms[name] = u.view(tensor.shape)
-    pair = {name: u < levels[name] for name, u in uniforms.items()}
-    other = {name: rng.LEVELS - 1 - u < levels[name] for name, u in uniforms.items()}
+        rows = tensor.detach().reshape(len(tensor) if tensor.dim() else 1, -1)
+        levels = backends.resolve(rows).threshold_from_logits(rows)
+        count = levels.to(torch.int32)
+        kept = keep_mask(levels, **at)
+        # 1 - v < q is v > 1 - q: what the complement's threshold does not keep.
+        also = ~keep_mask(rng.LEVELS - count, **at)
+        if estimator == "disarm":
+            q = count.double() / rng.LEVELS
+            weight = (kept.double() - also.double()) * torch.maximum(q, 1 - q) / 2
+        else:
+            u = rng.uniform16(*rows.shape, **at, device=tensor.device) & 0x7FFF
+            weight = 0.5 - (u.double() + 0.5) / rng.LEVELS
+        pair[name], other[name], weights[name] = (t.view(tensor.shape) for t in (kept, also, weight))
     with torch.no_grad():
         gap = _scalar(op, loss(pair)) - _scalar(op, loss(other))
-    out = {}
-    for name, tensor in logits.items():
-        if estimator == "disarm":
-            q = levels[name].double() / rng.LEVELS
-            weight = (pair[name].double() - other[name].double()) * torch.maximum(q, 1 - q) / 2
-        else:
-            weight = 0.5 - (uniforms[name].double() + 0.5) / rng.LEVELS
-        out[name] = (gap * weight).to(tensor.dtype)
-    return out
+    return {name: (gap * weight).to(logits[name].dtype) for name, weight in weights.items()}
 
 
 def _scalar(op: str, loss: Tensor) -> float:

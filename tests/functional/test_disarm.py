@@ -59,6 +59,7 @@ def test_exact_for_one_weight_over_all_uniforms(estimator, logit, monkeypatch):
     """A row of 32,768 weights, one for each uniform, each loss its own: the mean is q (1 - q) (loss(1) - loss(0))."""
     every = torch.arange(32768).view(1, -1)
     monkeypatch.setattr(rng, "uniform16", lambda *a, **k: every)
+    monkeypatch.setenv("STOCHPRUNE_BACKEND", "reference")  # which asks that function
     logits = {"a": torch.full((1, 32768), logit, dtype=torch.float64)}
     masks, gap = [], iter((torch.tensor(1.0), torch.tensor(0.0)))  # a gap of 1: the estimate is the weight of the gap
     weight = antithetic_gradient(
