@@ -110,7 +110,8 @@ def drop_branches(model: nn.Module) -> list[str]:
 def expected_cost(model: nn.Module, costs: Mapping[str, float] | None = None) -> Tensor:
     """``sum(q cost) / sum(cost)`` over the gated branches, differentiable in the logits: a scalar in [0, 1].
 
-    Add ``price * expected_cost(model)`` to the loss to train a network and prune its layers at once.
+    Add ``price * expected_cost(model)`` to the loss to train a network and prune its layers at once; the price stands
+    where Guenter and Sideris have a hyper-prior.
 
     Args:
         costs: of each branch by name, positive; default: its number of parameters, at least 1.

@@ -47,7 +47,7 @@ def lats(progress: float) -> float:
     """The fraction of its end that the threshold has reached: ``x + sin(pi x) / pi``.
 
     It is the share of a cosine's integral that is spent. Soft-threshold pruning is iterative shrinkage, whose
-    threshold grows by each step's learning rate. Chen, Yu, Fang, Ma, Huang and Tian 2023, "A unified framework for
+    threshold grows by each step's learning rate. Chen, Ma, Fang, Zheng, Yu and Tian 2023, "A unified framework for
     soft threshold pruning" (arXiv 2302.13019), section 4.
 
     Args:
