@@ -26,10 +26,10 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     pruned = [row for row in rows if row["score"] != "dense"]
     ablates = len({row["arm"] for row in pruned}) > 1
     keys = ("data", "model", "score") if ablates else ("data", "model")
-    random = [row for row in pruned if row["score"] == "random" and row["arm"] == "none"]
-    panels = list(
-        dict.fromkeys(tuple(row[k] for k in keys) for row in pruned if not (ablates and row["score"] == "random"))
-    )
+    random = [row for row in pruned if row["score"] == "random" and row["arm"] == "none"] if ablates else []
+    scored = [row for row in pruned if row["score"] != "random"] if ablates else pruned
+    panels = list(dict.fromkeys(tuple(row[k] for k in keys) for row in scored or pruned))
+    one_network = len({panel[:2] for panel in panels}) == 1
     width = max(6.5, 1.2 + 3.1 * len(panels))
     figure = Figure(figsize=(width, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -37,7 +37,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     for axis, panel in zip(axes, panels, strict=True):
         mine = [row for row in pruned if tuple(row[k] for k in keys) == panel]
         lines = {name: [r for r in mine if r["arm" if ablates else "score"] == name] for name in _names(mine, ablates)}
-        if ablates:
+        if random:
             lines["random mask"] = [row for row in random if (row["data"], row["model"]) == panel[:2]]
         sparsities = sorted({row["sparsity"] for row in mine})
         for i, (name, line) in enumerate(lines.items()):
@@ -60,7 +60,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         dense = [r["error"] for r in rows if r["score"] == "dense" and (r["data"], r["model"]) == panel[:2]]
         if dense:
             axis.axhline(Spread.of(dense).mean, color="black", linewidth=0.8, linestyle=":", label="dense")
-        axis.set_title(", ".join(panel[::-1] if not ablates else panel[2:]), fontsize=10)
+        axis.set_title(", ".join(panel[2:] if ablates and one_network else panel[::-1]), fontsize=10)
         axis.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
         axis.set_xlabel("weights pruned (%)")
         axis.set_yscale("log")
@@ -69,10 +69,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(axis="y", linewidth=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    if panels:
-        axes[0].set_ylabel("test error (%)")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 1.6), frameon=False, fontsize=8)
+    axes[0].set_ylabel("test error (%)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 1.6), frameon=False, fontsize=8)
     figure.suptitle(results["title"], fontsize=11)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 

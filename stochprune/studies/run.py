@@ -59,7 +59,9 @@ def run(plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs")) -
         if results[name]:
             tables.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
     (folder / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
-    if plan.job == "initialisation" and any(row["error"] is not None for row in results["rows"]):
+    if plan.job == "initialisation" and any(
+        row["error"] is not None for row in results["rows"] if row["score"] != "dense"
+    ):
         figures.draw(results, folder / "errors.png")
     return folder, results
 
@@ -90,7 +92,8 @@ def _initialisation(plan: Plan, data_dir: Path | None, out: Path) -> dict[str, A
                         {**which, "when": when, **row, "shape": "x".join(map(str, row["shape"]))}
                         for row in result[when]
                     ]
-        distances += _distances(cells, out / "cells")
+            bar.begin("distances between layers")
+            distances += _distances(cells, out / "cells")
     return {"hours": seconds / 3600, "rows": rows, "layers": layers, "distances": distances}
 
 
