@@ -42,6 +42,7 @@ def bounds(
     console = Console()
     with errors_in_one_line():
         values["scales"] = split("scales", values["scales"], float)
+        values["sketch_sizes"] = split("sketch_sizes", values["sketch_sizes"], int)
         folder, results = run_bounds(BoundsConfig(**values), data_dir=data_dir, out=out)
     draw(results, folder / "results.png")
     console.print(table(results))

@@ -53,6 +53,7 @@ class BoundsConfig:
     keep: float = option(0.99, "Probability of keeping a weight in the PAC-Bayes certificate.")
     draws: int = option(2000, "Monte Carlo draws of the certificate.")
     cushion_examples: int = option(20, "Examples on which the cushions of Arora et al. are measured.")
+    sketch_sizes: tuple[int, ...] = option((16, 24), "Orders of the matrices that are sketched, with commas.")
     sketch_trials: int = option(6, "Random matrices for each size of sketch.")
     delta: float = option(0.05, "Probability with which a complete bound may fail.")
     seed: int = option(0, "Seed of everything.")
@@ -66,6 +67,8 @@ class BoundsConfig:
         for name in ("train_fraction", "margin_share", "keep", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
+        if not self.sketch_sizes or min(self.sketch_sizes) < 2:
+            raise ValueError(f"sketch_sizes must name orders of at least 2, got {self.sketch_sizes}")
         if not self.scales or not all(0 < d < math.inf for d in self.scales):
             raise ValueError(f"scales must name positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
 
@@ -122,6 +125,12 @@ def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path 
         bar.begin("certifying")
         certificate = _certificate(model, subject, config, folder / "certificate")
         bar.finish(config.draws)
+        bar.begin("compressing")
+        compressed = [_compressed(subject, scale, config) for scale in config.scales]
+        bar.begin("comparing")
+        table = _table(subject, certificate, config)
+        bar.begin("sketching")
+        sketches = _sketches(config)
     results = {
         "configuration": dataclasses.asdict(config),
         "versions": versions(),
@@ -132,10 +141,10 @@ def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path 
         "train_error": subject.train_error(subject.weights),
         "test_error": subject.test_error(subject.weights),
         "norms": [dataclasses.asdict(layer) for layer in subject.norms],
-        "compression": [_compressed(subject, scale, config) for scale in config.scales],
-        "bounds": _table(subject, certificate, config),
+        "compression": compressed,
+        "bounds": table,
         "iterative": rounds,
-        "sketch": _sketches(config),
+        "sketch": sketches,
     }
     write_json(folder / "results.json", results)
     return folder, results
@@ -302,7 +311,7 @@ def _iterative(
 def _sketches(config: BoundsConfig) -> list[dict[str, float]]:
     """How often sparse matrices are recovered from sketches, by size of the matrix, entries a line and size."""
     points = []
-    for p, per_line, part in itertools.product((16, 24), (1, 2, 3), np.arange(0.3, 1.25, 0.15)):
+    for p, per_line, part in itertools.product(config.sketch_sizes, (1, 2, 3), np.arange(0.3, 1.25, 0.15)):
         predicted = sketch.predicted_rows(p, per_line)
         rows = round(part * predicted)
         if 3 <= rows < p:

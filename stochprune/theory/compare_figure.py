@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def _kept(axis: Axes, rows: list[Mapping[str, float]]) -> None:
 
 def _sketches(axis: Axes, points: list[Mapping[str, float]]) -> None:
     styles = {1: "o", 2: "s", 3: "^"}
-    colours = {p: colour for p, colour in zip(sorted({point["p"] for point in points}), (GREEN, BLUE), strict=True)}
+    colours = dict(zip(sorted({point["p"] for point in points}), cycle((GREEN, BLUE, ORANGE, GREY)), strict=False))
     for p, per_line in sorted({(point["p"], point["per_line"]) for point in points}):
         mine = [point for point in points if (point["p"], point["per_line"]) == (p, per_line)]
         share = [point["rows"] / point["predicted"] for point in mine]
