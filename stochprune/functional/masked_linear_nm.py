@@ -59,10 +59,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = backends.resolve(x, weight, logits)
     dx = x.new_empty(x.shape if need_x else 0)
-    dweight, dlogits = (
-        like.new_zeros(like.shape if need else 0, dtype=torch.promote_types(like.dtype, torch.float32))
-        for like, need in ((weight, need_weight), (logits, need_logits))
-    )
+    sums: list[Tensor | None] = [None, None]
     for i in range(len(draw)):
         at = (n, m, seed, draw[i : i + 1], stream)
         if need_x:
@@ -70,10 +67,11 @@ def _backward(
         if need_weight or need_logits:
             g = (grad[i].mT @ x[i]).to(weight.dtype)[None]  # [1, N, K]: dL/d(z * weight)
             grads = backend.nm_weight_grad(g, weight, logits, *at, need_weight, need_logits)
-            for total, part in zip((dweight, dlogits), grads, strict=True):
-                if part is not None:
-                    total += part
-    return dx, dweight.to(weight.dtype), dlogits.to(logits.dtype)
+            sums = [p if total is None or p is None else total + p for total, p in zip(sums, grads, strict=True)]
+    dweight, dlogits = (
+        t.new_zeros(0) if total is None else total for total, t in zip(sums, (weight, logits), strict=True)
+    )
+    return dx, dweight, dlogits
 
 
 @_backward.register_fake

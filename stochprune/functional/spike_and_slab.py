@@ -100,10 +100,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     backend = backends.resolve(x, mu, rho, *([] if logits is None else [logits]))
     geometry, options = (stride, padding, dilation, groups), (stream, estimator, temperature)
-    wide = torch.promote_types(mu.dtype, torch.float32)
     dx = x.new_empty(x.shape if need_x else 0)
     needs = (need_mu, need_rho, need_logits and logits is not None)
-    totals = [mu.new_zeros(mu.shape if need else 0, dtype=wide) for need in needs]
+    sums: list[Tensor | None] = [None, None, None]
     for i in range(len(draw)):
         one = draw[i : i + 1]
         # Without need of dx only the shape of the weights is looked at.
@@ -118,14 +117,10 @@ def _backward(
             slab = backend.gaussian_weight(mu.flatten(1), rho.flatten(1), seed, one, stream, mu.dtype)[0]
             given = (dweight[None], slab, logits.flatten(1), seed, one, *options)
             dweight, dlogits = backend.weight_grad(*given, need_mu or need_rho, needs[2])
-        if needs[0]:
-            totals[0] += dweight.view(mu.shape)
-        if needs[1]:
-            totals[1] += backend.gaussian_grad(dweight[None], rho.flatten(1), seed, one, stream).view(mu.shape)
-        if dlogits is not None:
-            totals[2] += dlogits.view(mu.shape)
-    likes = (mu, rho, mu if logits is None else logits)
-    dmu, drho, dlogit = (total.to(like.dtype) for total, like in zip(totals, likes, strict=True))
+        drho = backend.gaussian_grad(dweight[None], rho.flatten(1), seed, one, stream) if need_rho else None
+        parts = (dweight if need_mu else None, drho, dlogits if needs[2] else None)
+        sums = [p if total is None or p is None else total + p for total, p in zip(sums, parts, strict=True)]
+    dmu, drho, dlogit = (mu.new_empty(0) if total is None else total.view(mu.shape) for total in sums)
     return dx, dmu, drho, dlogit
 
 

@@ -14,7 +14,7 @@ from stochprune.nn.layer import MaskedLayer, masked_layers
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.nm import NMMaskedLinear
 from stochprune.nn.selection import Group, Selectors, masked_type, select
-from stochprune.nn.structured import StructuredMaskedLinear
+from stochprune.nn.structured import FILTERS, StructuredMaskedLinear
 
 
 def convert(
@@ -44,9 +44,10 @@ def convert(
         keep_kept, keep_pruned: the initial probabilities of keeping the weights that the mask keeps and prunes.
         include, exclude: shell patterns on weight names, or types: of the layer or of a module around it. Only weights
             that match ``include`` and do not match ``exclude`` are converted, a tied one by any of its names.
-        pattern: linear layers alone, under masks that keep n of every m neighbours (``"2:4"``, see
+        pattern: for linear layers, masks that keep n of every m neighbours (``"2:4"``, see
             :class:`stochprune.nn.NMMaskedLinear`) or whole ``"rows"``, ``"columns"`` or blocks such as ``"16x16"``
-            (:class:`stochprune.nn.StructuredMaskedLinear`).
+            (:class:`stochprune.nn.StructuredMaskedLinear`); ``"rows"`` are the filters of convolutions too
+            (:class:`stochprune.nn.FilterMaskedConv2d`). Other layers must be excluded.
         seed: 0 .. 2^64 - 1, of the run.
 
     Returns:
@@ -123,6 +124,8 @@ def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[type[Masked
     assert kind is not None
     if pattern is None:
         return kind, {}
+    if pattern == "rows" and kind in FILTERS:
+        return FILTERS[kind], {}
     if kind is not MaskedLinear:
         raise ValueError(
             f"convert: {name} ({type(layer).__name__}) is no linear layer, which pattern needs: exclude it"

@@ -1,4 +1,4 @@
-"""StructuredMaskedLinear: nn.Linear whose weights are kept or pruned in blocks, whole rows or whole columns."""
+"""Layers whose weights are kept or pruned in blocks, whole rows, whole columns, or whole filters of a convolution."""
 
 from __future__ import annotations
 
@@ -9,11 +9,29 @@ from torch import Tensor
 
 from stochprune import functional
 from stochprune.functional.structured import block_of, expand_blocks
-from stochprune.nn.layer import logits_of
+from stochprune.nn.layer import MaskedLayer, logits_of
+from stochprune.nn.masked_conv import MaskedConv1d, MaskedConv2d, MaskedConv3d
 from stochprune.nn.masked_linear import MaskedLinear
 
 
-class StructuredMaskedLinear(MaskedLinear):
+class _Structured(MaskedLayer):
+    """What structured layers share: logits of blocks, expanded where the weight's shape is asked for."""
+
+    def gate(self) -> Tensor:
+        """The evaluation mode's mask, of the weight's shape, from the blocks' logits."""
+        return self._expand(self._gate_of(self.mask_logits.detach()))
+
+    def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
+        """The weight, exactly 0 where ``mask`` prunes: bool like the weight, or like the logits for whole blocks."""
+        if mask is not None and mask.shape == self.mask_logits.shape:
+            mask = self._expand(mask)
+        return super().hardened_weight(mask)
+
+    def _expand(self, mask: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class StructuredMaskedLinear(_Structured, MaskedLinear):
     """``y = x (z * weight)^T + bias``, z constant on blocks (:func:`stochprune.functional.masked_linear_blocks`).
 
     ``mask_logits`` has one entry for a block. Budgets, divergences and ``harden(sparsity=...)`` count blocks.
@@ -53,16 +71,6 @@ class StructuredMaskedLinear(MaskedLinear):
             keep = keep.double().view(len(grid), rows, grid.shape[1], columns).mean((1, 3))
         return logits_of(keep, grid)
 
-    def gate(self) -> Tensor:
-        """The evaluation mode's mask, of the weight's shape, from the blocks' logits."""
-        return self._expand(self._gate_of(self.mask_logits.detach()))
-
-    def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
-        """The weight, exactly 0 where ``mask`` prunes: bool like the weight, or like the logits for whole blocks."""
-        if mask is not None and mask.shape == self.mask_logits.shape:
-            mask = self._expand(mask)
-        return super().hardened_weight(mask)
-
     def forward(self, x: Tensor) -> Tensor:
         if not self.samples_now:
             return F.linear(x, self.thresholded_weight(), self.bias)
@@ -74,3 +82,54 @@ class StructuredMaskedLinear(MaskedLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, structure={self.structure}"
+
+
+class _FilterMasked(_Structured):
+    """A convolution whose filters are kept or pruned whole: ``y = z * conv(x, weight) + bias``, z one for each output.
+
+    ``mask_logits`` is [out_channels, 1]. No weight is multiplied, but the outputs are. Budgets, divergences and
+    ``harden(sparsity=...)`` count filters.
+
+    Args:
+        in_channels, out_channels, kernel_size, ...: as in torch's layer; the other arguments as in
+            :class:`stochprune.nn.layer.MaskedLayer`. A tensor ``keep`` like the weight is averaged over each filter.
+    """
+
+    def _initial_logits(self, keep: float | Tensor, weight: Tensor) -> Tensor:
+        if isinstance(keep, Tensor) and keep.shape == weight.shape:
+            keep = keep.double().flatten(1).mean(1, keepdim=True)
+        return logits_of(keep, weight.new_empty(len(weight), 1))
+
+    def _convolve(self, x: Tensor, **options: Any) -> Tensor:
+        if not self.samples_now:
+            return super()._convolve(x, **options)  # type: ignore[misc]
+        options = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups, **options}
+        plain: Any = self.operator[0]  # type: ignore[index]  # torch's, of the convolution it is mixed into
+        y = plain(x, self.weight, None, **options)
+        ones = [1] * (self.weight.dim() - 2)
+        z = functional.mask(self.mask_logits, **self.address())
+        y = y * z.to(y.dtype).view(-1, *ones)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
+
+    def _expand(self, mask: Tensor) -> Tensor:
+        return mask.view(-1, *[1] * (self.weight.dim() - 1)).expand_as(self.weight)
+
+
+class FilterMaskedConv1d(_FilterMasked, MaskedConv1d):
+    __doc__ = _FilterMasked.__doc__
+
+
+class FilterMaskedConv2d(_FilterMasked, MaskedConv2d):
+    __doc__ = _FilterMasked.__doc__
+
+
+class FilterMaskedConv3d(_FilterMasked, MaskedConv3d):
+    __doc__ = _FilterMasked.__doc__
+
+
+FILTERS: dict[type[MaskedLayer], type[MaskedLayer]] = {
+    MaskedConv1d: FilterMaskedConv1d,
+    MaskedConv2d: FilterMaskedConv2d,
+    MaskedConv3d: FilterMaskedConv3d,
+}
+"""By the convolution with a mask for each weight, that with a mask for each filter."""

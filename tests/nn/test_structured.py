@@ -69,6 +69,49 @@ def test_a_converted_model_trains_and_has_a_divergence(generator):
     assert torch.equal(twin[0].mask_logits, model[0].mask_logits)
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_filters_of_convolutions(dimensions, generator):
+    kind = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dimensions - 1]
+    dense = nn.utils.skip_init(kind, 4, 6, 3, stride=2, padding=1, groups=2)
+    for parameter in dense.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    x = torch.randn(2, 4, *[5] * dimensions, generator=generator)
+    outputs, bias = dense(x).detach(), dense.bias.detach().view(-1, *[1] * dimensions)
+    layer = sp.convert(dense, pattern="rows", keep_kept=0.5, seed=7)
+    assert layer.mask_logits.shape == (6, 1)
+    kept = keep_mask(rng.threshold_from_logits(layer.mask_logits), seed=7, draw=0, stream=rng.stream("weight"))
+    y = layer(x)
+    torch.testing.assert_close(y, (outputs - bias) * kept.view(-1, *[1] * dimensions) + bias)
+    gradients = torch.autograd.grad(y.sin().sum(), (layer.weight, layer.mask_logits))
+    assert all(g.isfinite().all() and g.any() for g in gradients)
+    with torch.no_grad():
+        layer.mask_logits.normal_(generator=generator)
+    evaluated = layer.eval()(x)
+    gate = layer.mask_logits.detach() >= 0
+    torch.testing.assert_close(evaluated, (outputs - bias) * gate.view(-1, *[1] * dimensions) + bias)
+    hard = sp.harden(layer)
+    assert type(hard) is kind and torch.equal(hard.weight.flatten(1).ne(0).any(1), gate.flatten())
+    torch.testing.assert_close(hard(x), evaluated)
+
+
+def test_a_filter_s_gradient_gathers_its_weights(generator):
+    """Straight-through: dL/dlogit = sigmoid' times the sum over the filter of dL/d(z w) w, by the unstructured op."""
+    dense = nn.utils.skip_init(nn.Conv2d, 3, 4, 3)
+    for parameter in dense.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    x = torch.randn(2, 3, 6, 6, generator=generator)
+    layer = sp.convert(dense, pattern="rows", keep_kept=0.5)
+    z = torch.ones(4, 1, 1, 1, requires_grad=True)
+    y = layer(x)
+    (got,) = torch.autograd.grad(y.square().sum(), layer.mask_logits)
+    kept = keep_mask(rng.threshold_from_logits(layer.mask_logits), seed=0, draw=0, stream=rng.stream("weight"))
+    again = nn.functional.conv2d(x, layer.weight * (z * kept.view(4, 1, 1, 1)), layer.bias)
+    torch.testing.assert_close(again, y)
+    through = nn.functional.conv2d(x, layer.weight * (z + kept.view(4, 1, 1, 1) - 1.0), layer.bias)
+    (dz,) = torch.autograd.grad(through.square().sum(), z)
+    torch.testing.assert_close(got, (dz * 0.25).view(4, 1))
+
+
 @pytest.mark.parametrize(
     "structure, message",
     [
