@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -53,7 +54,9 @@ def train_prior(
 
     Args:
         model: a plain model with linear layers.
-        part: the prior's part of the data; None leaves the weights as initialised (a data-free prior).
+        part: the prior's part of the data; None leaves the weights as initialised (a data-free prior), but for a factor
+            1 / sqrt(keep), by which their variance under the mask is that of the initialisation (Ramanujan et al. 2020,
+            "What's hidden in a randomly weighted neural network?", section 5).
         seed: 0 .. 2^64 - 1, of the batches, the shifts and the masks of the training.
         folder: if given, checkpoints are kept there, and a run that was killed goes on from them.
 
@@ -78,7 +81,11 @@ def train_prior(
         with torch.no_grad():
             layer.mask_logits.copy_(representable(layer.mask_logits))
         layer.mask_logits.requires_grad_(False)
-    if part is not None:
+    if part is None:
+        for layer in masked_layers(model).values():
+            with torch.no_grad():
+                layer.weight.div_(math.sqrt(config.keep))
+    else:
         with sampling(model):
             _train(model, part, config, seed, folder, callbacks)
     return Prior(model.requires_grad_(False).eval(), () if part is None else (part,), config.sigma)

@@ -19,8 +19,11 @@ def total(posterior) -> float:
     return sum(value.item() for value in posterior.kl().values())
 
 
-@pytest.mark.parametrize("family", ["masks", "gaussian", "spike_and_slab"])
-@pytest.mark.parametrize("objective", ["quadratic", "lambda", "classic", "kl"])
+CASES = [("masks", objective) for objective in ("quadratic", "lambda", "classic", "kl")]
+CASES += [("gaussian", "quadratic"), ("spike_and_slab", "kl")]
+
+
+@pytest.mark.parametrize(("family", "objective"), CASES)
 def test_every_objective_lowers_the_risk_of_a_poor_prior(family, objective):
     parts = make_split(2000, 0.03)
     prior = make_prior(parts, prior_epochs=3, keep=0.6, sigma=0.5)

@@ -1,0 +1,157 @@
+"""From a data set to certificates, verified and replayed; and on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from stochprune.cli import app
+from stochprune.pac_bayes import (
+    CertifyConfig,
+    PriorConfig,
+    RunConfig,
+    SelfBoundConfig,
+    load_certificate,
+    replay,
+    run_certify,
+)
+from stochprune.report.certificates import certificate_table, draw_certificates
+
+TINY = RunConfig(
+    posteriors=("masks", "gaussian"),
+    prior=PriorConfig(prior_epochs=6),
+    self_bound=SelfBoundConfig(epochs=1, lr=0.2),
+    certify=CertifyConfig(draws=60),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run_certify(TINY, out=tmp_path_factory.mktemp("runs"))
+
+
+def test_rows_and_choices(finished):
+    folder, results = finished
+    names = [(row["family"], row["objective"]) for row in results["rows"]]
+    assert names == [(f, o) for f in ("masks", "gaussian") for o in ("prior", "quadratic")]
+    for row in results["rows"]:
+        certificate = load_certificate(folder / f"{row['family']}-{row['objective']}.json")
+        assert (certificate.priors, certificate.posteriors) == (2, 4)
+        assert certificate.bound == row["bound"] and 0.02 < row["mean_loss"] < row["bound"] < 0.6
+        assert certificate.m == 719 and len(certificate.prior_saw) == 1
+        assert abs(row["test_error"] - row["mean_loss"]) < 0.06
+    control, learnt = results["rows"][:2]
+    assert control["total_kl"] < 1e-6 < learnt["total_kl"]
+
+
+def test_a_second_run_takes_what_is_done(finished):
+    def contents(folder):
+        return {path.name: path.read_bytes() for path in folder.glob("*.json")}
+
+    before = contents(finished[0])
+    assert run_certify(TINY, out=finished[0].parent) == finished
+    assert contents(finished[0]) == before
+
+
+@pytest.mark.parametrize("name", ["masks-quadratic", "gaussian-quadratic", "masks-prior"])
+def test_replay(finished, name):
+    path = finished[0] / f"{name}.json"
+    certificate = load_certificate(path)
+    for draw in (0, 59):
+        found = replay(path, draw)
+        assert found.found == found.stated == certificate.losses[draw] / 64
+        kept, count = found.kept.get("fc1.weight", (18240, 19200))
+        assert count == 19200 and abs(kept / count - 0.95) < 0.01
+    assert bool(found.kept) == name.startswith("masks")
+    with pytest.raises(ValueError, match=r"has the draws 0 .. 59, got 60"):
+        replay(path, 60)
+
+
+def test_replay_of_another_posterior_is_refused(finished, tmp_path):
+    for path in finished[0].iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    state = torch.load(tmp_path / "masks-quadratic.pt", weights_only=True)
+    state["fc1.weight"][0, 0] += 1
+    torch.save(state, tmp_path / "masks-quadratic.pt")
+    with pytest.raises(ValueError, match=r"masks-quadratic\.pt is not the posterior of"):
+        replay(tmp_path / "masks-quadratic.json", 0)
+    (tmp_path / "masks-quadratic.pt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"masks-quadratic\.pt is truncated"):
+        replay(tmp_path / "masks-quadratic.json", 0)
+    configuration = json.loads((tmp_path / "configuration.json").read_text())
+    configuration["seed"] = 1
+    (tmp_path / "configuration.json").write_text(json.dumps(configuration))
+    with pytest.raises(ValueError, match="the data differ from those of"):
+        replay(tmp_path / "masks-quadratic.json", 0)
+    (tmp_path / "configuration.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"configuration\.json is truncated, or not the configuration"):
+        replay(tmp_path / "masks-quadratic.json", 0)
+
+
+def test_report(finished, tmp_path):
+    draw_certificates(finished[1], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert certificate_table(finished[1]).row_count == 4
+
+
+def test_a_data_free_run(tmp_path):
+    prior = PriorConfig(prior_fraction=0.0, keep=0.5)
+    learning = SelfBoundConfig(epochs=12, lr=0.1, batch_size=128, kl_penalty=0.05)
+    config = dataclasses.replace(TINY, posteriors=("masks",), prior=prior, self_bound=learning)
+    _, results = run_certify(config, out=tmp_path)
+    assert [row["m"] for row in results["rows"]] == [1437, 1437]
+    assert results["rows"][1]["mean_loss"] < 0.7 < 0.8 < results["rows"][0]["mean_loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"posteriors": ()}, "posteriors must name at least one, each once, got none"),
+        ({"objectives": ("kl", "kl")}, "objectives must name at least one, each once, got kl, kl"),
+        ({"objectives": ("best",)}, "objective must be one of quadratic, lambda, classic, kl, got 'best'"),
+    ],
+)
+def test_bad_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**options)
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, ["certify", *map(str, arguments)])
+
+
+def test_command(tmp_path):
+    options = ("--posteriors", "masks", "--prior-epochs", 1, "--epochs", 1, "--draws", 20, "--out", tmp_path)
+    result = invoke(*options)
+    assert result.exit_code == 0, result.output
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "results.png").exists() and "masks" in result.output
+    certificate = folder / "masks-quadratic.json"
+    result = invoke("--verify", certificate, "--replay", 7)
+    assert result.exit_code == 0, result.output
+    for part in ("m = 719", "the bound follows from the account", "draw 7: fc1.weight keeps", "draw 7: loss"):
+        assert part in result.output
+    content = json.loads(certificate.read_text())
+    certificate.write_text(json.dumps(content | {"bound": 0.001}))
+    result = invoke("--verify", certificate)
+    assert result.exit_code == 1 and "states bound = 0.001" in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--replay", 3), "--replay needs --verify FILE"),
+        (("--posteriors", "laplace", "--prior-epochs", 1), "unknown posterior 'laplace'"),
+        (("--verify", "missing.json"), "missing.json"),
+        (("--delta", 2), "delta must lie strictly between 0 and 1, got 2.0"),
+        (("--model", "lenet"), "unknown model 'lenet'"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, options, message):
+    result = invoke(*options, "--out", tmp_path)
+    assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
