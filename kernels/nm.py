@@ -243,10 +243,6 @@ ROWS = {2: 64, 4: 32, 8: 16}
 """Rows of a tile by M: what the sums over subsets leave room for in the registers."""
 
 
-def _count(rows: int, cols: int, m: int) -> int:
-    return triton.cdiv(rows, ROWS[m]) * triton.cdiv(cols, tiles.GROUPS * 64)
-
-
 def nm_masked_weight(
     weight: Tensor, logits: Tensor, n: int, m: int, seed: Tensor, draw: Tensor, stream: int, dtype: torch.dtype
 ) -> Tensor:
@@ -255,7 +251,7 @@ def nm_masked_weight(
     if out.numel():
         with torch.cuda.device_of(weight):
             for i, part in enumerate(out):
-                nm_prepass_kernel[(_count(*weight.shape, m),)](
+                nm_prepass_kernel[(tiles.count(*weight.shape, ROWS[m]),)](
                     weight,
                     logits,
                     part,
@@ -296,7 +292,7 @@ def nm_weight_grad(
     if weight.numel():
         with torch.cuda.device_of(weight):
             for i in range(len(draw)):
-                nm_weight_grad_kernel[(_count(*weight.shape, m),)](
+                nm_weight_grad_kernel[(tiles.count(*weight.shape, ROWS[m]),)](
                     grad[i].contiguous(),
                     weight,
                     logits,

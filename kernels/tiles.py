@@ -13,9 +13,9 @@ WARPS = 8
 """The tile of the elementwise kernels: 32 weights a thread, 16-byte loads and stores."""
 
 
-def count(rows: int, cols: int) -> int:
-    """Number of elementwise tiles that cover a matrix."""
-    return triton.cdiv(rows, ROWS) * triton.cdiv(cols, GROUPS * GROUP.value)
+def count(rows: int, cols: int, height: int = ROWS) -> int:
+    """Number of elementwise tiles, of ``height`` rows, that cover a matrix."""
+    return triton.cdiv(rows, height) * triton.cdiv(cols, GROUPS * GROUP.value)
 
 
 @triton.jit
