@@ -37,7 +37,8 @@ from stochprune.kernels.mask import Divergence, Mask
 from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.masked_matmul import masked_matmul
 from stochprune.kernels.moments import moments, moments_grad
-from stochprune.kernels.multi_prepass import MultiPrepass
+from stochprune.kernels.multi_prepass import masked_weights
+from stochprune.kernels.multi_weight_grad import weight_grads
 from stochprune.kernels.nm import nm_masked_weight, nm_weight_grad
 from stochprune.kernels.one_pass import one_pass
 from stochprune.kernels.prepass import mask_weight
@@ -76,13 +77,17 @@ class Case(NamedTuple):
             meta(1, dtype=torch.int64), meta(1, dtype=torch.int64), self.stream, self.estimator, self.temperature
         )
         one = meta(dtype=torch.float64)
+        many = mask.seed, mask.draw, [1], self.estimator, self.temperature
         nm = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
         kl = Divergence(torch.empty_like(logits), meta(dtype=torch.float64))
         calls: dict[str, Callable[[], object]] = {
             "keep_mask": lambda: keep_mask(meta(N, K, dtype=torch.uint16), mask.seed, mask.draw, self.stream, 0, 0),
             "threshold": lambda: threshold_from_logits(logits),
             "prepass": lambda: mask_weight(weight, logits, mask, x_dtype),
-            "multi_prepass": lambda: MultiPrepass([weight], [logits], [1], x_dtype)(mask),
+            "multi_prepass": lambda: masked_weights([weight], [logits], *many, x_dtype),
+            "multi_weight_grad": lambda: weight_grads(
+                [meta(N, K, dtype=x_dtype)], [weight], [logits], *many, True, True
+            ),
             "mask_bits": lambda: mask_bits(logits, mask),
             "bernoulli_kl": lambda: bernoulli_kl(logits, weight),
             "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, weight, True, True),
@@ -134,6 +139,7 @@ def cases() -> Iterator[Case]:
             yield Case("prepass", dtypes, 0, estimator, quick=estimator == "straight_through")
             yield Case("weight_grad", dtypes, 0, estimator, quick=estimator == "straight_through")
         yield Case("multi_prepass", dtypes, quick=dtypes == "bf16 fp32")
+        yield Case("multi_weight_grad", dtypes, quick=dtypes == "bf16 fp32")
         yield Case("mask_bits", dtypes, quick=dtypes == "bf16 fp32")
         for op in ("bernoulli_kl", "bernoulli_kl_grad", "spike_and_slab_kl", "spike_and_slab_kl_grad"):
             yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
@@ -202,8 +208,8 @@ class Row(NamedTuple):
 
 SMALL = ("mask_bits", "bernoulli_kl", "spike_and_slab_kl")
 """Ops whose result is too small for the width of its stores to matter."""
-SCALARS = 10
-"""At most so many loads of a memory-bound kernel are narrow: those of seed, draw and a row of the layers' table."""
+SCALARS = 11
+"""At most so many loads of a memory-bound kernel are narrow: those of seed, draw and what the table says of a layer."""
 
 
 def specialise(case: Case, arch: int) -> tuple[ASTSource, object, list[Any]]:

@@ -1,11 +1,11 @@
 """The masking tax of whole networks on the CPU: a training step of ResNet-20, ResNet-18 and VGG-16 against dense.
 
-    python -m bench.models              # a few minutes on two cores
+    python -m bench.models              # a few minutes on one core
     python -m bench.models --rounds 1   # a quick look; writes nothing
 
-The contenders of a network take their steps in turn, so that what else the machine does falls on all alike; the tax is
-the median of the rounds' ratios to dense. A step is forward, backward and the drop of the gradients. *eager* masks the
-weight in plain PyTorch, as a user would write it.
+The contenders of a network take their steps in turn on one thread, and what is taken is the processor's time, so that
+what else the machine does matters little; the tax is the median of the rounds' ratios to dense. A step is forward,
+backward and the drop of the gradients. *eager* masks the weight in plain PyTorch, as a user would write it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ CONTENDERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    """Medians of the steps in milliseconds, and of their ratios to dense in the same round."""
+    """Medians of the steps in milliseconds of processor time, and of their ratios to dense in the same round."""
     make, batch = NETWORKS[name]
     x = torch.linspace(-1, 1, batch * 3 * 32 * 32).view(batch, 3, 32, 32).sin()
     y = torch.arange(batch) % 10
@@ -86,10 +86,10 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     for i in track(range(rounds + 1), name):
         for contender, model in models.items():
             model.zero_grad()
-            start = time.perf_counter()
+            start = time.process_time()
             F.cross_entropy(model(x), y).backward()
             if i:  # the first round warms up
-                times[contender].append(1e3 * (time.perf_counter() - start))
+                times[contender].append(1e3 * (time.process_time() - start))
     ratios = {c: [t / d for t, d in zip(times[c], times["dense"], strict=True)] for c in models}
     weights = sum(p.numel() for p in models["dense"].parameters() if p.dim() > 1)
     dense = saved_bytes(lambda: models["dense"](x), [*models["dense"].parameters(), *models["dense"].buffers(), x])
@@ -108,9 +108,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="steps of each contender")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     rows = [measure(name, options.rounds) for name in NETWORKS]
     lines = [
         [row["network"], str(row["batch"]), c, f"{row['ms'][c]:.0f}", f"{row['tax'][c]:.2f}", f"{row[SAVED][c]:.2f}"]
@@ -121,7 +120,7 @@ def main() -> None:
     if options.rounds < ROUNDS:
         return
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    about = {"threads": options.threads, "rounds": options.rounds, "commit": commit, "versions": versions()}
+    about = {"threads": 1, "rounds": options.rounds, "commit": commit, "versions": versions()}
     path = ROOT / "bench" / "results" / f"models-{datetime.date.today()}-{commit[:10]}.json"
     write_json(path, {**about, "rows": rows})
 

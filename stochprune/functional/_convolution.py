@@ -59,7 +59,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, filters: Filters, 
     out = []
     for part in _parts(x, weight):
         draws = part.stop - part.start
-        biases = None if bias is None else bias.repeat(draws)
+        biases = bias if bias is None or draws == 1 else bias.repeat(draws)
         grouped = geometry._replace(groups=draws * geometry.groups)
         y = torch.ops.aten.convolution(_side_by_side(x[part]), filters(part).flatten(0, 1), biases, *grouped)
         out.append(_apart(y, draws))

@@ -16,10 +16,19 @@ from stochprune.nn.masked_embedding import MaskedEmbedding
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
 from stochprune.nn.nm import NMMaskedLinear
+from stochprune.nn.one_launch import one_launch
 from stochprune.nn.semi_structured import semi_structured
-from stochprune.nn.structured import StructuredMaskedLinear
+from stochprune.nn.structured import (
+    FilterMaskedConv1d,
+    FilterMaskedConv2d,
+    FilterMaskedConv3d,
+    StructuredMaskedLinear,
+)
 
 __all__ = [
+    "FilterMaskedConv1d",
+    "FilterMaskedConv2d",
+    "FilterMaskedConv3d",
     "GatedBranch",
     "MaskedConv1d",
     "MaskedConv2d",
@@ -39,6 +48,7 @@ __all__ = [
     "harden",
     "layer_kl",
     "masked_layers",
+    "one_launch",
     "sampling",
     "semi_structured",
 ]

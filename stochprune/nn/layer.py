@@ -64,6 +64,7 @@ class MaskedLayer(nn.Module):
     mask_logits: Tensor
     mask_seed: Tensor
     mask_draw: Tensor
+    given_weight: Tensor | None = None  # already under its mask
 
     def __init__(
         self,
@@ -204,8 +205,15 @@ class MaskedLayer(nn.Module):
         self._last_draw = self.mask_draw.clone()
         self.mask_draw += 1
         # Non-reentrant checkpointing takes hold of a forward by hooks on the tensors it saves.
-        self._checkpointed += torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        self._checkpointed += hooks is not None and not getattr(hooks[0], "of_one_launch", False)
         return self._last_draw
+
+    def plain_weight(self) -> Tensor | None:
+        """The weight for torch's own product, from ``one_launch`` or of the evaluation mode; None to draw a mask."""
+        if self.given_weight is not None:
+            return self.given_weight
+        return None if self.samples_now else self.thresholded_weight()
 
     def gate(self) -> Tensor:
         """The mask of the evaluation mode, of the weight's shape.

@@ -38,8 +38,9 @@ class _MaskedConvolution(MaskedLayer):
     def _convolve(self, x: Tensor, **options: Any) -> Tensor:
         options = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups, **options}
         plain, masked = self.operator
-        if not self.samples_now:
-            return plain(x, self.thresholded_weight(), self.bias, **options)
+        weight = self.plain_weight()
+        if weight is not None:
+            return plain(x, weight, self.bias, **options)
         return masked(x, self.weight, self.mask_logits, self.bias, **self.address(), **options)
 
 

@@ -1,0 +1,93 @@
+"""Many layers in one launch: a table in device memory says which layer and tile each program works on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+
+FIELDS = tl.constexpr(6)
+"""Of a row of the table: addresses of weight and logits, rows, columns, stream, first element of the results."""
+ALIGNMENT = 16  # elements: where a layer's results may start, for 16-byte loads and stores
+DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+class Layers(NamedTuple):
+    """The table of some layers; their results lie in one flat tensor behind each other."""
+
+    table: Tensor  # int64 [L, FIELDS]
+    starts: Tensor  # int32 [L]: the first program of each layer
+    programs: int
+    offsets: tuple[int, ...]  # the first element of each layer's results
+    elements: int  # of the flat tensor
+    aligned: bool  # whether every row of every layer starts at a multiple of 16 bytes
+
+    def views(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Each layer's part of a flat tensor, in the shape of its weight."""
+        return [flat[at : at + t.numel()].view(t.shape) for at, t in zip(self.offsets, like, strict=True)]
+
+
+def layers_of(weights: Sequence[Tensor], logits: Sequence[Tensor], streams: Sequence[int]) -> Layers:
+    """The table of layers [N, ...] whose trailing dimensions are columns; made anew only where a parameter moved.
+
+    Raises:
+        ValueError: the lists differ in length, or a tensor is not contiguous or differs in dtype.
+    """
+    if not len(weights) == len(logits) == len(streams) > 0:
+        raise ValueError(f"got {len(weights)} weights, {len(logits)} logits and {len(streams)} streams")
+    for name, tensors in (("weights", weights), ("logits", logits)):
+        if len({t.dtype for t in tensors}) > 1 or not all(t.is_contiguous() for t in tensors):
+            raise ValueError(f"many layers in one launch: {name} must be contiguous and of one dtype")
+    addresses = tuple((w.data_ptr(), t.data_ptr()) for w, t in zip(weights, logits, strict=True))
+    return _layers(addresses, tuple((len(w), w[:1].numel()) for w in weights), tuple(streams), weights[0].device)
+
+
+@functools.lru_cache(maxsize=16)
+def _layers(
+    addresses: tuple[tuple[int, int], ...],
+    shapes: tuple[tuple[int, int], ...],
+    streams: tuple[int, ...],
+    device: torch.device,
+) -> Layers:
+    rows, starts, programs, elements = [], [], 0, 0
+    for (weight, logits), (n, k), stream in zip(addresses, shapes, streams, strict=True):
+        rows.append([weight, logits, n, k, stream, elements])
+        starts.append(programs)
+        programs += tiles.count(n, k)
+        elements += triton.cdiv(n * k, ALIGNMENT) * ALIGNMENT
+    return Layers(
+        torch.tensor(rows, dtype=torch.int64, device=device),
+        torch.tensor(starts, dtype=torch.int32, device=device),
+        programs,
+        tuple(row[-1] for row in rows),
+        elements,
+        all(value % 16 == 0 for row in rows for value in (row[0], row[1], row[3])),
+    )
+
+
+@triton.jit
+def find_layer(starts_ptr, layers, LAYERS: tl.constexpr):
+    """The layer of this program."""
+    index = tl.arange(0, LAYERS)
+    starts = tl.load(starts_ptr + index, mask=index < layers, other=0)
+    return tl.sum(((starts <= tl.program_id(0)) & (index < layers)).to(tl.int32)) - 1
+
+
+@triton.jit
+def load_layer(row_ptr, WEIGHT: tl.constexpr, LOGITS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointers to weight and logits, rows, columns, stream and the first element of the results."""
+    weight_ptr = tl.load(row_ptr).to(tl.pointer_type(WEIGHT))
+    logits_ptr = tl.load(row_ptr + 1).to(tl.pointer_type(LOGITS))
+    N, K, stream, first = tl.load(row_ptr + 2), tl.load(row_ptr + 3), tl.load(row_ptr + 4), tl.load(row_ptr + 5)
+    if ALIGNED:
+        weight_ptr = tl.multiple_of(weight_ptr, 16)
+        logits_ptr = tl.multiple_of(logits_ptr, 16)
+        K = tl.multiple_of(K, 16)
+    return weight_ptr, logits_ptr, N, K, stream, tl.multiple_of(first, 16)

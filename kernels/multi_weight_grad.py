@@ -1,0 +1,108 @@
+"""multi_weight_grad: from each layer's G = dL/d(z * W) to the gradients of its weight and logits, all in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from .estimators import masked, slope
+from .layers import DTYPES, FIELDS, find_layer, layers_of, load_layer
+from .philox import load_key, uniforms
+from .tiles import locate, offsets
+
+
+@triton.jit(do_not_specialize=["temperature", "layers"])
+def multi_weight_grad_kernel(
+    table_ptr,
+    starts_ptr,
+    grads_ptr,
+    dweight_ptr,
+    dlogits_ptr,
+    seeds_ptr,
+    draws_ptr,
+    temperature,
+    layers,
+    WEIGHT: tl.constexpr,
+    LOGITS: tl.constexpr,
+    GRAD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ESTIMATOR: tl.constexpr,
+    LAYERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    layer = find_layer(starts_ptr, layers, LAYERS)
+    weight_ptr, logits_ptr, N, K, stream, first = load_layer(table_ptr + layer * FIELDS, WEIGHT, LOGITS, ALIGNED)
+    grad_ptr = tl.load(grads_ptr + layer).to(tl.pointer_type(GRAD))
+    if ALIGNED:
+        grad_ptr = tl.multiple_of(grad_ptr, 16)
+    rows, cols, group = locate(tl.program_id(0) - tl.load(starts_ptr + layer), K, ROWS, GROUPS)
+    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    at = offsets(rows, cols, K, 1)
+    g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    logit = tl.load(logits_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    k0, k1 = load_key(seeds_ptr + layer)
+    u = uniforms(rows, group, k0, k1, tl.load(draws_ptr + layer), stream, GROUPS)
+    if dlogits_ptr is not None:
+        w = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
+        tl.store(dlogits_ptr + first + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
+    if dweight_ptr is not None:
+        dweight = masked(g, logit, u, temperature, ESTIMATOR)
+        tl.store(dweight_ptr + first + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+
+
+def weight_grads(
+    grads: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    seeds: Tensor,
+    draws: Tensor,
+    streams: Sequence[int],
+    estimator: str,
+    temperature: float,
+    need_weights: bool,
+    need_logits: bool,
+) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+    """The gradients of many layers' weights and logits, in one launch; None where not needed.
+
+    Args:
+        grads: dL/d(z * weight) of each layer, of one dtype; the other arguments as for ``masked_weights``.
+    """
+    layers = layers_of(weights, logits, streams)
+    device = weights[0].device
+    grads = [g.contiguous() for g in grads]
+    # Backward's tensors lie elsewhere in each step; from pinned memory their addresses come without a wait.
+    where = torch.tensor([g.data_ptr() for g in grads], dtype=torch.int64, pin_memory=device.type == "cuda")
+    dweight, dlogits = (
+        torch.empty(layers.elements, dtype=like[0].dtype, device=device) if need else None
+        for need, like in ((need_weights, weights), (need_logits, logits))
+    )
+    with torch.cuda.device_of(weights[0]):
+        multi_weight_grad_kernel[(layers.programs,)](
+            layers.table,
+            layers.starts,
+            where.to(device, non_blocking=True),
+            dweight,
+            dlogits,
+            seeds,
+            draws,
+            temperature,
+            len(weights),
+            WEIGHT=DTYPES[weights[0].dtype],
+            LOGITS=DTYPES[logits[0].dtype],
+            GRAD=DTYPES[grads[0].dtype],
+            ALIGNED=layers.aligned and all(g.data_ptr() % 16 == 0 for g in grads),
+            ESTIMATOR=estimator,
+            LAYERS=triton.next_power_of_2(len(weights)),
+            ROWS=tiles.ROWS,
+            GROUPS=tiles.GROUPS,
+            num_warps=tiles.WARPS,
+            enable_fp_fusion=False,
+        )
+    return tuple(None if flat is None else layers.views(flat, weights) for flat in (dweight, dlogits))

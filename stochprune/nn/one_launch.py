@@ -1,0 +1,123 @@
+"""one_launch: the masks of a whole model drawn together, for GPUs, where many launches cost more than their work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.functional import masked_weights
+from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.masked_conv import (
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+)
+from stochprune.nn.masked_linear import MaskedLinear
+
+_KINDS = {  # and no subclass, whose masks may be of another kind
+    MaskedLinear,
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+}
+
+
+class _Shared:
+    """Layers that one launch masks, and their masked weights; forms these again for backward instead of saving them."""
+
+    def __init__(self, layers: list[MaskedLayer]) -> None:
+        self.layers = layers
+        self.options: dict[str, Any] = {
+            "seeds": torch.cat([layer.mask_seed for layer in layers]),
+            "draws": torch.cat([layer.next_draw() for layer in layers]),
+            "streams": [layer.stream for layer in layers],
+            "estimator": layers[0].estimator,
+            "temperature": layers[0].temperature,
+        }
+        device = layers[0].weight.device.type
+        if torch.is_autocast_enabled(device) and layers[0].weight.dtype != torch.float64:
+            self.options["dtype"] = torch.get_autocast_dtype(device)
+        given = self.form()
+        for layer, weight in zip(layers, given, strict=True):
+            layer.given_weight = weight
+        self.index = {weight.data_ptr(): i for i, weight in enumerate(given)}
+        self.again: list[Tensor] = []
+        self.saved = self.left = 0  # how often autograd saved one of them, and how often it will still ask
+
+    def form(self) -> list[Tensor]:
+        """The masked weights of the layers."""
+        return masked_weights(
+            [layer.weight for layer in self.layers], [layer.mask_logits for layer in self.layers], **self.options
+        )
+
+    def take(self, i: int) -> Tensor:
+        """The i-th masked weight for backward; all of them are formed at the first call and dropped after the last."""
+        if not self.again:
+            with torch.no_grad():
+                self.again, self.left = self.form(), self.saved
+        weight = self.again[i]
+        self.left -= 1
+        if self.left == 0:
+            self.again = []
+        return weight
+
+
+@contextlib.contextmanager
+def one_launch(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside the context the linear and convolutional layers of a model run under masks that were drawn together::
+
+        with sp.nn.one_launch(model):
+            loss = loss_fn(model(x), y)
+        loss.backward()
+
+    On a GPU that is one launch for all masked weights on entering, one to form them again in backward, and one for all
+    gradients of weights and logits, where otherwise each layer makes its own. Masks, values and gradients are those of
+    the layers by themselves, as long as each layer runs once: one that runs several times inside has one mask for all
+    of its runs. The masked weights of the whole model exist while the context lasts and while its backward runs; none
+    is saved between. On the CPU there are no launches to spare, and it is not faster.
+
+    Layers that threshold, embeddings, and those of other kinds run as always. Not for ``torch.compile`` and activation
+    checkpointing.
+    """
+    groups: dict[tuple[Any, ...], list[MaskedLayer]] = {}
+    for layer in masked_layers(model).values():
+        if type(layer) in _KINDS and layer.samples_now:
+            dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
+            key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)
+            groups.setdefault(key, []).append(layer)
+    shared = [_Shared(layers) for layers in groups.values()]
+    places = {address: (group, i) for group in shared for address, i in group.index.items()}
+
+    def pack(tensor: Tensor) -> Any:
+        group, i = places.get(tensor.data_ptr(), (None, 0))
+        given = None if group is None else group.layers[i].given_weight
+        if group is None or given is None or tensor.numel() != given.numel() or tensor.dtype != given.dtype:
+            return tensor
+        group.saved += 1
+        return group, i, tensor.shape, tensor.stride()
+
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        group, i, shape, stride = packed
+        weight = group.take(i)
+        return weight.as_strided(shape, stride, weight.storage_offset())
+
+    pack.of_one_launch = True  # type: ignore[attr-defined]  # layers tell checkpointing by its hooks
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield model
+    finally:
+        for group in shared:
+            for layer in group.layers:
+                layer.given_weight = None
