@@ -287,7 +287,7 @@ def percent(figures: dict[str, float] | None) -> list[str]:
     if figures is None:
         return ["", "", ""]
     bias, noise = 100 * figures["bias"], 100 * figures["noise"]
-    shown = f"{bias:.0f} ± {noise:.0f}" if bias > 2 * noise else f"within {2 * noise:.0f}"
+    shown = f"{bias:.0f} ± {noise:.1g}" if bias > 2 * noise else f"within {2 * noise:.2g}"
     return [shown if noise > 0.005 else f"{bias:.0f}", f"{100 * figures['spread']:.0f}", f"{figures['cosine']:.3f}"]
 
 

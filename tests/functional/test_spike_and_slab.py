@@ -69,7 +69,7 @@ def test_gradients_are_unbiased_for_the_expected_square_loss(generator):
     """Against the exact expectation: normals in closed form, masks by enumeration."""
     t = tensors(generator, m=3, n=1, k=3, dtype=torch.float32)
     x, mu, rho, logits, _ = t.values()
-    x, draws = x.detach(), 20_000
+    x, draws = x.detach(), 5_000
     y = spike_and_slab_linear(x, mu, rho, logits, seed=3, draw=0, stream=1, samples=draws)
     got = torch.autograd.grad((y - 1).square().sum() / draws, (mu, rho))
     q, exact = torch.sigmoid(logits), 0.0
@@ -78,7 +78,7 @@ def test_gradients_are_unbiased_for_the_expected_square_loss(generator):
         spread = F.linear(x**2, m * F.softplus(rho) ** 2)
         exact = exact + (m * q + (1 - m) * (1 - q)).prod() * ((F.linear(x, m * mu) - 1).square() + spread).sum()
     for mean, want in zip(got, torch.autograd.grad(exact, (mu, rho)), strict=True):
-        assert (mean - want).norm() / want.norm() < 0.05
+        assert (mean - want).norm() / want.norm() < 0.08
 
 
 def test_a_vanishing_deviation_is_the_masked_layer(generator):
