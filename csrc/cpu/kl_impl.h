@@ -14,13 +14,12 @@ constexpr double kUnit = 1.0 / 32768.0;
 
 class Sum {
  public:
-  // Adds a block's terms, which are not negative but for rounding; a NaN stays one.
+  // Adds terms that are not negative but for rounding; a NaN stays one.
+  void add(f64v terms) { total_ += terms < 0.0 ? splat(0.0) : terms; }
+  // Adds those of a block's own lanes.
   void add(const Block& b, Buffer<double>& terms) {
     if (!b.whole()) std::memset(terms.v + b.count, 0, (kGroup - b.count) * sizeof(double));
-    for (int i = 0; i < kGroup; i += kDoubles) {
-      const f64v term = load<f64v>(terms.v + i);
-      total_ += term < 0.0 ? splat(0.0) : term;
-    }
+    for (int i = 0; i < kGroup; i += kDoubles) add(load<f64v>(terms.v + i));
   }
   double value() const {
     double sum = 0;
@@ -37,25 +36,28 @@ inline void watch(NanWatch& nan, const float* values) {
 }
 
 // kl(q || p) = q ln q + (1-q) ln(1-q) + log1p(exp(-|l|)) + |l| (l > 0 ? 1-q : q), with p = sigmoid(l): no term cancels
-// another but where q is near p.
+// another but where q is near p. A lane takes one logarithm a block: of the product of its numbers, which lie in 1 .. 2.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior) {
+  constexpr float kSure = 800.0f;  // with q = 1 a prior whose term is exactly 0
   const double* entropy = tables().entropy;
   NanWatch nan;
   Sum sum;
   for_each_block(Address{}, Shape{1, count}, [&](const Block& b) {
     Buffer<float> lbuf, pbuf;
     Buffer<uint16_t> t;
-    Buffer<double> terms;
+    Buffer<double> own;
     const float* p = read(prior, b, pbuf);
     exact_thresholds(read(logits, b, lbuf), t.v, nan);
     watch(nan, p);
-    for (int i = 0; i < kGroup; ++i) terms.v[i] = entropy[t.v[i]];
+    for (int i = b.count; i < kGroup; ++i) pbuf.v[i] = kSure, t.v[i] = 32768;
+    for (int i = 0; i < kGroup; ++i) own.v[i] = entropy[t.v[i]];
+    f64v product = splat(1.0), rest = {};
     for (int i = 0; i < kGroup; i += kDoubles) {
       const f64v l = widen(p + i), size = magnitude(l), q = widen(t.v + i) * kUnit;
-      const f64v far = size * (l > 0.0 ? 1.0 - q : q);
-      store(terms.v + i, double_log(1.0 + double_exp_of_minus(size)) + far + load<f64v>(terms.v + i));
+      product *= 1.0 + double_exp_of_minus(size);
+      rest += size * (l > 0.0 ? 1.0 - q : q) + load<f64v>(own.v + i);
     }
-    sum.add(b, terms);
+    sum.add(double_log(product) + rest);
   });
   return nan.found() ? std::numeric_limits<double>::quiet_NaN() : sum.value();
 }
