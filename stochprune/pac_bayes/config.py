@@ -60,7 +60,10 @@ class SelfBoundConfig:
     lr: float = option(1e-3, "First rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.")
     batch_size: int = option(256, "Examples in a batch.")
     p_min: float = option(1e-4, "Least probability in the cross-entropy, which is divided by ln(1 / p_min).")
-    kl_penalty: float = option(1.0, "Factor of the divergence in the objective (1 is the bound itself).")
+    kl_penalty: float = option(
+        1.0,
+        "Factor of the divergence in the objective: 1 is the bound itself; less trusts the loss, for data-free priors.",
+    )
     estimator: Literal["straight_through", "concrete", "straight_through_concrete"] = option(
         "straight_through", "Estimator of the gradient with respect to the keep probabilities."
     )
