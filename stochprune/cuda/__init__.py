@@ -16,6 +16,10 @@ from stochprune.reference import (  # in torch's own kernels
     gaussian_kl,
     gaussian_kl_backward,
     gaussian_weight,
+    moments,
+    moments_grad,
+    nm_masked_weight,
+    nm_weight_grad,
     normal,
 )
 
@@ -39,6 +43,10 @@ __all__ = [
     "masked_linear",
     "masked_linear_backward",
     "masked_weight",
+    "moments",
+    "moments_grad",
+    "nm_masked_weight",
+    "nm_weight_grad",
     "normal",
     "supports",
     "threshold_from_logits",
