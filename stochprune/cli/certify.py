@@ -18,7 +18,7 @@ from stochprune.pac_bayes import (
     run_certify,
 )
 from stochprune.pac_bayes import replay as draw_again
-from stochprune.report.certificates import certificate_table, draw_certificates
+from stochprune.report import certificate_table, draw_certificates
 
 PANELS = {RunConfig: "Run", PriorConfig: "Prior", SelfBoundConfig: "Posterior", CertifyConfig: "Certificate"}
 
