@@ -1,0 +1,102 @@
+"""The divergences on the CPU against what a user would write, in one run.
+
+    python -m bench.kl            # half a minute; prints a table
+
+Processor time of one thread for value and gradients, the contenders in turn so that what else the machine does falls on
+all alike; medians. *eager* is the formula in torch's operations with autograd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from bench.report import table
+from stochprune import functional, rng
+
+Contender = Callable[..., Tensor]
+COLUMNS = ("op", "contender", "ns a weight", "times ours", "relative difference from the reference")
+
+
+def eager_bernoulli(logits: Tensor, prior: Tensor) -> Tensor:
+    return (torch.sigmoid(logits) * (logits - prior) - F.softplus(logits) + F.softplus(prior)).sum()
+
+
+def eager_gaussian(*tensors: Tensor) -> Tensor:
+    mu, sigma, prior_mu, prior_sigma = tensors
+    return kl_divergence(Normal(mu, sigma), Normal(prior_mu, prior_sigma)).sum()
+
+
+def wide(contender: Contender) -> Contender:
+    return lambda *tensors: contender(*(t.double() for t in tensors))
+
+
+CASES: dict[str, tuple[dict[str, Contender], int]] = {  # contenders, and how many of the inputs are trained
+    "bernoulli_kl": (
+        {"ours": functional.bernoulli_kl, "eager": eager_bernoulli, "eager, float64": wide(eager_bernoulli)},
+        1,
+    ),
+    "gaussian_kl": (
+        {"ours": functional.gaussian_kl, "eager": eager_gaussian, "eager, float64": wide(eager_gaussian)},
+        2,
+    ),
+}
+
+
+def inputs(op: str, count: int) -> list[Tensor]:
+    """float32 [count]: a posterior near its prior, as it is while a bound is minimised."""
+    generator = torch.Generator().manual_seed(0)
+    prior, step, spread = (torch.randn(count, generator=generator) for _ in range(3))
+    if op == "bernoulli_kl":
+        # of exactly representable probabilities, so that quantisation plays no part
+        level = lambda logits: rng.threshold_from_logits(logits).double() / rng.LEVELS  # noqa: E731
+        return [torch.logit(level(logits)).float() for logits in (prior + 0.01 * step, prior)]
+    sigma = F.softplus(spread)
+    return [prior + 0.01 * step, 1.01 * sigma, prior, sigma]
+
+
+def measure(op: str, count: int, rounds: int) -> list[list[str]]:
+    contenders, trained = CASES[op]
+    tensors = inputs(op, count)
+    exact = wide(functional.bernoulli_kl if op == "bernoulli_kl" else functional.gaussian_kl)(*tensors).item()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    values = {}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            leaves = [t.detach().requires_grad_(i < trained) for i, t in enumerate(tensors)]
+            start = time.process_time()
+            value = contender(*leaves)
+            torch.autograd.grad(value, leaves[:trained])
+            times[name].append(time.process_time() - start)
+            values[name] = value.item()
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return [
+        [
+            op,
+            name,
+            f"{1e9 * medians[name] / count:.1f}",
+            f"{medians[name] / medians['ours']:.1f}",
+            f"{abs(values[name] / exact - 1):.0e}",
+        ]
+        for name in contenders
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=1 << 22, help="weights")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(table(COLUMNS, (row for op in CASES for row in measure(op, options.count, options.rounds))))
+
+
+if __name__ == "__main__":
+    main()
