@@ -126,10 +126,10 @@ def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int
 @torch.no_grad()
 def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: int, draw: int) -> Tensor:
     """The losses [n], float64, of the network at one address, which is drawn again for each batch of examples."""
-    found = []
+    found, device = [], next(posterior.parameters()).device
     for inputs, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
         posterior.at(seed, draw)
-        outputs = posterior(inputs).double()
+        outputs, labels = posterior(inputs.to(device)).double(), labels.to(device)
         found.append(zero_one(outputs, labels) if loss == "zero_one" else bounded_cross_entropy(outputs, labels, P_MIN))
     return torch.cat(found)
 

@@ -9,8 +9,9 @@ import torch
 from scipy.special import rel_entr
 
 from stochprune import rng
+from stochprune.models import pbb_cnn
 from stochprune.nn import masked_layers
-from stochprune.pac_bayes import make_posterior
+from stochprune.pac_bayes import PriorConfig, make_posterior, train_prior
 from stochprune.pac_bayes.families import FAMILIES
 
 
@@ -121,3 +122,17 @@ def test_tied_weights_are_refused_by_weight_posteriors(prior):
     tied.model.fc1.weight = tied.model.fc2.weight
     with pytest.raises(ValueError, match="linear layers that share no weight"):
         make_posterior(tied, "gaussian")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_convolutions(family):
+    """They keep their masks; a posterior over masks trains these, one over weights leaves them at the prior's."""
+    prior = train_prior(pbb_cnn(1, (8, 8), 4, seed=0), None, PriorConfig(prior_fraction=0.0, keep=0.8))
+    posterior = make_posterior(prior, family)
+    assert [*posterior.kl()] == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+    posterior.at(2, 5)
+    assert posterior(torch.ones(3, 1, 8, 8)).shape == (3, 4)
+    kept, count = posterior.kept(2, 5)["conv2.weight"]
+    assert count == 64 * 32 * 9 and abs(kept / count - 0.8) < 0.02
+    trained = {id(tensor) for tensor, _ in posterior.curvatures()}
+    assert (id(posterior.layers["conv2.weight"].mask_logits) in trained) == (family == "masks")
