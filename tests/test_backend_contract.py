@@ -446,3 +446,27 @@ def test_moments_and_their_gradients(backend, device, random, shape, generator):
         assert [g is None for g in actuals] == [t is None for t in inputs]
         for got, expected in zip((g for g in actuals if g is not None), grads, strict=True):
             assert got.dtype == dtype and error(got, expected) < 2 * TOLERANCE[dtype]
+
+
+OTHERS = {  # of weight, logits, rho and grad [N, K]
+    "nm_masked_weight": lambda b, at, w, lo, r, g: [b.nm_masked_weight(w, lo, 2, 4, *at, w.dtype)],
+    "nm_weight_grad": lambda b, at, w, lo, r, g: b.nm_weight_grad(g[None], w, lo, 2, 4, *at, True, True),
+    "gaussian_weight": lambda b, at, w, lo, r, g: [b.gaussian_weight(w, r, *at, w.dtype)],
+    "gaussian_grad": lambda b, at, w, lo, r, g: [b.gaussian_grad(g[None], r, *at)],
+    "moments": lambda b, at, w, lo, r, g: b.moments(w, lo, r, w.dtype),
+    "moments_grad": lambda b, at, w, lo, r, g: b.moments_grad(g, 2 * g, w, lo, r),
+}
+
+
+@pytest.mark.parametrize("op", OTHERS)
+def test_other_ops_take_any_strides_and_nothing(backend, device, op, generator):
+    at = (*key(8, 4, device), 3)
+    strided = [torch.randn(72, 20, generator=generator).to(device).T[:, ::2] for _ in range(4)]  # [20, 36]
+    results = OTHERS[op](backend, at, *strided)
+    # Cloned: a result may lie in scratch memory that the next call uses.
+    results = [t.clone() for t in results]
+    for got, expected in zip(results, OTHERS[op](backend, at, *(t.contiguous() for t in strided)), strict=True):
+        assert got.shape == expected.shape and error(got, expected) < 1e-6
+    for shape in ((0, 8), (3, 0)):
+        nothing = [torch.ones(shape, device=device)] * 4
+        assert all(t.numel() == 0 and t.shape[-2:] == shape for t in OTHERS[op](backend, at, *nothing))
