@@ -18,7 +18,7 @@ SCRATCH = 64 << 20
 """Masked filters of per-example masks that are held at once, in bytes (one filter bank at least)."""
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
     """What aten's convolution takes after the bias; one number for each spatial dimension."""
 
     stride: Sequence[int]
@@ -27,6 +27,17 @@ class _Geometry(NamedTuple):
     transposed: bool
     output_padding: Sequence[int]
     groups: int
+
+    def packed(self) -> list[int]:
+        """One list, as the operators take it: each of their arguments costs time in every call."""
+        return [*self.stride, *self.padding, *self.dilation, *self.output_padding, self.transposed, self.groups]
+
+    @classmethod
+    def of(cls, packed: Sequence[int]) -> Geometry:
+        """The inverse."""
+        n = len(packed) // 4
+        parts = [list(packed[i * n : (i + 1) * n]) for i in range(4)]
+        return cls(parts[0], parts[1], parts[2], bool(packed[-2]), parts[3], packed[-1])
 
 
 def _parts(x: Tensor, weight: Tensor) -> Iterator[slice]:
@@ -55,7 +66,7 @@ def _join(parts: list[Tensor]) -> Tensor:
 Filters = Callable[[slice], Tensor]  # masked filters [d, *weight.shape] of some of the draws
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, filters: Filters, geometry: _Geometry) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, filters: Filters, geometry: Geometry) -> Tensor:
     out = []
     for part in _parts(x, weight):
         draws = part.stop - part.start
@@ -71,7 +82,7 @@ def _differentiate_convolution(
     x: Tensor,
     weight: Tensor,
     filters: Filters,
-    geometry: _Geometry,
+    geometry: Geometry,
     part: slice,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
@@ -97,26 +108,23 @@ def masked_convolution(
     stream: int,
     estimator: str,
     temperature: float,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
 ) -> Tensor:
-    """y [D, M, N, ...] of x [D, M, C, ...], slice d under the mask of ``draw[d]``; the rest as in aten."""
+    """y [D, M, N, ...] of x [D, M, C, ...], slice d under the mask of ``draw[d]``; ``geometry`` packed."""
     backend = backends.resolve(x, weight, logits)
 
     def filters(part: slice) -> Tensor:
         return backend.masked_weight(weight, logits, seed, draw[part], stream, estimator, temperature, x.dtype)
 
-    return _convolve(x, weight, bias, filters, _Geometry(stride, padding, dilation, transposed, output_padding, groups))
+    return _convolve(x, weight, bias, filters, Geometry.of(geometry))
 
 
 @masked_convolution.register_fake
 def _(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    geometry = _Geometry(*rest[5:])
-    return _convolve(x, weight, bias, lambda part: x.new_empty(part.stop - part.start, *weight.shape), geometry)
+    def filters(part: slice) -> Tensor:
+        return x.new_empty(part.stop - part.start, *weight.shape)
+
+    return _convolve(x, weight, bias, filters, Geometry.of(rest[-1]))
 
 
 @torch.library.custom_op("stochprune::masked_convolution_backward", mutates_args=())
@@ -130,18 +138,12 @@ def _backward(
     stream: int,
     estimator: str,
     temperature: float,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     need_x: bool,
     need_weight: bool,
     need_logits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = backends.resolve(x, weight, logits)
-    geometry = _Geometry(stride, padding, dilation, transposed, output_padding, groups)
     options = (stream, estimator, temperature)
 
     memo: list[Tensor] = []
@@ -153,7 +155,7 @@ def _backward(
     needs = (need_x, need_weight or need_logits)
     for part in _parts(x, weight):
         memo.clear()
-        dx_part, g = _differentiate_convolution(grad, x, weight, filters, geometry, part, needs)
+        dx_part, g = _differentiate_convolution(grad, x, weight, filters, Geometry.of(geometry), part, needs)
         dx.append(dx_part)
         if needs[1]:
             through = (g, weight, logits, seed, draw[part], *options, need_weight, need_logits)
@@ -164,13 +166,13 @@ def _backward(
 
 @_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    geometry, (need_x, need_weight, need_logits) = _Geometry(*rest[5:-3]), rest[-3:]
+    geometry, need_x, need_weight, need_logits = rest[-4:]
 
     def filters(part: slice) -> Tensor:
         return x.new_empty(part.stop - part.start, *weight.shape)
 
     def input_gradient(part: slice) -> Tensor:
-        return _differentiate_convolution(grad, x, weight, filters, geometry, part, (True, False))[0]
+        return _differentiate_convolution(grad, x, weight, filters, Geometry.of(geometry), part, (True, False))[0]
 
     return (
         _join([input_gradient(part) for part in _parts(x, weight)]) if need_x else x.new_empty(0),

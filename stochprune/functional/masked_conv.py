@@ -16,7 +16,7 @@ from stochprune.functional._checks import (
     in_product_dtype,
     seed_tensor,
 )
-from stochprune.functional._convolution import masked_convolution
+from stochprune.functional._convolution import Geometry, masked_convolution
 
 Sizes = int | Sequence[int]
 
@@ -153,11 +153,14 @@ def _apply(
     if logits.shape != weight.shape:
         raise ValueError(f"{op}: logits {tuple(logits.shape)} and weight {tuple(weight.shape)} differ in shape")
     rng.check_address(stream=stream, rows=weight.shape[0], cols=weight[:1].numel())
-    geometry = [
-        _sizes(op, name, value, dimensions)
-        for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation))
-    ]
-    outwards = _sizes(op, "output_padding", output_padding, dimensions)
+    geometry = Geometry(
+        _sizes(op, "stride", stride, dimensions),
+        _sizes(op, "padding", padding, dimensions),
+        _sizes(op, "dilation", dilation, dimensions),
+        transposed,
+        _sizes(op, "output_padding", output_padding, dimensions),
+        groups,
+    )
     if groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"{op}: weight {tuple(weight.shape)} does not divide into {groups} groups")
     channels, outputs = weight.shape[1] * groups, weight.shape[0]
@@ -182,9 +185,7 @@ def _apply(
     single = inner == dimensions + 1
     x = x.unsqueeze(-dimensions - 2) if single else x  # [(D,) M, C, *S]
     x = x if apart else x.unsqueeze(0).expand(draws.shape[0], *(-1,) * x.dim())
-    y = masked_convolution(
-        x, weight, logits, bias, seeds, draws, stream, estimator, temperature, *geometry, transposed, outwards, groups
-    )
+    y = masked_convolution(x, weight, logits, bias, seeds, draws, stream, estimator, temperature, geometry.packed())
     y = y if many else y.squeeze(0)
     return y.squeeze(-dimensions - 2) if single else y
 

@@ -171,12 +171,13 @@ def test_expected_passes_gradcheck(generator):
 def test_operators_pass_opcheck(transposed, draws, generator):
     x, weight, logits, bias = tensors(generator, (1, 4, 7, 6), (4, 4, 3, 3), dtype=torch.float32)
     numbers = (torch.tensor([1]), torch.arange(draws), 3, "straight_through", 1.0)
-    geometry = ((2, 2), (1, 1), (1, 1), transposed, (0, 0), 1)
+    geometry = op.Geometry((2, 2), (1, 1), (1, 1), transposed, (0, 0), 1).packed()
+    assert op.Geometry.of(geometry).packed() == geometry
     x = x.detach().expand(draws, 1, *x.shape[1:]).clone().requires_grad_()
-    torch.library.opcheck(op.masked_convolution, (x, weight, logits, bias, *numbers, *geometry))
+    torch.library.opcheck(op.masked_convolution, (x, weight, logits, bias, *numbers, geometry))
     detached = [t.detach() for t in (x, weight, logits)]
-    grad = torch.ones_like(op.masked_convolution(*detached, None, *numbers, *geometry))
-    torch.library.opcheck(op._backward, (grad, *detached, *numbers, *geometry, True, False, True))
+    grad = torch.ones_like(op.masked_convolution(*detached, None, *numbers, geometry))
+    torch.library.opcheck(op._backward, (grad, *detached, *numbers, geometry, True, False, True))
 
 
 def test_compiled_gives_the_eager_bits_without_recompiling(generator):
