@@ -1,5 +1,6 @@
 """Drop-in layers under stochastic masks, and the conversions of whole models to them and back."""
 
+from stochprune.nn.antithetic import antithetic_gradients
 from stochprune.nn.convert import convert, harden
 from stochprune.nn.gated_branch import GatedBranch, drop_branches, expected_cost, gate_branches
 from stochprune.nn.kl import layer_kl
@@ -41,6 +42,7 @@ __all__ = [
     "MaskedTransposedLinear",
     "NMMaskedLinear",
     "StructuredMaskedLinear",
+    "antithetic_gradients",
     "convert",
     "drop_branches",
     "expected_cost",

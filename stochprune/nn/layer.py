@@ -215,6 +215,10 @@ class MaskedLayer(nn.Module):
             return self.given_weight
         return None if self.samples_now else self.thresholded_weight()
 
+    def of_weight(self, mask: Tensor) -> Tensor:
+        """A mask of the logits' shape in the weight's shape; they differ where weights share a mask."""
+        return mask
+
     def gate(self) -> Tensor:
         """The mask of the evaluation mode, of the weight's shape.
 

@@ -53,8 +53,9 @@ class NMMaskedLinear(MaskedLinear):
     def forward(self, x: Tensor) -> Tensor:
         if self.estimator != "straight_through":
             raise ValueError(f"NMMaskedLinear: n:m masks know the estimator straight_through, not {self.estimator}")
-        if not self.samples_now:
-            return F.linear(x, self.thresholded_weight(), self.bias)
+        weight = self.plain_weight()
+        if weight is not None:
+            return F.linear(x, weight, self.bias)
         at = {name: value for name, value in self.address().items() if name in ("seed", "draw", "stream")}
         return functional.masked_linear_nm(x, self.weight, self.mask_logits, self.bias, pattern=self.pattern, **at)
 

@@ -19,16 +19,13 @@ class _Structured(MaskedLayer):
 
     def gate(self) -> Tensor:
         """The evaluation mode's mask, of the weight's shape, from the blocks' logits."""
-        return self._expand(self._gate_of(self.mask_logits.detach()))
+        return self.of_weight(self._gate_of(self.mask_logits.detach()))
 
     def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
         """The weight, exactly 0 where ``mask`` prunes: bool like the weight, or like the logits for whole blocks."""
         if mask is not None and mask.shape == self.mask_logits.shape:
-            mask = self._expand(mask)
+            mask = self.of_weight(mask)
         return super().hardened_weight(mask)
-
-    def _expand(self, mask: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class StructuredMaskedLinear(_Structured, MaskedLinear):
@@ -72,11 +69,12 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
         return logits_of(keep, grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.samples_now:
-            return F.linear(x, self.thresholded_weight(), self.bias)
+        weight = self.plain_weight()
+        if weight is not None:
+            return F.linear(x, weight, self.bias)
         return functional.masked_linear_blocks(x, self.weight, self.mask_logits, self.bias, **self.address())
 
-    def _expand(self, mask: Tensor) -> Tensor:
+    def of_weight(self, mask: Tensor) -> Tensor:
         block = block_of(type(self).__name__, tuple(self.weight.shape), tuple(mask.shape))
         return expand_blocks(mask, block)
 
@@ -101,7 +99,7 @@ class _FilterMasked(_Structured):
         return logits_of(keep, weight.new_empty(len(weight), 1))
 
     def _convolve(self, x: Tensor, **options: Any) -> Tensor:
-        if not self.samples_now:
+        if self.plain_weight() is not None:
             return super()._convolve(x, **options)  # type: ignore[misc]
         options = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups, **options}
         plain: Any = self.operator[0]  # type: ignore[index]  # torch's, of the convolution it is mixed into
@@ -111,7 +109,7 @@ class _FilterMasked(_Structured):
         y = y * z.to(y.dtype).view(-1, *ones)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
-    def _expand(self, mask: Tensor) -> Tensor:
+    def of_weight(self, mask: Tensor) -> Tensor:
         return mask.view(-1, *[1] * (self.weight.dim() - 1)).expand_as(self.weight)
 
 

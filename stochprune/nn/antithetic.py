@@ -1,0 +1,67 @@
+"""ARM and DisARM for a converted model: unbiased gradients of its keep logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from stochprune import functional
+from stochprune.nn.layer import masked_layers
+
+
+def antithetic_gradients(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], *, draw: int, estimator: str = "disarm"
+) -> dict[str, Tensor]:
+    """One unbiased estimate of the gradient of the expected loss for the logits of every masked layer.
+
+    ::
+
+        grads = antithetic_gradients(model, lambda m: cross_entropy(m(x), y), draw=step)
+
+    See :func:`stochprune.functional.antithetic_gradient`: two evaluations of the loss, and a variance that grows with
+    the number of masks. The logits' ``grad`` and the layers' draw counters are left alone.
+
+    Args:
+        model: converted; in the mode, train or eval, that the loss wants. Its masks are drawn in either.
+        loss: from the model, under fixed masks, to a scalar.
+        draw: 0 .. 2^32 - 1, of the pair of masks.
+        estimator: ``"disarm"`` or ``"arm"``.
+
+    Returns:
+        Gradients by weight name, like the logits; of layers that share a mask the first is named.
+
+    Raises:
+        ValueError: no masked layer, layers with different seeds, one whose weights are not kept independently (n:m), a
+            loss that is not a finite scalar, or an unknown estimator.
+    """
+    layers = masked_layers(model)
+    if not layers:
+        raise ValueError("antithetic_gradients: the model has no masked layer")
+    first = {id(layer.mask_logits): name for name, layer in reversed(layers.items())}
+    fixed = [name for name, layer in layers.items() if layer.own_sparsity]
+    if fixed:
+        raise ValueError(f"antithetic_gradients: the masks of {fixed[0]} are not independent")
+    seeds = {int(layer.mask_seed) % (1 << 64) for layer in layers.values()}
+    if len(seeds) > 1:
+        raise ValueError(f"antithetic_gradients: the layers have {len(seeds)} different seeds")
+
+    def of(masks: dict[str, Tensor]) -> Tensor:
+        try:
+            for layer in layers.values():
+                mask = layer.of_weight(masks[first[id(layer.mask_logits)]])
+                layer.given_weight = layer.weight * mask.to(layer.weight.dtype)
+            return loss(model)
+        finally:
+            for layer in layers.values():
+                layer.given_weight = None
+
+    names = sorted(first.values(), key=[*layers].index)
+    return functional.antithetic_gradient(
+        of,
+        {name: layers[name].mask_logits.detach() for name in names},
+        seed=seeds.pop(),
+        draw=draw,
+        streams={name: layers[name].stream for name in names},
+        estimator=estimator,
+    )
