@@ -18,6 +18,7 @@ from .estimators import sigmoid_slope, threshold
 BLOCK = 1024
 STEPS = 8
 """A program adds STEPS blocks of BLOCK weights."""
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}  # thresholds must come out as where masks are drawn
 
 
 @triton.jit
@@ -204,8 +205,8 @@ def _sum(kernel: triton.JITFunction, *inputs: Tensor | None) -> Tensor:
     if programs:
         partial = torch.empty(programs, dtype=torch.float64, device=first.device)
         with torch.cuda.device_of(first):
-            kernel[(programs,)](*_dense(inputs), partial, first.numel(), BLOCK=BLOCK, STEPS=STEPS, num_warps=4)
-            total_kernel[(1,)](partial, out, programs, BLOCK=BLOCK, num_warps=4)
+            kernel[(programs,)](*_dense(inputs), partial, first.numel(), BLOCK=BLOCK, STEPS=STEPS, **LAUNCH)
+            total_kernel[(1,)](partial, out, programs, BLOCK=BLOCK, **LAUNCH)
     return out
 
 
@@ -221,5 +222,5 @@ def _grads(
     if first.numel():
         with torch.cuda.device_of(first):
             grid = (triton.cdiv(first.numel(), BLOCK),)
-            kernel[grid](grad, *_dense(inputs), *grads, first.numel(), BLOCK=BLOCK, num_warps=4)
+            kernel[grid](grad, *_dense(inputs), *grads, first.numel(), BLOCK=BLOCK, **LAUNCH)
     return grads
