@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from stochprune.theory.linear import LinearModel, Moments, expected_loss
@@ -47,6 +46,8 @@ def flow(model: LinearModel, start: Tensor, times: Tensor, moments: Callable[[Te
         ValueError: times that do not rise from 0 or above.
         RuntimeError: the integrator gave up.
     """
+    from scipy.integrate import solve_ivp  # here: it takes a second to import
+
     if bool((times < 0).any()) or bool((times.diff() <= 0).any()):
         raise ValueError(f"times must rise from 0 or above, got {times.tolist()}")
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import linprog
 
 from stochprune.seeding import generator
 
@@ -43,6 +41,9 @@ def recover(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         ValueError: no X has this sketch.
         RuntimeError: the solver gave up.
     """
+    from scipy import sparse  # here: they take a second to import
+    from scipy.optimize import linprog
+
     p, q = a.shape[1], b.shape[1]
     system = sparse.kron(sparse.csr_matrix(a), sparse.csr_matrix(b), format="csr")  # of X row by row
     both = sparse.hstack([system, -system], format="csr")  # X = U - V with U, V >= 0
