@@ -15,6 +15,7 @@ from stochprune.report import Spread
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000", "#7A4B00")
 """Readable with colour blindness (after Okabe and Ito)."""
 MARKERS = "os^Dv<>PX"
+LINES = ("-", "--", ":")  # the next one when the colours are used up
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -53,6 +54,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
                 label="as scored" if name == "none" else name,
                 color=COLORS[i % len(COLORS)],
                 marker=MARKERS[i % len(MARKERS)],
+                linestyle=LINES[i // len(COLORS) % len(LINES)],
                 markersize=5,
                 capsize=3,
                 linewidth=1.5,
