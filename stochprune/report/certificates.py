@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
@@ -72,9 +73,13 @@ def draw_certificates(results: Mapping[str, Any], path: Path) -> None:
     for panel, row in zip(panels[1:], learnt, strict=True):
         epochs = [entry["epoch"] for entry in row["history"]]
         for name in row["kl"]:
-            panel.plot(epochs, [entry[f"kl {name}"] for entry in row["history"]], label=name.removesuffix(".weight"))
+            panel.plot(
+                epochs, [entry[f"kl {name}"] for entry in row["history"]], ".-", label=name.removesuffix(".weight")
+            )
         panel.set_title(f"{row['family']}, {row['objective']}", fontsize=8)
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_ylim(bottom=0)
         panel.legend(frameon=False, fontsize=6)
     if learnt:
         panels[1].set_ylabel("KL by layer (nats)")
