@@ -14,17 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stochprune import bounds, data, masks, models
-from stochprune.data.splits import Part, Split, split
+from stochprune import bounds, data
+from stochprune.data.splits import Part, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certify import certify
 from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.prior import Prior
 from stochprune.theory import comparators, compression, sketch
-from stochprune.theory.comparators import Norms
-from stochprune.theory.compression import Weights
 from stochprune.theory.spectral import norm_lower, norm_upper
+from stochprune.theory.subject import Subject, network, next_mask, weights_of
 from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
 from stochprune.training.progress import ProgressBar
 from stochprune.training.results import versions, write_json
@@ -73,36 +72,6 @@ class BoundsConfig:
             raise ValueError(f"scales must name positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
 
 
-@dataclass
-class Subject:
-    """The trained network, its data, and what all bounds need of it."""
-
-    weights: Weights
-    parts: Split
-    train: Part
-    test_x: Tensor
-    test_y: Tensor
-    radius: float
-    norms: list[Norms]
-    margin: float
-    margin_loss: float
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        return [(w.shape[0], w.shape[1]) for w in self.weights.values()]
-
-    def train_error(self, weights: Weights) -> float:
-        """Share of the training examples."""
-        return _error(weights, self.train.x, self.train.y)
-
-    def test_error(self, weights: Weights) -> float:
-        return _error(weights, self.test_x, self.test_y)
-
-
-def _error(weights: Weights, x: Tensor, y: Tensor) -> float:
-    return float((compression.outputs(weights, x).argmax(1) != y).double().mean())
-
-
 def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path = Path("runs")) -> tuple[Path, dict]:
     """Train, compress, prune, certify and compare. A run that was killed goes on from its last checkpoint.
 
@@ -117,10 +86,11 @@ def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path 
     steps = math.ceil(len(parts.prior) / config.batch_size)
     total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
     with ProgressBar("training", total) as bar:
-        start = _network(sizes, config)
+        start = network(sizes, config.seed)
         model = _train(copy.deepcopy(start), parts.prior, config, config.epochs, folder / "dense", bar, None)
         bar.finish(steps * config.epochs)
-        subject = _subject(model, parts, parts.scaled(dataset.test_x), dataset.test_y, config)
+        test_x = parts.scaled(dataset.test_x)
+        subject = Subject.of(model, parts.prior, parts.certify, test_x, dataset.test_y, config.margin_share)
         rounds = _iterative(start, subject, config, folder, bar, steps)
         bar.begin("certifying")
         certificate = _certificate(model, subject, config, folder / "certificate")
@@ -150,13 +120,6 @@ def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path 
     return folder, results
 
 
-def _network(sizes: list[int], config: BoundsConfig) -> nn.Sequential:
-    model = models.mlp(sizes, seed=config.seed)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.endswith("weight"))  # biases stay 0, as the bounds have none
-    return model
-
-
 def _train(
     model: nn.Sequential,
     part: Part,
@@ -170,26 +133,6 @@ def _train(
     batches = part.batches(config.batch_size, config.seed)
     train_weights(model, batches, training, masks=kept, folder=folder, callbacks=[bar])
     return model
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith("weight")}
-
-
-def _subject(model: nn.Sequential, parts: Split, test_x: Tensor, test_y: Tensor, config: BoundsConfig) -> Subject:
-    assert parts.prior is not None
-    train, weights = parts.prior, _weights(model)
-    margins = compression.margins(compression.outputs(weights, train.x), train.y)
-    margin = float(margins.sort().values[int(config.margin_share * len(margins))])
-    if margin <= 0:
-        raise ValueError(
-            f"{config.margin_share:g} of the training examples have a margin of {margin:.3g} or less: "
-            "train for longer, or give a larger margin_share"
-        )
-    radius = float(train.x.flatten(1).double().norm(dim=1).max())
-    norms = [Norms.of(w) for w in weights.values()]
-    loss = float((margins <= margin).double().mean())
-    return Subject(weights, parts, train, test_x, test_y, radius, norms, margin, loss)
 
 
 def _compressed(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, float]:
@@ -250,9 +193,8 @@ def _table(subject: Subject, certificate: dict[str, float], config: BoundsConfig
     rows[-1]["scale"] = scale
     rows.append(min((_counted(subject, d, config) for d in config.scales), key=lambda row: row["value"]))
     rows.append({"name": "PAC-Bayes certificate", "complete": True, **certificate})
-    held_out = subject.parts.certify
-    wrong = _error(subject.weights, held_out.x, held_out.y)
-    value = bounds.chernoff(wrong, len(held_out), config.delta)
+    wrong = subject.held_out_error(subject.weights)
+    value = bounds.chernoff(wrong, len(subject.held_out), config.delta)
     rows.append({"name": "held-out examples alone", "value": value, "complete": True, "error": wrong})
     return rows
 
@@ -271,7 +213,7 @@ def _certificate(model: nn.Sequential, subject: Subject, config: BoundsConfig, f
     random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed)
     posterior = make_posterior(Prior(random.requires_grad_(False).eval(), (subject.train,)), "masks")
     plan = CertifyConfig(delta=0.8 * config.delta, delta_draws=0.2 * config.delta, draws=config.draws)
-    found = certify(posterior, subject.parts.certify, plan, seed=config.seed, folder=folder)
+    found = certify(posterior, subject.held_out, plan, seed=config.seed, folder=folder)
     return {"value": found.bound, "error": found.mean_loss, "kl": found.total_kl}
 
 
@@ -283,13 +225,11 @@ def _iterative(
     weights, rows = subject.weights, []
     for number in range(config.rounds):
         bar.begin(f"pruning, round {number + 1}")
-        share = compression.kept({name: mask.double() for name, mask in kept.items()})
-        scores = {name: torch.where(kept[name], w.abs(), -1.0) for name, w in weights.items()}
-        kept = masks.from_scores(scores, 1 - 0.9 * share)
+        kept = next_mask(weights, kept, 0.9)
         model = copy.deepcopy(start)  # rewound to the weights before training
         _train(model, subject.train, config, config.round_epochs, folder / f"round{number + 1}", bar, kept)
         bar.finish(steps * config.round_epochs)
-        weights = _weights(model)
+        weights = weights_of(model)
         coded = compression.quantise(weights, config.levels)
         nats = compression.code_length(coded, config.levels)
         rows.append(

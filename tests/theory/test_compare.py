@@ -15,6 +15,7 @@ from stochprune.cli import app
 from stochprune.data.splits import split
 from stochprune.theory import comparators, compare, compression
 from stochprune.theory.compare import BoundsConfig, run_bounds
+from stochprune.theory.subject import Subject, next_mask
 
 SMALL = BoundsConfig(
     layers=2,
@@ -77,6 +78,13 @@ def test_every_bound_is_there_and_the_norm_based_ones_are_vacuous(run):
     assert rows["held-out examples alone"]["value"] < 0.4
 
 
+def test_the_next_mask_keeps_the_largest_of_those_kept():
+    weights = {"a": torch.tensor([[1.0, -5.0, 2.0]]), "b": torch.tensor([[4.0, 9.0]])}
+    kept = {"a": torch.tensor([[True, True, True]]), "b": torch.tensor([[True, False]])}
+    found = next_mask(weights, kept, 0.5)
+    assert found["a"].tolist() == [[False, True, False]] and found["b"].tolist() == [[True, False]]
+
+
 def test_rounds_keep_nine_tenths_each(run):
     assert [row["kept"] for row in run[2]["iterative"]] == pytest.approx([0.9, 0.81], abs=1e-3)
 
@@ -88,7 +96,7 @@ def test_the_scale_whose_margin_is_the_measured_one(run):
     model = models.mlp(results["sizes"], seed=SMALL.seed)
     saved = torch.load(run[1] / "dense" / "checkpoint.pt", weights_only=False)
     model.load_state_dict(saved["model"])
-    subject = compare._subject(model, parts, parts.certify.x, parts.certify.y, SMALL)
+    subject = Subject.of(model, parts.prior, parts.certify, parts.certify.x, parts.certify.y, SMALL.margin_share)
     assert subject.margin == pytest.approx(results["margin"])
     row = compare._compressed(subject, scale, SMALL)
     assert row["paper_margin"] == pytest.approx(subject.margin, rel=0.2)  # masks change by whole weights

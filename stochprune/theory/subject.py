@@ -1,0 +1,104 @@
+"""The network that the bounds are about: built without biases, trained, and measured once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from stochprune import masks, models
+from stochprune.data.splits import Part
+from stochprune.theory import compression
+from stochprune.theory.comparators import Norms
+from stochprune.theory.compression import Weights
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network and what all bounds need of it.
+
+    Attributes:
+        weights: by name, float32 [out, in], in the order of the layers.
+        train, held_out: the examples it was trained on, and others.
+        test_x, test_y: the test set, scaled alike.
+        radius: the largest norm of a training input.
+        norms: of each layer.
+        margin, margin_loss: the share ``margin_loss`` of the training examples has a margin of ``margin`` or less.
+    """
+
+    weights: Weights
+    train: Part
+    held_out: Part
+    test_x: Tensor
+    test_y: Tensor
+    radius: float
+    norms: list[Norms]
+    margin: float
+    margin_loss: float
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, train: Part, held_out: Part, test_x: Tensor, test_y: Tensor, margin_share: float
+    ) -> Subject:
+        """Measure a model.
+
+        Args:
+            margin_share: of the training examples, how many may have a margin below ``margin``.
+
+        Raises:
+            ValueError: that margin is not positive.
+        """
+        weights = weights_of(model)
+        margins = compression.margins(compression.outputs(weights, train.x), train.y)
+        margin = float(margins.sort().values[int(margin_share * len(margins))])
+        if margin <= 0:
+            raise ValueError(
+                f"{margin_share:g} of the training examples have a margin of {margin:.3g} or less: "
+                "train for longer, or give a larger margin_share"
+            )
+        radius = float(train.x.flatten(1).double().norm(dim=1).max())
+        norms = [Norms.of(weight) for weight in weights.values()]
+        loss = float((margins <= margin).double().mean())
+        return cls(weights, train, held_out, test_x, test_y, radius, norms, margin, loss)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """[out, in] of each layer."""
+        return [(w.shape[0], w.shape[1]) for w in self.weights.values()]
+
+    def train_error(self, weights: Weights) -> float:
+        """Share of the training examples on which a network of these layers errs."""
+        return _error(weights, self.train.x, self.train.y)
+
+    def held_out_error(self, weights: Weights) -> float:
+        """Share of the examples held out."""
+        return _error(weights, self.held_out.x, self.held_out.y)
+
+    def test_error(self, weights: Weights) -> float:
+        """Share of the test examples."""
+        return _error(weights, self.test_x, self.test_y)
+
+
+def _error(weights: Weights, x: Tensor, y: Tensor) -> float:
+    return float((compression.outputs(weights, x).argmax(1) != y).double().mean())
+
+
+def network(sizes: list[int], seed: int) -> nn.Sequential:
+    """A fully connected network whose biases are 0 and stay so, since the bounds have none."""
+    model = models.mlp(sizes, seed=seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("weight"))
+    return model
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the weights by name, without the biases."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith("weight")}
+
+
+def next_mask(weights: Weights, kept: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """bool masks of the largest weights among those kept: the fraction ``share`` of them stays."""
+    fraction = share * sum(int(mask.sum()) for mask in kept.values()) / sum(mask.numel() for mask in kept.values())
+    scores = {name: w.abs().masked_fill(~kept[name], -1.0) for name, w in weights.items()}
+    return masks.from_scores(scores, 1 - fraction)
