@@ -189,9 +189,10 @@ class MaskedLayer(nn.Module):
                 them can be told from the others.
         """
         if torch.compiler.is_compiling():
-            draw = self.mask_draw.clone()
-            self.mask_draw += 1
-            return draw
+            # No clone and addition in place: inductor makes these one buffer, and backward draws the next mask.
+            following = self.mask_draw + 1
+            self.mask_draw.copy_(following)
+            return following - 1
         if torch._C._current_graph_task_id() != -1 and self._last_draw is not None:
             if self._checkpointed > 1:
                 raise RuntimeError(
