@@ -250,6 +250,8 @@ def spike_and_slab_conv(
     rng.check_address(stream=stream, rows=mu.shape[0], cols=mu[:1].numel())
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
+    elif mu.dtype == torch.float64 and x.dtype != torch.float64:
+        raise TypeError(f"{op}: x is {x.dtype} and mu {mu.dtype}; convert one of them")
     bias = None if bias is None else bias.to(x.dtype)
     seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
     if samples is None and draws.shape[0] != 1:

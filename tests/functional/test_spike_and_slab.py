@@ -216,6 +216,7 @@ def test_bad_input(change, error, message):
         ({"rho": torch.ones(3, 2, 2, 1)}, ValueError, r"rho \(3, 2, 2, 1\) and mu \(3, 2, 2, 2\) differ"),
         ({"bias": torch.ones(2)}, ValueError, r"bias \(2,\) does not fit mu"),
         ({"draw": torch.arange(2)}, ValueError, "one draw, or samples from it on, got 2 draws"),
+        ({"mu": torch.ones(3, 2, 2, 2).double()}, TypeError, "x is torch.float32 and mu torch.float64"),
     ],
 )
 def test_bad_input_of_convolutions(change, error, message):
