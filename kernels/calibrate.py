@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from triton.testing import do_bench
+
+from stochprune.seeding import generator
 
 from . import routes
 from .mask import Mask
@@ -63,8 +66,10 @@ def _products(kind: str, device: torch.device) -> tuple[float, float, float]:
     """Rate of torch's product, and seconds for a weight and a tile of tokens of the two loops of ours."""
     dtype = torch.bfloat16 if kind == "16 bits" else torch.float32
     torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
-    generator = torch.Generator(device).manual_seed(0)
-    x, weight, logits = (torch.randn(SIZE, SIZE, generator=generator, device=device).to(dtype) for _ in range(3))
+    numbers = generator(0, "calibrate", kind)
+    x, weight, logits = (
+        torch.from_numpy(numbers.standard_normal((SIZE, SIZE), np.float32)).to(device, dtype) for _ in range(3)
+    )
     number = torch.zeros(1, dtype=torch.int64, device=device)
     mask = Mask(number, number, 1, "straight_through", 1.0)
     out, bits = torch.empty_like(x)[None], mask_bits(logits, mask)
