@@ -90,7 +90,7 @@ class CertifyConfig:
 
     delta: float = option(0.025, "Probability that the bound fails over the examples.")
     delta_draws: float = option(0.01, "Probability that it fails over the Monte Carlo draws.")
-    draws: int = option(10_000, "Monte Carlo draws: each one mask and one batch of examples.")
+    draws: int = option(5_000, "Monte Carlo draws: each one mask and one batch of examples.")
     draw_examples: int = option(64, "Examples in the batch of a draw; 0 takes all examples in each draw.")
     monte_carlo: Literal["betting", "kl"] = option(
         "betting", "Bound on the mean of the draws: betting, or kl, the inverse of kl as in the literature."

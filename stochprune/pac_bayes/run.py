@@ -28,7 +28,7 @@ from stochprune.training.results import versions, write_json
 
 CONTROL = "prior"
 """In the place of an objective: the prior's own certificate, at KL = 0, on the same examples."""
-TEST_DRAWS = 20
+TEST_DRAWS = 5
 """Networks whose mean error on the test set is reported beside a certificate."""
 
 
