@@ -57,7 +57,7 @@ class SelfBoundConfig:
         "quadratic", "Bound that is minimised: quadratic, lambda (alternating), classic, or kl (the certificate's own)."
     )
     epochs: int = option(10, "Passes over the certifying examples.")
-    lr: float = option(1e-3, "First rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.")
+    lr: float = option(0.1, "First rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.")
     batch_size: int = option(256, "Examples in a batch.")
     p_min: float = option(1e-4, "Least probability in the cross-entropy, which is divided by ln(1 / p_min).")
     kl_penalty: float = option(
