@@ -60,7 +60,7 @@ class Split:
     Attributes:
         prior: the prior's part; None for a data-free prior.
         certify: the part that certifies.
-        shift, scale: of the inputs, see :meth:`scaled`.
+        shift, scale: of the inputs, float64, one for each channel of images, see :meth:`scaled`.
     """
 
     prior: Part | None
@@ -76,10 +76,10 @@ class Split:
 def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
     """Divide a training set at random into the prior's part and the part that certifies.
 
-    The inputs are scaled by what the prior's part alone tells: to mean 0 and deviation 1 over its pixels. Any earlier
-    affine scaling, such as one fitted on all examples, cancels, so that nothing of the certifying part reaches the
-    prior through it. Without a prior's part the inputs are scaled from their range to [0, 1], the range being that of
-    the file format.
+    The inputs are scaled by what the prior's part alone tells: to mean 0 and deviation 1 over the pixels of a channel of
+    its images [m, C, H, W], or over all numbers of other inputs. Any earlier affine scaling of the same kind, such as
+    one fitted on all examples, cancels, so that nothing of the certifying part reaches the prior through it. Without a
+    prior's part the inputs are scaled from their range to [0, 1], the range being that of the file format.
 
     Args:
         x, y: examples and labels.
@@ -98,12 +98,13 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
         dataset.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     whole = Part(x, y, np.arange(len(x)), dataset.hexdigest())
     prior, rest = whole.split(prior_fraction, seed, "prior") if prior_fraction else (None, whole)
+    axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim))  # of images each channel apart
     if prior is None:
-        shift, high = (value.double() for value in torch.aminmax(x))
-        scale = high - shift
+        shift = x.double().amin(axes, keepdim=True)
+        scale = x.double().amax(axes, keepdim=True) - shift
     else:
-        scale, shift = torch.std_mean(prior.x.double())
-    if not scale > 0:
+        scale, shift = torch.std_mean(prior.x.double(), axes, keepdim=True)
+    if not bool((scale > 0).all()):
         raise ValueError("split: the inputs of the prior's part are constant")
     parts = [None if part is None else replace(part, x=_scaled(part.x, shift, scale)) for part in (prior, rest)]
     return Split(parts[0], cast(Part, parts[1]), shift, scale)

@@ -38,6 +38,17 @@ def test_nothing_of_the_certifying_part_reaches_the_prior():
     assert torch.allclose(split(rescaled, y, 0.4).prior.x, first.prior.x, atol=1e-5)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.4])
+def test_a_scaling_of_each_channel_cancels_too(fraction):
+    """As CIFAR-10 comes: standardised by channel over all examples, the certifying ones included."""
+    numbers = torch.Generator().manual_seed(1)
+    x, y = torch.rand(50, 3, 4, 4, generator=numbers) ** torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1), torch.arange(50)
+    std, mean = torch.std_mean(x, (0, 2, 3), keepdim=True)
+    raw, standardised = split(x, y, fraction), split((x - mean) / std, y, fraction)
+    assert torch.allclose(raw.certify.x, standardised.certify.x, atol=1e-5)
+    assert not torch.allclose(raw.scale, standardised.scale)
+
+
 def test_a_data_free_split_has_the_range_of_pixels():
     parts = split(*problem(scale=7, shift=-2), 0.0)
     assert parts.prior is None and len(parts.certify) == 50
