@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, overload
 
 import torch
@@ -67,7 +68,8 @@ def kl_inverse(q: float | Tensor, c: float | Tensor) -> float | Tensor:
         q: in [0, 1].
         c: at least 0, in nats. If either argument is a tensor of one element the result is a float64 tensor, and its
             gradient is that of the implicit function: dp/dc = 1 / kl_p, dp/dq = -kl_q / kl_p with
-            kl_p = (p - q) / (p (1 - p)) and kl_q = ln(q (1 - p) / (p (1 - q))); 0 where p is 1.
+            kl_p = (p - q) / (p (1 - p)) and kl_q = ln(q (1 - p) / (p (1 - q))); 0 where p is 1. At q = 0 the slope
+            dp/dq is infinite, and that of the least normal number stands in, so that the chain rule holds no 0 * inf.
 
     Raises:
         ValueError: q outside [0, 1]; c negative or NaN.
@@ -99,7 +101,7 @@ class _Inverse(torch.autograd.Function):
         if p >= 1:
             return torch.zeros_like(grad), torch.zeros_like(grad)
         along_p = (p - q) / (p * (1 - p))
-        along_q = math.log(q * (1 - p) / (p * (1 - q))) if q > 0 else -math.inf
+        along_q = math.log(max(q, sys.float_info.min) / p) + math.log((1 - p) / (1 - q))
         return grad * (-along_q / along_p), grad / along_p
 
 

@@ -74,6 +74,16 @@ def test_gradient_is_that_of_the_implicit_function(q, c):
     )
 
 
+def test_gradient_at_no_risk_is_finite():
+    """Where q is 0 its slope is infinite; a loss that has a minimum there must not turn it into 0 * inf."""
+    x, c = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.0, 0.1))
+    kl_inverse(x.square(), c).backward()
+    assert x.grad == 0 and c.grad.item() == pytest.approx(math.exp(-0.1))
+    q = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    kl_inverse(q, 0.1).backward()
+    assert 100 < q.grad < math.inf
+
+
 def test_gradient_vanishes_where_the_inverse_is_one():
     x = torch.tensor(0.5, requires_grad=True)
     kl_inverse(x, 100.0).backward()
