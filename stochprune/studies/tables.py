@@ -39,7 +39,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts.append(f"## {model} on {data}")
         if any(row["error"] is not None for row in pruned):
             reference = f" Dense: {_spread(dense)}." if dense else ""
-            parts.append(f"Test error in per cent, mean ± standard deviation of {seeds} seeds.{reference}")
+            over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+            parts.append(f"Test error in per cent, {over}.{reference}")
             parts.append(_pivot(pruned, "error", ("score", "arm")))
         for when, (column, what) in itertools.product(("before", "after"), DISTANCES.items()):
             chosen = [row for row in distances if row["when"] == when]
@@ -80,4 +81,4 @@ def _cell(values: Sequence[float | None]) -> str:
 def _spread(values: Sequence[float]) -> str:
     spread = Spread.of(values)
     digits = 2 if spread.mean >= 1 else 4
-    return f"{spread.mean:.{digits}f} ± {spread.sd:.{digits}f}"
+    return f"{spread.mean:.{digits}f}" + (f" ± {spread.sd:.{digits}f}" if len(values) > 1 else "")
