@@ -76,10 +76,10 @@ class Split:
 def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
     """Divide a training set at random into the prior's part and the part that certifies.
 
-    The inputs are scaled by what the prior's part alone tells: to mean 0 and deviation 1 over the pixels of a channel of
-    its images [m, C, H, W], or over all numbers of other inputs. Any earlier affine scaling of the same kind, such as
-    one fitted on all examples, cancels, so that nothing of the certifying part reaches the prior through it. Without a
-    prior's part the inputs are scaled from their range to [0, 1], the range being that of the file format.
+    The inputs are scaled by what the prior's part alone tells: to mean 0 and deviation 1 over a channel of its images
+    [m, C, H, W], or over all numbers of other inputs. Any earlier affine scaling of the same kind, such as one fitted
+    on all examples, cancels, so that nothing of the certifying part reaches the prior through it. Without a prior's
+    part the inputs are scaled from their range to [0, 1], the range being that of the file format.
 
     Args:
         x, y: examples and labels.
