@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,10 @@ def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path 
         The run's folder and the results, which ``results.json`` there holds too.
     """
     dataset = data.load(config.data, data_dir)
-    folder = out / f"bounds-{digest(config)}"
     parts = split(dataset.train_x, dataset.train_y, config.train_fraction, config.seed)
     assert parts.prior is not None
+    # The data are named too: a checkpoint of training on other files may have seen what certifies here.
+    folder = out / f"bounds-{digest(config)}-{parts.prior.digest[:8]}"
     sizes = [math.prod(dataset.shape)] * config.layers + [dataset.num_classes]
     steps = math.ceil(len(parts.prior) / config.batch_size)
     total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
@@ -155,30 +158,34 @@ def _compressed(subject: Subject, scale: float, config: BoundsConfig) -> dict[st
     }
 
 
-def matching_scale(subject: Subject, seed: int) -> float:
-    """The scale d at which the paper's margin equals the measured one, by bisection of ln d.
+def matching_scale(subject: Subject, seed: int) -> tuple[float, float]:
+    """The scale d at which the paper's margin meets the measured one, and the paper's margin there.
 
-    On estimates by power iteration; what is reported at the end is computed from proved norms.
+    By bisection of ln d on estimates by power iteration; then d shrinks until the margin from proved norms is met.
     """
     spectral = [layer.spectral for layer in subject.norms]
     shrink = compression.contractions(subject.shapes, len(subject.train))
 
-    def needed(scale: float) -> float:
+    def needed(scale: float, norm: Callable[[np.ndarray], float]) -> float:
         pruned = compression.compress(subject.weights, scale, seed=seed)
-        changes = [norm_lower((w - pruned[n]).double().numpy(), 20) for n, w in subject.weights.items()]
+        changes = [norm((w - pruned[name]).double().numpy()) for name, w in subject.weights.items()]
         return compression.paper_margin(spectral, changes, subject.radius, shrink)
 
     low, high = math.log(1e-9), math.log(1e3)
     for _ in range(24):
         middle = (low + high) / 2
-        low, high = (middle, high) if needed(math.exp(middle)) < subject.margin else (low, middle)
-    return math.exp(low)
+        below = needed(math.exp(middle), partial(norm_lower, iterations=20)) < subject.margin
+        low, high = (middle, high) if below else (low, middle)
+    scale = math.exp(low)
+    while (margin := needed(scale, norm_upper)) > subject.margin:
+        scale *= 0.95
+    return scale, margin
 
 
 def _table(subject: Subject, certificate: dict[str, float], config: BoundsConfig) -> list[dict[str, Any]]:
     """Every bound on the risk: its value, whether it is complete, and on which network."""
     n, margin, loss = len(subject.train), subject.margin, subject.margin_loss
-    scale = matching_scale(subject, config.seed)
+    scale, needed = matching_scale(subject, config.seed)
     found = comparators.cushions(subject.weights, subject.train.x[: config.cushion_examples])
     norm_based = {
         "Neyshabur 2015": comparators.neyshabur_2015(subject.norms, subject.radius, margin, n),
@@ -190,7 +197,7 @@ def _table(subject: Subject, certificate: dict[str, float], config: BoundsConfig
     rows: list[dict[str, Any]] = [
         {"name": name, "value": loss + term, "complete": False} for name, term in norm_based.items()
     ]
-    rows[-1]["scale"] = scale
+    rows[-1] |= {"scale": scale, "margin": needed}
     rows.append(min((_counted(subject, d, config) for d in config.scales), key=lambda row: row["value"]))
     rows.append({"name": "PAC-Bayes certificate", "complete": True, **certificate})
     wrong = subject.held_out_error(subject.weights)
