@@ -76,9 +76,12 @@ def _gamma(n: int) -> float:
 
 
 def _scaled(matrix: np.ndarray) -> tuple[np.ndarray, float]:
-    """The matrix in float64 times a power of 2 that brings its largest entry to 1/2 .. 1, and that power."""
+    """The matrix in float64 times a power of 2 that brings its largest entry to 1/2 .. 1, and that power.
+
+    Entries below the normal numbers stay as small as the largest power leaves them.
+    """
     a = np.asarray(matrix, dtype=np.float64)
     if a.ndim != 2 or not np.isfinite(a).all():
         raise ValueError(f"the spectral norm is of a matrix of finite numbers, got shape {a.shape}")
-    scale = 2.0 ** -math.frexp(float(np.abs(a).max(initial=0.0)))[1]
+    scale = 2.0 ** min(1023, -math.frexp(float(np.abs(a).max(initial=0.0)))[1])
     return a * scale, scale

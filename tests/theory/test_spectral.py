@@ -51,6 +51,12 @@ def test_a_start_that_power_iteration_cannot_leave():
     assert norm_lower(a, iterations=1) <= 1 <= norm_upper(a)
 
 
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1.7e308])
+def test_the_ends_of_the_range(size):
+    a = np.diag([size, size / 2])
+    assert norm_lower(a) <= size <= norm_upper(a) <= size * (1 + 1e-8) + 1e-323
+
+
 def test_zero_and_bad_input():
     assert norm_upper(np.zeros((3, 4))) == norm_lower(np.zeros((3, 4))) == 0
     with pytest.raises(ValueError, match=r"a matrix of finite numbers, got shape \(3,\)"):
