@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stochprune import bounds
+from stochprune import bounds, rng
 from stochprune.functional import bernoulli_kl, masked_linear
 from stochprune.seeding import generator
 from stochprune.theory import lab_data, linear
@@ -172,7 +172,8 @@ def certificates(config: LinearLabConfig) -> list[dict[str, float]]:
             at = torch.tensor([time], dtype=torch.float64)
             p, q = (orthogonal_flow(start, drift(m), at)[0] for m in (prior, posterior))
             kl = float(bernoulli_kl(q, p))
-            risk = lab_data.empirical_risk(posterior, torch.sigmoid(q))
+            keep = rng.threshold_from_logits(q).double() / rng.LEVELS  # what is drawn, as in kl
+            risk = lab_data.empirical_risk(posterior, keep)
             points.append(
                 {
                     "examples": size,
@@ -182,7 +183,7 @@ def certificates(config: LinearLabConfig) -> list[dict[str, float]]:
                     "change": float((drift(posterior) - drift(prior)).norm()),
                     "empirical_risk": risk,
                     "certificate": bounds.maurer(risk, kl, size, config.delta),
-                    "risk": cells.risk(torch.sigmoid(q).numpy()),
+                    "risk": cells.risk(keep.numpy()),
                 }
             )
     return points
