@@ -53,7 +53,7 @@ def test_weights_are_a_function_of_the_seed(network: tuple[str, nn.Module]) -> N
 
 
 def test_build_lists_the_known_names() -> None:
-    with pytest.raises(ValueError, match="unknown model 'lenet'; known are: lenet_300_100, .*pbb_cnn, .*vit, gpt"):
+    with pytest.raises(ValueError, match=r"unknown model 'lenet'; known are: lenet_300_100, .*pbb_cnn, .*vit, gpt"):
         build("lenet", (1, 8, 8), 10, 0)
 
 
