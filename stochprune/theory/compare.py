@@ -68,8 +68,8 @@ class BoundsConfig:
         for name in ("train_fraction", "margin_share", "keep", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
-        if not self.sketch_sizes or min(self.sketch_sizes) < 2:
-            raise ValueError(f"sketch_sizes must name orders of at least 2, got {self.sketch_sizes}")
+        if not self.sketch_sizes or min(self.sketch_sizes) < 4:  # below, no sketch is smaller
+            raise ValueError(f"sketch_sizes must name orders of at least 4, got {self.sketch_sizes}")
         if not self.scales or not all(0 < d < math.inf for d in self.scales):
             raise ValueError(f"scales must name positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
 
