@@ -26,7 +26,7 @@ class CMakeBuild(build_ext):
             try:
                 self._cmake(target, cuda="ON")
             except subprocess.CalledProcessError:
-                print("warning: trying again without CUDA, in case nvcc and the C++ compiler do not fit", file=sys.stderr)
+                print("warning: once more without CUDA, in case nvcc and the C++ compiler do not fit", file=sys.stderr)
                 self._cmake(target, cuda="OFF")
         except (OSError, subprocess.CalledProcessError) as error:
             print(

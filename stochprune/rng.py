@@ -13,8 +13,9 @@ In a row, 64 columns take 8 Philox calls, and the words of calls 0..7 laid side 
 uniforms in column order. Seven rounds is the smallest number of Philox-4x32 that passes BigCrush
 (Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
-Gaussian weights and noise take standard normals from words of their own: the top bit of the stream is set, sixteen calls
-serve a group of 64 columns, and Box and Muller 1958 turn the words 0 and 1, 2 and 3 of a call into two normals each::
+Gaussian weights and noise take standard normals from words of their own: the top bit of the stream is set,
+sixteen calls serve a group of 64 columns, and Box and Muller 1958 turn the words 0 and 1, 2 and 3 of a call
+into two normals each::
 
     ctr  = ( ((k >> 6) << 4) | (k & 15),  n,  draw,  stream | 2^31 )
     p(w) = ((w >> 9) + 1/2) / 2^23                                      exact in float32, never 0 or 1
