@@ -100,6 +100,27 @@ class Certificate:
         write_json(path, content)
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "m": (int,),
+    "delta": (int, float),
+    "delta_draws": (int, float),
+    "priors": (int,),
+    "posteriors": (int,),
+    "kl": (dict,),
+    "planned": (int,),
+    "unit": (int, float),
+    "losses": (list,),
+    "draw_examples": (int,),
+    "seed": (int,),
+    "mask_seed": (int,),
+    "data": (str,),
+    "model": (str,),
+    "certified": (str,),
+    "prior_saw": (list,),
+    "notes": (dict,),
+}
+
+
 def load_certificate(path: Path) -> Certificate:
     """Read a certificate and verify it: the bound is recomputed and compared with what the file states.
 
@@ -126,14 +147,24 @@ def load_certificate(path: Path) -> Certificate:
 
 
 def _check(certificate: Certificate, path: Path) -> None:
+    for name, kinds in _KINDS.items():
+        value = getattr(certificate, name)
+        if type(value) not in kinds:  # and not bool, which is an int
+            raise ValueError(f"{path}: {name} must be {kinds[-1].__name__}, got {value!r}")
+    if not all(type(value) is str for value in certificate.prior_saw):
+        raise ValueError(f"{path}: prior_saw must hold digests")
     losses = certificate.losses
-    whole = isinstance(losses, list) and all(isinstance(value, int) for value in losses)
+    whole = all(type(value) is int for value in losses)
     if not whole or not losses or min(losses) < 0 or max(losses) * certificate.unit > 1 + 1e-9:
         raise ValueError(f"{path}: the losses of the draws must be integers that lie in [0, 1] times the unit")
-    if not all(value >= 0 for value in certificate.kl.values()):
-        raise ValueError(f"{path}: a divergence is negative or NaN")
-    if certificate.monte_carlo not in ("betting", "kl"):
-        raise ValueError(f"{path}: unknown bound on the draws {certificate.monte_carlo!r}")
+    if not all(type(value) in (int, float) and 0 <= value < math.inf for value in certificate.kl.values()):
+        raise ValueError(f"{path}: a divergence is negative, infinite or no number")
+    for name, known in (("monte_carlo", ("betting", "kl")), ("loss", ("zero_one", "cross_entropy"))):
+        if getattr(certificate, name) not in known:
+            raise ValueError(f"{path}: unknown {name} {getattr(certificate, name)!r}")
+    per_draw = certificate.draw_examples or certificate.m
+    if certificate.loss == "zero_one" and not (per_draw > 0 and math.isclose(certificate.unit * per_draw, 1)):
+        raise ValueError(f"{path}: the unit of the losses is {certificate.unit}, not one of {per_draw} examples")
     if len(losses) != certificate.planned:
         raise ValueError(f"{path}: {len(losses)} draws, but {certificate.planned} were planned")
     if certificate.certified in certificate.prior_saw:

@@ -130,6 +130,7 @@ def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: 
     for inputs, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
         posterior.at(seed, draw)
         outputs, labels = posterior(inputs.to(device)).double(), labels.to(device)
+        posterior.require_one_draw(draw)
         found.append(zero_one(outputs, labels) if loss == "zero_one" else bounded_cross_entropy(outputs, labels, P_MIN))
     return torch.cat(found)
 

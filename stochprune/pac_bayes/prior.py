@@ -61,6 +61,8 @@ def train_prior(
         folder: if given, checkpoints are kept there, and a run that was killed goes on from them.
 
     Raises:
+        CheckpointError: the folder's checkpoint is truncated, or of another training: another part, seed or
+            configuration.
         ValueError: a score without data; what :func:`stochprune.convert` and the loop raise.
     """
     chosen = None
@@ -103,4 +105,6 @@ def _train(
     batches = part.batches(config.prior_batch_size, seed)
     loader = Shifted(batches, config.shift) if config.shift else batches
     training = WeightConfig(config.prior_epochs, config.prior_lr, schedule="cosine")
-    train_weights(model, loader, training, folder=folder, callbacks=callbacks)
+    # Another part, shift or order may not go on from this one's checkpoint: the prior would have seen what it denies.
+    identity = f"{part.digest} {config.shift} {config.prior_batch_size} {seed}"
+    train_weights(model, loader, training, folder=folder, identity=identity, callbacks=callbacks)

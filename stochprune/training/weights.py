@@ -59,6 +59,7 @@ def train_weights(
     schedule: Schedule | None = None,
     loss_fn: LossFunction = F.cross_entropy,
     folder: Path | None = None,
+    identity: str = "",
     callbacks: Sequence[object] = (),
 ) -> list[dict[str, float]]:
     """Train a plain model in place.
@@ -68,6 +69,7 @@ def train_weights(
         masks: if given, pruned weights are 0 throughout (see :class:`FixedMasks`).
         schedule: in the place of ``config.schedule``.
         folder: if given, ``checkpoint.pt`` is kept there, and a run that was killed goes on from it.
+        identity: what else must be the same for a run to go on, such as the digest of its examples.
 
     Returns:
         The history: ``epoch`` and mean ``loss``. For what is raised see :func:`stochprune.training.loop.fit`.
@@ -80,7 +82,8 @@ def train_weights(
         follow(optimizer, schedule or SCHEDULES[config.schedule], config.epochs * len(train_loader))
     checkpoint = None
     if folder is not None:
-        checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
+        start = " ".join(filter(None, (fingerprint(model), identity)))
+        checkpoint = Checkpoint(folder, digest(config), start, config.checkpoint_every)
     model.train()
     return fit(
         model,

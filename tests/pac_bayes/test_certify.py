@@ -10,10 +10,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from stochprune import bounds
+from stochprune.models import mlp
 from stochprune.nn import convert, masked_layers
-from stochprune.pac_bayes import CertifyConfig, Prior, certify, load_certificate, make_posterior
+from stochprune.pac_bayes import (
+    CertifyConfig,
+    Prior,
+    PriorConfig,
+    certify,
+    load_certificate,
+    make_posterior,
+    train_prior,
+)
 from stochprune.training import CheckpointError
 from tests.pac_bayes.conftest import Stop, make_prior, make_split
 
@@ -115,6 +125,25 @@ def test_a_network_that_gives_nan_is_wrong(parts):
         assert certify(posterior, parts.certify, dataclasses.replace(QUICK, loss=loss)).bound == 1.0
 
 
+class Twice(nn.Module):
+    """A network that runs one layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = mlp((6, 6), seed=0)
+        self.head = mlp((6, 3), seed=1)
+
+    def forward(self, x):
+        return self.head(self.fc(self.fc(x).relu()))
+
+
+def test_a_layer_that_runs_twice_is_refused(parts):
+    """It would draw two masks, and pay for one."""
+    prior = train_prior(Twice(), parts.prior, PriorConfig(prior_epochs=1))
+    with pytest.raises(ValueError, match=r"fc\..*weight ran 2 times in one forward"):
+        certify(make_posterior(prior, "masks"), parts.certify, QUICK)
+
+
 class TestFile:
     @pytest.fixture
     def path(self, posterior, parts, tmp_path):
@@ -135,7 +164,17 @@ class TestFile:
             ({"losses": [21] * 60}, r"must be integers that lie in \[0, 1\] times the unit"),
             ({"losses": [0.5] * 60}, "must be integers"),
             ({"kl": {"fc1.weight": -1.0}}, "a divergence is negative"),
-            ({"monte_carlo": "guess"}, "unknown bound on the draws 'guess'"),
+            ({"kl": {"fc1.weight": math.inf}}, "a divergence is negative, infinite or no number"),
+            ({"kl": {"fc1.weight": "1"}}, "a divergence is negative, infinite or no number"),
+            ({"kl": [1.0]}, r"kl must be dict, got \[1.0\]"),
+            ({"m": "x"}, "m must be int, got 'x'"),
+            ({"priors": True}, "priors must be int, got True"),
+            ({"delta": "0.1"}, "delta must be float, got '0.1'"),
+            ({"prior_saw": [5]}, "prior_saw must hold digests"),
+            ({"losses": [True] * 60}, "must be integers"),
+            ({"monte_carlo": "guess"}, "unknown monte_carlo 'guess'"),
+            ({"loss": "guess"}, "unknown loss 'guess'"),
+            ({"draw_examples": 7}, "the unit of the losses is 0.05, not one of 7 examples"),
             ({"format": "x"}, "is not a certificate of this program"),
             ({"delta": None}, "lacks 'delta'"),
         ],

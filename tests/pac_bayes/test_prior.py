@@ -10,6 +10,8 @@ from stochprune.models import mlp
 from stochprune.nn import masked_layers
 from stochprune.pac_bayes import PriorConfig, train_prior
 from stochprune.pac_bayes.prior import representable
+from stochprune.training import CheckpointError
+from tests.pac_bayes.conftest import make_split
 
 
 def test_probabilities_are_representable(prior):
@@ -27,6 +29,22 @@ def test_training_moves_weights_and_not_probabilities(prior, parts):
     assert not any(parameter.requires_grad for parameter in prior.model.parameters())
     wrong = (prior.model(parts.certify.x).argmax(dim=1) != parts.certify.y).double().mean()
     assert wrong < 0.35
+
+
+def test_a_checkpoint_of_another_part_is_refused(tmp_path, parts):
+    """The prior would have seen examples that it denies."""
+    config = PriorConfig(prior_epochs=1)
+    other = make_split(fraction=0.25).prior
+    first = train_prior(mlp((6, 12, 3), seed=0), parts.prior, config, folder=tmp_path)
+    again = train_prior(mlp((6, 12, 3), seed=0), parts.prior, config, folder=tmp_path)
+    assert torch.equal(again.model.fc1.weight, first.model.fc1.weight)
+    for part, seed in ((other, 0), (parts.prior, 1)):
+        with pytest.raises(CheckpointError):
+            train_prior(mlp((6, 12, 3), seed=0), part, config, seed=seed, folder=tmp_path)
+    with pytest.raises(CheckpointError):
+        train_prior(
+            mlp((6, 12, 3), seed=0), parts.prior, PriorConfig(prior_epochs=1, prior_batch_size=32), folder=tmp_path
+        )
 
 
 def test_a_data_free_prior_is_the_initial_network(parts, priors):
