@@ -139,10 +139,9 @@ def _probabilities(group: Group, masks: Mapping[str, Tensor], keep_kept: float, 
     """The probabilities of keeping one weight, float64."""
     shape, given = group.weight.shape, {name: masks[name] for name in group.layers if name in masks}
     for name, mask in given.items():
-        if mask.dtype != torch.bool or mask.shape != shape:
-            raise ValueError(
-                f"convert: the mask of {name} must be bool {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}"
-            )
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
+            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise ValueError(f"convert: the mask of {name} must be a bool tensor {tuple(shape)}, got {got}")
     (name, mask), *others = given.items()
     for other, another in others:
         if not torch.equal(mask, another):

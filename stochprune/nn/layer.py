@@ -162,6 +162,7 @@ class MaskedLayer(nn.Module):
         self.register_buffer("mask_draw", torch.zeros(1, dtype=torch.int64, device=weight.device))
         self._last_draw: Tensor | None = None
         self._checkpointed = 0
+        self._repeated_in = -1  # autograd's number of the backward that repeated a forward
 
     def address(self) -> dict[str, Any]:
         """What the ops of :mod:`stochprune.functional` take for this forward; advances the draw counter."""
@@ -193,21 +194,24 @@ class MaskedLayer(nn.Module):
             following = self.mask_draw + 1
             self.mask_draw.copy_(following)
             return following - 1
-        if torch._C._current_graph_task_id() != -1 and self._last_draw is not None:
-            if self._checkpointed > 1:
+        # Non-reentrant checkpointing takes hold of a forward by hooks on the tensors it saves; the reentrant kind does
+        # not, and shows only where one backward repeats several forwards.
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        hooked = hooks is not None and not getattr(hooks[0], "of_one_launch", False)
+        backward = torch._C._current_graph_task_id()
+        if backward != -1 and self._last_draw is not None:
+            if self._checkpointed > 1 or (not hooked and backward == self._repeated_in):
                 raise RuntimeError(
                     "activation checkpointing: this masked layer ran several times before one backward; run each "
                     "forward's backward first, or give draws to stochprune.functional"
                 )
-            self._checkpointed = 0
+            self._checkpointed, self._repeated_in = 0, backward
             return self._last_draw
         if self.mask_draw.device.type == "cpu" and int(self.mask_draw) >= rng.DRAW_LIMIT:
             raise RuntimeError("the draw counter ran past 2^32 - 1: give the layer another seed")
         self._last_draw = self.mask_draw.clone()
         self.mask_draw += 1
-        # Non-reentrant checkpointing takes hold of a forward by hooks on the tensors it saves.
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        self._checkpointed += hooks is not None and not getattr(hooks[0], "of_one_launch", False)
+        self._checkpointed += hooked
         return self._last_draw
 
     def plain_weight(self) -> Tensor | None:
@@ -258,7 +262,7 @@ class MaskedLayer(nn.Module):
         return f"{self.dense_type.extra_repr(self)}, keep={keep}, estimator={self.estimator}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last_draw": None, "_checkpointed": 0}
+        return {**self.__dict__, "_last_draw": None, "_checkpointed": 0, "_repeated_in": -1}
 
 
 def logits_of(keep: float | Tensor, weight: Tensor) -> Tensor:

@@ -126,9 +126,10 @@ def test_harden_to_a_sparsity(generator, scope):
         ),
         (
             {"masks": {"body.0.weight": torch.ones(2, 2, dtype=torch.bool)}},
-            r"must be bool \(30, 20\), got torch.bool \(2, 2\)",
+            r"must be a bool tensor \(30, 20\), got torch.bool \(2, 2\)",
         ),
         ({"masks": {"body.0.weight": torch.ones(30, 20)}}, "got torch.float32"),
+        ({"masks": {"body.0.weight": [[True]]}}, "got a list"),
         ({"include": "nothing*"}, "no layer is left"),
         (
             {

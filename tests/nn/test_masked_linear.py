@@ -127,11 +127,34 @@ def test_checkpointing_repeats_the_draw(linear, x):
         assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
-def test_checkpointed_forwards_that_cannot_be_told_apart_are_refused(linear, x):
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_checkpointed_forwards_that_cannot_be_told_apart_are_refused(linear, x, use_reentrant, together):
     layer = MaskedLinear.from_linear(linear, 0.5)
-    total = sum(checkpoint(layer, x, use_reentrant=False).sum() for _ in range(2))
+    x = x.clone().requires_grad_()
+    if together:
+        total = checkpoint(lambda x: layer(x) + layer(x), x, use_reentrant=use_reentrant).sum()
+    else:
+        total = sum(checkpoint(layer, x, use_reentrant=use_reentrant).sum() for _ in range(2))
     with pytest.raises(RuntimeError, match="several times before one backward"):
         total.backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_nested_checkpoints_and_a_graph_that_is_kept(linear, x, use_reentrant):
+    layer, plain = (MaskedLinear.from_linear(copy.deepcopy(linear), 0.5) for _ in range(2))
+    x = x.clone().requires_grad_()
+
+    def inner(x):
+        return checkpoint(layer, x, use_reentrant=use_reentrant)
+
+    for _ in range(2):
+        y, expected = checkpoint(inner, x, use_reentrant=use_reentrant).square().sum(), plain(x).square().sum()
+        for keep in (True, False):
+            y.backward(retain_graph=keep)
+            expected.backward(retain_graph=keep)
+    for p, q in zip(layer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
 
 
 def test_compiled_training_draws_fresh_masks_without_recompiling(linear, x):
