@@ -33,7 +33,6 @@ from triton.runtime.jit import JITFunction, KernelInterface, create_function_fro
 from stochprune.kernels.gaussian import gaussian_grad, gaussian_weight
 from stochprune.kernels.keep_mask import keep_mask
 from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
-from stochprune.kernels.mask import Divergence, Mask
 from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.masked_matmul import masked_matmul
 from stochprune.kernels.moments import moments, moments_grad
@@ -45,6 +44,7 @@ from stochprune.kernels.prepass import mask_weight
 from stochprune.kernels.threshold import threshold_from_logits
 from stochprune.kernels.weight_grad import weight_grad
 from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
+from stochprune.products import Divergence, Mask
 
 OUTPUT = Path(__file__).parent / "results" / "compile_table.md"
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -12,6 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+from stochprune.products import weight_ops
+
 from .calibrate import calibrate
 from .gaussian import gaussian_grad, gaussian_weight, normal
 from .keep_mask import keep_mask
@@ -21,11 +23,13 @@ from .moments import moments, moments_grad
 from .multi_prepass import masked_weights
 from .multi_weight_grad import weight_grads
 from .nm import nm_masked_weight, nm_weight_grad
+from .prepass import mask_weight
 from .routes import table as routing_table
 from .threshold import threshold_from_logits
-from .weight_ops import masked_weight, weight_grad
+from .weight_grad import weight_grad as through_mask
 
 NAME = "triton"
+masked_weight, weight_grad = weight_ops(mask_weight, through_mask)
 
 
 def supports(*tensors: Tensor) -> bool:

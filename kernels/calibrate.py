@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from triton.testing import do_bench
 
+from stochprune.products import Mask
 from stochprune.seeding import generator
 
 from . import routes
-from .mask import Mask
 from .mask_bits import mask_bits
 from .masked_matmul import masked_matmul
 from .matmul import usable

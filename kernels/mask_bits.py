@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.products import Mask
+
 from . import tiles
 from .estimators import keep
-from .mask import Mask
 from .philox import GROUP, load_key, uniforms
 from .tiles import locate, offsets
 

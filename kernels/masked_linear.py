@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from stochprune import products
+from stochprune.products import Divergence, Mask
 
-from .mask import Divergence, Mask
 from .mask_bits import mask_bits
 from .masked_matmul import masked_matmul
 from .one_pass import one_pass, one_pass_fits

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.products import Mask
+
 from .estimators import masked
-from .mask import Mask
 from .mask_bits import WORD
 from .matmul import STEP, Tile, precision
 from .philox import GROUP, load_key, uniforms

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.products import Divergence, Mask
+
 from .estimators import masked, pull, slope
-from .mask import Divergence, Mask
 from .matmul import capability, precision
 from .philox import GROUP, load_key, uniforms
 from .split_sum import split, split_sum

@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.products import Mask
+
 from . import tiles
 from .estimators import masked
-from .mask import Mask
 from .philox import load_key, uniforms
 from .tiles import gathered, locate, offsets
 

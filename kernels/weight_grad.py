@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.products import Divergence, Mask
+
 from . import tiles
 from .estimators import masked, pull, slope
-from .mask import Divergence, Mask
 from .philox import load_key, uniforms
 from .tiles import gathered, locate, offsets
 

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.products import Divergence, Mask
+
 from .estimators import masked, pull, slope
-from .mask import Divergence, Mask
 from .matmul import precision
 from .philox import GROUP, load_key, uniforms
 from .tiles import locate, offsets

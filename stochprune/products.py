@@ -1,14 +1,49 @@
-"""The products of a masked layer by torch's matrix product, around a backend's elementwise passes over the weights.
+"""What backends share that mask weights into transient tensors, for products that torch makes.
 
-They serve the backends that form the masked weight as a transient tensor, and take the pass as an argument.
+A backend has two passes over a weight matrix, one that masks it and one that takes gradients through the mask; what is
+built on them here takes them as arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Mask(NamedTuple):
+    """The masks of one layer, one for each element of ``draw``; the numbers stay on the device."""
+
+    seed: Tensor  # int64 [1], the bits of a uint64
+    draw: Tensor  # int64 [D], 0 .. 2^32 - 1
+    stream: int
+    estimator: str
+    temperature: float
+
+    def part(self, draws: slice) -> Mask:
+        """The masks of some draws."""
+        return self._replace(draw=self.draw[draws])
+
+    def one(self, index: int) -> Mask:
+        """The mask of one draw."""
+        return self.part(slice(index, index + 1))
+
+
+class Divergence(NamedTuple):
+    """KL from a prior's masks, whose gradient is added to that of the logits."""
+
+    prior: Tensor  # logits [N, K]
+    grad: Tensor  # float64, one element: dL/dKL
+
+    @staticmethod
+    def arguments(divergence: Divergence | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+        """The two tensors and the prior's strides."""
+        if divergence is None:
+            return None, None, 0, 0
+        return divergence.prior, divergence.grad, divergence.prior.stride(0), divergence.prior.stride(1)
+
 
 BUDGET = 256 << 20
 """Bytes of transient memory: as many draws share a launch as fit, at least one."""
@@ -85,3 +120,57 @@ def outer(grad: Tensor, x: Tensor, i: int, dtype: torch.dtype) -> Tensor:
     if grad.is_cuda:
         return torch.mm(grad[i].mT, x[i], out_dtype=dtype)
     return torch.mm(grad[i].mT.to(dtype), x[i].to(dtype))
+
+
+def weight_ops(mask_weight: Callable[..., Tensor], through_mask: Callable[..., None]) -> tuple[Any, Any]:
+    """A backend's ``masked_weight`` and ``weight_grad``, see :mod:`stochprune.reference`, from its two passes.
+
+    Args:
+        mask_weight: ``(weight [N, K], logits, mask, dtype, rows)``, gives ``z * weight`` [D, N, K] of the mask's draws.
+        through_mask: ``(grad [N, K], weight, logits, mask, dweight, dlogits, add, rows)``, of one draw: writes, or adds
+            to, dweight and dlogits; either may be None, or grad itself.
+    """
+
+    def masked_weight(
+        weight: Tensor,
+        logits: Tensor,
+        seed: Tensor,
+        draw: Tensor,
+        stream: int,
+        estimator: str,
+        temperature: float,
+        dtype: torch.dtype,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        mask = Mask(seed, draw, stream, estimator, temperature)
+        out = mask_weight(weight.flatten(1), logits.flatten(1), mask, dtype, rows)
+        return out.view(*out.shape[:2], *weight.shape[1:])
+
+    def weight_grad(
+        grad: Tensor,
+        weight: Tensor,
+        logits: Tensor,
+        seed: Tensor,
+        draw: Tensor,
+        stream: int,
+        estimator: str,
+        temperature: float,
+        need_weight: bool,
+        need_logits: bool,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        mask = Mask(seed, draw, stream, estimator, temperature)
+        flat, levels = weight.flatten(1), logits.flatten(1)
+
+        def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
+            through_mask(g, flat, levels, mask.one(i), dweight, dlogits, add, rows)
+
+        def outer(i: int, dtype: torch.dtype) -> Tensor:
+            return grad[i].flatten(1).contiguous()
+
+        needs = (need_weight, need_logits)
+        grads = weight_grads(epilogue, outer, (flat, levels), grad.shape[1], len(grad), needs)
+        dweight, dlogits = (None if g is None else g.view(grad.shape[1:]) for g in grads)
+        return dweight, dlogits
+
+    return masked_weight, weight_grad

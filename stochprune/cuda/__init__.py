@@ -6,9 +6,9 @@ A module with the functions of :mod:`stochprune.reference`. It is there where nv
 from torch import Tensor
 
 from stochprune.cuda.masked_linear import masked_linear, masked_linear_backward
-from stochprune.cuda.passes import keep_mask, threshold_from_logits
-from stochprune.cuda.weight_ops import masked_weight, weight_grad
+from stochprune.cuda.passes import keep_mask, mask_weight, threshold_from_logits, through_mask
 from stochprune.native.arrays import CODES
+from stochprune.products import weight_ops
 from stochprune.reference import (  # in torch's own kernels
     bernoulli_kl,
     bernoulli_kl_backward,
@@ -24,6 +24,7 @@ from stochprune.reference import (  # in torch's own kernels
 )
 
 NAME = "cuda"
+masked_weight, weight_grad = weight_ops(mask_weight, through_mask)
 
 
 def supports(*tensors: Tensor) -> bool:

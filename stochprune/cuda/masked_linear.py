@@ -7,12 +7,13 @@ from functools import partial
 from torch import Tensor
 
 from stochprune import products
-from stochprune.cuda.passes import Address, mask_weight, through_mask
+from stochprune.cuda.passes import mask_weight, through_mask
+from stochprune.products import Divergence, Mask
 
 
-def _product(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, at: Address, transpose: bool) -> Tensor:
+def _product(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, mask: Mask, transpose: bool) -> Tensor:
     def masked(part: slice) -> Tensor:
-        return mask_weight(weight, logits, at._replace(draws=at.draws[part]), x.dtype)
+        return mask_weight(weight, logits, mask.part(part), x.dtype)
 
     return products.product(masked, weight, x, bias, transpose)
 
@@ -29,7 +30,7 @@ def masked_linear(
     temperature: float,
 ) -> Tensor:
     """As :func:`stochprune.reference.masked_linear`."""
-    return _product(x, weight, logits, bias, Address(seed, draw, stream, estimator, temperature), transpose=False)
+    return _product(x, weight, logits, bias, Mask(seed, draw, stream, estimator, temperature), transpose=False)
 
 
 def masked_linear_backward(
@@ -49,13 +50,14 @@ def masked_linear_backward(
     kl_grad: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.masked_linear_backward`."""
-    at = Address(seed, draw, stream, estimator, temperature)
+    mask = Mask(seed, draw, stream, estimator, temperature)
+    divergence = None if prior_logits is None or kl_grad is None else Divergence(prior_logits, kl_grad)
 
     def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
-        prior = None if i else prior_logits
-        through_mask(g, weight, logits, at, i, dweight, dlogits, add, prior=prior, kl_grad=kl_grad)
+        once = None if i else divergence
+        through_mask(g, weight, logits, mask.one(i), dweight, dlogits, add, divergence=once)
 
-    dx = _product(grad, weight, logits, None, at, transpose=True) if need_x else None
+    dx = _product(grad, weight, logits, None, mask, transpose=True) if need_x else None
     dweight = dlogits = None
     if need_weight or need_logits:
         outer, needs = partial(products.outer, grad, x), (need_weight, need_logits)

@@ -5,26 +5,15 @@ A tensor whose address is taken has a name until its launch: the memory of a nam
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from stochprune import _C
 from stochprune.native.arrays import ESTIMATORS, array, rows_of
+from stochprune.products import Divergence, Mask
 
 if not hasattr(_C, "cuda"):
     raise ImportError("stochprune's extension was built without nvcc")
-
-
-class Address(NamedTuple):
-    """Which masks, and how the estimator reads them; the numbers stay on the device."""
-
-    seed: Tensor  # int64 [1]
-    draws: Tensor  # int64 [D]
-    stream: int
-    estimator: str
-    temperature: float
 
 
 def _place(t: Tensor) -> tuple[int, int]:
@@ -56,20 +45,20 @@ def threshold_from_logits(logits: Tensor) -> Tensor:
     return out
 
 
-def mask_weight(weight: Tensor, logits: Tensor, at: Address, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
+def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
     """``z * weight`` [D, N, K] in ``dtype`` for each of the draws; of the ``rows`` (int64 [R]), if given, [D, R, K]."""
     weight, logits = rows_of(weight.detach()), rows_of(logits.detach())
-    draws = at.draws.contiguous()
+    draws = mask.draw.contiguous()
     out = torch.empty(
         len(draws), len(weight if rows is None else rows), weight.shape[1], dtype=dtype, device=weight.device
     )
     _C.cuda.masked_weight(
         _place(out),
-        _address(at.seed, draws, at.stream),
+        _address(mask.seed, draws, mask.stream),
         len(draws),
         tuple(out.shape[1:]),
-        ESTIMATORS[at.estimator],
-        at.temperature,
+        ESTIMATORS[mask.estimator],
+        mask.temperature,
         array(weight),
         array(logits),
         array(out.flatten(0, 1)),
@@ -82,37 +71,34 @@ def through_mask(
     grad: Tensor,
     weight: Tensor,
     logits: Tensor,
-    at: Address,
-    i: int,
+    mask: Mask,
     dweight: Tensor | None,
     dlogits: Tensor | None,
     add: bool,
     rows: Tensor | None = None,
-    prior: Tensor | None = None,
-    kl_grad: Tensor | None = None,
+    divergence: Divergence | None = None,
 ) -> None:
     """Write (or add) to contiguous ``dweight`` and ``dlogits`` [N, K]; either may be None, or ``grad`` itself.
 
     Args:
-        grad: contiguous [N, K], dL/d(z * weight) under draw number ``i``.
+        grad: contiguous [N, K], dL/d(z * weight) under the first draw of ``mask``.
         add: add to what the results hold, which must then be float32.
         rows: int64 [N], the rows of the weight that grad and the results speak of; default all.
-        prior: logits [N, K] of a prior; the gradient of the masks' divergence from it is added to dlogits.
-        kl_grad: what the divergence counts, float64, one element.
+        divergence: adds its gradient to dlogits.
     """
-    prior = None if prior is None else rows_of(prior)
-    weight, logits, draw = rows_of(weight.detach()), rows_of(logits.detach()), at.draws[i]
+    prior = None if divergence is None else rows_of(divergence.prior)
+    weight, logits = rows_of(weight.detach()), rows_of(logits.detach())
     _C.cuda.weight_grad(
         _place(grad),
-        _address(at.seed, draw, at.stream),
+        _address(mask.seed, mask.draw, mask.stream),
         tuple(grad.shape),
-        ESTIMATORS[at.estimator],
-        at.temperature,
+        ESTIMATORS[mask.estimator],
+        mask.temperature,
         array(grad),
         array(weight),
         array(logits),
         array(prior),
-        0 if kl_grad is None else kl_grad.data_ptr(),
+        0 if divergence is None else divergence.grad.data_ptr(),
         array(dweight),
         array(dlogits),
         add,

@@ -7,9 +7,9 @@ import torch
 
 from stochprune import reference, rng
 from stochprune.kernels import keep_mask, masked_linear, threshold_from_logits
-from stochprune.kernels.mask import Mask
 from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from stochprune.products import Mask
 
 SEED, DRAW, STREAM = torch.tensor([-(2**62) - 5]), torch.tensor([2**32 - 3]), 2**31 - 1
 

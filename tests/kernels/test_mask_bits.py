@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stochprune import reference, rng
-from stochprune.kernels.mask import Mask
 from stochprune.kernels.mask_bits import mask_bits
+from stochprune.products import Mask
 
 
 @pytest.mark.parametrize("rows, cols", [(1, 1), (5, 31), (33, 130), (4, 64), (0, 7), (7, 0)])

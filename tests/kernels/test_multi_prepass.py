@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from stochprune.kernels.layers import layers_of
-from stochprune.kernels.mask import Mask
 from stochprune.kernels.multi_prepass import masked_weights
 from stochprune.kernels.multi_weight_grad import weight_grads
 from stochprune.kernels.prepass import mask_weight
 from stochprune.kernels.weight_grad import weight_grad
+from stochprune.products import Mask
 
 SHAPES = [[(33, 130), (5, 3, 2, 2), (64, 256)], [(32, 64), (64, 128)], [(7, 5)]]
 ESTIMATORS = ["straight_through", "concrete"]
