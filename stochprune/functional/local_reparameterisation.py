@@ -58,8 +58,8 @@ def _forward(
 
 @_forward.register_fake
 def _(x: Tensor, weight: Tensor, logits: Any, rho: Any, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Any:
-    y = product(x, weight.to(x.dtype), None, rest[2:])
-    return y.new_empty(draw.shape[0], *y.shape), torch.empty_like(y)
+    y = product(x, weight.to(x.dtype).contiguous(), None, rest[2:])  # the moments are contiguous, like the normals
+    return torch.addcmul(y, y, y.new_empty(draw.shape[0], *y.shape)), torch.empty_like(y)
 
 
 @torch.library.custom_op("stochprune::local_reparameterisation_backward", mutates_args=())
@@ -97,16 +97,21 @@ def _backward(
     backend = backends.resolve(x, *(t for t in flat if t is not None))
     grads = backend.moments_grad(*flat)
     for i, g in enumerate(grads):
-        found[i + 1] = found[i + 1] if g is None else g.view(weight.shape)
+        found[i + 1] = found[i + 1] if g is None else g.reshape(weight.shape).contiguous()
     return found[0], found[1], found[2], found[3]
 
 
 @_backward.register_fake
 def _(grad: Tensor, deviation: Tensor, x: Tensor, weight: Tensor, logits: Any, rho: Any, *rest: Any) -> Any:
-    need_x, need_weights = rest[-2:]
-    needs = (need_x, *(need_weights and t is not None for t in (weight, logits, rho)))
-    found = zip((x, weight, logits, rho), needs, strict=True)
-    return tuple(torch.empty_like(t) if need else x.new_empty(0) for t, need in found)
+    *geometry, need_x, need_weights = rest[4:]
+    found = [x.new_empty(0)]
+    if need_x:
+        dx, _ = product_grads(grad.sum(0), x, weight.to(x.dtype).contiguous(), geometry, True, False)
+        assert dx is not None
+        found = [dx + x * dx]
+    for t in (weight, logits, rho):
+        found.append(t.new_empty(t.shape) if need_weights and t is not None else x.new_empty(0))
+    return tuple(found)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

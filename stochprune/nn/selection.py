@@ -128,6 +128,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return "is lazy: run the model once first"
     if parametrize.is_parametrized(module) or module._parameters.get("weight") is None:
         return "has a weight that is computed (weight_norm, spectral_norm, prune): make it permanent first"
+    if not module.weight.is_floating_point():  # type: ignore[operator]
+        return f"has a weight of {module.weight.dtype}: convert the model before it is quantised"
     if masked_type(module) is None:
         return f"is a subclass of {base}, which may compute something else"
     return embedding_obstacle(module) if isinstance(module, nn.Embedding) else None

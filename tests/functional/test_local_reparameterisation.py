@@ -89,6 +89,23 @@ def test_operators_pass_opcheck(generator):
     torch.library.opcheck(op._backward, (torch.ones(1, 4, 3), torch.ones(4, 3), *detached, *options, True, True))
 
 
+@pytest.mark.parametrize("last", [("x",), ("weight",), ("x", "weight")], ids="+".join)
+def test_channels_last_passes_opcheck(last, generator):
+    x, weight = torch.randn(2, 4, 6, 6, generator=generator), torch.randn(8, 4, 3, 3, generator=generator)
+    logits, grad = torch.randn(8, 4, 3, 3, generator=generator), torch.randn(2, 2, 8, 4, 4, generator=generator)
+    x, weight, logits = (
+        t.to(memory_format=torch.channels_last if name in last else torch.contiguous_format)
+        for name, t in (("x", x), ("weight", weight), ("weight", logits))
+    )
+    options = (torch.tensor([1]), torch.tensor([2, 3]), 3, 0, [1, 1], [0, 0], [1, 1], 1)
+    torch.library.opcheck(op._forward, (x, weight, logits, None, None, *options), test_utils="test_faketensor")
+    y, deviation = op._forward(x, weight, logits, None, None, *options)
+    given = (grad, deviation, x, weight, logits, None, *options, True, True)
+    torch.library.opcheck(op._backward, given, test_utils="test_faketensor")
+    plain, _ = op._forward(x.contiguous(), weight.contiguous(), logits.contiguous(), None, None, *options)
+    torch.testing.assert_close(y, plain)
+
+
 @pytest.mark.slow
 def test_compiled_gives_the_eager_values(generator):
     x, weight, logits, _, _ = tensors(generator, dtype=torch.float32).values()

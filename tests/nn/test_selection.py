@@ -161,6 +161,13 @@ def test_what_is_excluded_is_left_alone(kind, by):
     assert model["block"][0] is layer
 
 
+def test_a_quantised_layer_is_refused():
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"convert: fc \(Linear\) has a weight of torch.int8"):
+        sp.convert(build(fc=layer))
+
+
 def test_a_lone_layer_that_cannot_be_masked():
     with pytest.raises(ValueError, match=r"convert: the model \(LSTM\)"):
         sp.convert(nn.LSTM(8, 8))
