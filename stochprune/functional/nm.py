@@ -99,7 +99,7 @@ def _kl_backward(grad: Tensor, logits: Tensor, prior_logits: Tensor, n: int, m: 
 
 @_kl_backward.register_fake
 def _(grad: Tensor, logits: Tensor, prior_logits: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(logits), torch.empty_like(prior_logits)
+    return logits.new_empty(logits.shape), prior_logits.new_empty(prior_logits.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

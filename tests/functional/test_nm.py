@@ -124,6 +124,9 @@ def test_operators_pass_opcheck(generator):
     torch.library.opcheck(op._backward, (torch.ones(1, 4, 6), *detached, *options, True, False, True))
     module = sys.modules["stochprune.functional.nm"]
     torch.library.opcheck(module._kl, (logits, weight.detach(), 2, 4))
+    columns = logits.detach().mT.contiguous().mT  # as a transposed layer hands them over
+    given = (torch.ones((), dtype=torch.float64), columns, weight.detach(), 2, 4)
+    torch.library.opcheck(module._kl_backward, given, test_utils="test_faketensor")
 
 
 def test_nothing_weight_sized_is_saved(generator):
