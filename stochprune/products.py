@@ -141,6 +141,7 @@ def weight_ops(mask_weight: Callable[..., Tensor], through_mask: Callable[..., N
         temperature: float,
         dtype: torch.dtype,
         rows: Tensor | None = None,
+        memo: list[Tensor] | None = None,  # drawing again costs less here than keeping bits
     ) -> Tensor:
         mask = Mask(seed, draw, stream, estimator, temperature)
         out = mask_weight(weight.flatten(1), logits.flatten(1), mask, dtype, rows)
@@ -158,6 +159,7 @@ def weight_ops(mask_weight: Callable[..., Tensor], through_mask: Callable[..., N
         need_weight: bool,
         need_logits: bool,
         rows: Tensor | None = None,
+        memo: list[Tensor] | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         mask = Mask(seed, draw, stream, estimator, temperature)
         flat, levels = weight.flatten(1), logits.flatten(1)

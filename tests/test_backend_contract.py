@@ -277,6 +277,21 @@ def test_rows_of_a_masked_weight_are_those_of_the_whole(backend, device, generat
     assert torch.equal(some, backend.masked_weight(w, logits, *at, torch.float32)[:, rows])
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_what_a_masked_weight_leaves_behind_changes_no_gradient(backend, device, estimator, generator):
+    w, logits = torch.randn(2, 9, 5, 3, 3, generator=generator).to(device)
+    grad = torch.randn(2, 9, 5, 3, 3, generator=generator).to(device)
+    at = (key(8, 0, device)[0], torch.tensor([4, 6], device=device), 3, estimator, 0.5)
+    memo = []
+    masked = backend.masked_weight(w, logits, *at, torch.float32, memo=memo).clone()
+    assert torch.equal(masked, backend.masked_weight(w, logits, *at, torch.float32))
+    expected = backend.weight_grad(grad.clone(), w, logits, *at, True, True)
+    for got, value in zip(
+        backend.weight_grad(grad.clone(), w, logits, *at, True, True, memo=memo), expected, strict=True
+    ):
+        assert error(got, value) < 1e-6
+
+
 def test_masked_weights_whatever_their_memory_format(backend, device, generator):
     w, logits = torch.randn(2, 6, 5, 3, 3, generator=generator).to(device)
     grad = torch.randn(1, 6, 5, 3, 3, generator=generator).to(device)
