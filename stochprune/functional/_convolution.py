@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends
+from stochprune.functional._autograd import differentiable_once, masked_product
 
 SCRATCH = 64 << 20
 """Masked filters of per-example masks that are held at once, in bytes (one filter bank at least)."""
@@ -181,29 +182,10 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tu
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, logits, bias, seed, draw, *ctx.options = inputs
-    ctx.save_for_backward(x, weight, logits, seed, draw)
-    ctx.has_bias = bias is not None
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, logits, seed, draw = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:3]
-    grads: tuple[Tensor | None, ...] = (None, None, None)
-    if any(needs):
-        grads = _backward(grad, x, weight, logits, seed, draw, *ctx.options, *needs)
-        grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-    dbias = grad.sum((0, 1, *range(3, grad.dim()))) if ctx.has_bias and ctx.needs_input_grad[3] else None
-    return *grads, dbias, *([None] * (2 + len(ctx.options)))
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("masked convolutions are differentiable once: backward has no derivative (double backward)")
-
-
-masked_convolution.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+masked_product(masked_convolution, _backward)
+differentiable_once(
+    _backward, "masked convolutions are differentiable once: backward has no derivative (double backward)"
+)
 
 
 @masked_convolution.register_vmap

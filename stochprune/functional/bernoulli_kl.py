@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends
+from stochprune.functional._autograd import differentiable_once
 from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
 
 _OP = "bernoulli_kl"
@@ -55,12 +56,8 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
-
-
 _forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
 
 
 def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends
+from stochprune.functional._autograd import differentiable_once
 from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
 from stochprune.functional.bernoulli_kl import bernoulli_kl
 
@@ -73,12 +74,8 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
-
-
 _forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
 
 
 def _gaussian(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
+from stochprune.functional._autograd import differentiable_once
 from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor
 from stochprune.functional._product import LINEAR, convolution, product, product_grads
 
@@ -134,12 +135,10 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None
     return *grads, dbias, *([None] * (2 + len(ctx.options)))
 
 
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("local reparameterisation is differentiable once: backward has no derivative (double backward)")
-
-
 _forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+differentiable_once(
+    _backward, "local reparameterisation is differentiable once: backward has no derivative (double backward)"
+)
 
 
 def _call(

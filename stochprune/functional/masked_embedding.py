@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
+from stochprune.functional._autograd import differentiable_once
 from stochprune.functional._checks import (
     check_estimator,
     check_floating,
@@ -99,12 +100,8 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None, *(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * (2 + len(ctx.options))
 
 
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
-
-
 _forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
 
 
 @_forward.register_vmap

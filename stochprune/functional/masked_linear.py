@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends
+from stochprune.functional._autograd import differentiable_once, masked_product
 from stochprune.functional._checks import check_estimator
 from stochprune.functional._linear import slices
 
@@ -91,29 +92,8 @@ def _(
     return dx, dweight, dlogits
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, logits, bias, seed, draw, *ctx.options = inputs
-    ctx.save_for_backward(x, weight, logits, seed, draw)
-    ctx.has_bias = bias is not None
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, logits, seed, draw = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:3]
-    grads: tuple[Tensor | None, ...] = (None, None, None)
-    if any(needs):
-        grads = _backward(grad, x, weight, logits, seed, draw, *ctx.options, *needs)
-        grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-    dbias = grad.sum((0, 1)) if ctx.has_bias and ctx.needs_input_grad[3] else None
-    return *grads, dbias, None, None, None, None, None
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("masked_linear is differentiable once: its backward has no derivative (double backward)")
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+masked_product(_forward, _backward)
+differentiable_once(_backward, "masked_linear is differentiable once: its backward has no derivative (double backward)")
 
 
 @_forward.register_vmap

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends
+from stochprune.functional._autograd import differentiable_once
 from stochprune.functional._checks import check_estimator, explain_nan
 from stochprune.functional._linear import slices
 
@@ -91,12 +92,8 @@ def _differentiate(ctx: Any, grad: Tensor, kl_grad: Tensor) -> tuple[Tensor | No
     return *grads, None, dbias, *([None] * (2 + len(ctx.options)))
 
 
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
-
-
 _forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
 
 
 def masked_linear_kl(

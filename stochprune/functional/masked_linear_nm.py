@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import backends, patterns
+from stochprune.functional._autograd import differentiable_once, masked_product
 from stochprune.functional._linear import slices
 
 _OP = "masked_linear_nm"
@@ -81,29 +82,8 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tu
     return dx, dweight, dlogits
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, logits, bias, seed, draw, *ctx.options = inputs
-    ctx.save_for_backward(x, weight, logits, seed, draw)
-    ctx.has_bias = bias is not None
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, logits, seed, draw = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:3]
-    grads: tuple[Tensor | None, ...] = (None, None, None)
-    if any(needs):
-        grads = _backward(grad, x, weight, logits, seed, draw, *ctx.options, *needs)
-        grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-    dbias = grad.sum((0, 1)) if ctx.has_bias and ctx.needs_input_grad[3] else None
-    return *grads, dbias, *([None] * (2 + len(ctx.options)))
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(f"{_OP} is differentiable once: its backward has no derivative (double backward)")
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+masked_product(_forward, _backward)
+differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
 
 
 def masked_linear_nm(

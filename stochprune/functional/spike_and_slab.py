@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
+from stochprune.functional._autograd import differentiable_once, masked_product
 from stochprune.functional._checks import check_estimator, check_floating, check_same_device, draw_tensor, seed_tensor
 from stochprune.functional._linear import slices
 from stochprune.functional._product import LINEAR, convolution, product, product_grads
@@ -131,29 +132,10 @@ def _(grad: Tensor, x: Tensor, mu: Tensor, rho: Tensor, logits: Tensor | None, *
     return dx, dmu, drho, dlogits
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, mu, rho, logits, bias, seed, draw, *ctx.options = inputs
-    ctx.save_for_backward(x, mu, rho, logits, seed, draw)
-    ctx.has_bias = bias is not None
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, mu, rho, logits, seed, draw = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:4]
-    grads: tuple[Tensor | None, ...] = (None,) * 4
-    if any(needs):
-        grads = _backward(grad, x, mu, rho, logits, seed, draw, *ctx.options, *needs)
-        grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-    dbias = grad.sum((0, 1, *range(3, grad.dim()))) if ctx.has_bias and ctx.needs_input_grad[4] else None
-    return *grads, dbias, *([None] * (2 + len(ctx.options)))
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("spike and slab layers are differentiable once: backward has no derivative (double backward)")
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+masked_product(_forward, _backward, trained=4)
+differentiable_once(
+    _backward, "spike and slab layers are differentiable once: backward has no derivative (double backward)"
+)
 
 
 def spike_and_slab_linear(

@@ -1,0 +1,43 @@
+"""What the ops share of autograd: what a product saves, how its backward operator is called, and that it is last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def differentiable_once(backward: Any, message: str) -> None:
+    """Make differentiating through the operator ``backward`` a ``RuntimeError`` with this message."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(message)
+
+    backward.register_autograd(refuse)
+
+
+def masked_product(forward: Any, backward: Callable[..., Any], trained: int = 3) -> None:
+    """Register the autograd rule of a product ``forward(*tensors, bias, seed, draw, *options)``.
+
+    Args:
+        forward: the operator; its result [D, M, N, ...] takes one bias a column of the third dimension.
+        backward: of ``(grad, *tensors, seed, draw, *options, *needs)``, gives the gradients of the tensors.
+        trained: the number of tensors; a tensor may be None.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        tensors, (bias, seed, draw, *options) = inputs[:trained], inputs[trained:]
+        ctx.save_for_backward(*tensors, seed, draw)
+        ctx.options, ctx.has_bias = options, bias is not None
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[:trained]
+        grads: tuple[Tensor | None, ...] = (None,) * trained
+        if any(needs):
+            found = backward(grad, *ctx.saved_tensors, *ctx.options, *needs)
+            grads = tuple(g if need else None for g, need in zip(found, needs, strict=True))
+        dbias = grad.sum((0, 1, *range(3, grad.dim()))) if ctx.has_bias and ctx.needs_input_grad[trained] else None
+        return *grads, dbias, *([None] * (2 + len(ctx.options)))
+
+    forward.register_autograd(differentiate, setup_context=save)
