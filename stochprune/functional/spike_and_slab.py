@@ -15,7 +15,14 @@ from torch import Tensor
 
 from stochprune import backends, rng
 from stochprune.functional._autograd import differentiable_once, masked_product
-from stochprune.functional._checks import check_estimator, check_floating, check_same_device, draw_tensor, seed_tensor
+from stochprune.functional._checks import (
+    check_estimator,
+    check_floating,
+    check_same_device,
+    draw_tensor,
+    in_product_dtype,
+    seed_tensor,
+)
 from stochprune.functional._linear import slices
 from stochprune.functional._product import LINEAR, convolution, product, product_grads
 
@@ -209,12 +216,12 @@ def spike_and_slab_conv(
     Normals and masks are those of the matrix ``mu.flatten(1)``.
 
     Args:
-        x: [M, C, *S], floating.
+        x: [M, C, *S], floating. With a vector of D draws: [D, M, C, *S], slice d under ``draw[d]``.
         mu, rho, logits: [N, C / groups, *kernel]; logits may be None.
         stride, padding, dilation, groups: as in torch's convolution.
 
     Returns:
-        [M, N, *T]; [S, M, N, *T] with ``samples``.
+        [M, N, *T]; [S, M, N, *T] with ``samples``; [D, M, N, *T] with a vector of draws.
 
     Raises:
         TypeError, ValueError, RuntimeError: as for the linear layer.
@@ -223,21 +230,18 @@ def spike_and_slab_conv(
     check_estimator(op, estimator, temperature)
     check_floating(op, x=x, mu=mu, rho=rho, logits=logits, bias=bias)
     check_same_device(op, x=x, mu=mu, rho=rho, logits=logits, bias=bias)
-    geometry = convolution(op, x, mu, stride, padding, dilation, groups)
     for name, tensor in (("rho", rho), ("logits", logits)):
         if tensor is not None and tensor.shape != mu.shape:
             raise ValueError(f"{op}: {name} {tuple(tensor.shape)} and mu {tuple(mu.shape)} differ in shape")
+    x, bias = in_product_dtype(op, x, "mu", mu, bias)
+    seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
+    apart = samples is None and draws.shape[0] != 1  # each draw has an x of its own
+    if apart and (x.dim() != mu.dim() + 1 or x.shape[0] != draws.shape[0] or not len(draws)):
+        raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws.shape[0]}, one for each draw")
+    many = x if apart else x.expand(draws.shape[0], *x.shape)  # [D, M, C, *S]
+    geometry = convolution(op, many[0], mu, stride, padding, dilation, groups)
     if bias is not None and bias.shape != mu.shape[:1]:
         raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit mu {tuple(mu.shape)}")
     rng.check_address(stream=stream, rows=mu.shape[0], cols=mu[:1].numel())
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    elif mu.dtype == torch.float64 and x.dtype != torch.float64:
-        raise TypeError(f"{op}: x is {x.dtype} and mu {mu.dtype}; convert one of them")
-    bias = None if bias is None else bias.to(x.dtype)
-    seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
-    if samples is None and draws.shape[0] != 1:
-        raise ValueError(f"{op}: one draw, or samples from it on, got {draws.shape[0]} draws")
-    many = x.expand(draws.shape[0], *x.shape)
     y: Tensor = _forward(many, mu, rho, logits, bias, seeds, draws, stream, estimator, temperature, *geometry)
-    return y if samples is not None else y[0]
+    return y if samples is not None or apart else y[0]

@@ -131,6 +131,24 @@ def test_convolutions_equal_autograd_of_the_definition(dimensions, slab_only, ge
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("slab_only", [True, False])
+def test_convolutions_of_a_vector_of_draws(slab_only, generator):
+    """Each slice is the call with its draw; the gradients are the sums over the slices."""
+    x = torch.randn(3, 2, 4, 6, 5, generator=generator, dtype=torch.float64)
+    mu, rho, logits = torch.randn(3, 6, 2, 2, 2, generator=generator, dtype=torch.float64)
+    bias = torch.randn(6, generator=generator, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, mu, rho, *([] if slab_only else [logits]), bias)]
+    logits = None if slab_only else logits
+    options = {"seed": 4, "stream": 5, "padding": 1, "groups": 2}
+    draws = torch.tensor([7, 2**32 - 1, 3])
+    y = spike_and_slab_conv(x, mu, rho, logits, bias, draw=draws, **options)
+    each = [spike_and_slab_conv(x[i], mu, rho, logits, bias, draw=int(d), **options) for i, d in enumerate(draws)]
+    torch.testing.assert_close(y, torch.stack(each))
+    got = torch.autograd.grad(y.sin().sum(), inputs)
+    for g, want in zip(got, torch.autograd.grad(torch.stack(each).sin().sum(), inputs), strict=True):
+        torch.testing.assert_close(g, want)
+
+
 def test_convolution_operators_pass_opcheck(generator):
     x = torch.randn(1, 2, 2, 5, 5, generator=generator)
     mu, rho, logits = (t.requires_grad_() for t in torch.randn(3, 3, 2, 2, 2, generator=generator).unbind())
@@ -215,7 +233,12 @@ def test_bad_input(change, error, message):
         ({"stride": (1, 2, 3)}, ValueError, r"stride must be 2 integers of at least 1, got \(1, 2, 3\)"),
         ({"rho": torch.ones(3, 2, 2, 1)}, ValueError, r"rho \(3, 2, 2, 1\) and mu \(3, 2, 2, 2\) differ"),
         ({"bias": torch.ones(2)}, ValueError, r"bias \(2,\) does not fit mu"),
-        ({"draw": torch.arange(2)}, ValueError, "one draw, or samples from it on, got 2 draws"),
+        ({"draw": torch.arange(2)}, ValueError, r"x \(1, 2, 5, 5\) has no leading dimension of 2, one for each draw"),
+        (
+            {"draw": torch.arange(2), "x": torch.ones(2, 1, 3, 5, 5)},
+            ValueError,
+            r"x \(1, 3, 5, 5\) and weight \(3, 2, 2, 2\) do not fit",
+        ),
         ({"mu": torch.ones(3, 2, 2, 2).double()}, TypeError, "x is torch.float32 and mu torch.float64"),
     ],
 )
