@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from scipy.special import rel_entr
+from torch import nn
 
 from stochprune import rng
 from stochprune.models import pbb_cnn
-from stochprune.nn import masked_layers
-from stochprune.pac_bayes import PriorConfig, make_posterior, train_prior
+from stochprune.models.initialise import initialised
+from stochprune.nn import convert, masked_layers
+from stochprune.pac_bayes import Prior, PriorConfig, make_posterior, train_prior
 from stochprune.pac_bayes.families import FAMILIES
+from stochprune.pac_bayes.random_layers import RandomLinear
 
 
 @pytest.fixture(params=FAMILIES)
@@ -116,23 +121,87 @@ def test_unknown_family(prior):
 
 
 def test_tied_weights_are_refused_by_weight_posteriors(prior):
-    import copy
-
     tied = copy.deepcopy(prior)
     tied.model.fc1.weight = tied.model.fc2.weight
-    with pytest.raises(ValueError, match="linear layers that share no weight"):
+    with pytest.raises(ValueError, match="layers that share no weight"):
         make_posterior(tied, "gaussian")
 
 
+def data_free(construct: Callable[[], nn.Module], include: object = None) -> Prior:
+    """Its masks keep with probability 0.8, its deviations are 0.1."""
+    return Prior(convert(initialised(construct, 0), keep_kept=0.8, include=include), (), 0.1)
+
+
+def test_a_layer_with_two_names_is_random_under_both():
+    def construct() -> nn.Module:
+        layer = nn.Linear(4, 4)
+        return nn.Sequential(layer, nn.Tanh(), layer)
+
+    posterior = make_posterior(data_free(construct), "gaussian")
+    assert posterior.model[0] is posterior.model[2] is posterior.layers["0.weight"]
+    assert isinstance(posterior.model[2], RandomLinear)
+
+
+def test_nothing_to_make_random_is_refused():
+    prior = data_free(lambda: nn.Sequential(nn.Embedding(5, 4)), include="*")
+    with pytest.raises(ValueError, match="needs a linear layer or a convolution"):
+        make_posterior(prior, "gaussian")
+
+
+def test_other_layers_keep_the_prior_s_masks():
+    """Of an embedding and of n:m masks, at no cost."""
+    model = initialised(lambda: nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2)), 0)
+    convert(convert(model, include="1.*", pattern="2:4"), include=["0.*", "2.*"], keep_kept=0.8)
+    posterior = make_posterior(Prior(model, (), 0.1), "gaussian")
+    assert list(posterior.random) == ["2.weight"] and list(posterior.masks()) == ["0.weight", "1.weight"]
+    assert [value.item() for value in posterior.kl().values()] == pytest.approx([0, 0, 0], abs=1e-7)
+    assert {id(t) for t, _ in posterior.curvatures()} == {id(posterior.model[2].weight), id(posterior.model[2].rho)}
+
+
+GEOMETRIES = {
+    "conv1d": lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2),
+    "conv2d": lambda: nn.Conv2d(4, 6, (2, 3), padding=(1, 0), bias=False),
+    "conv3d": lambda: nn.Conv3d(4, 6, 2, padding=1),
+    "same": lambda: nn.Conv2d(4, 6, 2, padding="same"),  # pads one side alone
+    "valid": lambda: nn.Conv1d(4, 6, 2, padding="valid"),
+    "circular": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular", groups=2),
+    "reflect same": lambda: nn.Conv1d(4, 6, 4, padding="same", padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("family", ["gaussian", "spike_and_slab"])
+@pytest.mark.parametrize("construct", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_convolutions_are_torch_s_under_the_weights_drawn(construct, family):
+    dense, posterior = initialised(construct, 0), make_posterior(data_free(construct), family)
+    layer = posterior.layers["weight"]
+    move(posterior)
+    x = torch.randn(3, 4, *[7] * (dense.weight.dim() - 2), generator=torch.Generator().manual_seed(2))
+    at = {"seed": 5, "draw": 9, "stream": layer.stream}
+    normals = rng.normal(6, layer.weight[0].numel(), **at).view_as(layer.weight)
+    weight = layer.weight + layer.sigma.float() * normals.float()
+    if family == "spike_and_slab":
+        uniforms = rng.uniform16(6, layer.weight[0].numel(), **at).view_as(layer.weight) & 0x7FFF
+        weight = weight * (uniforms < rng.threshold_from_logits(layer.mask_logits).int())
+    dense.weight, dense.bias = nn.Parameter(weight), layer.bias
+    posterior.at(5, 9)
+    torch.testing.assert_close(posterior(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_convolutions(family):
-    """They keep their masks; a posterior over masks trains these, one over weights leaves them at the prior's."""
+def test_posteriors_over_a_convolutional_network(family):
+    """Every family trains its convolutions and pays for them."""
     prior = train_prior(pbb_cnn(1, (8, 8), 4, seed=0), None, PriorConfig(prior_fraction=0.0, keep=0.8))
     posterior = make_posterior(prior, family)
-    assert [*posterior.kl()] == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+    move(posterior, 0.1)
+    found = posterior.kl()
+    assert [*found] == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+    assert all(value.item() > 0.1 for value in found.values())
     posterior.at(2, 5)
     assert posterior(torch.ones(3, 1, 8, 8)).shape == (3, 4)
-    kept, count = posterior.kept(2, 5)["conv2.weight"]
-    assert count == 64 * 32 * 9 and abs(kept / count - 0.8) < 0.02
+    posterior.require_one_draw(5)
     trained = {id(tensor) for tensor, _ in posterior.curvatures()}
-    assert (id(posterior.layers["conv2.weight"].mask_logits) in trained) == (family == "masks")
+    layer = posterior.layers["conv2.weight"]
+    assert (id(layer.mask_logits) in trained) == (family != "gaussian")
+    assert (id(layer.weight) in trained) == (family != "masks")
+    assert list(posterior.kept(2, 5)) == ([] if family == "gaussian" else list(found))

@@ -71,6 +71,32 @@ def test_replay(finished, name):
         replay(path, 60)
 
 
+def test_certificates_of_random_convolutions(tmp_path):
+    """They pay for every layer, and are verified, replayed, and refused for another posterior."""
+    prior = PriorConfig(prior_epochs=1, prior_lr=3e-3)
+    config = RunConfig(
+        model="pbb_cnn",
+        posteriors=("gaussian", "spike_and_slab"),
+        prior=prior,
+        self_bound=SelfBoundConfig(epochs=1, lr=0.2),
+        certify=CertifyConfig(draws=20),
+    )
+    folder, results = run_certify(config, out=tmp_path)
+    for row in results["rows"]:
+        path = folder / f"{row['family']}-{row['objective']}.json"
+        certificate = load_certificate(path)
+        assert list(certificate.kl) == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+        assert all((value > 1e-4) == (row["objective"] != "prior") for value in certificate.kl.values()), certificate.kl
+        found = replay(path, 19)
+        assert found.found == found.stated == certificate.losses[19] / 64
+        assert list(found.kept) == ([] if row["family"] == "gaussian" else list(certificate.kl))
+    state = torch.load(folder / "gaussian-quadratic.pt", weights_only=True)
+    state["conv1.rho"][0, 0, 0, 0] += 1
+    torch.save(state, folder / "gaussian-quadratic.pt")
+    with pytest.raises(ValueError, match=r"gaussian-quadratic\.pt is not the posterior of"):
+        replay(folder / "gaussian-quadratic.json", 0)
+
+
 def test_replay_of_another_posterior_is_refused(finished, tmp_path):
     for path in finished[0].iterdir():
         if path.is_file():
