@@ -5,6 +5,7 @@ from stochprune.nn.convert import convert, harden
 from stochprune.nn.gated_branch import GatedBranch, drop_branches, expected_cost, gate_branches
 from stochprune.nn.kl import layer_kl
 from stochprune.nn.layer import masked_layers, sampling
+from stochprune.nn.many_draws import many_draws
 from stochprune.nn.masked_conv import (
     MaskedConv1d,
     MaskedConv2d,
@@ -49,6 +50,7 @@ __all__ = [
     "gate_branches",
     "harden",
     "layer_kl",
+    "many_draws",
     "masked_layers",
     "one_launch",
     "sampling",

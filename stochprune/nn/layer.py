@@ -65,6 +65,7 @@ class MaskedLayer(nn.Module):
     mask_seed: Tensor
     mask_draw: Tensor
     given_weight: Tensor | None = None  # already under its mask
+    draws_a_forward: int = 1  # see many_draws
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class MaskedLayer(nn.Module):
         return self.training if self.sample is None else self.sample
 
     def next_draw(self) -> Tensor:
-        """The draw of this forward, int64 [1]; advances the counter.
+        """The draw of this forward, int64 [1], or its draws [D] inside ``many_draws``; advances the counter.
 
         A forward inside a backward pass is activation checkpointing at work: it repeats the latest draw and advances
         nothing.
@@ -191,9 +192,9 @@ class MaskedLayer(nn.Module):
         """
         if torch.compiler.is_compiling():
             # No clone and addition in place: inductor makes these one buffer, and backward draws the next mask.
-            following = self.mask_draw + 1
+            following = self.mask_draw + self.draws_a_forward
             self.mask_draw.copy_(following)
-            return following - 1
+            return self._draws(following - self.draws_a_forward)
         # Non-reentrant checkpointing takes hold of a forward by hooks on the tensors it saves; the reentrant kind does
         # not, and shows only where one backward repeats several forwards.
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
@@ -207,12 +208,17 @@ class MaskedLayer(nn.Module):
                 )
             self._checkpointed, self._repeated_in = 0, backward
             return self._last_draw
-        if self.mask_draw.device.type == "cpu" and int(self.mask_draw) >= rng.DRAW_LIMIT:
+        if self.mask_draw.device.type == "cpu" and int(self.mask_draw) + self.draws_a_forward > rng.DRAW_LIMIT:
             raise RuntimeError("the draw counter ran past 2^32 - 1: give the layer another seed")
-        self._last_draw = self.mask_draw.clone()
-        self.mask_draw += 1
+        self._last_draw = self._draws(self.mask_draw.clone())
+        self.mask_draw += self.draws_a_forward
         self._checkpointed += hooked
         return self._last_draw
+
+    def _draws(self, first: Tensor) -> Tensor:
+        if self.draws_a_forward == 1:
+            return first
+        return first + torch.arange(self.draws_a_forward, device=first.device)
 
     def plain_weight(self) -> Tensor | None:
         """The weight for torch's own product, from ``one_launch`` or of the evaluation mode; None to draw a mask."""

@@ -58,7 +58,9 @@ class _MaskedConv(_MaskedConvolution):
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
             return self._convolve(x, padding=self.padding)
-        return self._convolve(F.pad(x, self._sides(), mode=self.padding_mode), padding=0)
+        inner = len(self.kernel_size) + 1
+        padded = F.pad(x.reshape(-1, *x.shape[-inner:]), self._sides(), mode=self.padding_mode)
+        return self._convolve(padded.reshape(*x.shape[:-inner], *padded.shape[1:]), padding=0)
 
     def _sides(self) -> list[int]:
         """How far to pad before and after, from the last dimension to the first."""

@@ -1,0 +1,159 @@
+"""many_draws: the networks of one forward are those of as many forwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stochprune as sp
+from stochprune import models
+from stochprune.seeding import generator
+
+DRAWS = 5
+
+
+def _numbers(*shape: int) -> Tensor:
+    return torch.from_numpy(generator(0, "many draws").standard_normal(shape)).float()
+
+
+class _Tokens(nn.Module):
+    """Embedding, a linear layer over tokens, one over sentences, an optional batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Embedding(11, 8), nn.Linear(8, 8)
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(48, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.norm(self.mix(self.table(tokens)).relu())
+        return self.head(x.flatten(1))
+
+
+def _convolutions(mode: str) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode=mode),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 2, 2, stride=2),
+        nn.Conv2d(2, 4, 3, padding="same", groups=2),
+        nn.Flatten(),
+        nn.Linear(4 * 12 * 12, 3),
+    )
+
+
+def _nm() -> nn.Module:
+    return sp.convert(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), pattern="2:4", seed=3)
+
+
+CASES = ("linear", "zeros", "circular", "tokens", "resnet20", "nm", "blocks")
+
+
+def _case(name: str) -> tuple[nn.Module, Tensor]:
+    with torch.random.fork_rng(devices=[]):  # torch's layers start from its global generator
+        return _cases()[name]
+
+
+def _cases() -> dict[str, tuple[nn.Module, Tensor]]:
+    images = _numbers(DRAWS * 3, 2, 6, 6)
+    tokens = torch.from_numpy(generator(1, "tokens").integers(0, 11, (DRAWS * 3, 6)))
+    return {
+        "linear": (sp.convert(nn.Linear(7, 4), keep_kept=0.5, seed=3), _numbers(DRAWS * 2, 7)),
+        "zeros": (sp.convert(_convolutions("zeros"), keep_kept=0.5, seed=3), images),
+        "circular": (sp.convert(_convolutions("circular"), keep_kept=0.5, seed=3), images),
+        "tokens": (sp.convert(_Tokens(), include=["*"], keep_kept=0.5, seed=3), tokens),
+        "resnet20": (
+            sp.convert(models.build("resnet20", (3, 32, 32), 10, 0), keep_kept=0.9),
+            _numbers(DRAWS, 3, 32, 32),
+        ),
+        "nm": (_nm(), _numbers(DRAWS * 2, 16)),
+        "blocks": (sp.nn.StructuredMaskedLinear(8, 4, structure="2x4", keep=0.5), _numbers(DRAWS * 2, 8)),
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_networks_are_those_of_single_forwards(case: str) -> None:
+    model, x = _case(case)
+    model.eval()
+    with torch.no_grad(), sp.nn.sampling(model):
+        alone = torch.cat([model(part) for part in x.chunk(DRAWS)])
+        counters = [int(layer.mask_draw) for layer in sp.nn.masked_layers(model).values()]
+        for layer in sp.nn.masked_layers(model).values():
+            layer.mask_draw.zero_()
+        with sp.nn.many_draws(model, DRAWS):
+            together = model(x)
+        again = model(x[: len(x) // DRAWS])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    assert counters == [DRAWS] * len(counters)
+    assert [int(layer.mask_draw) for layer in sp.nn.masked_layers(model).values()] == [DRAWS + 1] * len(counters)
+    # and the networks differ, so that the order of draws was seen
+    assert not torch.allclose(again, together[: len(again)], atol=1e-3)
+
+
+def test_gradients_are_the_sums_over_the_networks() -> None:
+    model, x = _case("zeros")
+    found = []
+    for many in (False, True):
+        for layer in sp.nn.masked_layers(model).values():
+            layer.mask_draw.zero_()
+        model.eval().zero_grad()
+        with sp.nn.sampling(model):
+            if many:
+                with sp.nn.many_draws(model, DRAWS):
+                    model(x).square().sum().backward()
+            else:
+                for part in x.chunk(DRAWS):
+                    model(part).square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 6
+    for one, many in zip(*found, strict=True):
+        torch.testing.assert_close(many, one, rtol=1e-4, atol=1e-4)
+
+
+def test_one_draw_and_layers_that_threshold_are_as_outside() -> None:
+    model, x = _case("zeros")
+    model.eval()
+    outside = model(x)
+    with sp.nn.many_draws(model, DRAWS):  # nothing draws in evaluation mode
+        torch.testing.assert_close(model(x), outside)
+    with sp.nn.sampling(model), sp.nn.many_draws(model, 1):
+        assert model(x[:3]).shape == (3, 3)
+    assert not any(layer._forward_pre_hooks for layer in sp.nn.masked_layers(model).values())
+
+
+def test_what_cannot_be_served_is_refused() -> None:
+    model, x = _case("zeros")
+    model.train()
+    with pytest.raises(ValueError, match="at least 1"), sp.nn.many_draws(model, 0):
+        pass
+    with pytest.raises(ValueError, match="batch of 15 does not divide into 4"), sp.nn.many_draws(model, 4):
+        model(x)
+    with pytest.raises(ValueError, match="not inside"), sp.nn.many_draws(model, 5), sp.nn.many_draws(model, 3):
+        pass
+    with pytest.raises(ValueError, match="not inside"), sp.nn.one_launch(model), sp.nn.many_draws(model, 5):
+        pass
+    assert all(layer.draws_a_forward == 1 for layer in sp.nn.masked_layers(model).values())
+    filters = sp.nn.FilterMaskedConv2d(2, 2, 3).train()
+    with pytest.raises(ValueError, match="each filter"), sp.nn.many_draws(filters, 2):
+        pass
+
+
+def test_an_input_without_the_batch_is_refused() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.utils.skip_init(nn.Embedding, 6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.table(torch.arange(6))
+
+    model = sp.convert(Positions(), include=["*"]).train()
+    with pytest.raises(ValueError, match=r"table.weight has an input \(6,\)"), sp.nn.many_draws(model, 2):
+        model(_numbers(4, 6, 4))
+
+
+def test_the_counter_does_not_run_past_its_end() -> None:
+    model = sp.nn.MaskedLinear(2, 2).train()
+    model.mask_draw.fill_((1 << 32) - 3)
+    with pytest.raises(RuntimeError, match="ran past"), sp.nn.many_draws(model, 4):
+        model(_numbers(4, 2))
