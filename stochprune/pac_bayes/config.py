@@ -64,8 +64,11 @@ class SelfBoundConfig:
         1.0,
         "Factor of the divergence in the objective: 1 is the bound itself; less trusts the loss, for data-free priors.",
     )
-    estimator: Literal["straight_through", "concrete", "straight_through_concrete"] = option(
-        "straight_through", "Estimator of the gradient with respect to the keep probabilities."
+    estimator: Literal["straight_through", "concrete", "straight_through_concrete", "local_reparameterisation"] = (
+        option(
+            "straight_through",
+            "Estimator of the keep probabilities' gradient; local_reparameterisation, of that of weights too.",
+        )
     )
     temperature: float = option(1.0, "Temperature of the concrete estimators.")
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")

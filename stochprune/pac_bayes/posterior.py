@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stochprune import functional, rng
 from stochprune.nn import MaskedLinear, layer_kl, masked_layers
 from stochprune.nn.layer import MaskedLayer
+from stochprune.pac_bayes.local import LOCAL, draw_pre_activations, draw_weights
 from stochprune.pac_bayes.prior import Prior
 
 
@@ -80,7 +81,18 @@ class Posterior(nn.Module):
         return self.layers
 
     def estimate_by(self, estimator: str, temperature: float = 1.0) -> None:
-        """Choose the estimator of the gradient with respect to the masks."""
+        """Choose the estimator of the gradient.
+
+        ``local_reparameterisation`` draws pre-activations and no networks (:mod:`stochprune.pac_bayes.local`); every
+        other name is an estimator of the masks' gradient (:func:`stochprune.functional.masked_linear`).
+
+        Raises:
+            ValueError: a layer that local reparameterisation does not serve.
+        """
+        if estimator == LOCAL:
+            draw_pre_activations(self.layers)
+            return
+        draw_weights(self.layers)
         for layer in self.layers.values():
             layer.estimator, layer.temperature = estimator, temperature
 

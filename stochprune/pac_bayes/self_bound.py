@@ -64,6 +64,11 @@ def self_bound(
     The gradient is the natural one of the divergence (see :class:`stochprune.pac_bayes.objective.NaturalGradient`): a
     rate of 1 jumps to the minimum that one batch suggests, smaller ones average over batches.
 
+    With the estimator ``local_reparameterisation`` a step draws pre-activations, for each example apart, in place of
+    one network. An example's loss then has its exact distribution under Gaussian weights of linear layers, and an
+    approximate one under masks (normal in the limit of many inputs) and convolutions (whose positions share weights).
+    That concerns the gradient alone: the posterior that is returned draws networks, and so does its certificate.
+
     Args:
         prior: from :func:`stochprune.pac_bayes.train_prior`; it is not changed.
         part: the certifying examples, of which the prior has seen none.
@@ -74,7 +79,8 @@ def self_bound(
             call goes on bit for bit after a kill, and the results.
 
     Raises:
-        ValueError: the prior has seen one of the examples; an unknown family.
+        ValueError: the prior has seen one of the examples; an unknown family; a layer that the estimator
+            ``local_reparameterisation`` does not serve.
         FloatingPointError: the objective is not finite.
         CheckpointError: the folder's checkpoint is truncated, or belongs to another run.
     """
@@ -104,6 +110,7 @@ def self_bound(
         callbacks=callbacks,
     )
     posterior.requires_grad_(False)
+    posterior.estimate_by("straight_through")  # hard masks of one network, whatever the training drew
     if folder is not None:
         content = {"configuration": dataclasses.asdict(config), "family": family, "delta": delta, "seed": seed}
         write_json(folder / "results.json", {**content, "versions": versions(), "history": history})

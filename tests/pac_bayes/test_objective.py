@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from stochprune import bounds
-from stochprune.pac_bayes import SelfBoundConfig, make_posterior
+from stochprune import bounds, rng
+from stochprune.models.initialise import initialised
+from stochprune.nn import convert
+from stochprune.pac_bayes import Prior, SelfBoundConfig, make_posterior
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.objective import NaturalGradient, Objective
 
@@ -63,6 +71,73 @@ def test_a_step_of_rate_one_meets_the_linearised_minimum(family, prior):
     for (tensor, curvature), begin, slope in zip(tensors, start, slopes, strict=True):
         moved, expected = tensor.detach() - begin, -slope / (1e-6 * curvature)
         assert torch.allclose(moved, expected, atol=float(expected.abs().max()) * 0.05)
+
+
+def convolutional() -> nn.Module:
+    layers = OrderedDict(conv=nn.Conv2d(2, 3, 2, padding="same"), relu=nn.ReLU(), flat=nn.Flatten())
+    return nn.Sequential(layers | OrderedDict(fc=nn.Linear(27, 3)))
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(flat=nn.Flatten(), fc1=nn.Linear(18, 5), relu=nn.ReLU(), fc2=nn.Linear(5, 3, bias=False))
+    )
+
+
+@pytest.mark.parametrize("family", ["masks", "gaussian", "spike_and_slab"])
+@pytest.mark.parametrize("construct", [linear, convolutional])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_the_gradient_under_local_reparameterisation(construct, family):
+    """Of the whole objective, against autograd in float64 of moments, normals, loss, divergence and bound by hand."""
+    posterior = make_posterior(Prior(convert(initialised(construct, 0), keep_kept=0.7), (), 0.3), family)
+    numbers = torch.Generator().manual_seed(3)
+    starts = {name: [t.detach().double() for t in parameters(layer)] for name, layer in posterior.layers.items()}
+    with torch.no_grad():
+        for tensor, curvature in posterior.curvatures():
+            tensor += 0.3 * torch.randn(tensor.shape, generator=numbers) / curvature.sqrt()
+    x = torch.randn(6, 2, 3, 3, generator=numbers)
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    posterior.at(9, 4)
+    posterior.estimate_by("local_reparameterisation")
+    objective = Objective(posterior, 1000, 0.05, SelfBoundConfig(p_min=1e-3))
+    loss = objective.loss(objective(x), y)
+    trained = [tensor for tensor, _ in posterior.curvatures()]
+    found = torch.autograd.grad(loss, trained)
+
+    twins: dict[int, torch.Tensor] = {}
+    out, kl = x.double(), torch.zeros((), dtype=torch.float64)
+    for path, module in posterior.model.named_children():
+        if not (layer := posterior.layers.get(f"{path}.weight")):
+            out = module(out)
+            continue
+        logits, w, rho = (t.detach().double().requires_grad_() for t in parameters(layer))
+        twins |= {id(a): b for a, b in zip(parameters(layer), (logits, w, rho), strict=True)}
+        logits0, w0, rho0 = starts[f"{path}.weight"]
+        q, p, s, s0 = torch.sigmoid(logits), torch.sigmoid(logits0), F.softplus(rho), F.softplus(rho0)
+        bernoulli = (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).sum()
+        gaussian = (s0 / s).log() + (s**2 + (w - w0) ** 2) / (2 * s0**2) - 0.5
+        if family == "masks":
+            mean, variance, cost = q * w, q * w**2 - (q * w) ** 2, bernoulli
+        elif family == "gaussian":
+            mean, variance, cost = w, s**2, gaussian.sum()
+        else:
+            mean, variance = q * w, q * (w**2 + s**2) - (q * w) ** 2
+            cost = bernoulli + (q * gaussian).sum()
+        op = F.linear if w.dim() == 2 else partial(F.conv2d, padding="same")
+        middle = op(out, mean, None if layer.bias is None else layer.bias.double())
+        e = rng.normal(6, middle[0].numel(), seed=9, draw=4, stream=layer.stream).view_as(middle)
+        out, kl = middle + op(out**2, variance).sqrt() * e, kl + cost
+    chance = torch.softmax(out, 1)[torch.arange(6), y].clamp_min(1e-3)
+    risk, b = -chance.log().mean() / math.log(1e3), (kl + math.log(2 * math.sqrt(1000) / 0.05)) / 1000
+    expected = ((risk + b / 2).sqrt() + (b / 2).sqrt()) ** 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for g, want in zip(found, torch.autograd.grad(expected, [twins[id(t)] for t in trained]), strict=True):
+        assert (g - want).norm() < 2e-4 * want.norm()
+
+
+def parameters(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, weight and rho; without rho something that is not looked at."""
+    return layer.mask_logits, layer.weight, getattr(layer, "rho", torch.zeros_like(layer.weight))
 
 
 def test_losses_lie_in_the_unit_interval():

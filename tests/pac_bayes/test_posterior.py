@@ -15,7 +15,7 @@ from stochprune import rng
 from stochprune.models import pbb_cnn
 from stochprune.models.initialise import initialised
 from stochprune.nn import convert, masked_layers
-from stochprune.pac_bayes import Prior, PriorConfig, make_posterior, train_prior
+from stochprune.pac_bayes import Posterior, Prior, PriorConfig, make_posterior, train_prior
 from stochprune.pac_bayes.families import FAMILIES
 from stochprune.pac_bayes.random_layers import RandomLinear
 
@@ -103,6 +103,32 @@ def test_mean_and_spread_of_a_linear_layer(prior):
         spread = var.sum(1).sqrt()
         assert ((draws.mean(0) - mean.sum(1) - layer.bias) / spread).abs().max() < 4.5 / math.sqrt(4000)
         assert torch.allclose(draws.var(0), var.sum(1), rtol=0.15)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pre_activations_have_the_moments_of_the_networks(family):
+    """And differ where the same weights would give the same."""
+    conv = lambda: nn.Conv2d(4, 4, 2, stride=2, padding=1, padding_mode="circular", groups=2)  # noqa: E731
+    posterior = make_posterior(data_free(conv), family)
+    move(posterior)
+    x = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(2)).expand(10, -1, -1, -1)
+
+    def draws(posterior: Posterior, count: int) -> torch.Tensor:
+        posterior.at(5, 0)
+        with torch.no_grad():
+            return torch.stack([posterior(x) for _ in range(count)])
+
+    networks = draws(posterior, 300)
+    posterior.estimate_by("local_reparameterisation")
+    local = draws(posterior, 30)
+    assert torch.equal(networks[:, 0], networks[:, 1]) and not torch.equal(local[:, 0], local[:, 1])
+    found, expected = local.flatten(0, 1), networks[:, 0]  # 300 draws of each
+    assert ((found.mean(0) - expected.mean(0)) / (expected.std(0) * math.sqrt(2 / 300))).abs().max() < 4.5
+    assert torch.allclose(found.std(0), expected.std(0), rtol=0.25)
+    other = copy.deepcopy(posterior)
+    posterior.estimate_by("straight_through")
+    assert torch.equal(draws(posterior, 5), networks[:5])
+    assert torch.equal(draws(other, 5), local[:5]), "a copy goes its own way"
 
 
 def test_kept_counts_what_is_drawn(prior):

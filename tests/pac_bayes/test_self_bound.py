@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from torch import nn
 
-from stochprune.pac_bayes import SelfBoundConfig, make_posterior, self_bound
+from stochprune.models.initialise import initialised
+from stochprune.nn import convert
+from stochprune.pac_bayes import CertifyConfig, Prior, SelfBoundConfig, certify, make_posterior, self_bound
 from stochprune.pac_bayes.certify import mean_loss
+from stochprune.pac_bayes.families import FAMILIES
 from stochprune.training import CheckpointError
 from tests.pac_bayes.conftest import Stop, make_prior, make_split
 
@@ -19,15 +24,17 @@ def total(posterior) -> float:
     return sum(value.item() for value in posterior.kl().values())
 
 
-CASES = [("masks", objective) for objective in ("quadratic", "lambda", "classic", "kl")]
-CASES += [("gaussian", "quadratic"), ("spike_and_slab", "kl")]
+LOCAL = "local_reparameterisation"
+CASES = [("masks", objective, "straight_through") for objective in ("quadratic", "lambda", "classic", "kl")]
+CASES += [("gaussian", "quadratic", "straight_through"), ("spike_and_slab", "kl", "straight_through")]
+CASES += [(family, "quadratic", LOCAL) for family in ("masks", "gaussian", "spike_and_slab")]
 
 
-@pytest.mark.parametrize(("family", "objective"), CASES)
-def test_every_objective_lowers_the_risk_of_a_poor_prior(family, objective):
+@pytest.mark.parametrize(("family", "objective", "estimator"), CASES)
+def test_every_objective_lowers_the_risk_of_a_poor_prior(family, objective, estimator):
     parts = make_split(2000, 0.03)
     prior = make_prior(parts, prior_epochs=3, keep=0.6, sigma=0.5)
-    config = SelfBoundConfig(objective=objective, epochs=3, lr=0.05, batch_size=50)
+    config = SelfBoundConfig(objective=objective, epochs=3, lr=0.05, batch_size=50, estimator=estimator)
     result = self_bound(prior, parts.certify, config, family=family)
     risks = [
         mean_loss(q, parts.certify.x, parts.certify.y, 10, 0) for q in (make_posterior(prior, family), result.posterior)
@@ -40,14 +47,17 @@ def test_every_objective_lowers_the_risk_of_a_poor_prior(family, objective):
     assert result.history[-1]["loss"] < result.history[0]["loss"]
 
 
-@pytest.mark.parametrize("family", ["masks", "spike_and_slab"])
-def test_a_killed_run_goes_on_bit_for_bit(family, parts, prior, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "estimator"),
+    [("masks", "straight_through"), ("spike_and_slab", "straight_through"), ("masks", LOCAL), ("gaussian", LOCAL)],
+)
+def test_a_killed_run_goes_on_bit_for_bit(family, estimator, parts, prior, tmp_path):
     class Killer:
         def on_step(self, state: object) -> None:
             if state.step == 7:
                 raise Stop
 
-    lam = SelfBoundConfig(objective="lambda", epochs=3, lr=0.3, batch_size=50, checkpoint_every=3)
+    lam = dataclasses.replace(QUICK, objective="lambda", estimator=estimator)
     whole = self_bound(prior, parts.certify, lam, family=family)
     with pytest.raises(Stop):
         self_bound(prior, parts.certify, lam, family=family, out=tmp_path, callbacks=[Killer()])
@@ -56,6 +66,36 @@ def test_a_killed_run_goes_on_bit_for_bit(family, parts, prior, tmp_path):
     a, b = whole.posterior.state_dict(), resumed.posterior.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert json.loads((resumed.folder / "results.json").read_text())["history"] == whole.history
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("estimator", ["concrete", LOCAL])
+def test_what_was_learnt_draws_networks(family, estimator, parts, prior):
+    """Whatever the training drew: the same risks, and the same certificate, as any posterior of these parameters."""
+    result = self_bound(prior, parts.certify, dataclasses.replace(QUICK, estimator=estimator), family=family)
+    plain = make_posterior(prior, family)
+    plain.load_state_dict(result.posterior.state_dict())
+    x, y = parts.certify.x, parts.certify.y
+    assert mean_loss(result.posterior, x, y, 10, 0) == mean_loss(plain, x, y, 10, 0)
+    result.posterior.estimate_by(LOCAL)  # as if handed over in the middle of its training
+    config = CertifyConfig(draws=20)
+    assert certify(result.posterior, parts.certify, config) == certify(plain, parts.certify, config)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "kind"),
+    [
+        (lambda: nn.Embedding(4, 8), {"include": "*"}, "MaskedEmbedding"),
+        (lambda: nn.ConvTranspose1d(8, 3, 1), {}, "MaskedConvTranspose1d"),
+        (lambda: nn.Linear(8, 4), {"pattern": "2:4"}, "NMMaskedLinear"),
+        (lambda: nn.Conv2d(8, 4, 1), {"pattern": "rows"}, "FilterMaskedConv2d"),
+    ],
+)
+def test_layers_without_local_reparameterisation_are_refused(layer, options, kind, parts):
+    model = initialised(lambda: nn.Sequential(nn.Linear(6, 3), layer()), 0)
+    prior = Prior(convert(convert(model, include="0.*"), **{"include": "1.*", **options}), (parts.prior,))
+    with pytest.raises(ValueError, match=f"local_reparameterisation serves linear .* 1.weight is a {kind}"):
+        self_bound(prior, parts.certify, SelfBoundConfig(estimator=LOCAL))
 
 
 def test_other_examples_are_another_run(parts, prior, tmp_path):
