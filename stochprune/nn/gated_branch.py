@@ -40,8 +40,11 @@ class GatedBranch(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = self.branch(*args, **kwargs)
         weight = self.gate.weight
-        gate = self.gate(torch.ones(1, 1, dtype=weight.dtype, device=weight.device))
-        return gate.reshape(()).to(output.dtype) * output
+        # Inside many_draws each part of the batch has a gate of its own.
+        many = self.gate.draws_a_forward > 1
+        ones = torch.ones(len(output) if many else 1, 1, dtype=weight.dtype, device=weight.device)
+        gate = self.gate(ones).reshape([-1, *[1] * (output.dim() - 1)] if many else [])
+        return gate.to(output.dtype) * output
 
 
 class Dropped(nn.Module):

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stochprune.nn.layer import MaskedLayer, masked_layers
-from stochprune.nn.structured import FILTERS
+from stochprune.nn.layer import masked_layers
 
 
 @contextlib.contextmanager
@@ -33,12 +32,14 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
         draws: at least 1; with 1 nothing changes.
 
     Raises:
-        ValueError: ``draws`` below 1; a layer that has one mask for a filter; inside ``one_launch`` or another
-            ``many_draws``. In a forward: a batch that ``draws`` does not divide, a layer whose input has another first
-            dimension.
+        ValueError: ``draws`` below 1; inside ``one_launch`` or another ``many_draws``. In a forward: a batch that
+            ``draws`` does not divide, a layer whose input has another first dimension.
     """
     layers = {name: layer for name, layer in masked_layers(model).items() if layer.samples_now}
-    _check(layers, draws)
+    if draws < 1:
+        raise ValueError(f"many_draws: draws must be at least 1, got {draws}")
+    if any(layer.given_weight is not None or layer.draws_a_forward > 1 for layer in layers.values()):
+        raise ValueError("many_draws: not inside one_launch or another many_draws")
     if draws == 1:
         yield model
         return
@@ -70,13 +71,3 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
             stack.enter_context(layer.register_forward_pre_hook(take_apart))
             stack.enter_context(layer.register_forward_hook(put_together, prepend=True))
         yield model
-
-
-def _check(layers: dict[str, MaskedLayer], draws: int) -> None:
-    if draws < 1:
-        raise ValueError(f"many_draws: draws must be at least 1, got {draws}")
-    for name, layer in layers.items():
-        if isinstance(layer, tuple(FILTERS.values())):
-            raise ValueError(f"many_draws: {name} has a mask for each filter, and takes one draw a forward")
-        if layer.given_weight is not None or layer.draws_a_forward > 1:
-            raise ValueError("many_draws: not inside one_launch or another many_draws")

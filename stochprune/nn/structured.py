@@ -103,10 +103,12 @@ class _FilterMasked(_Structured):
             return super()._convolve(x, **options)  # type: ignore[misc]
         options = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups, **options}
         plain: Any = self.operator[0]  # type: ignore[index]  # torch's, of the convolution it is mixed into
-        y = plain(x, self.weight, None, **options)
-        ones = [1] * (self.weight.dim() - 2)
-        z = functional.mask(self.mask_logits, **self.address())
-        y = y * z.to(y.dtype).view(-1, *ones)
+        inner = self.weight.dim() - 1
+        y = plain(x.reshape(-1, *x.shape[-inner:]), self.weight, None, **options)
+        y = y.reshape(*x.shape[:-inner], *y.shape[1:])
+        ones = [1] * (inner - 1)
+        z = functional.mask(self.mask_logits, **self.address()).squeeze(-1).to(y.dtype)  # [N], or [D, N] of D draws
+        y = y * (z if z.dim() == 1 else z.unsqueeze(1)).unflatten(-1, (-1, *ones))
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
     def of_weight(self, mask: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stochprune.data.splits import Part, require_unseen
+from stochprune.nn import many_draws
 from stochprune.pac_bayes.certificate import Certificate
 from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
@@ -23,9 +25,11 @@ P_MIN = 1e-4
 _FINE = 1e-6
 """Unit to which a cross-entropy is rounded up."""
 _BATCH = 4096
-"""Examples in a forward."""
+"""Examples in a forward, of all its draws."""
+_WEIGHTS = 1 << 26
+"""Random weights in a forward, of all its draws."""
 _CHUNKS = 50
-"""Pauses of a run: for a checkpoint and the running certificate."""
+"""Pauses of a run at most: for a checkpoint and the running certificate."""
 
 
 def certify(
@@ -48,7 +52,8 @@ def certify(
     the m examples: the expectation over the examples of a draw gives the mean over all m for its network, and the
     expectation over networks the posterior's. That is all that the bounds of :mod:`stochprune.bounds.monte_carlo` ask
     for. The networks must be new to the posterior, whose training saw draws as well: the seed of the masks here comes
-    from ``seed`` by a hash, and is never that of a training.
+    from ``seed`` by a hash, and is never that of a training. Small batches of many draws share a forward
+    (:func:`stochprune.nn.many_draws`).
 
     Args:
         posterior: from :func:`stochprune.pac_bayes.self_bound`, or a prior's own by
@@ -100,47 +105,83 @@ def certify(
         start = f"{certificate.model} {part.digest} {seed} {priors} {posteriors}"
         checkpoint = Checkpoint(folder, digest(config), start, every=1)
         certificate.losses.extend((checkpoint.load() or {"losses": []})["losses"])
-    pause = math.ceil(config.draws / _CHUNKS)
-    for t in range(certificate.draws, config.draws):
-        certificate.losses.append(draw_loss(posterior, part, certificate, t))
-        if (t + 1) % pause == 0 or t + 1 == config.draws:
+    together = draws_together(posterior, part, certificate)
+    pause = together * math.ceil(config.draws / _CHUNKS / together)
+    for first in range(certificate.draws, config.draws, together):
+        certificate.losses.extend(draw_losses(posterior, part, certificate, first, together))
+        done = certificate.draws
+        if done % pause == 0 or done == config.draws:
             if checkpoint is not None:
                 checkpoint.save({"losses": certificate.losses})
             for callback in callbacks:
                 if hasattr(callback, "on_draws"):
-                    callback.on_draws(t + 1, config.draws, certificate.bound)
+                    callback.on_draws(done, config.draws, certificate.bound)
     return certificate
 
 
+def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -> int:
+    """How many draws share a forward: the same for whoever goes on, or repeats a draw."""
+    weights = sum(layer.weight.numel() for layer in posterior.layers.values())
+    examples = certificate.draw_examples or len(part)
+    together = min(_BATCH // examples, _WEIGHTS // max(1, weights), certificate.planned // _CHUNKS)
+    if together < 2:
+        return 1
+    try:  # a layer may look at something else than the batch, such as positions
+        network_losses(posterior, part.x[:2].unsqueeze(1), part.y[:2].unsqueeze(1), "zero_one", 0, 0)
+    except ValueError:
+        return 1
+    return together
+
+
 def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int) -> int:
-    """The loss of draw t in units of the certificate, rounded up."""
-    x, y = draw_examples(part, certificate, t)
-    losses = network_losses(posterior, x, y, certificate.loss, certificate.mask_seed, t)
+    """The loss of draw t in units of the certificate, by the forward that it had there, of several draws."""
+    together = draws_together(posterior, part, certificate)
+    first = t - t % together
+    return draw_losses(posterior, part, certificate, first, together)[t - first]
+
+
+def draw_losses(posterior: Posterior, part: Part, certificate: Certificate, first: int, together: int) -> list[int]:
+    """The losses of the draws from ``first`` on, in units of the certificate, rounded up."""
+    draws = min(together, certificate.planned - first)
+    x, y = draw_examples(part, certificate, first, draws)
+    losses = network_losses(posterior, x, y, certificate.loss, certificate.mask_seed, first)
     if certificate.loss == "zero_one":
-        return int(losses.sum().item())
+        return [int(wrong) for wrong in losses.sum(1).tolist()]
     worst = round(1 / _FINE)
-    mean = losses.mean().item()
-    return worst if math.isnan(mean) else min(worst, math.ceil(mean / _FINE))
+    return [worst if math.isnan(m) else min(worst, math.ceil(m / _FINE)) for m in losses.mean(1).tolist()]
 
 
 @torch.no_grad()
-def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: int, draw: int) -> Tensor:
-    """The losses [n], float64, of the network at one address, which is drawn again for each batch of examples."""
-    found, device = [], next(posterior.parameters()).device
-    for inputs, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
-        posterior.at(seed, draw)
-        outputs, labels = posterior(inputs.to(device)).double(), labels.to(device)
-        posterior.require_one_draw(draw)
-        found.append(zero_one(outputs, labels) if loss == "zero_one" else bounded_cross_entropy(outputs, labels, P_MIN))
-    return torch.cat(found)
+def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: int, first: int) -> Tensor:
+    """The losses [D, n], float64, of D networks from the address on, each drawn again for each batch of examples.
+
+    Args:
+        x: [D, n, ...], the examples of each network.
+        y: [D, n], their labels.
+    """
+    found, draws = [], len(x)
+    device = next(posterior.parameters()).device
+    batch = max(1, _BATCH // draws)
+    with many_draws(posterior.model, draws):
+        for inputs, labels in zip(x.split(batch, 1), y.split(batch, 1), strict=True):
+            posterior.at(seed, first)
+            outputs = posterior(inputs.flatten(0, 1).to(device)).double()
+            posterior.require_one_draw(first, draws)
+            labels = labels.flatten().to(device)
+            losses = zero_one(outputs, labels) if loss == "zero_one" else bounded_cross_entropy(outputs, labels, P_MIN)
+            found.append(losses.unflatten(0, (draws, -1)))
+    return torch.cat(found, 1)
 
 
-def draw_examples(part: Part, certificate: Certificate, t: int) -> tuple[Tensor, Tensor]:
-    """The examples and labels of draw t: [draw_examples, ...], or all."""
+def draw_examples(part: Part, certificate: Certificate, first: int, draws: int) -> tuple[Tensor, Tensor]:
+    """The examples [draws, draw_examples, ...] and labels of the draws from ``first`` on, or all examples for each."""
     if not certificate.draw_examples:
-        return part.x, part.y
-    numbers = generator(certificate.seed, "certify", "examples", t)
-    chosen = torch.from_numpy(numbers.integers(0, len(part), certificate.draw_examples))
+        return part.x.expand(draws, *part.x.shape), part.y.expand(draws, -1)
+    numbers = [
+        generator(certificate.seed, "certify", "examples", t).integers(0, len(part), certificate.draw_examples)
+        for t in range(first, first + draws)
+    ]
+    chosen = torch.from_numpy(np.stack(numbers)).to(part.x.device)
     return part.x[chosen], part.y[chosen]
 
 
@@ -153,5 +194,5 @@ def model_digest(posterior: Posterior) -> str:
 def mean_loss(posterior: Posterior, x: Tensor, y: Tensor, draws: int, seed: int) -> float:
     """The mean 0-1 loss of ``draws`` networks of the posterior on the examples: an estimate, no bound."""
     mask_seed = int(generator(seed, "estimate", "masks").integers(1 << 63))
-    networks = [network_losses(posterior, x, y, "zero_one", mask_seed, t) for t in range(draws)]
-    return torch.stack(networks).mean().item()
+    shared = x.expand(draws, *x.shape), y.expand(draws, -1)
+    return network_losses(posterior, *shared, "zero_one", mask_seed, 0).mean().item()

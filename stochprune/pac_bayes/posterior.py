@@ -52,10 +52,10 @@ class Posterior(nn.Module):
             layer.mask_seed.fill_(rng.as_int64(seed))
             layer.mask_draw.fill_(draw)
 
-    def require_one_draw(self, draw: int) -> None:
-        """Refuse a network one of whose random layers ran several times, or not once, since :meth:`at` set ``draw``.
+    def require_one_draw(self, draw: int, draws: int = 1) -> None:
+        """Refuse networks one of whose random layers ran several times, or not once, since :meth:`at` set ``draw``.
 
-        Each run draws anew: the network would have more randomness than its divergence pays for, and share some with
+        Each run draws anew: a network would have more randomness than its divergence pays for, and share some with
         the network of the next draw.
 
         Raises:
@@ -63,8 +63,8 @@ class Posterior(nn.Module):
         """
         counters = torch.cat([layer.mask_draw for layer in self.layers.values()]).tolist()
         for name, counter in zip(self.layers, counters, strict=True):
-            if counter != draw + 1:
-                runs = counter - draw
+            if counter != draw + draws:
+                runs = (counter - draw) // draws
                 raise ValueError(f"{name} ran {runs} times in one forward: a certificate needs layers that run once")
 
     def kept(self, seed: int, draw: int) -> dict[str, tuple[int, int]]:

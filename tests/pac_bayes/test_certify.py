@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from stochprune.pac_bayes import (
     make_posterior,
     train_prior,
 )
+from stochprune.pac_bayes.certify import draw_loss
 from stochprune.training import CheckpointError
 from tests.pac_bayes.conftest import Stop, make_prior, make_split
 
@@ -102,6 +104,48 @@ def test_a_killed_run_goes_on(posterior, parts, tmp_path):
     assert len(calls) == 30
     with pytest.raises(CheckpointError, match="belongs to another run"):
         certify(posterior, parts.certify, QUICK, folder=tmp_path, posteriors=2)
+
+
+@pytest.mark.parametrize("family", ["masks", "gaussian", "spike_and_slab"])
+@pytest.mark.parametrize("loss", ["zero_one", "cross_entropy"])
+def test_draws_that_share_a_forward_are_those_of_single_ones(prior, parts, family, loss, monkeypatch):
+    posterior = make_posterior(prior, family)
+    config = CertifyConfig(draws=503, draw_examples=20, loss=loss)
+    calls = []
+    posterior.model.register_forward_hook(lambda *_: calls.append(1))
+    together = certify(posterior, parts.certify, config)
+    assert len(calls) == math.ceil(503 / 10) + 1  # one to see whether the network takes it
+    repeated = [draw_loss(posterior, parts.certify, together, t) for t in (0, 9, 10, 502)]
+    assert repeated == [together.losses[t] for t in (0, 9, 10, 502)]
+    monkeypatch.setattr(sys.modules[certify.__module__], "_BATCH", 20)
+    calls.clear()
+    alone = certify(posterior, parts.certify, config)
+    assert len(calls) == 503
+    # a cross-entropy, in millionths, may round otherwise
+    np.testing.assert_allclose(together.losses, alone.losses, atol=0 if loss == "zero_one" else 1)
+    assert len(set(alone.losses)) > 5
+
+
+class Positions(nn.Module):
+    """A network one of whose layers does not see the batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.table = model, nn.utils.skip_init(nn.Embedding, 1, 6)
+        with torch.no_grad():
+            self.table.weight.fill_(1.0)
+
+    def forward(self, x):
+        return self.model(x + self.table(torch.zeros(1, dtype=torch.int64)))
+
+
+def test_a_network_that_looks_past_the_batch_takes_one_draw_at_a_time(parts):
+    network = Positions(mlp([6, 12, 3], seed=0))
+    posterior = make_posterior(Prior(convert(network, include="*", keep_kept=0.8), ()), "masks")
+    calls = []
+    posterior.model.register_forward_hook(lambda *_: calls.append(1))
+    certify(posterior, parts.certify, CertifyConfig(draws=200, draw_examples=20))
+    assert len(calls) == 200
 
 
 def test_seen_examples_are_refused(posterior, parts):
