@@ -6,7 +6,7 @@ The tests run in as many processes as help; where compute-sanitizer is there, it
 shape. The constants that choose the routes are measured first (see kernels/routes.py). Each route's time stands beside
 dense, eager, ``torch.compile`` and seed replay of the same run, on the same tensors, as the median of
 ``triton.testing.do_bench``. Sizes are run in the order of their interest until the minutes are used up, those of the
-tests included; the row says which were left out.
+tests included; the row says which were left out. The Monte Carlo draws of certificates come last (see bench/draws.py).
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import draws
 from bench.baselines import CONTENDERS
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda"
 SQUARE, MLP = [(4096, 4096), (8192, 8192)], [(14336, 4096), (4096, 14336)]  # N, K; the latter Llama 3 8B's MLP
 TOKENS = [1, 16, 64, 128, 256, 512, 1024, 4096, 16384]
-MARGIN = 20.0  # seconds: the last size starts so long before the end
+MARGIN = 40.0  # seconds: the last size starts so long before the end, and a certificate's draws come after it
 MASKED = [name for name in CONTENDERS if name not in ("dense", "ours")]
 
 
@@ -175,7 +176,7 @@ def benchmark(deadline: float) -> dict[str, Any]:
         row["share_of_copy"] = 4 * n * k / best / 1e6 / found["copy_tb_per_s"]
         cases.append(row)
         print(_line(row), flush=True)
-    return {**found, "cases": cases, "left_out": left_out}
+    return {**found, "cases": cases, "left_out": left_out, "draws": draws.rows(5, DEVICE)}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ _BATCH = 4096
 """Examples in a forward, of all its draws."""
 _WEIGHTS = 1 << 26
 """Random weights in a forward, of all its draws."""
+DRAWS = {"cpu": 8, "cuda": 64}
+"""Draws in a forward at most: on the CPU the activations of more leave the caches, and a few share what calls cost."""
 _CHUNKS = 50
 """Pauses of a run at most: for a checkpoint and the running certificate."""
 
@@ -123,7 +125,8 @@ def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -
     """How many draws share a forward: the same for whoever goes on, or repeats a draw."""
     weights = sum(layer.weight.numel() for layer in posterior.layers.values())
     examples = certificate.draw_examples or len(part)
-    together = min(_BATCH // examples, _WEIGHTS // max(1, weights), certificate.planned // _CHUNKS)
+    most = DRAWS[next(posterior.parameters()).device.type]
+    together = min(most, _BATCH // examples, _WEIGHTS // max(1, weights), certificate.planned // _CHUNKS)
     if together < 2:
         return 1
     try:  # a layer may look at something else than the batch, such as positions

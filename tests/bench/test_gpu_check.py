@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import baselines, gpu_check
+from bench import baselines, draws, gpu_check
 from stochprune import kernels
 from stochprune.kernels.routes import ROOFLINE, ROUTES
 
@@ -36,6 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     # baselines draw from the global generator, which is theirs; here it is to stay as it is
     monkeypatch.setattr(torch, "rand_like", torch.ones_like)
     monkeypatch.setattr(kernels, "calibrate", lambda: ROOFLINE)
+    monkeypatch.setattr(draws, "CASES", (("lenet_300_100", "masks", 2),))
     monkeypatch.setattr(gpu_check, "ways", lambda: {route: ("STOCHPRUNE_ROUTE", route) for route in ROUTES})
     return tmp_path
 
@@ -44,6 +45,7 @@ def test_benchmark(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = gpu_check.benchmark(time.monotonic() + 60)
     assert [(case["m"], case["n"], case["k"]) for case in found["cases"]] == [(1, 24, 40), (3, 24, 40)]
     assert set(found["cases"][0]["ours"]) == {"chosen", *ROUTES} and found["left_out"] == []
+    assert [row["network"] for row in found["draws"]] == ["lenet_300_100"]
     assert found["cases"][0]["share_of_copy"] == pytest.approx(4 * 24 * 40 / 2 / 1e6 / 4)
     assert "1.00 dense" in capsys.readouterr().out
 

@@ -114,9 +114,9 @@ def test_draws_that_share_a_forward_are_those_of_single_ones(prior, parts, famil
     calls = []
     posterior.model.register_forward_hook(lambda *_: calls.append(1))
     together = certify(posterior, parts.certify, config)
-    assert len(calls) == math.ceil(503 / 10) + 1  # one to see whether the network takes it
-    repeated = [draw_loss(posterior, parts.certify, together, t) for t in (0, 9, 10, 502)]
-    assert repeated == [together.losses[t] for t in (0, 9, 10, 502)]
+    assert len(calls) == math.ceil(503 / 8) + 1  # one to see whether the network takes it
+    repeated = [draw_loss(posterior, parts.certify, together, t) for t in (0, 7, 8, 502)]
+    assert repeated == [together.losses[t] for t in (0, 7, 8, 502)]
     monkeypatch.setattr(sys.modules[certify.__module__], "_BATCH", 20)
     calls.clear()
     alone = certify(posterior, parts.certify, config)
