@@ -29,6 +29,7 @@ class PriorConfig:
     prior_lr: float = option(1e-3, "Adam's first learning rate; it falls to 0 along a cosine.")
     prior_batch_size: int = option(64, "Examples in a batch of the prior's training.")
     shift: int = option(0, "Largest shift in pixels of the images that the prior is trained on.")
+    flip: bool = option(False, "Mirror the images that the prior is trained on, each with probability one half.")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -123,7 +124,7 @@ class RunConfig:
         ValueError: a value outside its range.
     """
 
-    data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
+    data: str = option("digits", "Data set: digits (comes with scikit-learn), mnist or cifar10 (files in --data-dir).")
     model: str = option("lenet_300_100", "Network, by its name in stochprune.models, e.g. pbb_fc or pbb_cnn.")
     posteriors: tuple[str, ...] = option(
         ("masks", "gaussian", "spike_and_slab"), "What is random: masks, gaussian weights, or both; with commas."

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import masks, rng, scores
-from stochprune.data.augment import Shifted
+from stochprune.data.augment import Augmented
 from stochprune.data.splits import Part
 from stochprune.nn import convert, masked_layers, sampling
 from stochprune.pac_bayes.config import PriorConfig
@@ -103,8 +103,9 @@ def _train(
     model: nn.Module, part: Part, config: PriorConfig, seed: int, folder: Path | None, callbacks: Sequence[object]
 ) -> None:
     batches = part.batches(config.prior_batch_size, seed)
-    loader = Shifted(batches, config.shift) if config.shift else batches
+    augmented = config.shift or config.flip
+    loader = Augmented(batches, config.shift, config.flip) if augmented else batches
     training = WeightConfig(config.prior_epochs, config.prior_lr, schedule="cosine")
-    # Another part, shift or order may not go on from this one's checkpoint: the prior would have seen what it denies.
-    identity = f"{part.digest} {config.shift} {config.prior_batch_size} {seed}"
+    # Another part, images or order may not go on from this one's checkpoint: the prior would have seen what it denies.
+    identity = f"{part.digest} {config.shift} {config.flip} {config.prior_batch_size} {seed}"
     train_weights(model, loader, training, folder=folder, identity=identity, callbacks=callbacks)
