@@ -88,9 +88,14 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
 
     Layers that threshold, that are inside ``many_draws``, embeddings, and those of other kinds run as always. Not for
     ``torch.compile`` and activation checkpointing.
+
+    Raises:
+        ValueError: inside another ``one_launch`` of the same layers.
     """
     groups: dict[tuple[Any, ...], list[MaskedLayer]] = {}
     for layer in masked_layers(model).values():
+        if layer.given_weight is not None:
+            raise ValueError("one_launch: the masks of these layers are drawn already, by another one_launch around it")
         if type(layer) in _KINDS and layer.samples_now and layer.draws_a_forward == 1:
             dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
             key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)

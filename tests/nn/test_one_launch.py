@@ -123,3 +123,10 @@ def test_an_error_inside_leaves_the_layers_as_they_were(model):
     with pytest.raises(RuntimeError), sp.nn.one_launch(model):
         model(torch.ones(2, 5, 8, 8))
     assert not any(layer.given_weight is not None for layer in sp.nn.masked_layers(model).values())
+
+
+def test_one_inside_the_other_is_refused(model):
+    with sp.nn.one_launch(model):
+        with pytest.raises(ValueError, match="another one_launch around it"), sp.nn.one_launch(model):
+            pass
+    assert all(int(layer.mask_draw) == 1 for layer in sp.nn.masked_layers(model).values())
