@@ -14,7 +14,7 @@ from torch import nn
 from stochprune import rng
 from stochprune.models import pbb_cnn
 from stochprune.models.initialise import initialised
-from stochprune.nn import convert, masked_layers
+from stochprune.nn import convert, many_draws, masked_layers
 from stochprune.pac_bayes import Posterior, Prior, PriorConfig, make_posterior, train_prior
 from stochprune.pac_bayes.families import FAMILIES
 from stochprune.pac_bayes.random_layers import RandomLinear
@@ -168,6 +168,13 @@ def test_a_layer_with_two_names_is_random_under_both():
     assert isinstance(posterior.model[2], RandomLinear)
 
 
+def test_hooks_stay_with_their_layer():
+    prior, seen = data_free(lambda: nn.Sequential(nn.Linear(4, 2))), []
+    prior.model[0].register_forward_hook(lambda layer, x, y: seen.append(type(layer)))
+    make_posterior(prior, "gaussian")(torch.ones(1, 4))
+    assert seen == [RandomLinear]
+
+
 def test_nothing_to_make_random_is_refused():
     prior = data_free(lambda: nn.Sequential(nn.Embedding(5, 4)), include="*")
     with pytest.raises(ValueError, match="needs a linear layer or a convolution"):
@@ -212,6 +219,10 @@ def test_convolutions_are_torch_s_under_the_weights_drawn(construct, family):
     dense.weight, dense.bias = nn.Parameter(weight), layer.bias
     posterior.at(5, 9)
     torch.testing.assert_close(posterior(x), dense(x), rtol=1e-4, atol=1e-5)
+    posterior.at(5, 8)
+    with many_draws(posterior, 2):
+        together = posterior(torch.cat([x, x]))
+    torch.testing.assert_close(together[3:], dense(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
