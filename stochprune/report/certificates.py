@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -51,10 +53,30 @@ def draw_certificates(results: Mapping[str, Any], path: Path) -> None:
     """Write a PNG file: on the left certificates, risks and test errors, on the right KL by layer over the epochs."""
     rows, config = results["rows"], results["configuration"]
     learnt = [row for row in rows if row["history"]]
-    figure = Figure(figsize=(4.6 + 2.6 * len(learnt), 3.9), layout="constrained")
+    columns = min(4, len(learnt))
+    lines = math.ceil(len(learnt) / max(1, columns))
+    width = 3.2 + 0.25 * len(rows)
+    figure = Figure(figsize=(width + 2.6 * columns, max(3.9, 2.7 * lines)), layout="constrained")
     FigureCanvasAgg(figure)
-    widths = {"width_ratios": [1.6] + [1.0] * len(learnt)}
-    panels = figure.subplots(1, 1 + len(learnt), squeeze=False, gridspec_kw=widths)[0]
+    left, *right = figure.subfigures(
+        1, 2 if learnt else 1, squeeze=False, width_ratios=[width, 2.6 * columns][: 1 + bool(learnt)]
+    )[0]
+    _draw_risks(left.subplots(), rows)
+    for side in right:
+        grid = side.subplots(lines, columns, squeeze=False, sharex=True)
+        for panel, row in zip(grid.flat, learnt, strict=False):
+            _draw_divergences(panel, row)
+        for panel in grid.flat[len(learnt) :]:
+            panel.set_visible(False)
+        for panel in grid[:, 0]:
+            panel.set_ylabel("KL by layer (nats)", fontsize=8)
+        for panel in grid[-1]:
+            panel.set_xlabel("epoch")
+    figure.suptitle(f"{config['model']} on {config['data']}", fontsize=11)
+    figure.savefig(path, dpi=140, metadata={"Software": None})
+
+
+def _draw_risks(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     places = range(len(rows))
     for key, label, color, marker in (
         ("bound", "certificate", "#D55E00", "s"),
@@ -62,28 +84,22 @@ def draw_certificates(results: Mapping[str, Any], path: Path) -> None:
         ("mean_loss", "mean of the draws", "#56B4E9", "v"),
         ("test_error", "test error", "#000000", "x"),
     ):
-        panels[0].plot(places, [100 * row[key] for row in rows], marker, color=color, label=label)
-    panels[0].set_xticks(
-        places, [f"{row['family']}\n{row['objective']}" for row in rows], rotation=60, fontsize=7, ha="right"
-    )
-    panels[0].set_ylabel("per cent")
-    panels[0].set_ylim(bottom=0)
-    panels[0].grid(axis="y", linewidth=0.3)
-    panels[0].legend(frameon=False, fontsize=7)
-    for panel, row in zip(panels[1:], learnt, strict=True):
-        epochs = [entry["epoch"] for entry in row["history"]]
-        for name in row["kl"]:
-            panel.plot(
-                epochs, [entry[f"kl {name}"] for entry in row["history"]], ".-", label=name.removesuffix(".weight")
-            )
-        panel.set_title(f"{row['family']}, {row['objective']}", fontsize=8)
-        panel.set_xlabel("epoch")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_ylim(bottom=0)
-        panel.legend(frameon=False, fontsize=6)
-    if learnt:
-        panels[1].set_ylabel("KL by layer (nats)")
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{config['model']} on {config['data']}", fontsize=11)
-    figure.savefig(path, dpi=140, metadata={"Software": None})
+        panel.plot(places, [100 * row[key] for row in rows], marker, color=color, label=label)
+    names = [f"{row['family']}, {row['objective']}" for row in rows]
+    panel.set_xticks(places, names, rotation=60, fontsize=7, ha="right", rotation_mode="anchor")
+    panel.set_ylabel("per cent")
+    panel.set_ylim(bottom=0)
+    panel.grid(axis="y", linewidth=0.3)
+    panel.legend(frameon=False, fontsize=7)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_divergences(panel: Axes, row: Mapping[str, Any]) -> None:
+    epochs = [entry["epoch"] for entry in row["history"]]
+    for name in row["kl"]:
+        panel.plot(epochs, [entry[f"kl {name}"] for entry in row["history"]], ".-", label=name.removesuffix(".weight"))
+    panel.set_title(f"{row['family']}, {row['objective']}", fontsize=8)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_ylim(bottom=0)
+    panel.legend(frameon=False, fontsize=6)
+    panel.spines[["top", "right"]].set_visible(False)
