@@ -99,3 +99,16 @@ def test_an_unknown_study_is_one_line_without_a_traceback():
 def test_backends_and_version():
     assert invoke("backends").output.strip() == stochprune.backends.table().strip()
     assert invoke("--version").output.strip() == stochprune.__version__
+
+
+@pytest.mark.parametrize("command", [["finetune"], ["certify"], ["bounds"], ["study", "finetune"], ["bench"]])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, command):
+    out = [] if command == ["bench"] else ["--out", tmp_path]
+    for device, message in (
+        ("cuda:99", "there is no device cuda:99"),
+        ("gpu", "device must be cpu or cuda, got 'gpu'"),
+    ):
+        result = invoke(*command, *out, "--device", device)
+        assert result.exit_code == 1 and "Traceback" not in result.output
+        assert message in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

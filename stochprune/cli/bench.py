@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from stochprune import backends, functional
-from stochprune.cli.options import errors_in_one_line, split
+from stochprune.cli.options import Device, errors_in_one_line, split
 from stochprune.seeding import generator
+from stochprune.training.device import device_of
 
 
 def bench(
@@ -25,7 +26,7 @@ def bench(
     cols: Annotated[int, typer.Option(help="Input features of the layer.", min=1)] = 1024,
     tokens: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = "1,16,128,512",
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the tensors.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda; default cuda where there is a GPU.")] = "",
+    device: Device = "",
     seconds: Annotated[float, typer.Option(help="Time for each figure.", min=0.01)] = 0.3,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First measure what the GPU's routes rest on.")
@@ -38,7 +39,7 @@ def bench(
     """
     console = Console()
     with errors_in_one_line():
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = device_of(device)
         if calibrate:
             try:
                 console.print(backends.load("triton").calibrate())

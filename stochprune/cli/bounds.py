@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stochprune.cli.options import errors_in_one_line, options_from, split
+from stochprune.cli.options import Device, errors_in_one_line, options_from, split
 from stochprune.theory.compare import BoundsConfig, run_bounds
 from stochprune.theory.compare_figure import draw
 
@@ -30,6 +30,7 @@ def bounds(
     *,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    device: Device = "",
     **values: Any,
 ) -> None:
     """Every bound on one network, and which of them say nothing.
@@ -43,7 +44,7 @@ def bounds(
     with errors_in_one_line():
         values["scales"] = split("scales", values["scales"], float)
         values["sketch_sizes"] = split("sketch_sizes", values["sketch_sizes"], int)
-        folder, results = run_bounds(BoundsConfig(**values), data_dir=data_dir, out=out)
+        folder, results = run_bounds(BoundsConfig(**values), data_dir=data_dir, out=out, device=device)
     draw(results, folder / "results.png")
     console.print(table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)

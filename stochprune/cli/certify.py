@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from stochprune.cli.options import errors_in_one_line, options_from, split, take
+from stochprune.cli.options import Device, errors_in_one_line, options_from, split, take
 from stochprune.pac_bayes import (
     CertifyConfig,
     PriorConfig,
@@ -28,6 +28,7 @@ def certify(
     *,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    device: Device = "",
     verify: Annotated[
         Path | None, typer.Option(help="Recompute the bound of this certificate from its account; nothing is run.")
     ] = None,
@@ -48,20 +49,20 @@ def certify(
         if replay is not None and verify is None:
             raise ValueError("--replay needs --verify FILE, the certificate whose draw is to be repeated")
         if verify is not None:
-            _verify(console, verify, replay, data_dir)
+            _verify(console, verify, replay, data_dir, device)
             return
         values["prior"] = PriorConfig(**take(PriorConfig, values))
         values["self_bound"] = SelfBoundConfig(**take(SelfBoundConfig, values))
         values["certify"] = CertifyConfig(**take(CertifyConfig, values))
         for name in ("posteriors", "objectives"):
             values[name] = split(name, values[name], str)
-        folder, results = run_certify(RunConfig(**values), data_dir=data_dir, out=out)
+        folder, results = run_certify(RunConfig(**values), data_dir=data_dir, out=out, device=device)
     draw_certificates(results, folder / "results.png")
     console.print(certificate_table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)
 
 
-def _verify(console: Console, path: Path, draw: int | None, data_dir: Path | None) -> None:
+def _verify(console: Console, path: Path, draw: int | None, data_dir: Path | None, device: str) -> None:
     certificate = load_certificate(path)
     lines = {
         "certificate": f"{certificate.loss} risk <= {certificate.bound:.6f} with probability "
@@ -81,11 +82,14 @@ def _verify(console: Console, path: Path, draw: int | None, data_dir: Path | Non
     console.print(f"{path}: the bound follows from the account", highlight=False, soft_wrap=True)
     if draw is None:
         return
-    again = draw_again(path, draw, data_dir=data_dir)
+    again = draw_again(path, draw, data_dir=data_dir, device=device)
     for name, (kept, count) in again.kept.items():
         console.print(f"draw {draw}: {name} keeps {kept} of {count}", highlight=False)
     console.print(
         f"draw {draw}: loss {again.found:.6f} on {again.examples} examples, stated {again.stated:.6f}", highlight=False
     )
     if again.found != again.stated:
-        raise ValueError(f"draw {draw} gives another loss than {path} states")
+        raise ValueError(
+            f"draw {draw} gives another loss than {path} states. On another --device than the run's, rounding may "
+            "decide an example: repeat it there"
+        )

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from stochprune import report
-from stochprune.cli.options import errors_in_one_line, options_from, split, take
+from stochprune.cli.options import Device, errors_in_one_line, options_from, split, take
 from stochprune.studies.finetune import StudyConfig, run_study
 from stochprune.training import FinetuneConfig
 
@@ -19,6 +19,7 @@ def finetune(
     *,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    device: Device = "",
     **values: Any,
 ) -> None:
     """Fine-tune pruning masks, and compare.
@@ -32,7 +33,7 @@ def finetune(
         values["scores"] = split("scores", values["scores"], str)
         values["sparsities"] = split("sparsities", values["sparsities"], float)
         tuning = FinetuneConfig(**take(FinetuneConfig, values))
-        folder, results = run_study(StudyConfig(**values, finetune=tuning), data_dir=data_dir, out=out)
+        folder, results = run_study(StudyConfig(**values, finetune=tuning), data_dir=data_dir, out=out, device=device)
     report.draw(results, folder / "results.png")
     console.print(report.table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from rich.console import Console
 from stochprune.training import CheckpointError
 
 Command = Callable[..., None]
+Device = Annotated[str, typer.Option(help="cpu or cuda; default cuda where there is a GPU.")]
 
 
 def options_from(panels: Mapping[type, str], without: tuple[str, ...] = ()) -> Callable[[Command], Command]:

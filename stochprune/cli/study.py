@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from stochprune import studies
-from stochprune.cli.options import errors_in_one_line
+from stochprune.cli.options import Device, errors_in_one_line
 from stochprune.studies import tables
 
 
@@ -21,6 +21,7 @@ def study(
         Path | None, typer.Option(help="Folder of the data set's files, or of folders named like the data sets.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    device: Device = "",
 ) -> None:
     """Run a grid of experiments.
 
@@ -30,6 +31,6 @@ def study(
     """
     console = Console()
     with errors_in_one_line():
-        folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out)
+        folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out, device=device)
     console.print(Markdown(tables.markdown(results)))
     console.print(f"{folder}/results.json, {folder}/tables.md", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,3 +61,8 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.train_x.shape[1:])
+
+    def to(self, device: torch.device) -> Dataset:
+        """The data set with its tensors on a device."""
+        names = ("train_x", "train_y", "test_x", "test_y")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})

@@ -43,6 +43,10 @@ class Part:
         """Mini-batches of the part in a seeded order."""
         return Batches(self.x, self.y, batch_size, seed)
 
+    def to(self, device: torch.device) -> Part:
+        """The part with its examples on a device; its digest is the same."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
     def split(self, fraction: float, seed: int, *path: str) -> tuple[Part, Part]:
         """Two disjoint parts at random, the first with ``fraction`` of the examples; ``path`` names what for."""
         first, second = _cut(len(self), fraction, seed, "split", *path)

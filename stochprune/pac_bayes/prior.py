@@ -76,8 +76,10 @@ def train_prior(
         chosen = masks.from_scores(
             {name: s for name, s in scored.items() if fnmatchcase(name, config.include)}, config.sparsity
         )
+    device = next(model.parameters()).device
+    # On the CPU, so that the prior's bytes, and what is kept under their digest, are the same on every device.
     model = convert(
-        model, chosen, keep_kept=config.keep, keep_pruned=config.keep_pruned, include=config.include, seed=seed
+        model.cpu(), chosen, keep_kept=config.keep, keep_pruned=config.keep_pruned, include=config.include, seed=seed
     )
     for layer in masked_layers(model).values():
         with torch.no_grad():
@@ -87,7 +89,8 @@ def train_prior(
         for layer in masked_layers(model).values():
             with torch.no_grad():
                 layer.weight.div_(math.sqrt(config.keep))
-    else:
+    model.to(device)
+    if part is not None:
         with sampling(model):
             _train(model, part, config, seed, folder, callbacks)
     return Prior(model.requires_grad_(False).eval(), () if part is None else (part,), config.sigma)

@@ -23,6 +23,7 @@ from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior, train_prior
 from stochprune.pac_bayes.self_bound import self_bound
 from stochprune.training.config import digest
+from stochprune.training.device import device_of
 from stochprune.training.progress import ProgressBar
 from stochprune.training.results import versions, write_json
 
@@ -33,13 +34,20 @@ TEST_DRAWS = 5
 
 
 def run_certify(
-    config: RunConfig, *, data_dir: Path | None = None, out: Path = Path("runs")
+    config: RunConfig,
+    *,
+    data_dir: Path | None = None,
+    out: Path = Path("runs"),
+    device: str | torch.device = "cpu",
 ) -> tuple[Path, dict[str, Any]]:
     """Train a prior, learn posteriors from it, and certify all of them on the same examples.
 
     Choices are counted: each family of posteriors has a prior of its own, over other things, so ``delta`` is divided
     by the number of families; ``delta_draws`` is divided by the number of certificates, controls included. So any of
     the certificates may be picked afterwards.
+
+    The run may be on a GPU: the folder, the networks drawn and the examples of each draw are the same, their losses up
+    to rounding.
 
     Returns:
         The folder ``out/certify-<data>-<model>-<digest>``, and what is written to ``results.json`` there:
@@ -48,20 +56,20 @@ def run_certify(
         Beside it, for each row, the certificate ``<family>-<objective>.json`` and the posterior, ``.pt``.
 
     Raises:
-        ValueError: an unknown data set, model or family, and what the parts raise.
+        ValueError: an unknown data set, model, family or device, and what the parts raise.
         CheckpointError: a file in the folder that cannot be read.
     """
+    place = device_of(device)
     folder = out / f"certify-{config.data}-{config.model}-{digest(config)}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "configuration.json", dataclasses.asdict(config))
     dataset = data.load(config.data, data_dir)
     parts = split(dataset.train_x, dataset.train_y, config.prior.prior_fraction, config.seed)
-    part, test_x = parts.certify, parts.scaled(dataset.test_x)
+    known = None if parts.prior is None else parts.prior.to(place)
+    part, test_x, test_y = parts.certify.to(place), parts.scaled(dataset.test_x).to(place), dataset.test_y.to(place)
     with ProgressBar("prior: training") as bar:
-        model = models.build(config.model, dataset.shape, dataset.num_classes, config.seed)
-        prior = train_prior(
-            model, parts.prior, config.prior, seed=config.seed, folder=folder / "prior", callbacks=[bar]
-        )
+        model = models.build(config.model, dataset.shape, dataset.num_classes, config.seed).to(place)
+        prior = train_prior(model, known, config.prior, seed=config.seed, folder=folder / "prior", callbacks=[bar])
     torch.save(prior.model.state_dict(), folder / "prior.pt")
     rows = []
     for family, objective in itertools.product(config.posteriors, (CONTROL, *config.objectives)):
@@ -83,7 +91,7 @@ def run_certify(
                     callbacks=[bar],
                 )
             posterior, history = found.posterior, found.history
-        test_error = mean_loss(posterior, test_x, dataset.test_y, TEST_DRAWS, config.seed)
+        test_error = mean_loss(posterior, test_x, test_y, TEST_DRAWS, config.seed)
         torch.save(posterior.model.state_dict(), folder / f"{name}.pt")
         with Progress(f"{name}: certifying", config.certify.draws) as bar:
             certificate = certify(
@@ -101,7 +109,7 @@ def run_certify(
         certificate.save(folder / f"{name}.json")
         rows.append({**certificate.notes, "m": len(part), **certificate.account(), "kl": certificate.kl})
         rows[-1]["history"] = history
-    results = {"configuration": dataclasses.asdict(config), "versions": versions(), "rows": rows}
+    results = {"configuration": dataclasses.asdict(config), "versions": versions(place), "rows": rows}
     write_json(folder / "results.json", results)
     return folder, results
 
@@ -129,28 +137,31 @@ class Replay:
     examples: int
 
 
-def replay(path: Path, draw: int, *, data_dir: Path | None = None) -> Replay:
+def replay(path: Path, draw: int, *, data_dir: Path | None = None, device: str | torch.device = "cpu") -> Replay:
     """Draw one of a certificate's networks again, and its loss on the examples of that draw.
 
     Args:
         path: the certificate, in the folder of its run.
         draw: the number of the draw, from 0.
+        device: need not be that of the run.
 
     Raises:
-        ValueError: no such draw, or data or a posterior that are not those of the certificate.
+        ValueError: no such draw or device, or data or a posterior that are not those of the certificate.
         FileNotFoundError: files of the run are missing.
     """
     certificate = load_certificate(path)
     if not 0 <= draw < certificate.draws:
         raise ValueError(f"{path} has the draws 0 .. {certificate.draws - 1}, got {draw}")
-    posterior, part = _rebuild(path, certificate, data_dir)
+    posterior, part = _rebuild(path, certificate, data_dir, device_of(device))
     found = draw_loss(posterior, part, certificate, draw)
     unit = certificate.unit
     kept = posterior.kept(certificate.mask_seed, draw)
     return Replay(certificate.losses[draw] * unit, found * unit, kept, certificate.draw_examples or len(part))
 
 
-def _rebuild(path: Path, certificate: Certificate, data_dir: Path | None) -> tuple[Posterior, Part]:
+def _rebuild(
+    path: Path, certificate: Certificate, data_dir: Path | None, device: torch.device
+) -> tuple[Posterior, Part]:
     """The posterior and the examples of a certificate, checked by their digests."""
     config = load_configuration(path.parent / "configuration.json")
     dataset = data.load(config.data, data_dir)
@@ -160,16 +171,16 @@ def _rebuild(path: Path, certificate: Certificate, data_dir: Path | None) -> tup
     plain = models.build(config.model, dataset.shape, dataset.num_classes, config.seed)
     model = convert(plain, include=config.prior.include, seed=config.seed)
     _load(model, path.parent / "prior.pt")
-    posterior = make_posterior(Prior(model, (), config.prior.sigma), certificate.notes["family"])
+    posterior = make_posterior(Prior(model.to(device), (), config.prior.sigma), certificate.notes["family"])
     _load(posterior.model, path.with_suffix(".pt"))
     if model_digest(posterior) != certificate.model:
         raise ValueError(f"{path.with_suffix('.pt')} is not the posterior of {path}")
-    return posterior, part
+    return posterior, part.to(device)
 
 
 def _load(model: nn.Module, path: Path) -> None:
     try:
-        model.load_state_dict(torch.load(path, weights_only=True))
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is truncated, or belongs to another network") from error
 

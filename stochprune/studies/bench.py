@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from stochprune import models
 from stochprune.data import Batches, Dataset
 from stochprune.training.config import WeightConfig
 from stochprune.training.evaluate import error, predict
@@ -15,10 +16,18 @@ from stochprune.training.weights import train_weights
 
 
 class Bench:
-    """One data set, its batches, and a bar that counts optimiser steps over the whole study."""
+    """One data set, its networks and batches, and a bar that counts optimiser steps over the whole study.
+
+    Everything lies where the data set does.
+    """
 
     def __init__(self, dataset: Dataset, batch_size: int, bar: ProgressBar) -> None:
         self.dataset, self.batch_size, self.bar = dataset, batch_size, bar
+        self.device = dataset.train_x.device
+
+    def build(self, name: str, seed: int) -> nn.Module:
+        """The network called ``name`` for the data, with the starting values of a seed."""
+        return models.build(name, self.dataset.shape, self.dataset.num_classes, seed).to(self.device)
 
     def batches(self, seed: int) -> Batches:
         """The training set in the order of a seed."""

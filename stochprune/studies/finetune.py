@@ -28,13 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stochprune import data, masks, models, scores
+from stochprune import data, masks, scores
 from stochprune.data import Batches, Dataset
 from stochprune.nn import convert, masked_layers
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
 from stochprune.studies.store import remember
 from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, digest, option
+from stochprune.training.device import device_of
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
 from stochprune.training.progress import ProgressBar
@@ -81,21 +82,26 @@ SELECTIONS = ("scores", "sparsities", "seeds")
 
 
 def run_study(
-    config: StudyConfig, *, data_dir: Path | None = None, out: Path = Path("runs")
+    config: StudyConfig,
+    *,
+    data_dir: Path | None = None,
+    out: Path = Path("runs"),
+    device: str | torch.device = "cpu",
 ) -> tuple[Path, dict[str, Any]]:
-    """Run all cells, or what is missing of them.
+    """Run all cells, or what is missing of them, on the CPU or a GPU; the folder is the same.
 
     Returns:
         The folder, ``out/study-<data>-<digest>``, and what is written to ``results.json`` there: ``configuration``,
         ``versions``, ``dense`` (seed and error of each dense network) and ``cells`` (see :meth:`Study.cell`).
 
     Raises:
-        ValueError: an unknown data set, model or score, or a mask that would empty a layer.
+        ValueError: an unknown data set, model, score or device, or a mask that would empty a layer.
         CheckpointError: a file in the folder that cannot be read.
     """
     for score in config.scores:
         scores.by_name(score)  # refuses an unknown one before any work
-    dataset = _hold_out(data.load(config.data, data_dir), config.validation)
+    place = device_of(device)
+    dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(place)
     folder = out / f"study-{config.data}-{digest(config, exclude=SELECTIONS)}"
     folder.mkdir(parents=True, exist_ok=True)
     cells = itertools.product(range(config.seeds), config.scores, config.sparsities)
@@ -103,7 +109,7 @@ def run_study(
         study = Study(config, dataset, folder, bar)
         results = {
             "configuration": dataclasses.asdict(config),
-            "versions": versions(),
+            "versions": versions(place),
             "dense": [{"seed": seed, "error": study.error(study.dense(seed))} for seed in range(config.seeds)],
             "cells": [study.cell(score, sparsity, seed) for seed, score, sparsity in cells],
         }
@@ -129,13 +135,15 @@ class Study(Bench):
         """
         name = f"{score}-{sparsity:g}-seed{seed}"
         which = {"score": score, "sparsity": sparsity, "seed": seed}
-        result = remember(self.folder / name, which, lambda folder: self._run_cell(folder, name, score, sparsity, seed))
+        result = remember(
+            self.folder / name, which, self.device, lambda folder: self._run_cell(folder, name, score, sparsity, seed)
+        )
         self.bar.finish(self.steps(_epochs_per_cell(self.config)))
         return which | result["result"]
 
     def _dense(self, seed: int) -> nn.Module:
         """The dense network of a seed, trained or taken from its last checkpoint."""
-        model = models.build(self.config.model, self.dataset.shape, self.dataset.num_classes, seed)
+        model = self.build(self.config.model, seed)
         name = f"dense-seed{seed}"
         self.train(model, self.folder / name, name, seed, self._weights(self.config.dense_epochs))
         self.bar.finish(self.steps(self.config.dense_epochs))

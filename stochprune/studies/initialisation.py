@@ -12,7 +12,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stochprune import masks, models, scores
+from stochprune import masks, scores
 from stochprune.data import Batches, per_class
 from stochprune.studies.bench import Bench
 from stochprune.training.config import WeightConfig, _check_counts, digest, option
@@ -84,9 +84,8 @@ class Cell:
 def pruned(cell: Cell, bench: Bench) -> tuple[nn.Module, dict[str, Tensor]]:
     """The network of a cell before training, and its masks; layers may be left with nothing."""
     settings, parts = cell.settings, cell.ablation.split("+")
-    dataset = bench.dataset
-    model = models.build(cell.model, dataset.shape, dataset.num_classes, cell.seed)
-    examples = per_class(dataset, settings.per_class, cell.seed)
+    model = bench.build(cell.model, cell.seed)
+    examples = per_class(bench.dataset, settings.per_class, cell.seed)
     batches = Batches(*examples, settings.score_batch_size, shuffle=False)
     scored = scores.compute(
         cell.score, model, F.cross_entropy, batches, sparsity=cell.sparsity, seed=cell.seed, **dict(cell.options)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stochprune import data, masks, report
 from stochprune.data import subset
@@ -21,13 +22,16 @@ from stochprune.studies.initialisation import Cell, InitialisationConfig, run_ce
 from stochprune.studies.plan import Plan
 from stochprune.studies.store import read_json, remember
 from stochprune.training.config import digest
+from stochprune.training.device import device_of
 from stochprune.training.progress import ProgressBar
 from stochprune.training.results import versions, write_json
 
 Rows = list[dict[str, Any]]
 
 
-def run(plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs")) -> tuple[Path, dict[str, Any]]:
+def run(
+    plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs"), device: str | torch.device = "cpu"
+) -> tuple[Path, dict[str, Any]]:
     """Run all cells, or what is missing of them, and write tables and pictures.
 
     Cells lie in ``out/cells/<digest>``, whatever study asks for them, so studies share what they have in common and a
@@ -35,6 +39,7 @@ def run(plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs")) -
 
     Args:
         data_dir: folder of the data set's files, or of folders named like the data sets.
+        device: where the cells that are missing are run; no folder's name depends on it.
 
     Returns:
         The folder ``out/<name>-<digest of the plan>``, and what is written to ``results.json`` there: ``title``,
@@ -43,16 +48,21 @@ def run(plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs")) -
         ``errors.csv``, ``layers.csv``, ``distances.csv``, ``tables.md`` and the pictures.
 
     Raises:
-        ValueError: an unknown data set or model, or files that are not there.
+        ValueError: an unknown data set, model or device, or files that are not there.
         CheckpointError: a file of a former run that cannot be read.
     """
+    place = device_of(device)
     folder = out / f"{plan.name}-{digest(plan)}"
     folder.mkdir(parents=True, exist_ok=True)
     results = {
         "title": plan.title,
         "configuration": dataclasses.asdict(plan),
-        "versions": versions(),
-        **(_finetune(plan, data_dir, out, folder) if plan.job == "finetune" else _initialisation(plan, data_dir, out)),
+        "versions": versions(place),
+        **(
+            _finetune(plan, data_dir, out, folder, place)
+            if plan.job == "finetune"
+            else _initialisation(plan, data_dir, out, place)
+        ),
     }
     write_json(folder / "results.json", results)
     for name in ("rows", "layers", "distances"):
@@ -66,7 +76,7 @@ def run(plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs")) -
     return folder, results
 
 
-def _initialisation(plan: Plan, data_dir: Path | None, out: Path) -> dict[str, Any]:
+def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> dict[str, Any]:
     settings = plan.settings
     assert isinstance(settings, InitialisationConfig)
     rows: Rows = []
@@ -74,14 +84,15 @@ def _initialisation(plan: Plan, data_dir: Path | None, out: Path) -> dict[str, A
     distances: Rows = []
     seconds = 0.0
     for name in plan.data:
-        dataset = subset(data.load(name, _place(data_dir, name)), settings.train_examples)
+        dataset = subset(data.load(name, _place(data_dir, name)), settings.train_examples).to(device)
         cells = list(plan.cells(name))
         with ProgressBar("starting") as bar:
             bench = Bench(dataset, settings.batch_size, bar)
             bar.expect(len(cells) * bench.steps(settings.weights.epochs))
             for cell in cells:
                 folder = out / "cells" / cell.folder
-                done = remember(folder, dataclasses.asdict(cell), functools.partial(run_cell, cell, bench))
+                work = functools.partial(run_cell, cell, bench)
+                done = remember(folder, dataclasses.asdict(cell), device, work)
                 bar.finish(bench.steps(settings.weights.epochs))
                 seconds += done["seconds"]
                 result, which = done["result"], _which(cell)
@@ -149,7 +160,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path) -> dict[str, Any]:
+def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path, device: torch.device) -> dict[str, Any]:
     assert isinstance(plan.settings, StudyConfig)
     rows: Rows = []
     seconds = 0.0
@@ -165,7 +176,7 @@ def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path) -> dic
                     scores=tuple(score for score, _ in block.scores),
                     sparsities=block.sparsities,
                 )
-                place, results = run_study(config, data_dir=_place(data_dir, name), out=out)
+                place, results = run_study(config, data_dir=_place(data_dir, name), out=out, device=device)
                 merged = {**results, "cells": [*merged.get("cells", []), *results["cells"]]}
             seconds += sum(read_json(path)["seconds"] for path in place.glob("*/result.json"))
             which = {"data": name, "model": model}

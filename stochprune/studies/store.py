@@ -9,12 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stochprune.training.checkpoint import CheckpointError
 from stochprune.training.results import versions, write_json
 
 
-def remember(folder: Path, configuration: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The result of ``work`` for a configuration: from its folder if it is there, else from ``work(folder)``.
+def remember(
+    folder: Path, configuration: dict[str, Any], device: torch.device, work: Callable[[Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """The result of ``work`` for a configuration: from its folder if it is there, else from ``work(folder)``,
+    which runs on ``device``.
 
     ``result.json`` holds ``configuration``, ``versions``, ``seconds`` (of the run that ended; a run that was killed
     before adds nothing) and ``result``. The checkpoints that the work leaves in the folder ``checkpoints`` are removed.
@@ -28,7 +33,7 @@ def remember(folder: Path, configuration: dict[str, Any], work: Callable[[Path],
         result = work(folder)
         done = {
             "configuration": configuration,
-            "versions": versions(),
+            "versions": versions(device),
             "seconds": round(time.monotonic() - start, 2),
             "result": result,
         }

@@ -27,6 +27,7 @@ from stochprune.theory import comparators, compression, sketch
 from stochprune.theory.spectral import norm_lower, norm_upper
 from stochprune.theory.subject import Subject, network, next_mask, weights_of
 from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
+from stochprune.training.device import device_of
 from stochprune.training.progress import ProgressBar
 from stochprune.training.results import versions, write_json
 from stochprune.training.weights import train_weights
@@ -74,12 +75,22 @@ class BoundsConfig:
             raise ValueError(f"scales must name positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
 
 
-def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path = Path("runs")) -> tuple[Path, dict]:
+def run_bounds(
+    config: BoundsConfig,
+    *,
+    data_dir: Path | None = None,
+    out: Path = Path("runs"),
+    device: str | torch.device = "cpu",
+) -> tuple[Path, dict]:
     """Train, compress, prune, certify and compare. A run that was killed goes on from its last checkpoint.
+
+    Args:
+        device: trains and certifies; the rest is for the CPU, and float64.
 
     Returns:
         The run's folder and the results, which ``results.json`` there holds too.
     """
+    place = device_of(device)
     dataset = data.load(config.data, data_dir)
     parts = split(dataset.train_x, dataset.train_y, config.train_fraction, config.seed)
     assert parts.prior is not None
@@ -90,13 +101,13 @@ def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path 
     total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
     with ProgressBar("training", total) as bar:
         start = network(sizes, config.seed)
-        model = _train(copy.deepcopy(start), parts.prior, config, config.epochs, folder / "dense", bar, None)
+        model = _train(copy.deepcopy(start), parts.prior, config, config.epochs, folder / "dense", bar, None, place)
         bar.finish(steps * config.epochs)
         test_x = parts.scaled(dataset.test_x)
         subject = Subject.of(model, parts.prior, parts.certify, test_x, dataset.test_y, config.margin_share)
-        rounds = _iterative(start, subject, config, folder, bar, steps)
+        rounds = _iterative(start, subject, config, folder, bar, steps, place)
         bar.begin("certifying")
-        certificate = _certificate(model, subject, config, folder / "certificate")
+        certificate = _certificate(model, subject, config, folder / "certificate", place)
         bar.finish(config.draws)
         bar.begin("compressing")
         compressed = [_compressed(subject, scale, config) for scale in config.scales]
@@ -106,7 +117,7 @@ def run_bounds(config: BoundsConfig, *, data_dir: Path | None = None, out: Path 
         sketches = _sketches(config)
     results = {
         "configuration": dataclasses.asdict(config),
-        "versions": versions(),
+        "versions": versions(place),
         "sizes": sizes,
         "examples": len(subject.train),
         "radius": subject.radius,
@@ -131,11 +142,12 @@ def _train(
     folder: Path,
     bar: ProgressBar,
     kept: dict[str, Tensor] | None,
+    device: torch.device,
 ) -> nn.Sequential:
     training = WeightConfig(epochs, config.lr, schedule="cosine")
-    batches = part.batches(config.batch_size, config.seed)
-    train_weights(model, batches, training, masks=kept, folder=folder, callbacks=[bar])
-    return model
+    batches = part.to(device).batches(config.batch_size, config.seed)
+    train_weights(model.to(device), batches, training, masks=kept, folder=folder, callbacks=[bar])
+    return model.cpu()
 
 
 def _compressed(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, float]:
@@ -215,17 +227,25 @@ def _counted(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, 
     return {"name": "counting", "value": value, "complete": True, **numbers}
 
 
-def _certificate(model: nn.Sequential, subject: Subject, config: BoundsConfig, folder: Path) -> dict[str, float]:
+def _certificate(
+    model: nn.Sequential, subject: Subject, config: BoundsConfig, folder: Path, device: torch.device
+) -> dict[str, float]:
     """Of the same weights under random masks that keep each with probability ``keep``, on the examples held out."""
-    random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed)
+    random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed).to(device)
     posterior = make_posterior(Prior(random.requires_grad_(False).eval(), (subject.train,)), "masks")
     plan = CertifyConfig(delta=0.8 * config.delta, delta_draws=0.2 * config.delta, draws=config.draws)
-    found = certify(posterior, subject.held_out, plan, seed=config.seed, folder=folder)
+    found = certify(posterior, subject.held_out.to(device), plan, seed=config.seed, folder=folder)
     return {"value": found.bound, "error": found.mean_loss, "kl": found.total_kl}
 
 
 def _iterative(
-    start: nn.Sequential, subject: Subject, config: BoundsConfig, folder: Path, bar: ProgressBar, steps: int
+    start: nn.Sequential,
+    subject: Subject,
+    config: BoundsConfig,
+    folder: Path,
+    bar: ProgressBar,
+    steps: int,
+    device: torch.device,
 ) -> list[dict[str, float]]:
     """Rounds of magnitude pruning: the paper's complexity and the counting bound, as the network gets sparser."""
     kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in subject.weights.items()}
@@ -234,7 +254,7 @@ def _iterative(
         bar.begin(f"pruning, round {number + 1}")
         kept = next_mask(weights, kept, 0.9)
         model = copy.deepcopy(start)  # rewound to the weights before training
-        _train(model, subject.train, config, config.round_epochs, folder / f"round{number + 1}", bar, kept)
+        _train(model, subject.train, config, config.round_epochs, folder / f"round{number + 1}", bar, kept, device)
         bar.finish(steps * config.round_epochs)
         weights = weights_of(model)
         coded = compression.quantise(weights, config.levels)

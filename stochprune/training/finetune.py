@@ -107,7 +107,11 @@ def finetune(
         )
     model.train(training)
     if folder is not None:
-        results = {"configuration": dataclasses.asdict(config), "versions": versions(), "history": history}
+        results = {
+            "configuration": dataclasses.asdict(config),
+            "versions": versions(logits[0].device),
+            "history": history,
+        }
         write_json(folder / "results.json", results)
     return FinetuneResult(config, history, folder)
 

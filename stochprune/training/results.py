@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
+from stochprune.training.device import device_name
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+
+def versions(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Versions of what a result depends on, and the device that it was found on."""
     return {
         "stochprune": importlib.metadata.version("stochprune"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
+        "device": device_name(torch.device(device)),
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import stochprune as sp
+from stochprune import models
 from stochprune.studies import bench
 from stochprune.studies import finetune as study
 from stochprune.studies.finetune import StudyConfig, run_study
@@ -123,7 +124,7 @@ def test_unknown_score(tmp_path):
 def test_cut_is_harden():
     """The masked network cut by its logits is what the public function makes of it."""
     dataset = study.data.load("digits", None)
-    dense = study.models.build("lenet_300_100", dataset.shape, 10, 0)
+    dense = models.build("lenet_300_100", dataset.shape, 10, 0)
     generator = torch.Generator().manual_seed(3)
     mask = {
         name: torch.rand(parameter.shape, generator=generator) < 0.3

@@ -138,7 +138,8 @@ def test_results_file(masked, loader, tmp_path):
     assert content["configuration"]["seed"] == 9
     assert content["history"] == result.history
     assert content["versions"]["torch"] == torch.__version__
-    assert set(content["versions"]) == {"stochprune", "python", "torch", "platform"}
+    assert set(content["versions"]) == {"stochprune", "python", "torch", "platform", "device"}
+    assert content["versions"]["device"] == "cpu"
 
 
 def test_another_start_is_refused_and_nothing_is_lost(masked, loader, tmp_path):

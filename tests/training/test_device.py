@@ -1,0 +1,25 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stochprune.training.device import device_name, device_of
+
+
+def test_the_cpu_and_the_default():
+    assert device_of("cpu") == device_of(torch.device("cpu")) == torch.device("cpu")
+    assert device_of("").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device_name(torch.device("cpu")) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x"])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match=f"device must be cpu or cuda, got '{name}'"):
+        device_of(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"there is no device cuda:99: torch sees \d+ GPUs"):
+        device_of("cuda:99")
