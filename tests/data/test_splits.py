@@ -91,3 +91,9 @@ def test_bad_fractions(fraction, message):
 def test_constant_inputs():
     with pytest.raises(ValueError, match="constant"):
         split(torch.ones(10, 3), torch.zeros(10, dtype=torch.int64), 0.5)
+
+
+def test_a_part_on_another_device_is_the_same_part():
+    part = split(torch.arange(20.0).view(10, 2), torch.zeros(10, dtype=torch.int64), 0.5).certify
+    there = part.to(torch.device("meta"))
+    assert there.x.is_meta and there.y.is_meta and there.digest == part.digest
