@@ -28,6 +28,9 @@ HOOKS = (
     "_backward_pre_hooks",
 )
 
+# What a layer holds for the moment, and no copy of it.
+MOMENTARY = ("given_weight", "draws_a_forward", "_last_draw", "_checkpointed", "_repeated_in")
+
 
 class MaskedLayer(nn.Module):
     """Base of the masked layers: a ``weight`` with one keep logit for each entry.
@@ -64,8 +67,11 @@ class MaskedLayer(nn.Module):
     mask_logits: Tensor
     mask_seed: Tensor
     mask_draw: Tensor
-    given_weight: Tensor | None = None  # already under its mask
+    given_weight: Tensor | None = None  # already under its mask, see one_launch
     draws_a_forward: int = 1  # see many_draws
+    _last_draw: Tensor | None = None
+    _checkpointed: int = 0
+    _repeated_in: int = -1  # autograd's number of the backward that repeated a forward
 
     def __init__(
         self,
@@ -161,9 +167,6 @@ class MaskedLayer(nn.Module):
         rng.check_address(seed=seed, stream=self.stream)
         self.register_buffer("mask_seed", torch.tensor([rng.as_int64(seed)], device=weight.device))
         self.register_buffer("mask_draw", torch.zeros(1, dtype=torch.int64, device=weight.device))
-        self._last_draw: Tensor | None = None
-        self._checkpointed = 0
-        self._repeated_in = -1  # autograd's number of the backward that repeated a forward
 
     def address(self) -> dict[str, Any]:
         """What the ops of :mod:`stochprune.functional` take for this forward; advances the draw counter."""
@@ -268,7 +271,7 @@ class MaskedLayer(nn.Module):
         return f"{self.dense_type.extra_repr(self)}, keep={keep}, estimator={self.estimator}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last_draw": None, "_checkpointed": 0, "_repeated_in": -1}
+        return {name: value for name, value in self.__dict__.items() if name not in MOMENTARY}
 
 
 def logits_of(keep: float | Tensor, weight: Tensor) -> Tensor:
@@ -279,7 +282,8 @@ def logits_of(keep: float | Tensor, weight: Tensor) -> Tensor:
     if not q.is_meta and not bool(((q > 0) & (q < 1)).all()):
         shown = keep if not isinstance(keep, Tensor) else f"a tensor from {q.min():.4g} to {q.max():.4g}"
         raise ValueError(f"keep must lie strictly between 0 and 1, got {shown}")
-    return torch.logit(q.double()).to(weight).expand_as(weight).contiguous()
+    logits = torch.logit(q.double()).to(weight).expand_as(weight)
+    return logits.clone(memory_format=torch.contiguous_format)  # contiguous() leaves one weight its strides of 0
 
 
 def _move_hooks(old: nn.Module, new: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stochprune.nn.layer import masked_layers
+from stochprune.nn.layer import MaskedLayer, masked_layers
 
 
 @contextlib.contextmanager
@@ -19,23 +19,24 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
             y = model(x)  # x [64 * M, ...]: rows s * M .. s * M + M - 1 under the s-th network
 
     Masked layers that draw take one mask for each part, of as many successive draws, in one launch a layer; their
-    counters advance by ``draws``. So the s-th part has the networks and, rounding aside, the outputs of the s-th of
-    as many forwards on M examples each. For the same examples under all networks repeat them. Gradients are the sums
-    over the networks.
+    counters advance by ``draws``. So where each layer runs once the s-th part has the network and, rounding aside, the
+    outputs of the s-th of as many forwards on M examples each. For the same examples under all networks repeat them.
+    Gradients are the sums over the networks.
 
-    Every layer must keep the batch's dimension, or a multiple of it with the batch outermost, first. Other modules must
-    treat the examples of a batch alike and apart, which batch normalisation does in evaluation mode alone. Not for
-    ``torch.compile``.
+    Every layer must keep the batch's dimension, or a multiple of it with the batch outermost, first; another dimension
+    there, time for instance, goes unnoticed where its size is a multiple too. Other modules must treat the examples of
+    a batch alike and apart, which batch normalisation does in evaluation mode alone. With activation checkpointing
+    backward must run inside. Not for ``torch.compile``.
 
     Args:
         model: converted.
         draws: at least 1; with 1 nothing changes.
 
     Raises:
-        ValueError: ``draws`` below 1; inside ``one_launch`` or another ``many_draws``. In a forward: a batch that
-            ``draws`` does not divide, a layer whose input has another first dimension.
+        ValueError: ``draws`` below 1; inside ``one_launch`` or another ``many_draws``. In a forward: no tensor with a
+            batch, one that ``draws`` does not divide, a layer whose input has another first dimension.
     """
-    layers = {name: layer for name, layer in masked_layers(model).items() if layer.samples_now}
+    layers = masked_layers(model)
     if draws < 1:
         raise ValueError(f"many_draws: draws must be at least 1, got {draws}")
     if any(layer.given_weight is not None or layer.draws_a_forward > 1 for layer in layers.values()):
@@ -43,25 +44,41 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
     if draws == 1:
         yield model
         return
+    names = {layer: name for name, layer in layers.items()}
     batch = 0
 
-    def measure(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def measure(entered: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal batch
-        batch = len(next(given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)))
+        if entered is not model:
+            return
+        lengths = [len(given) for given in (*args, *kwargs.values()) if isinstance(given, Tensor) and given.dim()]
+        if not lengths:
+            raise ValueError("many_draws: the model is given no tensor whose first dimension could be the batch")
+        batch = lengths[0]
         if batch % draws:
             raise ValueError(f"many_draws: a batch of {batch} does not divide into {draws} parts")
 
-    def take_apart(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def drawn(layer: MaskedLayer) -> bool:
+        """Whether this forward draws masks; a copy of the layer has the hooks and is outside."""
+        return layer in names and layer.samples_now and layer.given_weight is None
+
+    def take_apart(layer: MaskedLayer, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not drawn(layer):
+            return args
+        if not batch:
+            raise ValueError(f"many_draws: {names[layer]} runs outside of a forward of the model that was given")
+        if not args:
+            raise ValueError(f"many_draws: {names[layer]} has no input by position")
         x, *rest = args
-        if not batch or len(x) % batch:
-            name = next(name for name, known in layers.items() if known is layer)
+        if not x.dim() or len(x) % batch:
             raise ValueError(
-                f"many_draws: {name} has an input {tuple(x.shape)}, whose first dimension is not the batch, {batch}"
+                f"many_draws: {names[layer]} has an input {tuple(x.shape)}, whose first dimension is not the batch, "
+                f"{batch}"
             )
         return x.unflatten(0, (draws, -1)), *rest
 
-    def put_together(_: nn.Module, __: tuple[Any, ...], y: Tensor) -> Tensor:
-        return y.flatten(0, 1)
+    def put_together(layer: MaskedLayer, _: tuple[Any, ...], y: Tensor) -> Tensor:
+        return y.flatten(0, 1) if drawn(layer) else y
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(model.register_forward_pre_hook(measure, prepend=True, with_kwargs=True))

@@ -31,7 +31,6 @@ class RandomLayer(MaskedLayer):
         nn.Module.__init__(made)
         made.__dict__.update({k: v for k, v in layer.__dict__.items() if not k.startswith("_")})
         _move_hooks(layer, made)
-        made._last_draw, made._checkpointed = None, 0
         q = 1.0 if slab else torch.sigmoid(layer.mask_logits)
         made.weight = nn.Parameter(layer.weight * q)
         # softplus(rho) = sigma in float64 to the last digit that float32 holds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,6 +129,24 @@ def test_one_draw_and_layers_that_threshold_are_as_outside() -> None:
     assert not any(layer._forward_pre_hooks for layer in sp.nn.masked_layers(model).values())
 
 
+def test_layers_that_begin_to_draw_inside_draw_many() -> None:
+    model = sp.convert(nn.Sequential(nn.utils.skip_init(nn.Linear, 2, 2)), keep_kept=0.5).eval()
+    x = _numbers(DRAWS, 2)
+    with sp.nn.many_draws(model, DRAWS), sp.nn.sampling(model):
+        model(x)
+    assert int(model[0].mask_draw) == DRAWS
+
+
+def test_a_copy_made_inside_is_outside() -> None:
+    model, x = _case("zeros")
+    model.eval()
+    with sp.nn.sampling(model), sp.nn.many_draws(model, DRAWS):
+        other = copy.deepcopy(model)
+        together = model(x)
+        alone = [other(part) for part in x[:12].split(3)]  # 4 forwards of 3, which does not divide into 5
+        torch.testing.assert_close(torch.cat(alone), together[:12], rtol=1e-5, atol=1e-5)
+
+
 def test_what_cannot_be_served_is_refused() -> None:
     model, x = _case("zeros")
     model.train()
@@ -153,6 +173,26 @@ def test_an_input_without_the_batch_is_refused() -> None:
     model = sp.convert(Positions(), include=["*"]).train()
     with pytest.raises(ValueError, match=r"table.weight has an input \(6,\)"), sp.nn.many_draws(model, 2):
         model(_numbers(4, 6, 4))
+
+
+def test_a_batch_that_cannot_be_seen_is_refused() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = sp.nn.MaskedLinear(3, 2)
+
+        def forward(self, given: dict[str, Tensor] | Tensor) -> Tensor:
+            return self.fc(x=given)
+
+    model, x = Network().train(), _numbers(4, 3)
+    with sp.nn.many_draws(model, 2):
+        for given in ({"x": x}, torch.tensor(1.0)):
+            with pytest.raises(ValueError, match="no tensor whose first dimension could be the batch"):
+                model(given)
+        with pytest.raises(ValueError, match=r"fc\.weight runs outside of a forward of the model"):
+            model.fc(x)
+        with pytest.raises(ValueError, match=r"fc\.weight has no input by position"):
+            model(x)
 
 
 def test_the_counter_does_not_run_past_its_end() -> None:
