@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ class Posterior(nn.Module):
     Attributes:
         model: the network.
         prior: what it starts from; KL(Q || P) is 0 there.
+
+    Raises:
+        ValueError: layers that share a stream and not their logits, or these and no stream.
     """
 
     def __init__(self, prior: Prior) -> None:
@@ -28,8 +33,13 @@ class Posterior(nn.Module):
         self.prior = prior
         self.model = copy.deepcopy(prior.model).requires_grad_(False).eval()
         self.layers = masked_layers(self.model)
+        _require_own_streams(self.layers)
         for layer in self.layers.values():
             layer.sample = True
+
+    def train(self, mode: bool = True) -> Posterior:
+        """Stays in evaluation mode."""
+        return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -118,6 +128,17 @@ class MaskPosterior(Posterior):
     def curvatures(self) -> list[tuple[Tensor, Tensor]]:
         start = {id(layer.mask_logits): self.start[name] for name, layer in self.layers.items()}
         return [(tensor, mask_curvature(tensor, start[id(tensor)])) for tensor in self.logits]
+
+
+def _require_own_streams(layers: Mapping[str, MaskedLayer]) -> None:
+    """The divergence is that of one independent mask for each tensor of logits."""
+    for (a, one), (b, other) in itertools.combinations(layers.items(), 2):
+        if (one.stream == other.stream) != (one.mask_logits is other.mask_logits):
+            shared, apart = ("a stream", "logits") if one.stream == other.stream else ("logits", "streams")
+            raise ValueError(
+                f"{a} and {b} share {shared} and have {apart} of their own, so that the masks drawn are not those that "
+                f"the divergence counts: convert the whole model at once"
+            )
 
 
 def mask_curvature(logits: Tensor, start: Tensor) -> Tensor:

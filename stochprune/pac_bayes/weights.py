@@ -16,6 +16,9 @@ from stochprune.pac_bayes.random_layers import RANDOM, RandomLayer
 class WeightPosterior(Posterior):
     """A posterior over the weights of linear layers and convolutions; other masked layers keep the prior's masks.
 
+    The network must use the weights through these layers alone: whoever reads ``layer.weight`` gets the mean, which is
+    not random and for which the divergence does not pay.
+
     Raises:
         ValueError: no such layer, or layers that share their weight.
     """

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.special import rel_entr
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from stochprune import rng
 from stochprune.models import pbb_cnn
@@ -151,6 +152,33 @@ def test_tied_weights_are_refused_by_weight_posteriors(prior):
     tied.model.fc1.weight = tied.model.fc2.weight
     with pytest.raises(ValueError, match="layers that share no weight"):
         make_posterior(tied, "gaussian")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_that_the_divergence_counts_otherwise_are_refused(family):
+    """Two models converted apart have one stream for weights of one name, and so the same uniforms."""
+    halves = [convert(initialised(lambda: nn.Sequential(nn.Linear(4, 4)), i), keep_kept=0.8) for i in (0, 1)]
+    model = nn.Sequential(*halves)
+    with pytest.raises(ValueError, match=r"0\.0\.weight and 1\.0\.weight share a stream and have logits of their own"):
+        make_posterior(Prior(model, ()), family)
+    model[1][0].stream, model[1][0].mask_logits = 7, model[0][0].mask_logits
+    with pytest.raises(ValueError, match="share logits and have streams of their own"):
+        make_posterior(Prior(model, ()), family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(family, use_reentrant):
+    posterior, found = make_posterior(data_free(lambda: nn.Linear(4, 2)), family), []
+    tensors = [tensor.requires_grad_() for tensor, _ in posterior.curvatures()]
+    for run in (posterior, lambda x: checkpoint(posterior, x, use_reentrant=use_reentrant)):
+        posterior.at(0, 5)
+        run(torch.ones(3, 4, requires_grad=True)).square().sum().backward()
+        found.append([tensor.grad for tensor in tensors])
+        for tensor in tensors:
+            tensor.grad = None
+    for plain, repeated in zip(*found, strict=True):
+        torch.testing.assert_close(repeated, plain)
 
 
 def data_free(construct: Callable[[], nn.Module], include: object = None) -> Prior:
