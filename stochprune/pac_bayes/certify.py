@@ -55,7 +55,7 @@ def certify(
     expectation over networks the posterior's. That is all that the bounds of :mod:`stochprune.bounds.monte_carlo` ask
     for. The networks must be new to the posterior, whose training saw draws as well: the seed of the masks here comes
     from ``seed`` by a hash, and is never that of a training. Small batches of many draws share a forward
-    (:func:`stochprune.nn.many_draws`).
+    (:func:`stochprune.nn.many_draws`), if the network gives them there what it gives them alone.
 
     Args:
         posterior: from :func:`stochprune.pac_bayes.self_bound`, or a prior's own by
@@ -79,7 +79,7 @@ def certify(
     kl = {name: value.item() for name, value in posterior.kl().items()}
     if not math.isfinite(math.fsum(kl.values())):
         raise ValueError(f"the divergence from the prior is not finite: {kl}")
-    posterior.estimate_by("straight_through")
+    posterior.eval().estimate_by("straight_through")
     mask_seed = int(generator(seed, "certify", "masks").integers(1 << 63))
     per_draw = config.draw_examples or len(part)
     certificate = Certificate(
@@ -109,8 +109,9 @@ def certify(
         certificate.losses.extend((checkpoint.load() or {"losses": []})["losses"])
     together = draws_together(posterior, part, certificate)
     pause = together * math.ceil(config.draws / _CHUNKS / together)
-    for first in range(certificate.draws, config.draws, together):
-        certificate.losses.extend(draw_losses(posterior, part, certificate, first, together))
+    while (done := certificate.draws) < config.draws:
+        # Up to the next multiple, wherever a run under another number of draws together was killed.
+        certificate.losses.extend(draw_losses(posterior, part, certificate, done, together - done % together))
         done = certificate.draws
         if done % pause == 0 or done == config.draws:
             if checkpoint is not None:
@@ -127,13 +128,28 @@ def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -
     examples = certificate.draw_examples or len(part)
     most = DRAWS[next(posterior.parameters()).device.type]
     together = min(most, _BATCH // examples, _WEIGHTS // max(1, weights), certificate.planned // _CHUNKS)
-    if together < 2:
-        return 1
-    try:  # a layer may look at something else than the batch, such as positions
-        network_losses(posterior, part.x[:2].unsqueeze(1), part.y[:2].unsqueeze(1), "zero_one", 0, 0)
-    except ValueError:
+    if together < 2 or not draws_apart(posterior, *draw_examples(part, certificate, 0, min(together, 8))):
         return 1
     return together
+
+
+def draws_apart(posterior: Posterior, x: Tensor, y: Tensor) -> bool:
+    """Whether networks that share a forward are those of single forwards, up to rounding.
+
+    They are not where a layer has something else than the batch first, such as positions or time. Rounding changes the
+    losses on x [D, n, ...] and y [D, n] by less than a hundredth of what the next network in each one's place does.
+    """
+
+    def alone(shift: int) -> Tensor:
+        draws = range(len(x))
+        return torch.cat([network_losses(posterior, x[[t]], y[[t]], "cross_entropy", 0, t + shift) for t in draws])
+
+    try:
+        shared = network_losses(posterior, x, y, "cross_entropy", 0, 0)
+    except (ValueError, RuntimeError):
+        return False
+    single = alone(0)
+    return bool((shared - single).abs().sum() < (alone(1) - single).abs().sum() / 100)
 
 
 def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int) -> int:
@@ -197,5 +213,5 @@ def model_digest(posterior: Posterior) -> str:
 def mean_loss(posterior: Posterior, x: Tensor, y: Tensor, draws: int, seed: int) -> float:
     """The mean 0-1 loss of ``draws`` networks of the posterior on the examples: an estimate, no bound."""
     mask_seed = int(generator(seed, "estimate", "masks").integers(1 << 63))
-    shared = x.expand(draws, *x.shape), y.expand(draws, -1)
-    return network_losses(posterior, *shared, "zero_one", mask_seed, 0).mean().item()
+    networks = [network_losses(posterior, x[None], y[None], "zero_one", mask_seed, t) for t in range(draws)]
+    return torch.cat(networks).mean().item()

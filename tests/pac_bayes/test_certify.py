@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from stochprune import bounds
+from stochprune.data.splits import split
 from stochprune.models import mlp
-from stochprune.nn import convert, masked_layers
+from stochprune.models.initialise import initialised
+from stochprune.nn import convert, gate_branches, masked_layers
 from stochprune.pac_bayes import (
     CertifyConfig,
     Prior,
@@ -25,7 +27,7 @@ from stochprune.pac_bayes import (
     make_posterior,
     train_prior,
 )
-from stochprune.pac_bayes.certify import draw_loss
+from stochprune.pac_bayes.certify import draw_loss, mean_loss
 from stochprune.training import CheckpointError
 from tests.pac_bayes.conftest import Stop, make_prior, make_split
 
@@ -114,7 +116,7 @@ def test_draws_that_share_a_forward_are_those_of_single_ones(prior, parts, famil
     calls = []
     posterior.model.register_forward_hook(lambda *_: calls.append(1))
     together = certify(posterior, parts.certify, config)
-    assert len(calls) == math.ceil(503 / 8) + 1  # one to see whether the network takes it
+    assert len(calls) == 1 + 2 * 8 + math.ceil(503 / 8)  # the first to see whether the network takes it
     repeated = [draw_loss(posterior, parts.certify, together, t) for t in (0, 7, 8, 502)]
     assert repeated == [together.losses[t] for t in (0, 7, 8, 502)]
     monkeypatch.setattr(sys.modules[certify.__module__], "_BATCH", 20)
@@ -126,26 +128,93 @@ def test_draws_that_share_a_forward_are_those_of_single_ones(prior, parts, famil
     assert len(set(alone.losses)) > 5
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 3), (3, 8)])
+def test_a_run_goes_on_with_other_numbers_of_draws_together(posterior, parts, tmp_path, before, after, monkeypatch):
+    class Pauses:
+        def __init__(self, stop: bool) -> None:
+            self.seen, self.stop = [], stop
+
+        def on_draws(self, done: int, total: int, bound: float) -> None:
+            self.seen.append(done)
+            if self.stop and done >= 50:
+                raise Stop
+
+    config = CertifyConfig(draws=1000, draw_examples=20)
+    whole = certify(posterior, parts.certify, config)
+    draws = sys.modules[certify.__module__].DRAWS
+    monkeypatch.setitem(draws, "cpu", before)
+    with pytest.raises(Stop):
+        certify(posterior, parts.certify, config, folder=tmp_path, callbacks=[Pauses(True)])
+    monkeypatch.setitem(draws, "cpu", after)
+    pauses = Pauses(False)
+    assert certify(posterior, parts.certify, config, folder=tmp_path, callbacks=[pauses]) == whole
+    assert len(pauses.seen) > 30 and pauses.seen[-1] == 1000
+
+
 class Positions(nn.Module):
     """A network one of whose layers does not see the batch."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()
-        self.model, self.table = model, nn.utils.skip_init(nn.Embedding, 1, 6)
-        with torch.no_grad():
-            self.table.weight.fill_(1.0)
+        self.table, self.model = nn.Embedding(length, 4), mlp((4, 6, 3), seed=0)
 
     def forward(self, x):
-        return self.model(x + self.table(torch.zeros(1, dtype=torch.int64)))
+        return self.model((x + self.table(torch.arange(x.shape[1]))).flatten(0, 1)).view(*x.shape[:2], 3).mean(1)
 
 
-def test_a_network_that_looks_past_the_batch_takes_one_draw_at_a_time(parts):
-    network = Positions(mlp([6, 12, 3], seed=0))
-    posterior = make_posterior(Prior(convert(network, include="*", keep_kept=0.8), ()), "masks")
-    calls = []
-    posterior.model.register_forward_hook(lambda *_: calls.append(1))
-    certify(posterior, parts.certify, CertifyConfig(draws=200, draw_examples=20))
-    assert len(calls) == 200
+class TimeFirst(nn.Module):
+    """A network whose layers see time before the batch, by themselves or in one dimension."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.fc, self.head = flat, nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        x = self.fc(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self.flat else self.fc(x)
+        return self.head(x.tanh().mean(0))
+
+
+@pytest.mark.parametrize(
+    ("construct", "length"),
+    [
+        (lambda: Positions(3), 3),
+        (lambda: Positions(160), 160),  # as many as a forward has examples
+        (lambda: TimeFirst(False), 3),
+        (lambda: TimeFirst(False), 160),
+        (lambda: TimeFirst(True), 3),
+    ],
+)
+def test_networks_that_would_be_mixed_take_one_draw_at_a_time(construct, length):
+    numbers = torch.Generator().manual_seed(0)
+    x, y = torch.randn(100, length, 4, generator=numbers), torch.randint(0, 3, (100,), generator=numbers)
+    model = convert(initialised(construct, 0), include="*", keep_kept=0.8)
+    posterior, part = make_posterior(Prior(model, ()), "masks"), split(x, y, 0.0).certify
+    outputs = []
+    posterior.model.register_forward_hook(lambda module, args, y: outputs.append(len(y)))
+    certify(posterior, part, CertifyConfig(draws=403, draw_examples=20))
+    assert outputs[-403:] == [20] * 403
+    outputs.clear()
+    mean_loss(posterior, x, y, 2, 0)
+    assert outputs == [100] * 2
+
+
+def test_gates_share_a_forward(parts):
+    model = gate_branches(convert(mlp((6, 12, 3), seed=0), keep_kept=0.8), "fc1", keep=0.7)
+    posterior, outputs = make_posterior(Prior(model, ()), "masks"), []
+    posterior.model.register_forward_hook(lambda module, args, y: outputs.append(len(y)))
+    certify(posterior, parts.certify, CertifyConfig(draws=400, draw_examples=20))
+    assert outputs[-50:] == [160] * 50
+
+
+def test_a_posterior_stays_in_evaluation_mode(parts):
+    model = convert(nn.Sequential(mlp((6, 12), seed=0), nn.BatchNorm1d(12), mlp((12, 3), seed=1)), include="0.*")
+    posterior = make_posterior(Prior(model, ()), "masks")
+    whole = certify(posterior, parts.certify, QUICK)
+    posterior.train()
+    assert not posterior.model[1].training
+    posterior.model.train()
+    assert certify(posterior, parts.certify, QUICK) == whole
 
 
 def test_seen_examples_are_refused(posterior, parts):
