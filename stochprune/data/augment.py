@@ -24,7 +24,7 @@ class Augmented:
 
     def __init__(self, batches: Batches, pixels: int, flip: bool = False) -> None:
         if pixels < 0 or batches.x.dim() != 4 or pixels >= min(batches.x.shape[2:]):
-            raise ValueError(f"images {tuple(batches.x.shape)} cannot be shifted by {pixels} pixels")
+            raise ValueError(f"{tuple(batches.x.shape)} are no images, or cannot be shifted by {pixels} pixels")
         self.batches, self.pixels, self.flip = batches, pixels, flip
         self.background = float(batches.x.min())
 
