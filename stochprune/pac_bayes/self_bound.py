@@ -113,5 +113,5 @@ def self_bound(
     posterior.estimate_by("straight_through")  # hard masks of one network, whatever the training drew
     if folder is not None:
         content = {"configuration": dataclasses.asdict(config), "family": family, "delta": delta, "seed": seed}
-        write_json(folder / "results.json", {**content, "versions": versions(), "history": history})
+        write_json(folder / "results.json", {**content, "versions": versions(part.x.device), "history": history})
     return SelfBoundResult(posterior, config, history, folder)
