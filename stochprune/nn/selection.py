@@ -159,13 +159,17 @@ def _matches(model: nn.Module, name: str, selectors: Selectors) -> bool:
 
 
 def _refuse_strange_ties(model: nn.Module, groups: Sequence[Group]) -> None:
-    """A weight that something else holds too would lose its tie in harden."""
+    """A weight that something else holds too would lose its tie in harden; one read in both ways has two masks."""
     owners = {id(group.weight): group for group in groups}
+    for group in groups:
+        apart = {masked_type(layer) is MaskedTransposedLinear: name for name, layer in group.layers.items()}
+        if len(apart) == 2:
+            raise ValueError(f"convert: {apart[True]} is tied to {apart[False]}, which has it transposed; exclude both")
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            group = owners.get(id(parameter))
-            if group is not None and (name != "weight" or module not in group.layers.values()):
+            owner = owners.get(id(parameter))
+            if owner is not None and (name != "weight" or module not in owner.layers.values()):
                 place = f"{prefix}.{name}" if prefix else name
                 raise ValueError(
-                    f"convert: {next(iter(group.layers))} is tied to {place}, which cannot be masked; exclude it"
+                    f"convert: {next(iter(owner.layers))} is tied to {place}, which cannot be masked; exclude it"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def replay(path: Path, draw: int, *, data_dir: Path | None = None, device: str |
         device: need not be that of the run.
 
     Raises:
-        ValueError: no such draw or device, or data or a posterior that are not those of the certificate.
+        ValueError: no such draw or device, or data, a posterior or divergences that are not those of the certificate.
         FileNotFoundError: files of the run are missing.
     """
     certificate = load_certificate(path)
@@ -175,6 +176,10 @@ def _rebuild(
     _load(posterior.model, path.with_suffix(".pt"))
     if model_digest(posterior) != certificate.model:
         raise ValueError(f"{path.with_suffix('.pt')} is not the posterior of {path}")
+    for name, value in posterior.kl().items():
+        stated = certificate.kl.get(name, math.nan)
+        if not math.isclose(value.item(), stated, rel_tol=1e-6, abs_tol=1e-9):
+            raise ValueError(f"{path} states a divergence of {stated:.9g} nats for {name}, found {value.item():.9g}")
     return posterior, part.to(device)
 
 

@@ -99,3 +99,11 @@ def test_gpt2_of_transformers(generator, monkeypatch):
     assert type(model.transformer.h[0].attn.c_attn) is Conv1D
     zeros = [(p == 0).sum() for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name]
     assert abs(int(sum(zeros)) - 0.5 * (37 * 24 + 2 * 12 * 24 * 24)) <= 1
+
+
+def test_a_weight_read_in_both_ways_is_refused():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(6, 6), Conv1D(6, 6))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"1\.weight is tied to 0\.weight, which has it transposed"):
+        sp.convert(model)

@@ -97,6 +97,19 @@ def test_certificates_of_random_convolutions(tmp_path):
         replay(folder / "gaussian-quadratic.json", 0)
 
 
+def test_replay_refuses_divergences_that_are_not_the_posteriors(finished, tmp_path):
+    for path in finished[0].iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "masks-quadratic.json"
+    certificate = load_certificate(path)
+    kl = {**certificate.kl, "fc2.weight": certificate.kl["fc2.weight"] / 2}
+    dataclasses.replace(certificate, kl=kl).save(path)
+    assert load_certificate(path).bound < certificate.bound  # consistent in itself
+    with pytest.raises(ValueError, match=r"states a divergence of .* nats for fc2.weight, found"):
+        replay(path, 0)
+
+
 def test_replay_of_another_posterior_is_refused(finished, tmp_path):
     for path in finished[0].iterdir():
         if path.is_file():
