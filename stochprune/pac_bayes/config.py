@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from stochprune import scores
 from stochprune.training.config import _check_choices, _check_counts, _check_positive, option
 
 
@@ -18,8 +19,8 @@ class PriorConfig:
 
     prior_fraction: float = option(0.5, "Fraction of the training set for the prior; 0 is a data-free prior.")
     include: str = option("*", "Shell pattern of the names of the weights that are random; the others are fixed.")
-    score: Literal["none", "magnitude", "snip", "random"] = option(
-        "none", "Pruning score of the prior's mask, taken after a first dense training on the prior's part."
+    score: str = option(
+        "none", "Pruning score of the prior's mask (any, or none), after a first dense training on the prior's part."
     )
     sparsity: float = option(0.0, "Fraction of weights that the prior's mask prunes (with a score).")
     keep: float = option(0.95, "Probability with which the prior keeps a weight of its mask.")
@@ -42,6 +43,8 @@ class PriorConfig:
         for name in ("prior_fraction", "sparsity"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.score != "none":
+            scores.by_name(self.score)  # refuses an unknown one
         if (self.score == "none") != (self.sparsity == 0):
             raise ValueError(f"score {self.score} and sparsity {self.sparsity:g} do not go together: give both or none")
 

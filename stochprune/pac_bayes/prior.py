@@ -70,9 +70,8 @@ def train_prior(
         if part is None:
             raise ValueError(f"the score {config.score} needs a trained network: give the prior a part of the data")
         _train(model, part, config, seed, folder / "dense" if folder else None, callbacks)
-        options = {"seed": seed} if config.score == "random" else {}
         batches = part.batches(config.prior_batch_size, seed)
-        scored = scores.by_name(config.score)(model, F.cross_entropy, batches, **options)
+        scored = scores.compute(config.score, model, F.cross_entropy, batches, sparsity=config.sparsity, seed=seed)
         chosen = masks.from_scores(
             {name: s for name, s in scored.items() if fnmatchcase(name, config.include)}, config.sparsity
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stochprune import rng
+from stochprune import rng, scores
 from stochprune.models import mlp
 from stochprune.nn import masked_layers
 from stochprune.pac_bayes import PriorConfig, train_prior
@@ -54,8 +54,9 @@ def test_a_data_free_prior_is_the_initial_network(parts, priors):
     assert torch.allclose(prior.model.fc1.weight, mlp((6, 12, 3), seed=0).fc1.weight * 2**0.5)
 
 
-def test_a_score_prunes(parts, priors):
-    prior = priors(parts, score="magnitude", sparsity=0.5, keep_pruned=0.2)
+@pytest.mark.parametrize("score", [*scores._SCORES])
+def test_every_score_prunes(parts, priors, score):
+    prior = priors(parts, score=score, sparsity=0.5, keep_pruned=0.2)
     q = torch.cat([torch.sigmoid(layer.mask_logits).flatten() for layer in masked_layers(prior.model).values()])
     assert q.numel() == 108 and ((q - 0.9).abs() < 1e-4).sum() == 54 and ((q - 0.2).abs() < 1e-4).sum() == 54
 
@@ -74,6 +75,7 @@ def test_include_names_what_is_random(parts, priors):
     [
         ({"keep": 1.0}, "keep must lie strictly between 0 and 1, got 1.0"),
         ({"score": "snip"}, "score snip and sparsity 0 do not go together"),
+        ({"score": "snap", "sparsity": 0.5}, "unknown score 'snap'; known are: magnitude, random"),
         ({"sparsity": 0.5}, "score none and sparsity 0.5 do not go together"),
         ({"prior_fraction": 1.0}, r"prior_fraction must lie in \[0, 1\), got 1.0"),
         ({"sigma": 0.0}, "sigma must be positive"),
