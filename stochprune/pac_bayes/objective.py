@@ -31,8 +31,10 @@ class Objective(nn.Module):
         self.posterior, self.m, self.delta, self.config = posterior, m, delta, config
         self.slope = 1 / m
         """df/dKL at the last batch."""
-        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # of the risk, of 1, over the epoch's batches
-        self.register_buffer("lam", torch.ones((), dtype=torch.float64))
+        device = next(posterior.parameters()).device
+        # of the risk, of 1, over the epoch's batches
+        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64, device=device))
+        self.register_buffer("lam", torch.ones((), dtype=torch.float64, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.posterior(x)

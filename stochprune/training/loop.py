@@ -86,9 +86,6 @@ def fit(
     """
     constraint = constraint or Constraint()
     device = next(model.parameters()).device
-    for module in model.modules():  # the sums of an objective are made on the CPU
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
     state = State(model, epochs, len(loader) if isinstance(loader, Sized) else None, constraint=constraint)
     if checkpoint is not None:
         _restore(state, optimizer, checkpoint)
