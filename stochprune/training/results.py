@@ -14,15 +14,15 @@ import torch
 from stochprune.training.device import device_name
 
 
-def versions(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Versions of what a result depends on, and the device that it was found on."""
-    return {
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """Versions of what a result depends on, and the device that it was found on, if that is told."""
+    found = {
         "stochprune": importlib.metadata.version("stochprune"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": device_name(torch.device(device)),
     }
+    return found if device is None else found | {"device": device_name(device)}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
