@@ -126,7 +126,7 @@ def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -
     """How many draws share a forward: the same for whoever goes on, or repeats a draw."""
     weights = sum(layer.weight.numel() for layer in posterior.layers.values())
     examples = certificate.draw_examples or len(part)
-    most = DRAWS[next(posterior.parameters()).device.type]
+    most = DRAWS.get(next(posterior.parameters()).device.type, 1)
     together = min(most, _BATCH // examples, _WEIGHTS // max(1, weights), certificate.planned // _CHUNKS)
     if together < 2 or not draws_apart(posterior, *draw_examples(part, certificate, 0, min(together, 8))):
         return 1
