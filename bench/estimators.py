@@ -41,8 +41,8 @@ from stochprune.pac_bayes import (
     train_prior,
 )
 from stochprune.pac_bayes.objective import Objective
+from stochprune.runs.results import versions
 from stochprune.seeding import generator
-from stochprune.training.results import versions
 
 ROOT = Path(__file__).parent.parent
 PAGE, HEADING = ROOT / "docs" / "estimators.md", "## Measured"

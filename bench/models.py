@@ -30,7 +30,8 @@ import stochprune as sp
 from bench.memory import saved_bytes
 from bench.report import table
 from stochprune.models import resnet18, resnet20, vgg16
-from stochprune.training.results import versions, write_json
+from stochprune.runs.files import write_json
+from stochprune.runs.results import versions
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5

@@ -16,8 +16,8 @@ from torch.utils.benchmark import Timer
 
 from stochprune import backends, functional
 from stochprune.cli.options import Device, errors_in_one_line, split
+from stochprune.runs.device import device_of
 from stochprune.seeding import generator
-from stochprune.training.device import device_of
 
 
 def bench(

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from stochprune.cli.options import errors_in_one_line, options_from
+from stochprune.runs.files import write_json
+from stochprune.runs.results import versions
 from stochprune.theory.lab import LinearLabConfig, run
 from stochprune.theory.lab_figures import draw
 from stochprune.training.config import digest
-from stochprune.training.results import versions, write_json
 
 
 @options_from({LinearLabConfig: "Linear lab"})

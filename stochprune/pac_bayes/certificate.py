@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from stochprune import bounds
-from stochprune.training.results import versions, write_json
+from stochprune.runs.files import write_json
+from stochprune.runs.results import versions
 
 FORMAT = "stochprune-certificate-1"
 

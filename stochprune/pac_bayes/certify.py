@@ -16,8 +16,8 @@ from stochprune.pac_bayes.certificate import Certificate
 from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
+from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.seeding import generator
-from stochprune.training.checkpoint import Checkpoint, fingerprint
 from stochprune.training.config import digest
 
 P_MIN = 1e-4

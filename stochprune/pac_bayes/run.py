@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,11 @@ from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior, train_prior
 from stochprune.pac_bayes.self_bound import self_bound
+from stochprune.runs.device import device_of
+from stochprune.runs.files import load_tensors, read_json, save_tensors, write_json
+from stochprune.runs.results import versions
 from stochprune.training.config import digest
-from stochprune.training.device import device_of
 from stochprune.training.progress import ProgressBar
-from stochprune.training.results import versions, write_json
 
 CONTROL = "prior"
 """In the place of an objective: the prior's own certificate, at KL = 0, on the same examples."""
@@ -71,7 +70,7 @@ def run_certify(
     with ProgressBar("prior: training") as bar:
         model = models.build(config.model, dataset.shape, dataset.num_classes, config.seed).to(place)
         prior = train_prior(model, known, config.prior, seed=config.seed, folder=folder / "prior", callbacks=[bar])
-    torch.save(prior.model.state_dict(), folder / "prior.pt")
+    save_tensors(folder / "prior.pt", prior.model.state_dict())
     rows = []
     for family, objective in itertools.product(config.posteriors, (CONTROL, *config.objectives)):
         history: list[dict[str, float]] = []
@@ -93,7 +92,7 @@ def run_certify(
                 )
             posterior, history = found.posterior, found.history
         test_error = mean_loss(posterior, test_x, test_y, TEST_DRAWS, config.seed)
-        torch.save(posterior.model.state_dict(), folder / f"{name}.pt")
+        save_tensors(folder / f"{name}.pt", posterior.model.state_dict())
         with Progress(f"{name}: certifying", config.certify.draws) as bar:
             certificate = certify(
                 posterior,
@@ -148,7 +147,7 @@ def replay(path: Path, draw: int, *, data_dir: Path | None = None, device: str |
 
     Raises:
         ValueError: no such draw or device, or data, a posterior or divergences that are not those of the certificate.
-        FileNotFoundError: files of the run are missing.
+        CheckpointError: a file of the run is missing or damaged.
     """
     certificate = load_certificate(path)
     if not 0 <= draw < certificate.draws:
@@ -184,25 +183,27 @@ def _rebuild(
 
 
 def _load(model: nn.Module, path: Path) -> None:
+    state = load_tensors(path, "network")
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is truncated, or belongs to another network") from error
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} belongs to another network") from error
 
 
 def load_configuration(path: Path) -> RunConfig:
     """The configuration of a run from its ``configuration.json``.
 
     Raises:
-        ValueError: the file is truncated, or no configuration of a run.
+        ValueError: it is no configuration of a run.
+        CheckpointError: see :func:`stochprune.runs.read_json`.
     """
+    content = read_json(path, "configuration")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         content["prior"] = PriorConfig(**content["prior"])
         content["self_bound"] = SelfBoundConfig(**content["self_bound"])
         content["certify"] = CertifyConfig(**content["certify"])
         for name in ("posteriors", "objectives"):
             content[name] = tuple(content[name])
         return RunConfig(**content)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is truncated, or not the configuration of a certificate's run") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of a certificate's run") from error

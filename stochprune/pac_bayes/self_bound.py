@@ -14,10 +14,11 @@ from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.objective import NaturalGradient, Objective
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior
-from stochprune.training.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.files import write_json
+from stochprune.runs.results import versions
 from stochprune.training.config import digest
 from stochprune.training.loop import fit
-from stochprune.training.results import versions, write_json
 from stochprune.training.schedules import SCHEDULES, follow
 
 

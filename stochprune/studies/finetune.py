@@ -31,15 +31,16 @@ from torch import Tensor, nn
 from stochprune import data, masks, scores
 from stochprune.data import Batches, Dataset
 from stochprune.nn import convert, masked_layers
+from stochprune.runs.device import device_of
+from stochprune.runs.files import write_json
+from stochprune.runs.results import versions
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
 from stochprune.studies.store import remember
 from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, digest, option
-from stochprune.training.device import device_of
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
 from stochprune.training.progress import ProgressBar
-from stochprune.training.results import versions, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,9 @@ import torch
 
 from stochprune import data, masks, report
 from stochprune.data import subset
+from stochprune.runs.device import device_of
+from stochprune.runs.files import write_json
+from stochprune.runs.results import versions
 from stochprune.studies import figures, tables
 from stochprune.studies.bench import Bench
 from stochprune.studies.finetune import StudyConfig, run_study
@@ -22,9 +25,7 @@ from stochprune.studies.initialisation import Cell, InitialisationConfig, run_ce
 from stochprune.studies.plan import Plan
 from stochprune.studies.store import read_json, remember
 from stochprune.training.config import digest
-from stochprune.training.device import device_of
 from stochprune.training.progress import ProgressBar
-from stochprune.training.results import versions, write_json
 
 Rows = list[dict[str, Any]]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from stochprune.training.checkpoint import CheckpointError
-from stochprune.training.results import versions, write_json
+from stochprune.runs.files import CheckpointError, write_json
+from stochprune.runs.results import versions
 
 
 def remember(

@@ -23,13 +23,14 @@ from stochprune.pac_bayes.certify import certify
 from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.prior import Prior
+from stochprune.runs.device import device_of
+from stochprune.runs.files import write_json
+from stochprune.runs.results import versions
 from stochprune.theory import comparators, compression, sketch
 from stochprune.theory.spectral import norm_lower, norm_upper
 from stochprune.theory.subject import Subject, network, next_mask, weights_of
 from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
-from stochprune.training.device import device_of
 from stochprune.training.progress import ProgressBar
-from stochprune.training.results import versions, write_json
 from stochprune.training.weights import train_weights
 
 

@@ -1,7 +1,7 @@
 """The trainers: one loop with callbacks and checkpoints, under mask fine-tuning and weight training alike."""
 
+from stochprune.runs.files import CheckpointError
 from stochprune.training.annealing import PriorStrength, Sparsity, Temperature
-from stochprune.training.checkpoint import CheckpointError
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.early_pruning import PruneEarly, early_pruning_indicator
 from stochprune.training.evaluate import StochasticError, error, predict, stochastic_error

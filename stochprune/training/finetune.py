@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from stochprune import rng
 from stochprune.nn import masked_layers, sampling
+from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.files import write_json
+from stochprune.runs.results import versions
 from stochprune.training.budget import make_budget
-from stochprune.training.checkpoint import Checkpoint, fingerprint
 from stochprune.training.config import FinetuneConfig, digest
 from stochprune.training.loop import Loader, LossFunction, fit
-from stochprune.training.results import versions, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stochprune.training.checkpoint import Checkpoint
+from stochprune.runs.checkpoint import Checkpoint
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 LossFunction = Callable[[Tensor, Tensor], Tensor]

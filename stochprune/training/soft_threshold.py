@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.scores import prunable_weights
-from stochprune.training.checkpoint import Checkpoint, fingerprint
 from stochprune.training.config import WeightConfig, _check_positive, digest, option
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, follow

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stochprune.training.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.training.config import WeightConfig, digest
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, Schedule, follow

@@ -6,7 +6,6 @@ import dataclasses
 import json
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from stochprune.cli import app
@@ -20,6 +19,7 @@ from stochprune.pac_bayes import (
     run_certify,
 )
 from stochprune.report.certificates import certificate_table, draw_certificates
+from stochprune.runs import CheckpointError, load_tensors, read_json, save_tensors, write_json
 
 TINY = RunConfig(
     posteriors=("masks", "gaussian"),
@@ -90,9 +90,9 @@ def test_certificates_of_random_convolutions(tmp_path):
         found = replay(path, 19)
         assert found.found == found.stated == certificate.losses[19] / 64
         assert list(found.kept) == ([] if row["family"] == "gaussian" else list(certificate.kl))
-    state = torch.load(folder / "gaussian-quadratic.pt", weights_only=True)
+    state = load_tensors(folder / "gaussian-quadratic.pt")
     state["conv1.rho"][0, 0, 0, 0] += 1
-    torch.save(state, folder / "gaussian-quadratic.pt")
+    save_tensors(folder / "gaussian-quadratic.pt", state)
     with pytest.raises(ValueError, match=r"gaussian-quadratic\.pt is not the posterior of"):
         replay(folder / "gaussian-quadratic.json", 0)
 
@@ -114,21 +114,21 @@ def test_replay_of_another_posterior_is_refused(finished, tmp_path):
     for path in finished[0].iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    state = torch.load(tmp_path / "masks-quadratic.pt", weights_only=True)
+    state = load_tensors(tmp_path / "masks-quadratic.pt")
     state["fc1.weight"][0, 0] += 1
-    torch.save(state, tmp_path / "masks-quadratic.pt")
+    save_tensors(tmp_path / "masks-quadratic.pt", state)
     with pytest.raises(ValueError, match=r"masks-quadratic\.pt is not the posterior of"):
         replay(tmp_path / "masks-quadratic.json", 0)
     (tmp_path / "masks-quadratic.pt").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"masks-quadratic\.pt is truncated"):
+    with pytest.raises(CheckpointError, match=r"masks-quadratic\.pt cannot be read: it is truncated"):
         replay(tmp_path / "masks-quadratic.json", 0)
-    configuration = json.loads((tmp_path / "configuration.json").read_text())
+    configuration = read_json(tmp_path / "configuration.json", "configuration")
     configuration["seed"] = 1
-    (tmp_path / "configuration.json").write_text(json.dumps(configuration))
+    write_json(tmp_path / "configuration.json", configuration)
     with pytest.raises(ValueError, match="the data differ from those of"):
         replay(tmp_path / "masks-quadratic.json", 0)
-    (tmp_path / "configuration.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"configuration\.json is truncated, or not the configuration"):
+    write_json(tmp_path / "configuration.json", {})
+    with pytest.raises(ValueError, match=r"configuration\.json is not the configuration"):
         replay(tmp_path / "masks-quadratic.json", 0)
 
 

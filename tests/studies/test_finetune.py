@@ -11,6 +11,7 @@ import torch
 
 import stochprune as sp
 from stochprune import models
+from stochprune.runs import read_json
 from stochprune.studies import bench
 from stochprune.studies import finetune as study
 from stochprune.studies.finetune import StudyConfig, run_study
@@ -35,7 +36,7 @@ def finished(tmp_path_factory):
 
 def test_results(finished):
     folder, results = finished
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert read_json(folder / "results.json", "results") == json.loads(json.dumps(results))
     assert [(cell["score"], cell["sparsity"], cell["seed"]) for cell in results["cells"]] == [
         ("magnitude", 0.9, 0),
         ("random", 0.9, 0),

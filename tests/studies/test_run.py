@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from stochprune import data, masks, models, scores, studies
+from stochprune.runs import read_json
 from stochprune.studies import bench as bench_module
 from stochprune.studies import initialisation
 from stochprune.studies.bench import Bench
@@ -50,7 +51,7 @@ def cell(**changes):
 
 def test_rows_tables_and_pictures(finished):
     folder, results = finished
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert read_json(folder / "results.json", "results") == json.loads(json.dumps(results))
     assert [(row["score"], row["arm"]) for row in results["rows"] if row["seed"] == 0] == [
         ("dense", "none"),
         ("snip", "none"),

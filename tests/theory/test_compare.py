@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from stochprune import data, models
 from stochprune.cli import app
 from stochprune.data.splits import split
+from stochprune.runs import read_json
 from stochprune.theory import comparators, compare, compression
 from stochprune.theory.compare import BoundsConfig, run_bounds
 from stochprune.theory.subject import Subject, next_mask
@@ -40,7 +41,7 @@ def run(tmp_path_factory):
 
 def test_results(run):
     _, folder, results = run
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert read_json(folder / "results.json", "results") == json.loads(json.dumps(results))
     assert results["sizes"] == [64, 64, 10] and results["examples"] == 1150
     assert results["test_error"] < 0.3 and results["margin"] > 0
 

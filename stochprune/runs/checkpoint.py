@@ -1,21 +1,19 @@
-"""Checkpoints: written whole or not at all, read without running foreign code, refused if of another run."""
+"""Checkpoints: refused if they are damaged or of another run."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-FORMAT = "stochprune-checkpoint-1"
+from stochprune.runs.files import CheckpointError, load_tensors, save_tensors
+from stochprune.runs.folder import make_folder
 
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, or that belongs to another run."""
+FORMAT = "stochprune-checkpoint-2"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -39,38 +37,29 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, config: str, start: str, every: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.path = folder / "checkpoint.pt"
         self.identity = {"configuration": config, "model or starting weights": start}
         self.every = every
 
     def save(self, payload: dict[str, Any]) -> None:
         """Replace the checkpoint; until the new one is complete on disk the former stays."""
-        partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, "identity": self.identity, **payload}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        save_tensors(self.path, {"format": FORMAT, "identity": self.identity, **payload})
 
     def load(self) -> dict[str, Any] | None:
         """The last payload saved, or None if there is none.
 
         Raises:
-            CheckpointError: the file is truncated, foreign, or of another run. The file is left as it is.
+            CheckpointError: the file is damaged, foreign, or of another run. The file is left as it is.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
-        try:
-            payload = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{self.path} cannot be read: it is truncated or not a checkpoint. Move it away to start afresh."
-            ) from error
+        payload = load_tensors(self.path)
         if not isinstance(payload, dict) or payload.get("format") != FORMAT:
             raise CheckpointError(f"{self.path} is not a checkpoint of this program (format {FORMAT})")
+        identity = payload.get("identity")
         for what, value in self.identity.items():
-            if payload["identity"].get(what) != value:
+            if not isinstance(identity, dict) or identity.get(what) != value:
                 raise CheckpointError(
                     f"{self.path} belongs to another run: its {what} differs. Choose another folder, or move it away."
                 )

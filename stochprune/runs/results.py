@@ -1,17 +1,13 @@
-"""Result files: what was run, with what, and what came out."""
+"""What a result depends on."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import os
 import platform
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from stochprune.training.device import device_name
+from stochprune.runs.device import device_name
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
@@ -23,10 +19,3 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
     }
     return found if device is None else found | {"device": device_name(device)}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the whole file or nothing; NaN and infinities are refused."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)

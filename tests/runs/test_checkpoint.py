@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stochprune.training.checkpoint import Checkpoint, CheckpointError, fingerprint
+from stochprune.runs import Checkpoint, CheckpointError, fingerprint, save_tensors
 
 
 def make(folder, config="c", start="s"):
@@ -36,9 +36,9 @@ def test_foreign_files(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load()
     torch.save({"weight": torch.zeros(2)}, checkpoint.path)
-    with pytest.raises(CheckpointError, match="is not a checkpoint of this program"):
+    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
         checkpoint.load()
-    torch.save([1, 2], checkpoint.path)
+    save_tensors(checkpoint.path, [1, 2])
     with pytest.raises(CheckpointError, match="is not a checkpoint of this program"):
         checkpoint.load()
 
@@ -49,7 +49,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
             return (tmp_path.joinpath("run").write_text, ("x",))
 
     checkpoint = make(tmp_path)
-    torch.save(Payload(), checkpoint.path)
+    save_tensors(checkpoint.path, Payload())
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load()
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stochprune.training.device import device_name, device_of
+from stochprune.runs.device import device_name, device_of
 
 
 def test_the_cpu_and_the_default():

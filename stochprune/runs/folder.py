@@ -1,0 +1,100 @@
+"""Folders of runs: made under safe names, and held by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from stochprune.runs.files import PARTIAL, CheckpointError, sync_folder
+
+LOCK = ".lock"
+"""The file that is locked; it holds the process id of its last owner."""
+held: list[Path] = []
+"""The folders that this process holds, outermost first."""
+
+
+def file_name(name: str, what: str) -> str:
+    """``name``, if it can be a part of a path: not another folder, hidden, or taken for an option.
+
+    Args:
+        what: names the value in messages.
+
+    Raises:
+        ValueError: it is empty, longer than 100 bytes, starts with a dot or a dash, or has a slash or a character that
+            cannot be printed.
+    """
+    if not (isinstance(name, str) and name.isprintable() and 0 < len(name.encode()) <= 100):
+        raise ValueError(f"{what} must be 1 to 100 printable characters, to name a folder, got {name!r:.60}")
+    if name[0] in ".-" or "/" in name:
+        raise ValueError(f"{what} names a folder: it must have no slash, nor start with . or -, got {name!r}")
+    return name
+
+
+@contextlib.contextmanager
+def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
+    """Make a folder, durably, and hold it for this process while the block runs; nothing for None.
+
+    The kernel frees it when the process ends, however it ends. What a killed process left half-written there is
+    removed. Where the file system has no locks, a warning says so and the block runs.
+
+    Args:
+        wait: until another process has freed it.
+
+    Raises:
+        CheckpointError: another process holds it.
+        OSError: it cannot be made, or written to.
+    """
+    if folder is None:
+        yield
+        return
+    make_folder(folder)
+    with (folder / LOCK).open("a+b") as lock:
+        if _locked(lock, folder, wait):
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+            lock.flush()
+            for path in folder.iterdir():
+                if PARTIAL.fullmatch(path.name):
+                    path.unlink()
+        held.append(folder)
+        try:
+            yield
+        finally:
+            held.remove(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, as far as they are missing, and wait until their names are on disk."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _locked(lock: BinaryIO, folder: Path, wait: bool) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read(20).decode(errors="replace") or "unknown"
+        if not wait:
+            raise CheckpointError(
+                f"another process is using {folder} (pid {owner}): let it finish, end it, or choose another folder"
+            ) from None
+        print(f"waiting for process {owner}, which is using {folder}", file=sys.stderr)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        warnings.warn(
+            f"{folder} cannot be locked ({error.strerror}): let no other process run there",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return False
+    return True
