@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stochprune.cli.options import errors_in_one_line, options_from
 from stochprune.runs.files import write_json
+from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.theory.lab import LinearLabConfig, run
 from stochprune.theory.lab_figures import draw
@@ -34,9 +35,9 @@ def linear_lab(
         config = LinearLabConfig(**values)
         results = run(config)
         folder = out / f"linear-lab-{digest(config)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "results.json", {"versions": versions(), **results})
-        draw(results, folder)
+        with claim(folder):
+            write_json(folder / "results.json", {"versions": versions(), **results})
+            draw(results, folder)
     console.print(_table(results))
     console.print(f"{folder}/results.json and four pictures", highlight=False, soft_wrap=True)
 

@@ -17,6 +17,7 @@ from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.folder import claim
 from stochprune.seeding import generator
 from stochprune.training.config import digest
 
@@ -72,7 +73,7 @@ def certify(
 
     Raises:
         ValueError: the prior has seen one of the examples; choices below 1; a divergence that is not finite.
-        CheckpointError: the folder's checkpoint is truncated, or belongs to another run.
+        CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
     config = config or CertifyConfig()
     require_unseen(part, posterior.prior.seen)
@@ -102,23 +103,24 @@ def certify(
         certified=part.digest,
         prior_saw=[seen.digest for seen in posterior.prior.seen],
     )
-    checkpoint = None
-    if folder is not None:
-        start = f"{certificate.model} {part.digest} {seed} {priors} {posteriors}"
-        checkpoint = Checkpoint(folder, digest(config), start, every=1)
-        certificate.losses.extend((checkpoint.load() or {"losses": []})["losses"])
-    together = draws_together(posterior, part, certificate)
-    pause = together * math.ceil(config.draws / _CHUNKS / together)
-    while (done := certificate.draws) < config.draws:
-        # Up to the next multiple, wherever a run under another number of draws together was killed.
-        certificate.losses.extend(draw_losses(posterior, part, certificate, done, together - done % together))
-        done = certificate.draws
-        if done % pause == 0 or done == config.draws:
-            if checkpoint is not None:
-                checkpoint.save({"losses": certificate.losses})
-            for callback in callbacks:
-                if hasattr(callback, "on_draws"):
-                    callback.on_draws(done, config.draws, certificate.bound)
+    with claim(folder):
+        checkpoint = None
+        if folder is not None:
+            start = f"{certificate.model} {part.digest} {seed} {priors} {posteriors}"
+            checkpoint = Checkpoint(folder, digest(config), start, every=1)
+            certificate.losses.extend((checkpoint.load() or {"losses": []})["losses"])
+        together = draws_together(posterior, part, certificate)
+        pause = together * math.ceil(config.draws / _CHUNKS / together)
+        while (done := certificate.draws) < config.draws:
+            # Up to the next multiple, wherever a run under another number of draws together was killed.
+            certificate.losses.extend(draw_losses(posterior, part, certificate, done, together - done % together))
+            done = certificate.draws
+            if done % pause == 0 or done == config.draws:
+                if checkpoint is not None:
+                    checkpoint.save({"losses": certificate.losses})
+                for callback in callbacks:
+                    if hasattr(callback, "on_draws"):
+                        callback.on_draws(done, config.draws, certificate.bound)
     return certificate
 
 

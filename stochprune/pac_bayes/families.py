@@ -19,6 +19,11 @@ def make_posterior(prior: Prior, family: str) -> Posterior:
     Raises:
         ValueError: an unknown family; the message lists the known ones. A network that does not suit it.
     """
+    check_family(family)
+    return FAMILIES[family](prior)
+
+
+def check_family(family: str) -> None:
+    """Raise ValueError if no posterior is called that."""
     if family not in FAMILIES:
         raise ValueError(f"unknown posterior {family!r}; known are: {', '.join(FAMILIES)}")
-    return FAMILIES[family](prior)

@@ -12,17 +12,19 @@ import torch
 from torch import nn
 
 from stochprune import data, models
-from stochprune.data.splits import Part, split
+from stochprune.data import Dataset
+from stochprune.data.splits import Part, Split, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certificate import Certificate, load_certificate
 from stochprune.pac_bayes.certify import certify, draw_loss, mean_loss, model_digest
 from stochprune.pac_bayes.config import CertifyConfig, PriorConfig, RunConfig, SelfBoundConfig
-from stochprune.pac_bayes.families import make_posterior
+from stochprune.pac_bayes.families import check_family, make_posterior
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior, train_prior
 from stochprune.pac_bayes.self_bound import self_bound
 from stochprune.runs.device import device_of
 from stochprune.runs.files import load_tensors, read_json, save_tensors, write_json
+from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.training.config import digest
 from stochprune.training.progress import ProgressBar
@@ -57,18 +59,25 @@ def run_certify(
 
     Raises:
         ValueError: an unknown data set, model, family or device, and what the parts raise.
-        CheckpointError: a file in the folder that cannot be read.
+        CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
     place = device_of(device)
-    folder = out / f"certify-{config.data}-{config.model}-{digest(config)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "configuration.json", dataclasses.asdict(config))
+    for family in config.posteriors:
+        check_family(family)
     dataset = data.load(config.data, data_dir)
+    model = models.build(config.model, dataset.shape, dataset.num_classes, config.seed).to(place)
     parts = split(dataset.train_x, dataset.train_y, config.prior.prior_fraction, config.seed)
+    folder = out / f"certify-{config.data}-{config.model}-{digest(config)}"
+    with claim(folder):
+        return folder, _certified(config, dataset, parts, model, folder)
+
+
+def _certified(config: RunConfig, dataset: Dataset, parts: Split, model: nn.Module, folder: Path) -> dict[str, Any]:
+    place = next(model.parameters()).device
+    write_json(folder / "configuration.json", dataclasses.asdict(config))
     known = None if parts.prior is None else parts.prior.to(place)
     part, test_x, test_y = parts.certify.to(place), parts.scaled(dataset.test_x).to(place), dataset.test_y.to(place)
     with ProgressBar("prior: training") as bar:
-        model = models.build(config.model, dataset.shape, dataset.num_classes, config.seed).to(place)
         prior = train_prior(model, known, config.prior, seed=config.seed, folder=folder / "prior", callbacks=[bar])
     save_tensors(folder / "prior.pt", prior.model.state_dict())
     rows = []
@@ -111,7 +120,7 @@ def run_certify(
         rows[-1]["history"] = history
     results = {"configuration": dataclasses.asdict(config), "versions": versions(place), "rows": rows}
     write_json(folder / "results.json", results)
-    return folder, results
+    return results
 
 
 class Progress(ProgressBar):

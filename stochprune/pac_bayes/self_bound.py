@@ -16,6 +16,7 @@ from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.files import write_json
+from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.training.config import digest
 from stochprune.training.loop import fit
@@ -83,7 +84,7 @@ def self_bound(
         ValueError: the prior has seen one of the examples; an unknown family; a layer that the estimator
             ``local_reparameterisation`` does not serve.
         FloatingPointError: the objective is not finite.
-        CheckpointError: the folder's checkpoint is truncated, or belongs to another run.
+        CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
     config = config or SelfBoundConfig()
     require_unseen(part, prior.seen)
@@ -94,25 +95,26 @@ def self_bound(
     loader = part.batches(config.batch_size, seed)
     optimizer = torch.optim.SGD([tensor for tensor, _ in posterior.curvatures()], lr=config.lr)
     follow(optimizer, SCHEDULES["cosine"], config.epochs * len(loader))
-    folder, checkpoint = None, None
-    if out is not None:
-        folder = Path(out) / f"self-bound-{family}-{digest(config)}-seed{seed}"
-        start = f"{fingerprint(objective)} {part.digest} {delta}"
-        checkpoint = Checkpoint(folder, folder.name, start, config.checkpoint_every)
-    history = fit(
-        objective,
-        loader,
-        epochs=config.epochs,
-        optimizer=optimizer,
-        loss_fn=objective.loss,
-        constraint=NaturalGradient(objective),
-        measure=objective.measure,
-        checkpoint=checkpoint,
-        callbacks=callbacks,
-    )
+    folder = None if out is None else Path(out) / f"self-bound-{family}-{digest(config)}-seed{seed}"
+    with claim(folder):
+        checkpoint = None
+        if folder is not None:
+            start = f"{fingerprint(objective)} {part.digest} {delta}"
+            checkpoint = Checkpoint(folder, folder.name, start, config.checkpoint_every)
+        history = fit(
+            objective,
+            loader,
+            epochs=config.epochs,
+            optimizer=optimizer,
+            loss_fn=objective.loss,
+            constraint=NaturalGradient(objective),
+            measure=objective.measure,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+        )
+        if folder is not None:
+            content = {"configuration": dataclasses.asdict(config), "family": family, "delta": delta, "seed": seed}
+            write_json(folder / "results.json", {**content, "versions": versions(part.x.device), "history": history})
     posterior.requires_grad_(False)
     posterior.estimate_by("straight_through")  # hard masks of one network, whatever the training drew
-    if folder is not None:
-        content = {"configuration": dataclasses.asdict(config), "family": family, "delta": delta, "seed": seed}
-        write_json(folder / "results.json", {**content, "versions": versions(part.x.device), "history": history})
     return SelfBoundResult(posterior, config, history, folder)

@@ -54,19 +54,16 @@ def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
         yield
         return
     make_folder(folder)
-    with (folder / LOCK).open("a+b") as lock:
-        if _locked(lock, folder, wait):
-            lock.truncate(0)
-            lock.write(str(os.getpid()).encode())
-            lock.flush()
+    with contextlib.ExitStack() as stack:
+        if (lock := _locked(folder, wait)) is not None:
+            stack.enter_context(lock)
+            stack.callback((folder / LOCK).unlink, missing_ok=True)  # before it is closed
             for path in folder.iterdir():
                 if PARTIAL.fullmatch(path.name):
                     path.unlink()
         held.append(folder)
-        try:
-            yield
-        finally:
-            held.remove(folder)
+        stack.callback(held.remove, folder)
+        yield
 
 
 def make_folder(folder: Path) -> None:
@@ -78,23 +75,29 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _locked(lock: BinaryIO, folder: Path, wait: bool) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read(20).decode(errors="replace") or "unknown"
-        if not wait:
-            raise CheckpointError(
-                f"another process is using {folder} (pid {owner}): let it finish, end it, or choose another folder"
-            ) from None
-        print(f"waiting for process {owner}, which is using {folder}", file=sys.stderr)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        warnings.warn(
-            f"{folder} cannot be locked ({error.strerror}): let no other process run there",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-        return False
-    return True
+def _locked(folder: Path, wait: bool) -> BinaryIO | None:
+    """The lock file of a folder, locked until it is closed; None where the file system cannot."""
+    while True:
+        with contextlib.ExitStack() as attempt:
+            lock = attempt.enter_context((folder / LOCK).open("a+b"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                owner = f"{folder} (pid {lock.read(20).decode(errors='replace') or 'unknown'})"
+                if not wait:
+                    raise CheckpointError(
+                        f"another process is using {owner}: let it finish, end it, or choose another folder"
+                    ) from None
+                print(f"waiting for the process that is using {owner}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                text = f"{folder} cannot be locked ({error.strerror}): let no other process use it"
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
+                return None
+            if os.fstat(lock.fileno()).st_nlink:  # else its former owner has removed it, and another may be there
+                lock.truncate(0)
+                lock.write(str(os.getpid()).encode())
+                lock.flush()
+                attempt.pop_all()
+                return lock

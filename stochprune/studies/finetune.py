@@ -28,11 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stochprune import data, masks, scores
+from stochprune import data, masks, models, scores
 from stochprune.data import Batches, Dataset
 from stochprune.nn import convert, masked_layers
 from stochprune.runs.device import device_of
 from stochprune.runs.files import write_json
+from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
@@ -97,16 +98,16 @@ def run_study(
 
     Raises:
         ValueError: an unknown data set, model, score or device, or a mask that would empty a layer.
-        CheckpointError: a file in the folder that cannot be read.
+        CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
     for score in config.scores:
         scores.by_name(score)  # refuses an unknown one before any work
     place = device_of(device)
     dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(place)
+    models.build(config.model, dataset.shape, dataset.num_classes, 0)  # likewise
     folder = out / f"study-{config.data}-{digest(config, exclude=SELECTIONS)}"
-    folder.mkdir(parents=True, exist_ok=True)
     cells = itertools.product(range(config.seeds), config.scores, config.sparsities)
-    with ProgressBar("starting", total=_total_steps(config, dataset)) as bar:
+    with claim(folder), ProgressBar("starting", total=_total_steps(config, dataset)) as bar:
         study = Study(config, dataset, folder, bar)
         results = {
             "configuration": dataclasses.asdict(config),
@@ -114,7 +115,7 @@ def run_study(
             "dense": [{"seed": seed, "error": study.error(study.dense(seed))} for seed in range(config.seeds)],
             "cells": [study.cell(score, sparsity, seed) for seed, score, sparsity in cells],
         }
-    write_json(folder / "results.json", results)
+        write_json(folder / "results.json", results)
     return folder, results
 
 

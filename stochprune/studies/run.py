@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from stochprune import data, masks, report
+from stochprune import data, masks, models, report
 from stochprune.data import subset
 from stochprune.runs.device import device_of
 from stochprune.runs.files import write_json
+from stochprune.runs.folder import claim, file_name
 from stochprune.runs.results import versions
 from stochprune.studies import figures, tables
 from stochprune.studies.bench import Bench
@@ -49,31 +50,36 @@ def run(
         ``errors.csv``, ``layers.csv``, ``distances.csv``, ``tables.md`` and the pictures.
 
     Raises:
-        ValueError: an unknown data set, model or device, or files that are not there.
-        CheckpointError: a file of a former run that cannot be read.
+        ValueError: an unknown data set, model or device, a name that no folder can have, or files that are not there.
+        CheckpointError: a file of a former run that cannot be read, or another process is running this study. Other
+            studies may run at the same time: each waits for a cell that another is running.
     """
     place = device_of(device)
-    folder = out / f"{plan.name}-{digest(plan)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {
-        "title": plan.title,
-        "configuration": dataclasses.asdict(plan),
-        "versions": versions(place),
-        **(
-            _finetune(plan, data_dir, out, folder, place)
-            if plan.job == "finetune"
-            else _initialisation(plan, data_dir, out, place)
-        ),
-    }
-    write_json(folder / "results.json", results)
-    for name in ("rows", "layers", "distances"):
-        if results[name]:
-            tables.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
-    (folder / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
-    if plan.job == "initialisation" and any(
-        row["error"] is not None for row in results["rows"] if row["score"] != "dense"
-    ):
-        figures.draw(results, folder / "errors.png")
+    folder = out / f"{file_name(plan.name, 'the name of a study')}-{digest(plan)}"
+    for name in plan.data:  # refuses what cannot be run before anything is made
+        dataset = data.load(name, _place(data_dir, name))
+        for model in plan.models:
+            models.build(model, dataset.shape, dataset.num_classes, 0)
+    with claim(folder):
+        results = {
+            "title": plan.title,
+            "configuration": dataclasses.asdict(plan),
+            "versions": versions(place),
+            **(
+                _finetune(plan, data_dir, out, folder, place)
+                if plan.job == "finetune"
+                else _initialisation(plan, data_dir, out, place)
+            ),
+        }
+        write_json(folder / "results.json", results)
+        for name in ("rows", "layers", "distances"):
+            if results[name]:
+                tables.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
+        (folder / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
+        if plan.job == "initialisation" and any(
+            row["error"] is not None for row in results["rows"] if row["score"] != "dense"
+        ):
+            figures.draw(results, folder / "errors.png")
     return folder, results
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import bounds, data
-from stochprune.data.splits import Part, split
+from stochprune.data.splits import Part, Split, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certify import certify
 from stochprune.pac_bayes.config import CertifyConfig
@@ -25,6 +25,7 @@ from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.prior import Prior
 from stochprune.runs.device import device_of
 from stochprune.runs.files import write_json
+from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.theory import comparators, compression, sketch
 from stochprune.theory.spectral import norm_lower, norm_upper
@@ -90,6 +91,10 @@ def run_bounds(
 
     Returns:
         The run's folder and the results, which ``results.json`` there holds too.
+
+    Raises:
+        ValueError: an unknown data set or device, and what the parts raise.
+        CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
     place = device_of(device)
     dataset = data.load(config.data, data_dir)
@@ -97,6 +102,14 @@ def run_bounds(
     assert parts.prior is not None
     # The data are named too: a checkpoint of training on other files may have seen what certifies here.
     folder = out / f"bounds-{digest(config)}-{parts.prior.digest[:8]}"
+    with claim(folder):
+        return folder, _compared(config, dataset, parts, folder, place)
+
+
+def _compared(
+    config: BoundsConfig, dataset: data.Dataset, parts: Split, folder: Path, place: torch.device
+) -> dict[str, Any]:
+    assert parts.prior is not None
     sizes = [math.prod(dataset.shape)] * config.layers + [dataset.num_classes]
     steps = math.ceil(len(parts.prior) / config.batch_size)
     total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
@@ -132,7 +145,7 @@ def run_bounds(
         "sketch": sketches,
     }
     write_json(folder / "results.json", results)
-    return folder, results
+    return results
 
 
 def _train(

@@ -15,6 +15,7 @@ from stochprune import rng
 from stochprune.nn import masked_layers, sampling
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.files import write_json
+from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.training.budget import make_budget
 from stochprune.training.config import FinetuneConfig, digest
@@ -67,7 +68,7 @@ def finetune(
     Raises:
         ValueError: no masked layer, an empty loader, or logits that the budget cannot hold.
         FloatingPointError: the loss is not finite.
-        CheckpointError: the folder's checkpoint is truncated, or belongs to another run.
+        CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
     config = config or FinetuneConfig()
     layers = masked_layers(model)
@@ -89,31 +90,32 @@ def finetune(
         }
 
     folder = Path(out) / f"finetune-{digest(config)}" if out is not None else None
-    checkpoint = None
-    if folder is not None:
-        checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
     training = model.training
-    model.train()
-    with sampling(model), _trainable(model, logits, config) as groups:
-        history = fit(
-            model,
-            train_loader,
-            epochs=config.epochs,
-            optimizer=torch.optim.Adam(groups),
-            loss_fn=loss_fn,
-            constraint=budget,
-            measure=measure,
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-        )
-    model.train(training)
-    if folder is not None:
-        results = {
-            "configuration": dataclasses.asdict(config),
-            "versions": versions(logits[0].device),
-            "history": history,
-        }
-        write_json(folder / "results.json", results)
+    with claim(folder):
+        checkpoint = None
+        if folder is not None:
+            checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
+        model.train()
+        with sampling(model), _trainable(model, logits, config) as groups:
+            history = fit(
+                model,
+                train_loader,
+                epochs=config.epochs,
+                optimizer=torch.optim.Adam(groups),
+                loss_fn=loss_fn,
+                constraint=budget,
+                measure=measure,
+                checkpoint=checkpoint,
+                callbacks=callbacks,
+            )
+        model.train(training)
+        if folder is not None:
+            results = {
+                "configuration": dataclasses.asdict(config),
+                "versions": versions(logits[0].device),
+                "history": history,
+            }
+            write_json(folder / "results.json", results)
     return FinetuneResult(config, history, folder)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.folder import claim
 from stochprune.scores import prunable_weights
 from stochprune.training.config import WeightConfig, _check_positive, digest, option
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
@@ -130,9 +131,7 @@ def train_soft_threshold(
         raise ValueError("soft-threshold pruning needs a train_loader of known length")
     weights = prunable_weights(model)
     layers = [model.get_submodule(name.rpartition(".")[0]) for name in weights]
-    checkpoint = None
-    if folder is not None:
-        checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
+    start = fingerprint(model)
     parts = [SoftThreshold(weight) for weight in weights.values()]
     for layer, part in zip(layers, parts, strict=True):
         parametrize.register_parametrization(layer, "weight", part)
@@ -141,16 +140,17 @@ def train_soft_threshold(
         total = config.epochs * len(train_loader)
         follow(optimizer, SCHEDULES[config.weights.schedule], total)
         model.train()
-        fit(
-            model,
-            train_loader,
-            epochs=config.epochs,
-            optimizer=optimizer,
-            loss_fn=loss_fn,
-            constraint=_Growth(parts, config.threshold, max(1, total)),
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-        )
+        with claim(folder):
+            fit(
+                model,
+                train_loader,
+                epochs=config.epochs,
+                optimizer=optimizer,
+                loss_fn=loss_fn,
+                constraint=_Growth(parts, config.threshold, max(1, total)),
+                checkpoint=Checkpoint(folder, digest(config), start, config.checkpoint_every) if folder else None,
+                callbacks=callbacks,
+            )
     finally:
         for layer in layers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

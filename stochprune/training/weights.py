@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.folder import claim
 from stochprune.training.config import WeightConfig, digest
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, Schedule, follow
@@ -80,21 +81,22 @@ def train_weights(
         if not isinstance(train_loader, Sized):
             raise ValueError("a schedule of the learning rate needs a train_loader of known length")
         follow(optimizer, schedule or SCHEDULES[config.schedule], config.epochs * len(train_loader))
-    checkpoint = None
-    if folder is not None:
-        start = " ".join(filter(None, (fingerprint(model), identity)))
-        checkpoint = Checkpoint(folder, digest(config), start, config.checkpoint_every)
-    model.train()
-    return fit(
-        model,
-        train_loader,
-        epochs=config.epochs,
-        optimizer=optimizer,
-        loss_fn=loss_fn,
-        constraint=constraint,
-        checkpoint=checkpoint,
-        callbacks=callbacks,
-    )
+    with claim(folder):
+        checkpoint = None
+        if folder is not None:
+            start = " ".join(filter(None, (fingerprint(model), identity)))
+            checkpoint = Checkpoint(folder, digest(config), start, config.checkpoint_every)
+        model.train()
+        return fit(
+            model,
+            train_loader,
+            epochs=config.epochs,
+            optimizer=optimizer,
+            loss_fn=loss_fn,
+            constraint=constraint,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+        )
 
 
 def make_optimizer(model: nn.Module, config: WeightConfig) -> torch.optim.Optimizer:
