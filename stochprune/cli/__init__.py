@@ -13,6 +13,7 @@ from stochprune.cli.bounds import bounds
 from stochprune.cli.certify import certify
 from stochprune.cli.finetune import finetune
 from stochprune.cli.linear_lab import linear_lab
+from stochprune.cli.options import one_line_ends
 from stochprune.cli.study import study
 
 app = typer.Typer(
@@ -39,4 +40,4 @@ def _main(
 
 
 for command in (finetune, certify, study, linear_lab, bounds, backends, bench):
-    app.command()(command)
+    app.command()(one_line_ends(command))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from stochprune import backends, functional
-from stochprune.cli.options import Device, errors_in_one_line, split
+from stochprune.cli.options import Device, split
 from stochprune.runs.device import device_of
 from stochprune.seeding import generator
 
@@ -38,28 +38,25 @@ def bench(
     tax: the masked layer's time over the dense one's. On a GPU also the route that each number of tokens takes.
     """
     console = Console()
-    with errors_in_one_line():
-        place = device_of(device)
-        if calibrate:
-            try:
-                console.print(backends.load("triton").calibrate())
-            except RuntimeError as error:
-                raise ValueError(str(error)) from error
-        counts = split("tokens", tokens, int)
-        if not counts or min(counts) < 1:
-            raise ValueError(f"tokens must be positive integers separated by commas, got {tokens!r}")
-        table = Table(title=f"[{rows}, {cols}] {dtype} on {place.type} ({_backend(place, dtype)}), milliseconds")
-        for column in ("tokens", "dense", "masked", "tax", "dense step", "masked step", "tax"):
-            table.add_column(column, justify="right")
-        for count in counts:
-            dense, masked = _times(count, rows, cols, getattr(torch, dtype), place, seconds)
-            cells = [
-                cell for d, m in zip(dense, masked, strict=True) for cell in (f"{d:.3f}", f"{m:.3f}", f"{m / d:.2f}")
-            ]
-            table.add_row(str(count), *cells)
-        console.print(table)
-        if place.type == "cuda" and _backend(place, dtype) == "triton":
-            console.print(backends.load("triton").routing_table(rows, cols, place), highlight=False)
+    place = device_of(device)
+    if calibrate:
+        try:
+            console.print(backends.load("triton").calibrate())
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+    counts = split("tokens", tokens, int)
+    if not counts or min(counts) < 1:
+        raise ValueError(f"tokens must be positive integers separated by commas, got {tokens!r}")
+    table = Table(title=f"[{rows}, {cols}] {dtype} on {place.type} ({_backend(place, dtype)}), milliseconds")
+    for column in ("tokens", "dense", "masked", "tax", "dense step", "masked step", "tax"):
+        table.add_column(column, justify="right")
+    for count in counts:
+        dense, masked = _times(count, rows, cols, getattr(torch, dtype), place, seconds)
+        cells = [cell for d, m in zip(dense, masked, strict=True) for cell in (f"{d:.3f}", f"{m:.3f}", f"{m / d:.2f}")]
+        table.add_row(str(count), *cells)
+    console.print(table)
+    if place.type == "cuda" and _backend(place, dtype) == "triton":
+        console.print(backends.load("triton").routing_table(rows, cols, place), highlight=False)
 
 
 def _backend(place: torch.device, dtype: str) -> str:

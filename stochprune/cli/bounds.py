@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stochprune.cli.options import Device, errors_in_one_line, options_from, split
+from stochprune.cli.options import Device, options_from, split
 from stochprune.theory.compare import BoundsConfig, run_bounds
 from stochprune.theory.compare_figure import draw
 
@@ -41,10 +41,9 @@ def bounds(
     docs/theory-compression.md explains them.
     """
     console = Console()
-    with errors_in_one_line():
-        values["scales"] = split("scales", values["scales"], float)
-        values["sketch_sizes"] = split("sketch_sizes", values["sketch_sizes"], int)
-        folder, results = run_bounds(BoundsConfig(**values), data_dir=data_dir, out=out, device=device)
+    values["scales"] = split("scales", values["scales"], float)
+    values["sketch_sizes"] = split("sketch_sizes", values["sketch_sizes"], int)
+    folder, results = run_bounds(BoundsConfig(**values), data_dir=data_dir, out=out, device=device)
     draw(results, folder / "results.png")
     console.print(table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)

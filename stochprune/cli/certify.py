@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from stochprune.cli.options import Device, errors_in_one_line, options_from, split, take
+from stochprune.cli.options import Device, options_from, split, take
 from stochprune.pac_bayes import (
     CertifyConfig,
     PriorConfig,
@@ -45,18 +45,17 @@ def certify(
     and results.png.
     """
     console = Console()
-    with errors_in_one_line():
-        if replay is not None and verify is None:
-            raise ValueError("--replay needs --verify FILE, the certificate whose draw is to be repeated")
-        if verify is not None:
-            _verify(console, verify, replay, data_dir, device)
-            return
-        values["prior"] = PriorConfig(**take(PriorConfig, values))
-        values["self_bound"] = SelfBoundConfig(**take(SelfBoundConfig, values))
-        values["certify"] = CertifyConfig(**take(CertifyConfig, values))
-        for name in ("posteriors", "objectives"):
-            values[name] = split(name, values[name], str)
-        folder, results = run_certify(RunConfig(**values), data_dir=data_dir, out=out, device=device)
+    if replay is not None and verify is None:
+        raise ValueError("--replay needs --verify FILE, the certificate whose draw is to be repeated")
+    if verify is not None:
+        _verify(console, verify, replay, data_dir, device)
+        return
+    values["prior"] = PriorConfig(**take(PriorConfig, values))
+    values["self_bound"] = SelfBoundConfig(**take(SelfBoundConfig, values))
+    values["certify"] = CertifyConfig(**take(CertifyConfig, values))
+    for name in ("posteriors", "objectives"):
+        values[name] = split(name, values[name], str)
+    folder, results = run_certify(RunConfig(**values), data_dir=data_dir, out=out, device=device)
     draw_certificates(results, folder / "results.png")
     console.print(certificate_table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)

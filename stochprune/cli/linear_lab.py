@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stochprune.cli.options import errors_in_one_line, options_from
+from stochprune.cli.options import options_from
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
@@ -31,13 +31,12 @@ def linear_lab(
     Takes seconds. Writes results.json and four pictures; docs/theory-linear.md explains them.
     """
     console = Console()
-    with errors_in_one_line():
-        config = LinearLabConfig(**values)
+    config = LinearLabConfig(**values)
+    folder = out / f"linear-lab-{digest(config)}"
+    with claim(folder):
         results = run(config)
-        folder = out / f"linear-lab-{digest(config)}"
-        with claim(folder):
-            write_json(folder / "results.json", {"versions": versions(), **results})
-            draw(results, folder)
+        write_json(folder / "results.json", {"versions": versions(), **results})
+        draw(results, folder)
     console.print(_table(results))
     console.print(f"{folder}/results.json and four pictures", highlight=False, soft_wrap=True)
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, get_type_hints
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from stochprune.training import CheckpointError
+from stochprune.runs.files import CheckpointError
+from stochprune.runs.interrupt import Stopped, stop_signals
 
 Command = Callable[..., None]
 Device = Annotated[str, typer.Option(help="cpu or cuda; default cuda where there is a GPU.")]
@@ -69,11 +75,51 @@ def split(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
         raise ValueError(f"{name} must be numbers separated by commas, got {text!r}") from None
 
 
-@contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """What a user can mend ends the command with its message and status 1, without a traceback."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+def one_line_ends(command: Command) -> Command:
+    """Give a command one way to end early: one line on the standard error, and no traceback.
+
+    The exit status is 1 for what the user can mend, 128 and the signal's number for SIGINT and SIGTERM, and for a
+    reader of the standard output that left.
+    """
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            with stop_signals():
+                command(*arguments, **options)
+        except Stopped as stopped:
+            kept = f"{stopped.folder} keeps what is done" if stopped.folder else "no run had begun"
+            _end(f"{stopped}: {kept}; run the same command again to go on", 128 + stopped.signal)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        except OSError as error:
+            _end(f"error: {_reason(error)}", 1)
+        except (ValueError, FloatingPointError, CheckpointError) as error:
+            _end(f"error: {error}", 1)
+
+    return run
+
+
+def _end(text: str, status: int) -> NoReturn:
+    Console(stderr=True).print(escape(" ".join(text.splitlines())), style="red", highlight=False, soft_wrap=True)
+    raise typer.Exit(status)
+
+
+ADVICE = {
+    errno.ENOSPC: "Free some space and run the same command again to go on.",
+    errno.EDQUOT: "Free some space and run the same command again to go on.",
+    errno.EFBIG: "Raise the limit on the size of files, and run the same command again to go on.",
+    errno.EACCES: "Change its permissions, or choose another folder.",
+    errno.EPERM: "Change its permissions, or choose another folder.",
+    errno.EROFS: "Choose another folder with --out.",
+    errno.EEXIST: "Choose another folder with --out: a file has the name of one.",
+    errno.ENOTDIR: "Choose another folder with --out: a file has the name of one.",
+}
+
+
+def _reason(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}. {ADVICE.get(error.errno or 0, '')}"

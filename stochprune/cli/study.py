@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from stochprune import studies
-from stochprune.cli.options import Device, errors_in_one_line
+from stochprune.cli.options import Device
 from stochprune.studies import tables
 
 
@@ -30,7 +30,6 @@ def study(
     (CSV and Markdown) and pictures.
     """
     console = Console()
-    with errors_in_one_line():
-        folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out, device=device)
+    folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out, device=device)
     console.print(Markdown(tables.markdown(results)))
     console.print(f"{folder}/results.json, {folder}/tables.md", highlight=False, soft_wrap=True)

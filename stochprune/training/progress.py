@@ -23,7 +23,8 @@ class ProgressBar:
 
     def __init__(self, title: str, total: int | None = None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True))
+        console, loss = Console(stderr=True), TextColumn("{task.fields[loss]}")
+        self._progress = Progress(*columns, loss, console=console, disable=not console.is_terminal)
         self._finished = 0
         self._task = self._progress.add_task(title, total=total, loss="")
 
