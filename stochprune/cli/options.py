@@ -7,7 +7,6 @@ import errno
 import functools
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NoReturn, get_type_hints
@@ -78,8 +77,8 @@ def split(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
 def one_line_ends(command: Command) -> Command:
     """Give a command one way to end early: one line on the standard error, and no traceback.
 
-    The exit status is 1 for what the user can mend, 128 and the signal's number for SIGINT and SIGTERM, and for a
-    reader of the standard output that left.
+    The exit status is 128 and the signal's number for SIGINT and SIGTERM, and 1 for what the user can mend. A reader of
+    the standard output that left is no reason for a line.
     """
 
     @functools.wraps(command)
@@ -92,7 +91,7 @@ def one_line_ends(command: Command) -> Command:
             _end(f"{stopped}: {kept}; run the same command again to go on", 128 + stopped.signal)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-            raise typer.Exit(128 + signal.SIGPIPE) from None
+            raise typer.Exit(1) from None
         except OSError as error:
             _end(f"error: {_reason(error)}", 1)
         except (ValueError, FloatingPointError, CheckpointError) as error:

@@ -17,6 +17,7 @@ from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.folder import claim
 from stochprune.seeding import generator
 from stochprune.training.config import digest
@@ -108,7 +109,7 @@ def certify(
         if folder is not None:
             start = f"{certificate.model} {part.digest} {seed} {priors} {posteriors}"
             checkpoint = Checkpoint(folder, digest(config), start, every=1)
-            certificate.losses.extend((checkpoint.load() or {"losses": []})["losses"])
+            certificate.losses.extend(_former(checkpoint, certificate))
         together = draws_together(posterior, part, certificate)
         pause = together * math.ceil(config.draws / _CHUNKS / together)
         while (done := certificate.draws) < config.draws:
@@ -122,6 +123,20 @@ def certify(
                     if hasattr(callback, "on_draws"):
                         callback.on_draws(done, config.draws, certificate.bound)
     return certificate
+
+
+def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
+    """The losses of the draws that were made before the run was killed."""
+    payload = checkpoint.load()
+    if payload is None:
+        return []
+    losses = require(payload, {"losses": list}, checkpoint.path)["losses"]
+    most = round(1 / certificate.unit)
+    if len(losses) > certificate.planned or not all(type(loss) is int and 0 <= loss <= most for loss in losses):
+        raise CheckpointError(
+            f"{checkpoint.path} must hold at most {certificate.planned} losses, each an integer in 0 .. {most}"
+        )
+    return losses
 
 
 def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -> int:

@@ -28,6 +28,10 @@ _TAIL = len(MARK) + hashlib.sha256().digest_size
 _ANY = "Restore it from a copy, or move it away and run again."
 
 
+Kinds = Mapping[str, type | tuple[type, ...]]
+"""The keys of what is read, and their types."""
+
+
 class CheckpointError(RuntimeError):
     """A file or folder of a run that cannot be read or used, or that belongs to another run."""
 
@@ -137,6 +141,23 @@ def _number(text: str) -> float:
 def _digest(content: Any) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def require(content: Any, kinds: Kinds, path: Path) -> dict[str, Any]:
+    """Return ``content``, a mapping from ``path``, if it has the keys of ``kinds``, each of its types.
+
+    Raises:
+        CheckpointError: it has not. ``True`` is no integer.
+    """
+    for key, kind in kinds.items():
+        known = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(content, dict) or key not in content:
+            raise CheckpointError(f"{path} lacks {key!r}: it is not whole, or of another version. {_ANY}")
+        value = content[key]
+        if not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
+            names = " or ".join(each.__name__ for each in known)
+            raise CheckpointError(f"{path}: {key} must be {names}, got {type(value).__name__}. {_ANY}")
+    return content
 
 
 def save_tensors(path: Path, payload: Any) -> None:

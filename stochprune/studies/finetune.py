@@ -135,10 +135,14 @@ class Study(Bench):
             kept weights that the fine-tuned mask took in for others), ``density`` (by layer, of the score's mask and
             the fine-tuned one) and the fine-tuning's ``history``.
         """
-        name = f"{score}-{sparsity:g}-seed{seed}"
+        name = f"{score}-{sparsity!r}-seed{seed}"
         which = {"score": score, "sparsity": sparsity, "seed": seed}
         result = remember(
-            self.folder / name, which, self.device, lambda folder: self._run_cell(folder, name, score, sparsity, seed)
+            self.folder / name,
+            which,
+            self.device,
+            lambda folder: self._run_cell(folder, name, score, sparsity, seed),
+            {"errors": dict, "swapped": float, "density": dict, "history": list},
         )
         self.bar.finish(self.steps(_epochs_per_cell(self.config)))
         return which | result["result"]

@@ -6,14 +6,17 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import masks, scores
 from stochprune.data import Batches, per_class
+from stochprune.runs.files import CheckpointError, Kinds, load_tensors, require, save_tensors
 from stochprune.studies.bench import Bench
 from stochprune.training.config import WeightConfig, _check_counts, digest, option
 
@@ -102,11 +105,22 @@ def pruned(cell: Cell, bench: Bench) -> tuple[nn.Module, dict[str, Tensor]]:
     return masks.apply(model, mask), mask
 
 
+KINDS: Kinds = {
+    "error": (float, NoneType),
+    "diverged": (str, NoneType),
+    "history": list,
+    "emptied": list,
+    "before": list,
+    "after": list,
+}
+"""Of what :func:`run_cell` returns."""
+
+
 def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     """Prune, train and measure.
 
-    The kept weights of each layer, before and after training, go to ``kept.npz`` in ``folder``, for distances between
-    cells.
+    The kept weights of each layer, before and after training, go to ``kept.pt`` in ``folder``, for distances between
+    cells (see :func:`load_kept`).
 
     Returns:
         ``error`` (test, per cent, after training; None if it diverged or had 0 epochs), ``diverged`` (what was raised,
@@ -124,10 +138,11 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     except FloatingPointError as problem:
         diverged = str(problem)
     kept = {when: masks.kept_weights(network, mask) for when, network in (("before", start), ("after", model))}
-    arrays: dict[str, Any] = {
-        f"{when} {name}": v.astype(np.float32) for when, by in kept.items() for name, v in by.items()
+    tensors = {
+        when: {name: torch.from_numpy(values.astype(np.float32)) for name, values in by.items()}
+        for when, by in kept.items()
     }
-    np.savez_compressed(folder / "kept.npz", **arrays)
+    save_tensors(folder / "kept.pt", {"cell": cell.folder, **tensors})
     return {
         "error": error,
         "diverged": diverged,
@@ -135,6 +150,19 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
         "emptied": [name for name, value in mask.items() if not value.any()],
         **{when: _rows(by, mask) for when, by in kept.items()},
     }
+
+
+def load_kept(folder: Path, cell: Cell) -> dict[str, dict[str, np.ndarray]]:
+    """The kept weights of a cell that was run: by ``before`` and ``after``, and by layer, float32 [kept].
+
+    Raises:
+        CheckpointError: the file is damaged, or of another cell.
+    """
+    path = folder / "kept.pt"
+    content = require(load_tensors(path, "cell"), {"cell": str, "before": dict, "after": dict}, path)
+    if content["cell"] != cell.folder:
+        raise CheckpointError(f"{path} is of another cell, {content['cell']}. Move the folder away to run this one.")
+    return {when: {name: values.numpy() for name, values in content[when].items()} for when in ("before", "after")}
 
 
 def _rows(kept: Mapping[str, np.ndarray], mask: Mapping[str, Tensor]) -> list[dict[str, Any]]:

@@ -6,11 +6,10 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from stochprune import data, masks, models, report
@@ -22,9 +21,9 @@ from stochprune.runs.results import versions
 from stochprune.studies import figures, tables
 from stochprune.studies.bench import Bench
 from stochprune.studies.finetune import StudyConfig, run_study
-from stochprune.studies.initialisation import Cell, InitialisationConfig, run_cell
+from stochprune.studies.initialisation import KINDS, Cell, InitialisationConfig, load_kept, run_cell
 from stochprune.studies.plan import Plan
-from stochprune.studies.store import read_json, remember
+from stochprune.studies.store import read_result, remember
 from stochprune.training.config import digest
 from stochprune.training.progress import ProgressBar
 
@@ -93,16 +92,18 @@ def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.
     for name in plan.data:
         dataset = subset(data.load(name, _place(data_dir, name)), settings.train_examples).to(device)
         cells = list(plan.cells(name))
+        found: dict[Cell, Rows] = {}
         with ProgressBar("starting") as bar:
             bench = Bench(dataset, settings.batch_size, bar)
             bar.expect(len(cells) * bench.steps(settings.weights.epochs))
             for cell in cells:
                 folder = out / "cells" / cell.folder
                 work = functools.partial(run_cell, cell, bench)
-                done = remember(folder, dataclasses.asdict(cell), device, work)
+                done = remember(folder, dataclasses.asdict(cell), device, work, KINDS)
                 bar.finish(bench.steps(settings.weights.epochs))
                 seconds += done["seconds"]
                 result, which = done["result"], _which(cell)
+                found[cell] = result["before"]
                 loss = result["history"][-1]["loss"] if result["history"] else None
                 rows.append({**which, "error": result["error"], "loss": loss, "emptied": len(result["emptied"])})
                 for when in _times(settings):
@@ -111,7 +112,7 @@ def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.
                         for row in result[when]
                     ]
             bar.begin("distances between layers")
-            distances += _distances(cells, out / "cells")
+            distances += _distances(found, out / "cells")
     return {"hours": seconds / 3600, "rows": rows, "layers": layers, "distances": distances}
 
 
@@ -127,10 +128,14 @@ def _which(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _distances(cells: Sequence[Cell], root: Path) -> Rows:
-    """From each mask to its ablations and to a random mask: by layer, before and after training."""
+def _distances(cells: Mapping[Cell, Rows], root: Path) -> Rows:
+    """From each mask to its ablations and to a random mask: by layer, before and after training.
+
+    Args:
+        cells: with the layers of each.
+    """
     rows: Rows = []
-    for base in cells:
+    for base, layers in cells.items():
         if base.ablation != "none" or base.score == "random" or not base.sparsity:
             continue
         place = (base.data, base.model, base.sparsity, base.seed)
@@ -138,19 +143,18 @@ def _distances(cells: Sequence[Cell], root: Path) -> Rows:
         for c in cells:
             if (c.score, c.ablation, c.data, c.model, c.sparsity, c.seed) == ("random", "none", *place):
                 others["random"] = c
-        before = read_json(root / base.folder / "result.json")["result"]["before"]
-        kept = np.load(root / base.folder / "kept.npz")
+        kept = load_kept(root / base.folder, base)
         for arm, other in others.items():
-            their = np.load(root / other.folder / "kept.npz")
-            for when, layer in itertools.product(_times(base.settings), before):
-                key = f"{when} {layer['name']}"
-                found = masks.statistics(layer["name"], kept[key], tuple(layer["shape"]), their[key])
+            their = load_kept(root / other.folder, other)
+            for when, layer in itertools.product(_times(base.settings), layers):
+                name = layer["name"]
+                found = masks.statistics(name, kept[when][name], tuple(layer["shape"]), their[when][name])
                 rows.append(
                     {
                         **_which(base),
                         "arm": arm,
                         "when": when,
-                        "name": layer["name"],
+                        "name": name,
                         "wasserstein": _number(found.wasserstein),
                         "wasserstein_zeros": _number(found.wasserstein_zeros),
                     }
@@ -185,7 +189,7 @@ def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path, device
                 )
                 place, results = run_study(config, data_dir=_place(data_dir, name), out=out, device=device)
                 merged = {**results, "cells": [*merged.get("cells", []), *results["cells"]]}
-            seconds += sum(read_json(path)["seconds"] for path in place.glob("*/result.json"))
+            seconds += sum(read_result(path)["seconds"] for path in place.glob("*/result.json"))
             which = {"data": name, "model": model}
             for entry in merged["dense"]:
                 rows.append({**which, "score": "dense", "sparsity": 0.0, "arm": "none", **entry})

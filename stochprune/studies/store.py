@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,44 +12,57 @@ from typing import Any
 
 import torch
 
-from stochprune.runs.files import CheckpointError, write_json
+from stochprune.runs.files import CheckpointError, Kinds, read_json, require, write_json
+from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
+
+KINDS: Kinds = {"configuration": dict, "versions": dict, "seconds": (int, float), "result": dict}
 
 
 def remember(
-    folder: Path, configuration: dict[str, Any], device: torch.device, work: Callable[[Path], dict[str, Any]]
+    folder: Path,
+    configuration: dict[str, Any],
+    device: torch.device,
+    work: Callable[[Path], dict[str, Any]],
+    kinds: Kinds,
 ) -> dict[str, Any]:
     """The result of ``work`` for a configuration: from its folder if it is there, else from ``work(folder)``,
-    which runs on ``device``.
+    which runs on ``device``. While another process is at work in the folder, it waits.
 
     ``result.json`` holds ``configuration``, ``versions``, ``seconds`` (of the run that ended; a run that was killed
-    before adds nothing) and ``result``. The checkpoints that the work leaves in the folder ``checkpoints`` are removed.
-    """
-    path = folder / "result.json"
-    if path.exists():
-        done = read_json(path)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        result = work(folder)
-        done = {
-            "configuration": configuration,
-            "versions": versions(device),
-            "seconds": round(time.monotonic() - start, 2),
-            "result": result,
-        }
-        write_json(path, done)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return done
+    before adds nothing) and ``result``. The checkpoints that the work leaves in the folder ``checkpoints`` are removed
+    when that is on disk.
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a result file.
+    Args:
+        kinds: the keys of a result and their types.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: ``result.json`` is damaged, of another configuration, or lacks a key.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is truncated or not JSON. Move it away to run this cell again.") from error
+    path = folder / "result.json"
+    with claim(folder, wait=True):
+        if not os.path.lexists(path):
+            start = time.monotonic()
+            result = work(folder)
+            done = {
+                "configuration": configuration,
+                "versions": versions(device),
+                "seconds": round(time.monotonic() - start, 2),
+                "result": result,
+            }
+            write_json(path, done)
+        found = read_result(path)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    require(found["result"], kinds, path)
+    if found["configuration"] != json.loads(json.dumps(configuration)):
+        raise CheckpointError(f"{path} is the result of another configuration. Move it away to run this one.")
+    return found
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a ``result.json``.
+
+    Raises:
+        CheckpointError: it is damaged, or lacks a key.
+    """
+    return require(read_json(path, "result"), KINDS, path)

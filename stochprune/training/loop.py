@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from types import NoneType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.files import CheckpointError, Kinds, require
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -50,7 +53,16 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     constraint: Constraint = field(default_factory=Constraint)
 
-    POSITION = ("epoch", "batch", "step", "loss", "loss_sum", "stop", "history")
+    POSITION: ClassVar[Kinds] = {
+        "epoch": int,
+        "batch": int,
+        "step": int,
+        "loss": float,
+        "loss_sum": float,
+        "stop": bool,
+        "history": list,
+        "steps_per_epoch": (int, NoneType),
+    }
 
 
 def fit(
@@ -136,7 +148,37 @@ def _restore(state: State, optimizer: torch.optim.Optimizer, checkpoint: Checkpo
     payload = checkpoint.load()
     if payload is None:
         return
-    state.model.load_state_dict(payload["model"])
-    optimizer.load_state_dict(payload["optimizer"])
+    path = checkpoint.path
+    require(payload, {"model": dict, "optimizer": dict, "position": dict}, path)
+    position = require(payload["position"], State.POSITION, path)
+    _check_position(position, state, path)
+    try:
+        state.model.load_state_dict(payload["model"])
+        optimizer.load_state_dict(payload["optimizer"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not fit the model or its optimizer: {error}") from error
     for name in State.POSITION:
-        setattr(state, name, payload["position"][name])
+        setattr(state, name, position[name])
+
+
+def _check_position(position: dict[str, Any], state: State, path: Path) -> None:
+    epoch, batch, step, length = (position[name] for name in ("epoch", "batch", "step", "steps_per_epoch"))
+    if state.steps_per_epoch != length:
+        raise CheckpointError(
+            f"{path} was written with {length} batches an epoch, but the loader has {state.steps_per_epoch}: "
+            "give the same examples and batch size, or choose another folder"
+        )
+    epochs = [entry.get("epoch") if isinstance(entry, dict) else None for entry in position["history"]]
+    if not (
+        0 <= epoch <= state.epochs
+        and 0 <= batch <= (step if length is None else length)
+        and step >= epoch + batch
+        and (epoch > 0 or step == batch)
+        and epochs == list(range(1, epoch + 1))
+        and (step == 0 or math.isfinite(position["loss"]))
+        and math.isfinite(position["loss_sum"])
+    ):
+        raise CheckpointError(
+            f"{path} states a position that no training has: epoch {epoch}, batch {batch}, step {step}, "
+            f"loss {position['loss']} and a history of {len(epochs)} epochs"
+        )

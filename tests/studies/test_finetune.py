@@ -86,7 +86,7 @@ def test_a_truncated_cell_is_named(tmp_path):
     folder, _ = run_study(TINY, out=tmp_path)
     path = folder / "random-0.9-seed0" / "result.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(CheckpointError, match=r"random-0\.9-seed0/result\.json is truncated"):
+    with pytest.raises(CheckpointError, match=r"random-0\.9-seed0/result\.json is truncated, damaged"):
         run_study(TINY, out=tmp_path)
 
 
