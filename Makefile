@@ -33,9 +33,8 @@ bench: $(READY)
 	$(BIN)/python -m pytest bench/bench_masked_linear.py --benchmark-json=.benchmarks/cpu.json
 	$(BIN)/python -m bench.report .benchmarks/cpu.json
 
-# On a machine with a GPU and its own torch and Triton, without a network: the GPU tests, then the GPU benchmark.
+# On a machine with a GPU and its own torch and Triton, without a network: see docs/gpu.md.
 gpu-check:
-	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
 	$(PYTHON) -m bench.gpu_check
 
 clean:

@@ -20,7 +20,7 @@ Forward = Callable[[Tensor], Tensor]
 
 def dense(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
     """No mask: the floor."""
-    return lambda x: F.linear(x, weight, bias)
+    return lambda x: F.linear(x, weight.to(x.dtype), bias)
 
 
 def eager(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
@@ -29,7 +29,7 @@ def eager(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
     def forward(x: Tensor) -> Tensor:
         q = torch.sigmoid(logits)
         mask = (torch.rand_like(q) < q).to(q.dtype)
-        return F.linear(x, weight * (mask - q.detach() + q), bias)
+        return F.linear(x, (weight * (mask - q.detach() + q)).to(x.dtype), bias)
 
     return forward
 
@@ -39,7 +39,7 @@ def bernoulli(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
 
     def forward(x: Tensor) -> Tensor:
         q = torch.sigmoid(logits)
-        return F.linear(x, weight * (torch.bernoulli(q.detach()) - q.detach() + q), bias)
+        return F.linear(x, (weight * (torch.bernoulli(q.detach()) - q.detach() + q)).to(x.dtype), bias)
 
     return forward
 
@@ -57,7 +57,7 @@ class _SeedReplay(torch.autograd.Function):
         ctx.save_for_backward(x, weight, logits)
         generator = torch.cuda.default_generators[x.get_device()] if x.is_cuda else torch.default_generator
         ctx.state = generator.get_state()
-        return F.linear(x, weight * torch.bernoulli(torch.sigmoid(logits)), bias)
+        return F.linear(x, (weight * torch.bernoulli(torch.sigmoid(logits))).to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -66,7 +66,7 @@ class _SeedReplay(torch.autograd.Function):
         mask = torch.bernoulli(q, generator=torch.Generator(x.device).set_state(ctx.state))
         g = grad.T @ x
         dweight = g * mask if ctx.needs_input_grad[1] else None
-        return grad @ (weight * mask), dweight, g * weight * q * (1 - q), grad.sum(0)
+        return grad @ (weight * mask).to(x.dtype), dweight, g * weight * q * (1 - q), grad.sum(0)
 
 
 def seed_replay(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:

@@ -1,0 +1,237 @@
+"""Runs the steps in worker processes, and neither a crash nor a hang of one of them stops it.
+
+A worker that takes too long over a case, or dies, is replaced, and the new one goes on with the next case. It imports
+no torch, so that no state of the GPU can harm it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+from bench.gpu.job import REPLACE
+from bench.gpu.journal import Journal, Row
+from bench.gpu.steps import Step
+
+ROOT = Path(__file__).parents[2]
+STARTS = 2  # of a worker in a row that end before a case did
+TAIL = 3000  # characters of the log that stand in a row
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONFAULTHANDLER": "1",  # a crash leaves its Python lines in the log
+    "PYTHONUNBUFFERED": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes for one kernel
+}
+
+
+class Lane:
+    """One worker after the other, until every case of its share is done or the step's time is over."""
+
+    def __init__(self, step: Step, number: int, journal: Journal, deadline: Callable[[], float]) -> None:
+        self.step, self.number, self.journal, self.deadline = step, number, journal, deadline
+        self.log = journal.log()
+        self.plan: list[str] | None = None  # None until a worker could name its cases
+        self.done: list[str] = []
+        self.failed = self.restarts = 0
+        self.unusable: str | None = None
+        self._case: str | None = None
+        self._since = 0.0
+        self._log_start = 0
+
+    def run(self) -> None:
+        """All of the lane's cases."""
+        idle = 0
+        while self.unusable is None and time.monotonic() < self.deadline():
+            before = len(self.done)
+            verdict = self._worker()
+            if verdict is None:
+                return
+            idle = 0 if len(self.done) > before else idle + 1
+            if idle == STARTS:
+                self._fail("(start)", verdict)
+                return
+            self.restarts += 1
+
+    def _worker(self) -> str | None:
+        """Run one worker to its end; None if all was done, else why it ended before."""
+        self._case, self._since = None, time.monotonic()
+        with self._output() as output:
+            self._log_start = output.tell()
+            process, pipe = self._start(output)
+        try:
+            late = self._listen(process, pipe)
+        finally:
+            os.close(pipe)
+            stuck = not _kill(process)
+        if late:
+            verdict = late + (", and it did not die" if stuck else "")
+        elif process.returncode == REPLACE:
+            return "replaced"
+        elif process.returncode == 0 and self._case is None:
+            return None
+        else:
+            verdict = f"the process ended by {_status(process.returncode)}"
+        if self._case is not None:
+            case, self._case = self._case, None
+            self._fail(case, verdict)
+            self.done.append(case)
+        return verdict
+
+    def _start(self, output: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
+        ours, theirs = os.pipe()
+        job = {"step": self.step.name, "lane": self.number, "lanes": self.step.lanes, "done": self.done, "pipe": theirs}
+        places = {"run": self.journal.run, "folders": [str(folder) for folder in self.journal.folders]}
+        memory = os.memfd_create("job")
+        os.write(memory, json.dumps({**job, **places}).encode())
+        os.lseek(memory, 0, os.SEEK_SET)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bench.gpu.worker", self.step.module],
+                cwd=ROOT,
+                stdin=memory,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs],
+                start_new_session=True,
+                env={**os.environ, **ENVIRONMENT},
+            )
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(memory)
+            os.close(theirs)
+        return process, ours
+
+    def _listen(self, process: subprocess.Popen[bytes], pipe: int) -> str | None:
+        """Take the worker's events until it ends, or until its time is over: then why."""
+        rest = b""
+        while True:
+            now = time.monotonic()
+            if now >= self.deadline():
+                return "the step's time was over"
+            if now - self._since >= self.step.case_seconds:
+                return f"nothing after {self.step.case_seconds:g} s"
+            if select.select([pipe], [], [], 0.1)[0]:
+                data = os.read(pipe, 1 << 16)
+                if not data:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(10)
+                    return None
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line))
+            elif process.poll() is not None:
+                return None
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self._since = time.monotonic()
+        if "plan" in event:
+            self.plan = event["plan"]
+        elif "begin" in event:
+            self._case = event["begin"]
+        elif "end" in event:
+            self._case = None
+            self.done.append(event["end"])
+            self.failed += event["row"]["ok"] is False
+            _show(event["row"])
+        else:
+            self.unusable = event["unusable"]
+
+    def _fail(self, case: str, why: str) -> None:
+        row = {"step": self.step.name, "case": case, "ok": False, "error": why, "log": self._tail()}
+        self.failed += 1
+        self.journal.write(row)
+        _show(row)
+
+    def _output(self) -> IO[bytes]:
+        return (self.log or Path(os.devnull)).open("ab")
+
+    def _tail(self) -> str:
+        if self.log is None:
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(max(self._log_start, os.fstat(file.fileno()).st_size - TAIL))
+            return file.read().decode(errors="replace")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> bool:
+    """Kill the worker with all that it started; whether it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the driver of a GPU may hold a process for ever
+        process.wait(10)
+        return True
+    return False
+
+
+def _status(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _show(row: Row) -> None:
+    """One line of a case; nothing of a case that only passed."""
+    found = {k: v for k, v in row.items() if k not in ("step", "case", "ok", "seconds", "log") and v is not None}
+    if row["ok"] and not found:
+        return
+    if row["ok"]:
+        text = json.dumps(found, default=str)
+    elif row["ok"] is None:
+        text = f"skipped: {row.get('skipped')}"
+    else:
+        text = "FAILED: " + (str(row.get("error")).strip().splitlines() or [""])[-1]
+    print(f"{row['step']:>9}  {row['case']}  {text[:200]}", flush=True)
+
+
+def run_step(step: Step, journal: Journal, stopped: Callable[[], bool]) -> tuple[Row, str | None]:
+    """Run a step and write its row, which says what was done and left; also why the machine cannot be used, if so."""
+    start = time.monotonic()
+
+    def deadline() -> float:
+        return 0.0 if stopped() else start + step.seconds
+
+    lanes = [Lane(step, number, journal, deadline) for number in range(step.lanes)]
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        ends = [threads.submit(lane.run) for lane in lanes]
+    errors = [repr(error) for error in (end.exception() for end in ends) if error is not None]
+    left = [case for lane in lanes for case in lane.plan or () if case not in set(lane.done)]
+    failed = sum(lane.failed for lane in lanes) + len(errors)
+    complete = not left and all(lane.plan is not None for lane in lanes)
+    row: Row = {
+        "step": step.name,
+        "case": "(step)",
+        "ok": complete and not failed,
+        "seconds": round(time.monotonic() - start, 1),
+        "done": sum(len(lane.done) for lane in lanes),
+        "failed": failed,
+        "restarts": sum(lane.restarts for lane in lanes),
+        "complete": complete,
+        "left": left[:50],
+        "errors": errors,
+    }
+    journal.write(row)
+    return row, next((lane.unusable for lane in lanes if lane.unusable), None)
+
+
+def run(steps: Sequence[Step], journal: Journal, stopped: Callable[[], bool] = lambda: False) -> int:
+    """Run the steps until ``stopped``. Return 0 if all was done and well, 1 if not, 2 if no step can run here."""
+    status = 0
+    for step in steps:
+        row, unusable = run_step(step, journal, stopped)
+        counts = f"{row['done']} done, {row['failed']} failed, {len(row['left'])} left"
+        print(f"{step.name:>9}  {counts}, {row['seconds']} s", flush=True)
+        if unusable:
+            print(unusable, file=sys.stderr)
+            return 2
+        status |= not row["ok"]
+    return status

@@ -1,0 +1,124 @@
+"""The versions of everything, and an installation for this GPU alone from what is on the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.job import LENGTH, Unusable, tool
+
+ROOT = Path(__file__).parents[2]
+UNKNOWN = "unknown"
+SOURCES = ("stochprune/**/*.py", "kernels/*.py", "csrc/**/*", "bench/**/*.py", "CMakeLists.txt", "setup.py")
+PIP = ("-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--editable", ".")
+IN_PLACE = ("setup.py", "-q", "egg_info", "build_ext", "--inplace")  # where pip is missing or may not write
+
+
+def cases() -> list[str]:
+    """The versions first: they say of which machine all other rows are."""
+    return ["versions", "package"]
+
+
+def healthy() -> bool:
+    """No GPU is used here."""
+    return True
+
+
+def run(case: str) -> dict[str, Any]:
+    """The versions, or how the package was installed and how long that took."""
+    return versions() if case == "versions" else package()
+
+
+def versions() -> dict[str, Any]:
+    """Of the GPU, its driver, torch, Triton, the compiler and our source; ``unknown`` where they cannot be told.
+
+    Raises:
+        Unusable: torch sees no GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Unusable("gpu-check needs an NVIDIA GPU; torch sees none on this machine")
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(0))),
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "driver": said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "cuda": torch.version.cuda or UNKNOWN,
+        **{name: version(name) for name in ("torch", "triton", "numpy", "pytest")},
+        "python": platform.python_version(),
+        "nvcc": said(["nvcc", "--version"], r"release ([\d.]+)"),
+        "ncu": said(["ncu", "--version"], r"Version ([\d.]+)"),
+        "commit": said(["git", "rev-parse", "HEAD"]),
+        "changed": said(
+            ["git", "status", "--porcelain", "--untracked-files=no"], r"(?s)(.*)"
+        ),  # files since the commit
+        "source": source(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def version(name: str) -> str:
+    """A module's version."""
+    try:
+        return str(importlib.import_module(name).__version__)
+    except Exception:  # a broken installation may raise anything
+        return UNKNOWN
+
+
+def said(command: list[str], pattern: str = r"(\S+)") -> str:
+    """What a program prints, found by the pattern's group."""
+    try:
+        ended = tool(command, cwd=ROOT, timeout=15)
+    except (OSError, subprocess.TimeoutExpired):
+        return UNKNOWN
+    found = re.search(pattern, ended.stdout)
+    return found[1].strip() if ended.returncode == 0 and found else UNKNOWN
+
+
+def source() -> str:
+    """A digest of the files that are measured: tells two states apart where git is not there."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()}):
+        if "__pycache__" not in path.parts:
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def package() -> dict[str, Any]:
+    """Install for the one GPU, by pip or else in place, and say which backends can be loaded.
+
+    Raises:
+        RuntimeError: neither worked.
+    """
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(0)
+    architecture = f"{major}{minor}{'a' if major >= 9 else ''}-real"
+    environment = {**os.environ, "CUDAARCHS": architecture}
+    errors, way = [], None
+    for name, command in (("pip", PIP), ("in place", IN_PLACE)):
+        start = time.monotonic()
+        ended = tool([sys.executable, *command], cwd=ROOT, env=environment)
+        if ended.returncode == 0:
+            way = name
+            break
+        errors.append(f"{name}: {(ended.stdout + ended.stderr)[-LENGTH:]}")
+    if way is None:
+        raise RuntimeError("\n".join(errors))
+    seconds = round(time.monotonic() - start, 1)
+    backends = tool([sys.executable, "-c", BACKENDS], cwd=ROOT)
+    states = backends.stdout.splitlines() or [backends.stderr[-LENGTH:]]
+    return {"by": way, "architecture": architecture, "build_seconds": seconds, "backends": states, "errors": errors}
+
+
+BACKENDS = "from bench.gpu import device; from stochprune import backends; print(backends.table())"

@@ -1,0 +1,117 @@
+"""What a step's module is given: cases run one after the other, and a row is on the disk before the next case."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from bench.gpu.journal import Journal, Row
+
+REPLACE = 75  # exit status: the case is in the journal, but this process cannot run another
+LENGTH = 4000  # characters of an error that are kept
+
+
+class Unusable(Exception):
+    """The machine cannot run any step."""
+
+
+class Skip(Exception):
+    """What a case needs is not there; its row says so and does not count as a failure."""
+
+
+class Failed(Exception):
+    """A check that failed, with what was measured before."""
+
+    def __init__(self, message: str, found: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.found = found
+
+
+class Job:
+    """What a worker is to do: every ``lanes``-th case of a step but those that have been done."""
+
+    def __init__(
+        self, step: str, journal: Journal, pipe: int, lane: int = 0, lanes: int = 1, done: Sequence[str] = ()
+    ) -> None:
+        self.step, self.journal, self.lane, self.lanes, self.done = step, journal, lane, lanes, set(done)
+        self._pipe, self._start = pipe, 0.0
+
+    def mine(self, names: Sequence[str]) -> list[str]:
+        """This worker's share of all cases, which the driver is told, less those that have been done."""
+        share = list(names)[self.lane :: self.lanes]
+        self._tell(plan=share)
+        return [name for name in share if name not in self.done]
+
+    def begin(self, name: str) -> None:
+        """The clock of a case starts."""
+        self._start = time.monotonic()
+        self._tell(begin=name)
+
+    def record(self, name: str, ok: bool | None, **found: Any) -> Row:
+        """Append a case's row to the journal: ``ok`` is None where it was skipped."""
+        seconds = round(time.monotonic() - self._start, 3)
+        row = {"step": self.step, "case": name, "ok": ok, "seconds": seconds, **found}
+        self.journal.write(row)
+        return row
+
+    def end(self, row: Row) -> None:
+        """The driver learns that a case is over."""
+        self._tell(end=row["case"], row=row)
+
+    def unusable(self, why: str) -> None:
+        """The driver learns that no step can run."""
+        self._tell(unusable=why)
+
+    def _tell(self, **event: Any) -> None:
+        os.write(self._pipe, json.dumps(event, default=str).encode() + b"\n")
+
+
+def each(job: Job, module: ModuleType) -> None:
+    """Run the cases of a module, each in its own try; leave the process if an error stays in it."""
+    for name in job.mine(module.cases()):
+        job.begin(name)
+        try:
+            row = job.record(name, True, **module.run(name))
+        except Skip as why:
+            row = job.record(name, None, skipped=str(why))
+        except Unusable as why:
+            job.end(job.record(name, False, error=str(why)))
+            raise
+        except Exception as error:
+            found = error.found if isinstance(error, Failed) else {}
+            row = job.record(name, False, error=error_text(error), **found)
+        well = module.healthy()
+        job.end(row)
+        if not well:
+            leave(REPLACE)
+
+
+def error_text(error: BaseException) -> str:
+    """The traceback's last part."""
+    return "".join(traceback.format_exception(error))[-LENGTH:]
+
+
+def leave(status: int) -> None:
+    """End at once: the clean end of a process whose GPU hangs may take for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def die_with_parent() -> None:
+    """From here on this process is killed when its parent ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def tool(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program that does not outlive this process, and keep what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=die_with_parent, **options)

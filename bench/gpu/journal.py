@@ -1,0 +1,107 @@
+"""Rows of JSON, one a line, appended to a file in each of several folders at once.
+
+A row that was written stays, whatever happens to the process, its parent or the GPU later: each line goes to the disk
+before the next case starts. A folder that cannot be written is named once on the standard error, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+Row = dict[str, Any]
+
+
+def folders() -> list[Path]:
+    """Where results go: the folder that ``OUT`` names, if it is set, and ``bench/results``."""
+    out = os.environ.get("OUT")
+    return [*([Path(out)] if out else []), RESULTS]
+
+
+class Journal:
+    """The file ``gpu-check-<run>.jsonl`` in each folder; several processes may append to it."""
+
+    def __init__(self, run: str, places: Iterable[Path]) -> None:
+        self.run, self.folders = run, list(places)
+        self._refused: set[Path] = set()
+
+    def write(self, row: Row) -> None:
+        """Append a row to every folder that takes it; print it if none does."""
+        line = json.dumps(row, default=str).encode() + b"\n"
+        taken = [
+            self._try(folder, lambda folder: _append(folder / f"gpu-check-{self.run}.jsonl", line))
+            for folder in self.folders
+        ]
+        if not any(taken):
+            print(line.decode(), end="", flush=True)
+
+    def save(self, name: str, text: str) -> list[Path]:
+        """Write a whole file to every folder that takes it, and return the paths."""
+        return [
+            folder / name for folder in self.folders if self._try(folder, lambda folder: _replace(folder / name, text))
+        ]
+
+    def log(self) -> Path | None:
+        """The file for what the workers print: in the first folder that takes it."""
+        for folder in self.folders:
+            path = folder / f"gpu-check-{self.run}.log"
+            if self._try(folder, lambda _: path.open("ab").close()):  # noqa: B023 - called at once
+                return path
+        return None
+
+    def rows(self) -> list[Row]:
+        """What any of the folders holds of this run: the longest file."""
+        found = [read(folder / f"gpu-check-{self.run}.jsonl") for folder in self.folders]
+        return max(found, key=len)
+
+    def _try(self, folder: Path, write: Any) -> bool:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder)
+        except OSError as error:
+            if folder not in self._refused:
+                self._refused.add(folder)
+                print(f"gpu-check cannot write to {folder}: {error}", file=sys.stderr, flush=True)
+            return False
+        return True
+
+
+def _append(path: Path, line: bytes) -> None:
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":  # a full disk cut the line before
+            line = b"\n" + line
+        if os.write(file, line) < len(line):
+            raise OSError(f"{path.name}: only a part of a row was written; is the disk full?")
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_suffix(path.suffix + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; lines that were cut are left out, and a missing file has none."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

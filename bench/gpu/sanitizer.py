@@ -1,0 +1,45 @@
+"""compute-sanitizer watches the memory accesses of every way on a small odd shape."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Any
+
+from bench.gpu import device
+from bench.gpu.device import healthy as healthy
+from bench.gpu.job import LENGTH, Skip, tool
+
+SHAPE = ("33", "70", "130")
+FOUND = 9  # exit status where the sanitizer found something
+
+
+def cases() -> list[str]:
+    """The ways."""
+    device.require()
+    return list(device.ways())
+
+
+def run(case: str) -> dict[str, Any]:
+    """What compute-sanitizer says of one way.
+
+    Raises:
+        Skip: the tool is missing, the way is, or the tool cannot watch this machine's GPU.
+        RuntimeError: an access outside of the memory.
+    """
+    path = shutil.which("compute-sanitizer")
+    if path is None:
+        raise Skip("compute-sanitizer is not on the PATH")
+    with device.forced(case):  # skips a way that was not built
+        pass
+    command = [path, "--tool", "memcheck", "--error-exitcode", str(FOUND), sys.executable, "-m", "bench.gpu.exercise"]
+    # Without torch's cache of allocations, whose blocks are larger than the tensors in them.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    ended = tool([*command, case, *SHAPE], env=environment)
+    said = (ended.stdout + ended.stderr)[-LENGTH:]
+    if ended.returncode == 0:
+        return {"verdict": "clean"}
+    if "Device not supported" in said:
+        raise Skip("compute-sanitizer does not support this machine's GPU")
+    raise RuntimeError(f"compute-sanitizer ended with status {ended.returncode}:\n{said}")

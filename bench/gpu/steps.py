@@ -1,0 +1,28 @@
+"""The steps of the check in their order, and how long each may take."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Step(NamedTuple):
+    """One step: a module with ``cases()`` and ``run(case)``, or with ``work(job)``; see :mod:`bench.gpu.worker`."""
+
+    name: str
+    module: str
+    seconds: float  # after which its workers are killed
+    case_seconds: float  # after which a case's worker is killed, and another one goes on with the next case
+    lanes: int = 1  # workers at once; more than one only where nothing is timed
+
+
+STEPS = (
+    Step("install", "bench.gpu.install", 100, 95),
+    Step("smoke", "bench.gpu.smoke", 60, 40, lanes=4),
+    Step("times", "bench.gpu.times", 120, 40),
+    Step("counters", "bench.gpu.counters", 40, 30),
+    Step("tests", "bench.gpu.tests", 180, 60, lanes=min(12, os.cpu_count() or 1)),
+    Step("calibrate", "bench.gpu.calibration", 20, 20),
+    Step("sanitize", "bench.gpu.sanitizer", 40, 40, lanes=4),
+    Step("draws", "bench.gpu.certificates", 20, 20),
+)

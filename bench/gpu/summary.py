@@ -1,0 +1,191 @@
+"""A row of the ledger from the journal's rows alone, complete or not, and the table that ends the check.
+
+It needs neither torch nor a GPU, so that it can be made again anywhere: ``python -m bench.gpu_check --summary FOLDER``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.journal import Row, read
+
+OURS = ("in_register", "bits", "prepass", "cuda")
+SAME = ("gpu", "torch", "triton", "source")  # what the rows of one summary have in common
+UNKNOWN = "unknown"
+
+
+def gather(place: Path) -> list[Row]:
+    """The rows of a file, or of all runs in a folder; a case that was run again counts as the last time.
+
+    Raises:
+        ValueError: there are none.
+    """
+    paths = sorted(place.glob("gpu-check-*.jsonl")) if place.is_dir() else [place]
+    rows = {(row.get("step"), row.get("case")): row for path in paths for row in read(path)}
+    if not rows:
+        raise ValueError(f"--summary: no row of a check in {place}")
+    return list(rows.values())
+
+
+def mixed(place: Path) -> dict[str, list[str]]:
+    """What differs between the runs in a folder that is to be the same, by name."""
+    paths = sorted(place.glob("gpu-check-*.jsonl")) if place.is_dir() else [place]
+    found = [row for path in paths for row in read(path) if row.get("case") == "versions" and row.get("ok")]
+    values = {name: sorted({str(row.get(name)) for row in found}) for name in SAME}
+    return {name: seen for name, seen in values.items() if len(seen) > 1}
+
+
+def ledger(rows: Sequence[Row]) -> Row:
+    """The ledger's row: versions, what each step did, every figure, and all that was measured."""
+    by = {name: [row for row in rows if row.get("step") == name] for name in dict.fromkeys(r.get("step") for r in rows)}
+    cases = {name: [row for row in found if row["case"] != "(step)"] for name, found in by.items()}
+    versions = next((r for r in cases.get("install", []) if r["case"] == "versions" and r["ok"]), {})
+    times = [strip(row) for row in cases.get("times", []) if "contender" in row]
+    ceilings = next((strip(r) for r in cases.get("times", []) if r["case"] == "ceilings" and r["ok"]), {})
+    return {
+        "versions": strip(versions),
+        "steps": {str(name): state(found) for name, found in by.items()},
+        "failures": {f"{r['step']} {r['case']}": last_line(r.get("error")) for r in rows if failed(r)},
+        "skipped": {
+            f"{r['step']} {r['case']}": r.get("skipped") for r in rows if r.get("ok") is None and r["step"] != "tests"
+        },
+        "figures": list(figures(times, ceilings)),
+        "ceilings": ceilings,
+        "times": times,
+        **{
+            name: {r["case"]: strip(r) for r in cases.get(name, []) if r["ok"]}
+            for name in ("smoke", "counters", "calibrate", "sanitize", "draws")
+        },
+    }
+
+
+def strip(row: Row) -> Row:
+    """A row without what it shares with all others."""
+    return {name: value for name, value in row.items() if name not in ("step", "case", "ok", "seconds")}
+
+
+def failed(row: Row) -> bool:
+    """Whether a case failed; a step's own row counts nothing twice."""
+    return row.get("ok") is False and row["case"] != "(step)"
+
+
+def last_line(error: Any) -> str:
+    """The end of a traceback."""
+    return (str(error).strip().splitlines() or [""])[-1][:300]
+
+
+def state(rows: Sequence[Row]) -> Row:
+    """What became of a step; without its own row, it was cut off."""
+    cases = [row for row in rows if row["case"] != "(step)"]
+    own = next((row for row in rows if row["case"] == "(step)"), {})
+    return {
+        "passed": sum(row["ok"] is True for row in cases),
+        "failed": sum(row["ok"] is False for row in cases),
+        "skipped": sum(row["ok"] is None for row in cases),
+        "complete": own.get("complete", False),
+        "seconds": own.get("seconds"),
+        "left": own.get("left", []),
+    }
+
+
+def microseconds(row: Row, part: str) -> float | None:
+    """A part's time: inside a graph, or eagerly where it could not be captured."""
+    for name in ("graph_us", "eager_us"):
+        value = row.get(part, {}).get(name)
+        if isinstance(value, float | int):
+            return float(value)
+    return None
+
+
+def figures(times: Sequence[Row], ceilings: Row) -> Iterator[Row]:
+    """The figures that are to be reached, at every size where what they compare was timed."""
+    for size, contenders in sizes(times).items():
+        m, n, k, masters, masks = size
+        if masters != "bf16" or masks != "one":
+            continue
+        forward, step = (
+            {name: microseconds(row, part) for name, row in contenders.items()} for part in ("forward", "step")
+        )
+        ours = {"forward": best(forward), "step": best(step)}
+        copy = ceilings.get("copy_tb_per_s")
+        if m <= 64:
+            floor = 4 * n * k / copy / 1e6 if copy else None  # weights and logits once
+            yield figure("forward, share of the byte floor", size, 0.80, ratio(floor, ours["forward"]), True)
+            yield figure("forward, compile over ours", size, 2.5, ratio(forward.get("compile"), ours["forward"]), True)
+        if m == 128:
+            yield figure("step, compile over ours", size, 1.4, ratio(step.get("compile"), ours["step"]), True)
+        if m >= 4096:
+            yield figure("step, ours over dense", size, 1.08, ratio(ours["step"], step.get("dense")), False)
+            yield figure("step, compile over ours", size, 1.02, ratio(step.get("compile"), ours["step"]), True)
+
+
+def sizes(times: Iterable[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
+    """The contenders' rows by size."""
+    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in times:
+        found.setdefault(tuple(row[name] for name in ("m", "n", "k", "masters", "masks")), {})[row["contender"]] = row
+    return found
+
+
+def best(times: dict[str, float | None]) -> float | None:
+    """The least time of our ways."""
+    return min((t for name, t in times.items() if name in OURS and t is not None), default=None)
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    """a / b, where both were measured."""
+    return None if a is None or not b else a / b
+
+
+def figure(name: str, size: tuple[Any, ...], goal: float, found: float | None, at_least: bool) -> Row:
+    """One line of the ledger's table."""
+    reached = None if found is None else (found >= goal if at_least else found <= goal)
+    return {"figure": name, "m": size[0], "n": size[1], "k": size[2], "goal": goal, "found": found, "reached": reached}
+
+
+def file_name(row: Row) -> str:
+    """Of the ledger's row: GPU, date and commit, or the digest of the source where git told none."""
+    v = row["versions"]
+    commit = v.get("commit", UNKNOWN)
+    state = commit[:10] if commit != UNKNOWN else f"source-{v.get('source', UNKNOWN)}"
+    return f"gpu-{str(v.get('gpu', UNKNOWN)).replace(' ', '-')}-{v.get('date', UNKNOWN)}-{state}.json"
+
+
+def text(row: Row) -> str:
+    """What ends the check: short enough to be the last page of a log."""
+    v = row["versions"]
+    lines = ["", f"{v.get('gpu', UNKNOWN)}, torch {v.get('torch')}, Triton {v.get('triton')}, commit {v.get('commit')}"]
+    for name, step in row["steps"].items():
+        end = "" if step["complete"] else f", CUT OFF, {len(step['left'])} or more left"
+        lines.append(f"{name:>9}  {step['passed']} passed, {step['failed']} failed, {step['skipped']} skipped{end}")
+    head = f"{'M':>6} {'weights':>12} {'masters':>7} {'masks':>5}  {'contender':<12} {'forward':>9} {'step':>9}"
+    lines += ["", head + "  eager: forward      step      host us  launches  saved MB  peak MB"]
+    for size, contenders in sizes(row["times"]).items():
+        m, n, k, masters, masks = size
+        for name, found in contenders.items():
+            fields = [cell(found, part, kind) for kind in ("graph_us", "eager_us") for part in ("forward", "step")]
+            rest = [cell(found, "step", "host_us"), cell(found, "step", "launches", 0)]
+            rest += [cell(found, "step", kind, 1, 1e-6) for kind in ("saved_bytes", "peak_bytes")]
+            cells = " ".join(f"{value:>9}" for value in (*fields, *rest))
+            lines.append(f"{m:>6} {f'{n}x{k}':>12} {masters:>7} {masks:>5}  {name:<12} {cells}")
+    lines.append("")
+    for f in row["figures"]:
+        verdict = {True: "reached", False: "missed", None: "not measured"}[f["reached"]]
+        value = "-" if f["found"] is None else f"{f['found']:.2f}"
+        lines.append(f"M {f['m']:>5} {f['n']}x{f['k']}  {f['figure']:<34} {value:>6}  goal {f['goal']:<5} {verdict}")
+    failures = [f"FAILED {name}: {why}" for name, why in list(row["failures"].items())[:40]]
+    return "\n".join([*lines, *failures])
+
+
+def cell(row: Row, part: str, kind: str, digits: int = 1, scale: float = 1.0) -> str:
+    """A number of the table, or a dash."""
+    value = row.get(part, {}).get(kind)
+    return f"{scale * value:.{digits}f}" if isinstance(value, float | int) else "-"
+
+
+def dumps(row: Row) -> str:
+    """The ledger's file."""
+    return json.dumps(row, indent=1) + "\n"

@@ -1,0 +1,70 @@
+"""The tests that need a GPU, and those of the kernels: one row a test, as soon as it is over.
+
+pytest runs inside the worker, so that the driver's clock, restarts and kills serve here too, and neither pytest-timeout
+nor pytest-xdist is needed: each lane takes its share of the tests.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.gpu import device
+from bench.gpu.job import LENGTH, REPLACE, Job, leave
+
+TESTS = ("tests/gpu", "tests/test_backend_contract.py", "tests/kernels")
+OPTIONS = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--continue-on-collection-errors")
+# Compiling without a GPU is what the machine without one does.
+LEFT_OUT = ("--deselect", "tests/kernels/test_compile.py")
+
+
+class Recorder:
+    """A plugin of pytest: this lane's tests alone, and a row for each."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.sick = job, False
+        self._reports: list[pytest.TestReport] = []
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Keep the lane's share, less what an earlier worker has done."""
+        mine = set(self.job.mine([item.nodeid for item in items]))
+        items[:] = [item for item in items if item.nodeid in mine]
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be imported is a failure; the first lane tells."""
+        if report.failed and self.job.lane == 0 and report.nodeid not in self.job.done:
+            self.job.begin(report.nodeid)
+            self.job.end(self.job.record(report.nodeid, False, error=report.longreprtext[-LENGTH:]))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """The test's clock starts."""
+        self._reports = []
+        self.job.begin(nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Setup, call and teardown come one by one."""
+        self._reports.append(report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Write the row."""
+        failed = [report for report in self._reports if report.failed]
+        skipped = [report for report in self._reports if report.skipped]
+        if failed:
+            text = "\n".join(report.longreprtext for report in failed)
+            row = self.job.record(nodeid, False, error=text[-LENGTH:])
+            self.sick = not device.healthy()
+        elif skipped:
+            row = self.job.record(nodeid, None, skipped=skipped[0].longreprtext[-300:])
+        else:
+            row = self.job.record(nodeid, True)
+        self.job.end(row)
+        if self.sick:
+            leave(REPLACE)
+
+
+def work(job: Job) -> None:
+    """Run the lane's tests."""
+    device.require()
+    status = pytest.main([*OPTIONS, *LEFT_OUT, *TESTS], plugins=[Recorder(job)])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        leave(1)

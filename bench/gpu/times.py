@@ -1,0 +1,172 @@
+"""Every contender side by side: a forward and a whole step, inside a CUDA graph and eagerly, and what they cost beside.
+
+A case is one contender at one size; sizes come in the order of their interest, and the step's time ends the list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.baselines import CONTENDERS, Forward
+from bench.gpu import device
+from bench.gpu.device import healthy as healthy
+from bench.memory import saved_bytes
+from stochprune.functional import masked_linear
+
+TOKENS = (16, 64, 128, 4096)
+SQUARE, WIDE = (4096, 4096), (8192, 8192)
+MLP = ((14336, 4096), (4096, 14336))  # N, K of Llama 3 8B
+FIRST = ("dense", "in_register", "prepass", "compile")
+THEN = ("bits", "cuda", "eager", "bernoulli", "seed replay")
+ROTATED = 1 << 28  # bytes of weights and logits in one graph: several times the second-level cache
+
+
+class Size(NamedTuple):
+    """x [m, k] with weights [n, k]; a row's case is its text."""
+
+    m: int
+    n: int
+    k: int
+    masters: str = "bf16"  # dtype of weights and logits; x is in bfloat16
+    masks: str = "one"  # or "each": a mask for each example
+
+    def __str__(self) -> str:
+        return f"M={self.m} {self.n}x{self.k} {self.masters} {self.masks}"
+
+    @classmethod
+    def read(cls, text: str) -> Size:
+        """The size that ``str`` wrote."""
+        tokens, weights, masters, masks = text.split()
+        n, k = weights.split("x")
+        return cls(int(tokens.removeprefix("M=")), int(n), int(k), masters, masks)
+
+
+def cases() -> list[str]:
+    """``ceilings``, then sizes and contenders."""
+    device.require()
+    pairs = [(Size(m, *SQUARE), c) for m in TOKENS for c in FIRST]
+    pairs += [(Size(m, *WIDE), c) for m in TOKENS for c in FIRST]
+    pairs += [(Size(m, *SQUARE, "fp32"), c) for m in TOKENS[2:] for c in FIRST]
+    pairs += [(Size(TOKENS[0], *SQUARE, masks="each"), c) for c in ("in_register", "eager")]
+    pairs += [(Size(m, *SQUARE), c) for c in THEN for m in TOKENS]
+    pairs += [(Size(m, n, k), c) for n, k in MLP for m in TOKENS[2:] for c in FIRST]
+    pairs += [(Size(m, *SQUARE), c) for m in (1, 256, 512, 1024, 16384) for c in (*FIRST, "bits")]
+    return ["ceilings", *(f"{size} | {contender}" for size, contender in pairs)]
+
+
+def run(case: str) -> dict[str, Any]:
+    """Microseconds, launches and bytes of one contender at one size; what failed is named instead."""
+    if case == "ceilings":
+        return ceilings()
+    text, contender = case.split(" | ")
+    size = Size.read(text)
+    torch._dynamo.reset()
+    with taken(contender) as make:
+        forwards, steps, owned = calls(size, make, contender == "dense")
+        found: dict[str, Any] = {**size._asdict(), "contender": contender, "forward": {}, "step": {}}
+        runs: dict[str, Sequence[device.Run]] = {"forward": forwards, "step": steps}
+        for name in runs:
+            found[name]["eager_us"] = device.eager_us(runs[name][0])
+        step = found["step"]
+        step["host_us"] = attempt(lambda: device.host_us(steps[0]))
+        step["launches"] = attempt(lambda: device.launches(steps[0]))
+        step["peak_bytes"] = attempt(lambda: device.peak_bytes(steps[0]))
+        step["saved_bytes"] = attempt(lambda: saved_bytes(steps[0].forward, owned))
+        for name in runs:  # last: a capture that fails may leave torch's generator or allocator in disorder
+            found[name]["graph_us"] = attempt(lambda: device.graph_us(runs[name]))  # noqa: B023 - called at once
+    return found
+
+
+def attempt(measure: Callable[[], Any]) -> Any:
+    """What is measured, or the error's text: a contender that cannot be captured still has its eager times."""
+    try:
+        return measure()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:300]
+
+
+@contextlib.contextmanager
+def taken(contender: str) -> Iterator[Callable[[Tensor, Tensor, Tensor], Forward]]:
+    """What makes the contender's forward; inside, our own way is forced if it is one."""
+    if contender in CONTENDERS:
+        yield CONTENDERS[contender]
+    else:
+        with device.forced(contender):
+            yield CONTENDERS["ours"]
+
+
+class Step:
+    """A forward and backward pass on tensors of its own."""
+
+    def __init__(self, layer: Forward, x: Tensor, wanted: list[Tensor], grad: Tensor) -> None:
+        self.layer, self.x, self.wanted, self.grad = layer, x, wanted, grad
+
+    def forward(self) -> Tensor:
+        """The output."""
+        return self.layer(self.x)
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.forward(), self.wanted, self.grad)
+
+
+def calls(
+    size: Size, make: Callable[[Tensor, Tensor, Tensor], Forward], dense: bool
+) -> tuple[list[Callable[[], Tensor]], list[Step], list[Tensor]]:
+    """Forwards without autograd and steps, one for each of several sets of tensors, and the tensors of the first."""
+    generator = torch.Generator(device.DEVICE).manual_seed(0)
+
+    def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device.DEVICE, dtype=dtype).requires_grad_()
+
+    masters = torch.float32 if size.masters == "fp32" else torch.bfloat16
+    count = min(4, max(1, ROTATED // (2 * masters.itemsize * size.n * size.k)))
+    x, bias, grad = tensor(size.m, size.k), tensor(size.n), tensor(size.m, size.n).detach()
+    sets = [[tensor(size.n, size.k, dtype=masters) for _ in range(2)] for _ in range(count)]
+    if size.masks == "each":
+        make = each_example(make is CONTENDERS["ours"])
+    steps = [
+        Step(make(weight, logits, bias), x, [x, weight, bias, *([] if dense else [logits])], grad)
+        for weight, logits in sets
+    ]
+    forwards = [torch.no_grad()(step.forward) for step in steps]
+    return forwards, steps, [x, bias, grad, *sets[0]]
+
+
+def each_example(ours: bool) -> Callable[[Tensor, Tensor, Tensor], Forward]:
+    """A layer whose every example has its own mask: ours, or the masked weights of a whole batch in plain PyTorch."""
+
+    def make_ours(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+        seed = torch.zeros(1, dtype=torch.int64, device=weight.device)
+
+        def forward(x: Tensor) -> Tensor:
+            draw = torch.arange(len(x), device=x.device)
+            return masked_linear(x, weight, logits, bias, seed=seed, draw=draw, stream=2)
+
+        return forward
+
+    def make_eager(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+        def forward(x: Tensor) -> Tensor:
+            q = torch.sigmoid(logits)
+            mask = (torch.rand(len(x), *q.shape, device=q.device, dtype=q.dtype) < q).to(q.dtype)
+            masked = (weight * (mask - q.detach() + q)).to(x.dtype)
+            return torch.bmm(masked, x[:, :, None])[:, :, 0] + bias
+
+        return forward
+
+    return make_ours if ours else make_eager
+
+
+def ceilings() -> dict[str, float]:
+    """The measured bandwidth of a copy, bytes read and written, and the rate of a large bfloat16 product."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=device.DEVICE)
+    target = torch.empty_like(source)
+    a, b = (torch.randn(8192, 8192, device=device.DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    return {
+        "copy_tb_per_s": 2 * source.nbytes / device.eager_us(lambda: target.copy_(source)) / 1e6,
+        "matmul_tflop_per_s": 2 * 8192**3 / device.eager_us(lambda: a @ b) / 1e6,
+    }
