@@ -109,21 +109,32 @@ def test_out_is_written_too(monkeypatch: pytest.MonkeyPatch, place: Path) -> Non
     assert sorted(p.suffix for p in (place / "out" / "new").iterdir()) == [".json", ".jsonl", ".log"]
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["unwritable", "full disk"])
 def test_a_folder_that_takes_nothing_stops_nothing(
-    monkeypatch: pytest.MonkeyPatch, place: Path, full: bool, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OUT", str(place / "out"))
-    monkeypatch.setattr(gpu_check.time, "strftime", lambda _: "now")
-    if full:
-        (place / "results").mkdir()
-        (place / "results" / "gpu-check-now.jsonl").symlink_to("/dev/full")
-    else:
-        (place / "results").write_text("a file where the folder should be")
+    (place / "results").write_text("a file where the folder should be")
     monkeypatch.setenv("FAULTS", "good")
     assert gpu_check.main([], [FAULTS]) == 0
     assert rows(place / "out")["faults", "good"]["ok"]
     assert f"cannot write to {place / 'results'}" in capfd.readouterr().err
+
+
+def test_a_full_disk_keeps_the_rows_before(place: Path) -> None:
+    """A limit on the size of files stands for the disk: a write is cut at it, and the next one fails."""
+    code = f"""
+import resource
+from pathlib import Path
+from bench.gpu.journal import Journal
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+for case in range(4):
+    Journal("now", [Path({str(place)!r})]).write({{"case": case, "text": 20 * "x"}})
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept = journal.read(place / "gpu-check-now.jsonl")
+    printed = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [row["case"] for row in (*kept, *printed)] == [0, 1, 2, 3] and kept and printed
+    assert "cannot write" in ended.stderr
 
 
 def test_where_nothing_can_be_written_the_rows_are_printed(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
