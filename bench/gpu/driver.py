@@ -56,6 +56,8 @@ class Lane:
             verdict = self._worker()
             if verdict is None:
                 return
+            if self.plan is not None and not set(self.plan) - set(self.done):
+                return
             idle = 0 if len(self.done) > before else idle + 1
             if idle == STARTS:
                 self._fail("(start)", verdict)
@@ -180,16 +182,15 @@ def _status(code: int) -> str:
 
 
 def _show(row: Row) -> None:
-    """One line of a case; nothing of a case that only passed."""
-    found = {k: v for k, v in row.items() if k not in ("step", "case", "ok", "seconds", "log") and v is not None}
-    if row["ok"] and not found:
-        return
-    if row["ok"]:
-        text = json.dumps(found, default=str)
+    """One line of a case; nothing of one that only passed."""
+    if row["ok"] is False:
+        text = "FAILED: " + (str(row["error"]).strip().splitlines() or [""])[-1]
     elif row["ok"] is None:
-        text = f"skipped: {row.get('skipped')}"
+        text = f"skipped: {row['skipped']}"
+    elif "found" in row:
+        text = json.dumps(row["found"], default=str)
     else:
-        text = "FAILED: " + (str(row.get("error")).strip().splitlines() or [""])[-1]
+        return
     print(f"{row['step']:>9}  {row['case']}  {text[:200]}", flush=True)
 
 

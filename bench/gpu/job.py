@@ -56,10 +56,19 @@ class Job:
         self._start = time.monotonic()
         self._tell(begin=name)
 
-    def record(self, name: str, ok: bool | None, **found: Any) -> Row:
-        """Append a case's row to the journal: ``ok`` is None where it was skipped."""
+    def record(self, name: str, ok: bool | None, found: Row | None = None, **more: str) -> Row:
+        """Append a case's row to the journal.
+
+        Args:
+            name: of the case.
+            ok: None where it was skipped.
+            found: what was measured.
+            more: ``error``, or why it was ``skipped``.
+        """
         seconds = round(time.monotonic() - self._start, 3)
-        row = {"step": self.step, "case": name, "ok": ok, "seconds": seconds, **found}
+        row = {"step": self.step, "case": name, "ok": ok, "seconds": seconds, **more}
+        if found:
+            row["found"] = found
         self.journal.write(row)
         return row
 
@@ -80,15 +89,15 @@ def each(job: Job, module: ModuleType) -> None:
     for name in job.mine(module.cases()):
         job.begin(name)
         try:
-            row = job.record(name, True, **module.run(name))
+            row = job.record(name, True, module.run(name))
         except Skip as why:
             row = job.record(name, None, skipped=str(why))
         except Unusable as why:
             job.end(job.record(name, False, error=str(why)))
             raise
         except Exception as error:
-            found = error.found if isinstance(error, Failed) else {}
-            row = job.record(name, False, error=error_text(error), **found)
+            found = error.found if isinstance(error, Failed) else None
+            row = job.record(name, False, found, error=error_text(error))
         well = module.healthy()
         job.end(row)
         if not well:

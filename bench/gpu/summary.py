@@ -33,8 +33,8 @@ def gather(place: Path) -> list[Row]:
 def mixed(place: Path) -> dict[str, list[str]]:
     """What differs between the runs in a folder that is to be the same, by name."""
     paths = sorted(place.glob("gpu-check-*.jsonl")) if place.is_dir() else [place]
-    found = [row for path in paths for row in read(path) if row.get("case") == "versions" and row.get("ok")]
-    values = {name: sorted({str(row.get(name)) for row in found}) for name in SAME}
+    found = [row["found"] for path in paths for row in read(path) if row.get("case") == "versions" and row.get("ok")]
+    values = {name: sorted({str(versions.get(name)) for versions in found}) for name in SAME}
     return {name: seen for name, seen in values.items() if len(seen) > 1}
 
 
@@ -42,29 +42,21 @@ def ledger(rows: Sequence[Row]) -> Row:
     """The ledger's row: versions, what each step did, every figure, and all that was measured."""
     by = {name: [row for row in rows if row.get("step") == name] for name in dict.fromkeys(r.get("step") for r in rows)}
     cases = {name: [row for row in found if row["case"] != "(step)"] for name, found in by.items()}
-    versions = next((r for r in cases.get("install", []) if r["case"] == "versions" and r["ok"]), {})
-    times = [strip(row) for row in cases.get("times", []) if "contender" in row]
-    ceilings = next((strip(r) for r in cases.get("times", []) if r["case"] == "ceilings" and r["ok"]), {})
+    found = {name: {r["case"]: r["found"] for r in rows if "found" in r} for name, rows in cases.items()}
+    times = dict(found.get("times", {}))
+    ceilings = times.pop("ceilings", {})
     return {
-        "versions": strip(versions),
+        "versions": found.get("install", {}).get("versions", {}),
         "steps": {str(name): state(found) for name, found in by.items()},
         "failures": {f"{r['step']} {r['case']}": last_line(r.get("error")) for r in rows if failed(r)},
         "skipped": {
             f"{r['step']} {r['case']}": r.get("skipped") for r in rows if r.get("ok") is None and r["step"] != "tests"
         },
-        "figures": list(figures(times, ceilings)),
+        "figures": list(figures(list(times.values()), ceilings)),
         "ceilings": ceilings,
-        "times": times,
-        **{
-            name: {r["case"]: strip(r) for r in cases.get(name, []) if r["ok"]}
-            for name in ("smoke", "counters", "calibrate", "sanitize", "draws")
-        },
+        "times": list(times.values()),
+        **{name: found.get(name, {}) for name in ("smoke", "counters", "calibrate", "sanitize", "draws")},
     }
-
-
-def strip(row: Row) -> Row:
-    """A row without what it shares with all others."""
-    return {name: value for name, value in row.items() if name not in ("step", "case", "ok", "seconds")}
 
 
 def failed(row: Row) -> bool:

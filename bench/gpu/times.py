@@ -46,17 +46,21 @@ class Size(NamedTuple):
         return cls(int(tokens.removeprefix("M=")), int(n), int(k), masters, masks)
 
 
+PLAN: list[tuple[Size, str]] = [
+    *((Size(m, *SQUARE), c) for m in TOKENS for c in FIRST),
+    *((Size(m, *WIDE), c) for m in TOKENS for c in FIRST),
+    *((Size(m, *SQUARE, "fp32"), c) for m in (128, 4096) for c in FIRST),
+    *((Size(16, *SQUARE, masks="each"), c) for c in ("in_register", "eager")),
+    *((Size(m, *SQUARE), c) for c in THEN for m in TOKENS),
+    *((Size(m, n, k), c) for n, k in MLP for m in (128, 4096) for c in FIRST),
+    *((Size(m, *SQUARE), c) for m in (1, 256, 512, 1024, 16384) for c in (*FIRST, "bits")),
+]
+
+
 def cases() -> list[str]:
     """``ceilings``, then sizes and contenders."""
     device.require()
-    pairs = [(Size(m, *SQUARE), c) for m in TOKENS for c in FIRST]
-    pairs += [(Size(m, *WIDE), c) for m in TOKENS for c in FIRST]
-    pairs += [(Size(m, *SQUARE, "fp32"), c) for m in TOKENS[2:] for c in FIRST]
-    pairs += [(Size(TOKENS[0], *SQUARE, masks="each"), c) for c in ("in_register", "eager")]
-    pairs += [(Size(m, *SQUARE), c) for c in THEN for m in TOKENS]
-    pairs += [(Size(m, n, k), c) for n, k in MLP for m in TOKENS[2:] for c in FIRST]
-    pairs += [(Size(m, *SQUARE), c) for m in (1, 256, 512, 1024, 16384) for c in (*FIRST, "bits")]
-    return ["ceilings", *(f"{size} | {contender}" for size, contender in pairs)]
+    return ["ceilings", *(f"{size} | {contender}" for size, contender in PLAN)]
 
 
 def run(case: str) -> dict[str, Any]:

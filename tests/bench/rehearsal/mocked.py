@@ -1,0 +1,82 @@
+"""The steps of the check on the CPU, with small shapes, made-up times and Triton's interpreter: ``mocked.smoke``, ...
+
+A worker imports them in the place of ``bench.gpu.smoke``, ...; tests in their own process call :func:`mock`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import torch
+
+from bench import baselines, draws
+from bench.gpu import counters, device, install, sanitizer, smoke, times
+from stochprune import backends
+from stochprune.kernels.routes import ROOFLINE, ROUTES
+
+STEPS = ("install", "smoke", "times", "counters", "tests", "calibration", "sanitizer", "certificates")
+SIZES = [times.Size(1, 24, 40), times.Size(3, 24, 40, "fp32")]
+
+
+def once(run: Callable[[], object]) -> float:
+    """Run, and make up the microseconds."""
+    run()
+    return 4.0
+
+
+def captured(runs: Sequence[Callable[[], object]]) -> float:
+    """The same for a graph."""
+    for run in runs:
+        run()
+    return 2.0
+
+
+def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Put the CPU and small sizes in the place of the GPU."""
+    change(device, "DEVICE", "cpu")
+    change(device, "require", lambda: None)
+    change(device, "synchronize", lambda: None)
+    change(device, "ways", lambda: ROUTES)
+    change(device, "eager_us", once)
+    change(device, "graph_us", captured)
+    change(device, "HOST_STEPS", 1)
+    change(device, "peak_bytes", lambda run: 7)
+    change(backends, "TABLE", {**backends.TABLE, "cpu": ("triton", "reference")})
+    backends._row.cache_clear()
+    change(smoke, "SHAPES", [(3, 24, 70), (17, 9, 130)])
+    change(smoke, "DTYPE", torch.float32)  # the interpreter multiplies bfloat16 wrongly
+    change(smoke, "REPEATS", 2)
+    each = [(times.Size(2, 24, 40, masks="each"), c) for c in ("in_register", "eager")]
+    plan = [(size, c) for size in SIZES for c in ("dense", "in_register", "prepass", "compile", "seed replay")]
+    change(times, "PLAN", plan + each)
+    change(times, "ceilings", lambda: {"copy_tb_per_s": 4.0, "matmul_tflop_per_s": 700.0})
+    change(baselines, "CONTENDERS", {**baselines.CONTENDERS, "compile": baselines.eager})
+    change(times, "CONTENDERS", baselines.CONTENDERS)
+    change(draws, "measure", lambda *_: {"alone": 2.0, "together": 1.0})
+    change(backends.load("triton"), "calibrate", lambda: ROOFLINE)
+
+
+def mock_machine() -> None:
+    """A GPU that has a name only."""
+    torch.cuda.is_available = lambda: True
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
+    torch.cuda.get_device_properties = lambda _: SimpleNamespace(name="Mocked GPU", total_memory=2**37)
+    if "REHEARSE_PIP" not in os.environ:
+        install.PIP = ("-c", "pass")
+
+
+if len(sys.argv) > 1 and sys.argv[1].startswith("mocked."):  # a worker
+    mock()
+    if sys.argv[1] == "mocked.install":
+        mock_machine()
+    for name in STEPS:
+        sys.modules[f"mocked.{name}"] = importlib.import_module(f"bench.gpu.{name}")
+    counters.KERNELS = {name: (way, 3, 24, 40) for name, (way, *_) in counters.KERNELS.items()}
+    sanitizer.SHAPE = ("3", "24", "40")
