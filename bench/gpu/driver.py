@@ -29,6 +29,7 @@ TAIL = 3000  # characters of the log that stand in a row
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONFAULTHANDLER": "1",  # a crash leaves its Python lines in the log
+    "PYTHONHASHSEED": "0",  # the lanes of a step name its cases in one order
     "PYTHONUNBUFFERED": "1",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes for one kernel
 }
