@@ -28,7 +28,7 @@ NAMES = ("y", "dx", "dweight", "dlogits", "dbias")
 
 
 def cases() -> list[str]:
-    """A shape of every way, then the next shape: with as many lanes as ways each lane keeps to one way."""
+    """A shape of every way, then the next shape, so that a lane keeps to one way and a crash costs one way alone."""
     device.require()
     return [f"{way} {m}x{n}x{k}" for m, n, k in SHAPES for way in device.ways()]
 

@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
 STEPS = (
     Step("install", "bench.gpu.install", 100, 95),
-    Step("smoke", "bench.gpu.smoke", 60, 40, lanes=4),
+    Step("smoke", "bench.gpu.smoke", 60, 40, lanes=8),
     Step("times", "bench.gpu.times", 120, 40),
     Step("counters", "bench.gpu.counters", 40, 30),
     Step("tests", "bench.gpu.tests", 180, 60, lanes=min(12, os.cpu_count() or 1)),

@@ -148,6 +148,24 @@ def test_calibration_and_certificates(small: None) -> None:
     assert certificates.run(certificates.cases()[0]) == {"alone": 2.0, "together": 1.0, "minutes": 150_000 / 60e6}
 
 
+def test_calibration_measures_every_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("stochprune.kernels.calibrate")  # not the function of the same name
+
+    def once(run: Callable[[], object]) -> float:
+        run()
+        return 2.0
+
+    monkeypatch.setattr(module, "SIZE", 64)
+    monkeypatch.setattr(module, "COPY", 1 << 10)
+    monkeypatch.setattr(module, "_seconds", once)
+    before = torch.backends.cuda.matmul.fp32_precision
+    found = module.measure(torch.device("cpu"))
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert found.bandwidth == 1 << 10 and found.launch == 0.1
+    assert found.matmul == (64.0**3,) * 3
+    assert all(len(loop) == 3 and min(loop) > 0 for loop in (found.drawing, found.reading))
+
+
 LONG = '==PROF== Connected\n"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n"0","k","a","%","12.5"\n'
 WIDE = '"ID","launch__registers_per_thread","gpu__time_duration.sum"\n"","register/thread","ns"\n"0","168","1,234"\n'
 
