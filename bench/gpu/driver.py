@@ -147,7 +147,8 @@ class Lane:
             self._case = None
             self.done.append(event["end"])
             self.failed += event["row"]["ok"] is False
-            _show(event["row"])
+            if event["row"]["ok"] is False or not self.step.quiet:
+                _show(event["row"])
         else:
             self.unusable = event["unusable"]
 
@@ -183,24 +184,26 @@ def _status(code: int) -> str:
 
 
 def _show(row: Row) -> None:
-    """One line of a case; nothing of one that only passed."""
+    """Print one line of a case."""
     if row["ok"] is False:
         text = "FAILED: " + (str(row["error"]).strip().splitlines() or [""])[-1]
     elif row["ok"] is None:
         text = f"skipped: {row['skipped']}"
-    elif "found" in row:
-        text = json.dumps(row["found"], default=str)
     else:
-        return
+        text = json.dumps(row.get("found"), default=str)
     print(f"{row['step']:>9}  {row['case']}  {text[:200]}", flush=True)
 
 
-def run_step(step: Step, journal: Journal, stopped: Callable[[], bool]) -> tuple[Row, str | None]:
-    """Run a step and write its row, which says what was done and left; also why the machine cannot be used, if so."""
+def run_step(step: Step, journal: Journal, stopped: Callable[[], bool], end: float) -> tuple[Row, str | None]:
+    """Run a step, at most until ``end``, and write its row: what was done and left.
+
+    Returns:
+        The row, and why no step can run on this machine, if so.
+    """
     start = time.monotonic()
 
     def deadline() -> float:
-        return 0.0 if stopped() else start + step.seconds
+        return 0.0 if stopped() else min(start + step.seconds, end)
 
     lanes = [Lane(step, number, journal, deadline) for number in range(step.lanes)]
     with ThreadPoolExecutor(len(lanes)) as threads:
@@ -228,8 +231,9 @@ def run_step(step: Step, journal: Journal, stopped: Callable[[], bool]) -> tuple
 def run(steps: Sequence[Step], journal: Journal, stopped: Callable[[], bool] = lambda: False) -> int:
     """Run the steps until ``stopped``. Return 0 if all was done and well, 1 if not, 2 if no step can run here."""
     status = 0
+    end = time.monotonic() + sum(step.seconds for step in steps)  # also where the end of a worker took its time
     for step in steps:
-        row, unusable = run_step(step, journal, stopped)
+        row, unusable = run_step(step, journal, stopped, end)
         counts = f"{row['done']} done, {row['failed']} failed, {len(row['left'])} left"
         print(f"{step.name:>9}  {counts}, {row['seconds']} s", flush=True)
         if unusable:

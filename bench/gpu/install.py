@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 UNKNOWN = "unknown"
 SOURCES = ("stochprune/**/*.py", "kernels/*.py", "csrc/**/*", "bench/**/*.py", "CMakeLists.txt", "setup.py")
 PIP = ("-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--editable", ".")
-IN_PLACE = ("setup.py", "-q", "egg_info", "build_ext", "--inplace")  # where pip is missing or may not write
+METADATA = ("setup.py", "-q", "egg_info")  # without which the package cannot be imported from its folder either
+IN_PLACE = ("setup.py", "-q", "build_ext", "--inplace")  # where pip is missing or may not write
 
 
 def cases() -> list[str]:
@@ -105,6 +106,7 @@ def package() -> dict[str, Any]:
     major, minor = torch.cuda.get_device_capability(0)
     architecture = f"{major}{minor}{'a' if major >= 9 else ''}-real"
     environment = {**os.environ, "CUDAARCHS": architecture}
+    tool([sys.executable, *METADATA], cwd=ROOT)
     errors, way = [], None
     for name, command in (("pip", PIP), ("in place", IN_PLACE)):
         start = time.monotonic()

@@ -66,7 +66,7 @@ class Job:
             more: ``error``, or why it was ``skipped``.
         """
         seconds = round(time.monotonic() - self._start, 3)
-        row = {"step": self.step, "case": name, "ok": ok, "seconds": seconds, **more}
+        row: Row = {"step": self.step, "case": name, "ok": ok, "seconds": seconds, **more}
         if found:
             row["found"] = found
         self.journal.write(row)

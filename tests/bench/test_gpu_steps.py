@@ -200,7 +200,7 @@ def test_the_sanitizer_may_be_missing_or_find_faults(
     tool("compute-sanitizer", f'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" > {tmp_path}/said')
     assert sanitizer.run("bits") == {"verdict": "clean"}
     said = (tmp_path / "said").read_text()
-    assert said.startswith("1 --tool memcheck") and "bench.gpu.exercise bits 33 70 130" in said
+    assert said.startswith("1 --tool memcheck") and "bench.gpu.exercise bits 300 77 333" in said
     tool("compute-sanitizer", "echo Device not supported; exit 1")
     with pytest.raises(Skip, match="support"):
         sanitizer.run("bits")
@@ -233,6 +233,7 @@ def test_the_package_is_built_for_one_gpu_and_in_place_where_pip_fails(
     machine: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write = f"import os; open({str(tmp_path / 'said')!r}, 'a').write(os.environ['CUDAARCHS'])"
+    monkeypatch.setattr(install, "METADATA", ("-c", "pass"))
     monkeypatch.setattr(install, "PIP", ("-c", "raise SystemExit('no pip here')"))
     monkeypatch.setattr(install, "IN_PLACE", ("-c", write))
     monkeypatch.setattr(install, "BACKENDS", "print('cpu native ready')")
@@ -243,3 +244,9 @@ def test_the_package_is_built_for_one_gpu_and_in_place_where_pip_fails(
     monkeypatch.setattr(install, "IN_PLACE", ("-c", "raise SystemExit('no compiler')"))
     with pytest.raises(RuntimeError, match="no compiler"):
         install.run("package")
+
+
+def test_the_page_gives_every_step_its_time() -> None:
+    page = (install.ROOT / "docs" / "gpu.md").read_text()
+    for step in STEPS:
+        assert f"| `{step.name}` | {step.seconds} |" in page

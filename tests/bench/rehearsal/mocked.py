@@ -69,7 +69,7 @@ def mock_machine() -> None:
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     torch.cuda.get_device_properties = lambda _: SimpleNamespace(name="Mocked GPU", total_memory=2**37)
     if "REHEARSE_PIP" not in os.environ:
-        install.PIP = ("-c", "pass")
+        install.PIP = install.METADATA = ("-c", "pass")
 
 
 if len(sys.argv) > 1 and sys.argv[1].startswith("mocked."):  # a worker
