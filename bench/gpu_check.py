@@ -39,7 +39,9 @@ def chosen(names: str, minutes: float | None, steps: Sequence[Step] = STEPS) -> 
     if not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}")
     scale = 60 * minutes / sum(step.seconds for step in found)
-    return [step._replace(seconds=scale * step.seconds) for step in found]
+    return [
+        step._replace(seconds=scale * step.seconds, case_seconds=max(1.0, scale) * step.case_seconds) for step in found
+    ]
 
 
 def finish(rows: Sequence[Row], journal: Journal) -> None:

@@ -221,7 +221,8 @@ def run_step(step: Step, journal: Journal, stopped: Callable[[], bool], end: flo
         "failed": failed,
         "restarts": sum(lane.restarts for lane in lanes),
         "complete": complete,
-        "left": left[:50],
+        "left": len(left),
+        "first_left": left[:50],
         "errors": errors,
     }
     journal.write(row)
@@ -234,7 +235,7 @@ def run(steps: Sequence[Step], journal: Journal, stopped: Callable[[], bool] = l
     end = time.monotonic() + sum(step.seconds for step in steps)  # also where the end of a worker took its time
     for step in steps:
         row, unusable = run_step(step, journal, stopped, end)
-        counts = f"{row['done']} done, {row['failed']} failed, {len(row['left'])} left"
+        counts = f"{row['done']} done, {row['failed']} failed, {row['left']} left"
         print(f"{step.name:>9}  {counts}, {row['seconds']} s", flush=True)
         if unusable:
             print(unusable, file=sys.stderr)

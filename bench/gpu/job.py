@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -89,7 +89,7 @@ def each(job: Job, module: ModuleType) -> None:
     for name in job.mine(module.cases()):
         job.begin(name)
         try:
-            row = job.record(name, True, module.run(name))
+            row = job.record(name, True, _result(job, name, module.run(name)))
         except Skip as why:
             row = job.record(name, None, skipped=str(why))
         except Unusable as why:
@@ -102,6 +102,16 @@ def each(job: Job, module: ModuleType) -> None:
         job.end(row)
         if not well:
             leave(REPLACE)
+
+
+def _result(job: Job, name: str, found: Row | Iterator[Row]) -> Row:
+    """What a case found; one that finds it in several parts yields all it has after each, and that is recorded too."""
+    if isinstance(found, dict):
+        return found
+    last: Row = {}
+    for last in found:
+        job.record(name, None, last, skipped="not finished")
+    return last
 
 
 def error_text(error: BaseException) -> str:

@@ -18,16 +18,16 @@ UNKNOWN = "unknown"
 
 
 def gather(place: Path) -> list[Row]:
-    """The rows of a file, or of all runs in a folder; a case that was run again counts as the last time.
+    """The rows of a file, or of all runs in a folder in their order.
 
     Raises:
         ValueError: there are none.
     """
     paths = sorted(place.glob("gpu-check-*.jsonl")) if place.is_dir() else [place]
-    rows = {(row.get("step"), row.get("case")): row for path in paths for row in read(path)}
+    rows = [row for path in paths for row in read(path)]
     if not rows:
         raise ValueError(f"--summary: no row of a check in {place}")
-    return list(rows.values())
+    return rows
 
 
 def mixed(place: Path) -> dict[str, list[str]]:
@@ -40,17 +40,25 @@ def mixed(place: Path) -> dict[str, list[str]]:
 
 def ledger(rows: Sequence[Row]) -> Row:
     """The ledger's row: versions, what each step did, every figure, and all that was measured."""
-    by = {name: [row for row in rows if row.get("step") == name] for name in dict.fromkeys(r.get("step") for r in rows)}
-    cases = {name: [row for row in found if row["case"] != "(step)"] for name, found in by.items()}
-    found = {name: {r["case"]: r["found"] for r in rows if "found" in r} for name, rows in cases.items()}
+    rows = [row for row in rows if row.keys() >= {"step", "case", "ok"}]
+    last = {(row["step"], row["case"]): row for row in rows}  # of a case that was run again
+    by: dict[str, list[Row]] = {}
+    for (step, _), row in last.items():
+        by.setdefault(step, []).append(row)
+    found: dict[str, Row] = {}
+    for row in rows:  # also of a case that was cut off after a part
+        if "found" in row:
+            found.setdefault(row["step"], {})[row["case"]] = row["found"]
     times = dict(found.get("times", {}))
     ceilings = times.pop("ceilings", {})
     return {
         "versions": found.get("install", {}).get("versions", {}),
-        "steps": {str(name): state(found) for name, found in by.items()},
-        "failures": {f"{r['step']} {r['case']}": last_line(r.get("error")) for r in rows if failed(r)},
+        "steps": {name: state(rows) for name, rows in by.items()},
+        "failures": {f"{r['step']} {r['case']}": last_line(r.get("error")) for r in last.values() if failed(r)},
         "skipped": {
-            f"{r['step']} {r['case']}": r.get("skipped") for r in rows if r.get("ok") is None and r["step"] != "tests"
+            f"{r['step']} {r['case']}": r.get("skipped")
+            for r in last.values()
+            if r["ok"] is None and r["step"] != "tests"
         },
         "figures": list(figures(list(times.values()), ceilings)),
         "ceilings": ceilings,
@@ -79,7 +87,7 @@ def state(rows: Sequence[Row]) -> Row:
         "skipped": sum(row["ok"] is None for row in cases),
         "complete": own.get("complete", False),
         "seconds": own.get("seconds"),
-        "left": own.get("left", []),
+        "left": own.get("left", "an unknown number"),
     }
 
 
@@ -151,7 +159,7 @@ def text(row: Row) -> str:
     v = row["versions"]
     lines = ["", f"{v.get('gpu', UNKNOWN)}, torch {v.get('torch')}, Triton {v.get('triton')}, commit {v.get('commit')}"]
     for name, step in row["steps"].items():
-        end = "" if step["complete"] else f", CUT OFF, {len(step['left'])} or more left"
+        end = "" if step["complete"] else f", CUT OFF, {step['left']} left"
         lines.append(f"{name:>9}  {step['passed']} passed, {step['failed']} failed, {step['skipped']} skipped{end}")
     head = f"{'M':>6} {'weights':>12} {'masters':>7} {'masks':>5}  {'contender':<12} {'forward':>9} {'step':>9}"
     lines += ["", head + "  eager: forward      step      host us  launches  saved MB  peak MB"]

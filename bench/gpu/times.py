@@ -63,10 +63,11 @@ def cases() -> list[str]:
     return ["ceilings", *(f"{size} | {contender}" for size, contender in PLAN)]
 
 
-def run(case: str) -> dict[str, Any]:
-    """Microseconds, launches and bytes of one contender at one size; what failed is named instead."""
+def run(case: str) -> Iterator[dict[str, Any]]:
+    """Microseconds, bytes and launches of one contender at one size; what failed is named instead."""
     if case == "ceilings":
-        return ceilings()
+        yield ceilings()
+        return
     text, contender = case.split(" | ")
     size = Size.read(text)
     torch._dynamo.reset()
@@ -78,12 +79,14 @@ def run(case: str) -> dict[str, Any]:
             found[name]["eager_us"] = device.eager_us(runs[name][0])
         step = found["step"]
         step["host_us"] = attempt(lambda: device.host_us(steps[0]))
-        step["launches"] = attempt(lambda: device.launches(steps[0]))
         step["peak_bytes"] = attempt(lambda: device.peak_bytes(steps[0]))
         step["saved_bytes"] = attempt(lambda: saved_bytes(steps[0].forward, owned))
-        for name in runs:  # last: a capture that fails may leave torch's generator or allocator in disorder
+        yield found
+        for name in runs:  # late: a capture that fails may leave torch's generator or allocator in disorder
             found[name]["graph_us"] = attempt(lambda: device.graph_us(runs[name]))  # noqa: B023 - called at once
-    return found
+        yield found
+        step["launches"] = attempt(lambda: device.launches(steps[0]))
+        yield found
 
 
 def attempt(measure: Callable[[], Any]) -> Any:

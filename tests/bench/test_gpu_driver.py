@@ -34,7 +34,11 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(row["step"], row["case"]): row for path in folder.glob("*.jsonl") for row in journal.read(path)}
+    return {(row["step"], row["case"]): row for row in written(folder)}
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in folder.glob("*.jsonl") for row in journal.read(path)]
 
 
 def check(monkeypatch: pytest.MonkeyPatch, place: Path, faults: str, **step: Any) -> tuple[int, dict[str, Any]]:
@@ -61,15 +65,17 @@ def gone(pids: list[int]) -> bool:
 def test_every_case_has_its_row(
     monkeypatch: pytest.MonkeyPatch, place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    faults = "good-1 raises good-2 segfault good-3 exits skips sticky good-4"
+    faults = "good-1 raises good-2 segfault good-3 exits skips sticky good-4 parts"
     status, found = check(monkeypatch, place, faults)
     assert status == 1
     assert [name for name, row in found.items() if row["ok"]] == ["good-1", "good-2", "good-3", "good-4"]
+    assert found["parts"]["ok"] is False and "after a part" in found["parts"]["error"]
+    assert any(row.get("found") == {"first": 1} for row in written(place / "results"))  # its first part
     assert found["skips"]["ok"] is None and found["skips"]["skipped"] == "not built"
     assert "a wrong shape" in found["raises"]["error"] and "illegal memory" in found["sticky"]["error"]
     assert "SIGSEGV" in found["segfault"]["error"] and "faults.py" in found["segfault"]["log"]
     assert "exit status 1" in found["exits"]["error"]
-    assert found["(step)"]["restarts"] == 3 and found["(step)"]["failed"] == 4 and found["(step)"]["complete"]
+    assert found["(step)"]["restarts"] == 3 and found["(step)"]["failed"] == 5 and found["(step)"]["complete"]
     assert "SIGSEGV" in capfd.readouterr().out
 
 
@@ -87,7 +93,7 @@ def test_a_step_ends_with_its_time_and_the_next_one_runs(monkeypatch: pytest.Mon
     assert gpu_check.main([], steps) == 1
     found = rows(place / "results")
     assert found["faults", "good"]["ok"] and "time was over" in found["faults", "hangs"]["error"]
-    assert found["faults", "(step)"]["left"] == ["never"] and not found["faults", "(step)"]["complete"]
+    assert found["faults", "(step)"]["first_left"] == ["never"] and not found["faults", "(step)"]["complete"]
     assert found["next", "(step)"]["ok"]
 
 
@@ -187,6 +193,8 @@ def test_the_driver_imports_no_torch() -> None:
 def test_steps_are_chosen_and_scaled() -> None:
     smoke, tests = gpu_check.chosen("tests, smoke", 4)
     assert (smoke.name, tests.name) == ("smoke", "tests") and smoke.seconds + tests.seconds == pytest.approx(240)
+    (tests,) = gpu_check.chosen("tests", 16)
+    assert tests.case_seconds / 60 == tests.seconds / 160 == pytest.approx(6)
     assert sum(step.seconds for step in gpu_check.chosen("", None)) <= 590  # a lent machine's command has ten minutes
     for names, minutes, named in (("smok", None, "smok"), ("", -1.0, "-1")):
         with pytest.raises(ValueError, match=named):

@@ -30,7 +30,7 @@ ROWS = [
     {"step": "install", "case": "versions", "ok": True, "found": VERSIONS},
     {"step": "smoke", "case": "bits 1x2x3", "ok": False, "error": "Traceback\n  of it\nFailed: a race"},
     {"step": "smoke", "case": "cuda 1x2x3", "ok": None, "skipped": "not built"},
-    {"step": "smoke", "case": "(step)", "ok": False, "seconds": 9.5, "complete": True, "left": []},
+    {"step": "smoke", "case": "(step)", "ok": False, "seconds": 9.5, "complete": True, "left": 0},
     {"step": "times", "case": "ceilings", "ok": True, "found": {"copy_tb_per_s": 4.0, "matmul_tflop_per_s": 700.0}},
     timed(16, "in_register", 20.0, 60.0),
     timed(16, "prepass", 40.0, 50.0),
@@ -61,7 +61,7 @@ def test_the_steps_and_the_failures() -> None:
     assert row["versions"] == VERSIONS and row["failures"] == {"smoke bits 1x2x3": "Failed: a race"}
     assert row["skipped"] == {"smoke cuda 1x2x3": "not built"}
     assert row["steps"]["smoke"] == {
-        "passed": 0, "failed": 1, "skipped": 1, "complete": True, "seconds": 9.5, "left": [],
+        "passed": 0, "failed": 1, "skipped": 1, "complete": True, "seconds": 9.5, "left": 0,
     }  # fmt: skip
     assert not row["steps"]["times"]["complete"]  # it has no row of its own: it was cut off
     text = summary.text(row)
@@ -72,6 +72,13 @@ def test_a_row_for_every_part_of_a_run(tmp_path: Path) -> None:
     """Whatever was lost, the rest makes a row."""
     for end in range(1, len(ROWS) + 1):
         assert summary.text(summary.ledger(ROWS[:end])) and summary.text(summary.ledger(ROWS[-end:]))
+
+
+def test_a_case_that_was_cut_off_keeps_its_first_part() -> None:
+    part = timed(64, "dense", 20.0, 60.0) | {"ok": None, "skipped": "not finished"}
+    row = summary.ledger([part, {"step": "times", "case": part["case"], "ok": False, "error": "nothing after 60 s"}])
+    assert row["times"] == [part["found"]] and row["steps"]["times"]["failed"] == 1
+    assert summary.ledger([part])["steps"]["times"]["skipped"] == 1
 
 
 def test_the_summary_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def healthy() -> bool:
     return not errors
 
 
-def run(case: str) -> dict[str, Any]:
+def run(case: str) -> dict[str, Any] | Iterator[dict[str, Any]]:
     kind = case.split("-")[0]
     if errors:
         raise RuntimeError("CUDA error: the context is lost")
@@ -44,4 +45,11 @@ def run(case: str) -> dict[str, Any]:
         child = subprocess.Popen(["sleep", "60"])
         Path(os.environ["CHILD"]).write_text(f"{os.getpid()} {child.pid}")
         time.sleep(60)
+    if kind == "parts":
+        return parts()
     return {"value": len(case)}
+
+
+def parts() -> Iterator[dict[str, Any]]:
+    yield {"first": 1}
+    raise RuntimeError("an error after a part")
