@@ -20,7 +20,7 @@ from stochprune.products import Mask
 
 from .estimators import masked
 from .mask_bits import WORD
-from .matmul import STEP, Tile, precision
+from .matmul import STEP, Tile, precision, settled
 from .philox import GROUP, load_key, uniforms
 from .split_sum import split, split_sum
 from .tiles import offsets
@@ -109,7 +109,7 @@ def masked_matmul_kernel(
             a = masked(w.to(tl.float32), logit.to(tl.float32), u, temperature, ESTIMATOR).to(x.dtype)
         if TRANSPOSE:
             a = tl.trans(a)
-        acc = tl.dot(a, x, acc, input_precision=PRECISION)
+        acc = settled(tl.dot(a, x, acc, input_precision=PRECISION))
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + o, mask=o < outs, other=0.0).to(tl.float32)[:, None]

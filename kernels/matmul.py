@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from .estimators import INTERPRETED
 
 STEP = 64
 """Length of one step along the reduction: one group of columns."""
@@ -52,3 +56,18 @@ def precision(dtype: torch.dtype) -> str:
     """
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "tf32x3"
+
+
+@triton.jit
+def settled(acc):
+    """``acc`` [R, C], float32, once the matrix instructions that form it have ended.
+
+    On Hopper these run on after ``tl.dot``, and a left operand that was computed lies in registers, which they still
+    read. Triton 3.6 and 3.7 let the loop go round without a wait, and the next step writes these registers: wrong sums
+    without a sign. The empty assembly reads the accumulator, so the compiler waits before it. ``bench.sass`` finds
+    such races in the machine code, and the gates of the compile table count them.
+    """
+    if INTERPRETED:
+        return acc
+    else:
+        return tl.inline_asm_elementwise("", "=f,0", [acc], dtype=tl.float32, is_pure=False, pack=1)

@@ -1,0 +1,161 @@
+"""Reads SASS, the machine code of NVIDIA GPUs, and finds races with Hopper's asynchronous matrix instructions.
+
+A warpgroup's HGMMA runs on after it is issued. One whose left operand lies in registers reads them while it runs, so
+nothing may write these registers before a wait covers it; the hardware does not check. Every HGMMA that ends a group
+carries ``gsb0``; ``WARPGROUP.DEPBAR.LE gsb0, n`` waits until at most the n last groups still run.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class Instruction(NamedTuple):
+    """One instruction; ``conditional`` if it is predicated."""
+
+    address: int
+    conditional: bool
+    name: str  # with its modifiers
+    operands: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.address:#x} {self.name} {', '.join(self.operands)}"
+
+
+class Hazard(NamedTuple):
+    """A register of ``matrix``'s left operand that ``writer`` overwrites while ``matrix`` may still read it."""
+
+    matrix: Instruction
+    writer: Instruction
+
+
+class Code(NamedTuple):
+    """What a kernel was compiled to."""
+
+    registers: int  # a thread
+    stack: int  # bytes a thread: spilled registers
+    sass: str
+
+
+def disassemble(cubin: bytes) -> Code:
+    """Resources and SASS of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    return Code(int(found[1]), int(found[2]), sass)
+
+
+LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z]\S*)\s*(.*?)\s*;", re.MULTILINE)
+
+
+def parse(sass: str) -> list[Instruction]:
+    """The instructions of one kernel in order."""
+    return [
+        Instruction(int(address, 16), bool(predicate), name, tuple(re.split(r",\s*", operands)) if operands else ())
+        for address, predicate, name, operands in LINE.findall(sass)
+    ]
+
+
+def hazards(code: list[Instruction]) -> list[Hazard]:
+    """The writes to a left operand that race with its HGMMA, at most one for each path from each HGMMA."""
+    found = set()
+    following = _following(code)
+    for start, matrix in enumerate(code):
+        left = _left_operand(matrix)
+        # a path's state: where it stands, and how many groups were committed from this HGMMA on, its own included
+        seen, paths = set(), [(i, int(_commits(matrix))) for i in following[start]]
+        while left and paths:
+            at, groups = paths.pop()
+            if (at, groups) in seen:
+                continue
+            seen.add((at, groups))
+            instruction = code[at]
+            if _waits_for(instruction) < groups:
+                continue
+            if not instruction.name.startswith("HGMMA") and left.intersection(written(instruction)):
+                found.add(Hazard(matrix, instruction))
+                continue
+            groups = min(groups + _commits(instruction), MOST_GROUPS)
+            paths += [(i, groups) for i in following[at]]
+    return sorted(found)
+
+
+MOST_GROUPS = 8  # no wait leaves more groups running
+
+
+def _left_operand(instruction: Instruction) -> set[int]:
+    # HGMMA accumulator, left operand, right operand, ...: four registers, or a descriptor of shared memory
+    if not instruction.name.startswith("HGMMA") or not (register := re.fullmatch(r"R(\d+)", instruction.operands[1])):
+        return set()
+    return set(range(int(register[1]), int(register[1]) + 4))
+
+
+def _commits(instruction: Instruction) -> bool:
+    return instruction.name.startswith("HGMMA") and "gsb0" in instruction.operands
+
+
+def _waits_for(instruction: Instruction) -> int:
+    """How many groups may run on after this instruction."""
+    if not instruction.name.startswith("WARPGROUP.DEPBAR"):
+        return MOST_GROUPS
+    return int(instruction.operands[-1], 16)
+
+
+def _following(code: list[Instruction]) -> list[list[int]]:
+    """The indices of what may run after each instruction."""
+    index = {instruction.address: i for i, instruction in enumerate(code)}
+
+    def after(i: int) -> Iterator[int]:
+        instruction = code[i]
+        operation = instruction.name.split(".")[0]
+        if operation in ("BRA", "CALL"):
+            yield index[int(instruction.operands[-1], 16)]
+        if (operation not in ("BRA", "EXIT", "RET") or instruction.conditional) and i + 1 < len(code):
+            yield i + 1
+
+    return [list(after(i)) for i in range(len(code))]
+
+
+NO_RESULT = ("BAR", "BMOV", "BRX", "CALL", "NANOSLEEP", "RET", "WARPSYNC")
+"""Operations whose first operand may be a register that they read."""
+BEHIND_PREDICATE = ("ATOM", "ATOMG", "ATOMS", "LOP3", "MATCH", "SHFL", "VOTE")
+"""Operations that write a predicate first and then a register; comparisons write predicates alone."""
+
+
+def written(instruction: Instruction) -> range:
+    """The registers that an instruction other than HGMMA writes."""
+    operation, *modifiers = instruction.name.split(".")
+    operands = instruction.operands
+    if operation in BEHIND_PREDICATE:
+        operands = tuple(o for o in operands if not re.fullmatch(r"P[\dT]", o))
+    register = re.match(r"R(\d+)\b", operands[0]) if operands else None
+    if register is None or operation in NO_RESULT:
+        return range(0)
+    return range(int(register[1]), int(register[1]) + _width(operation, modifiers))
+
+
+def _width(operation: str, modifiers: list[str]) -> int:
+    if operation == "LDSM":
+        return int(modifiers[-1]) if modifiers[-1] in ("2", "4") else 1
+    if operation == "HMMA":
+        return 4 if "F32" in modifiers else 2
+    if "128" in modifiers:
+        return 4
+    double = operation in ("DADD", "DMUL", "DFMA") or (operation == "CS2R" and "32" not in modifiers)
+    to = modifiers[:1]  # what a conversion gives
+    return 2 if double or "64" in modifiers or to in (["WIDE"], ["F64"], ["S64"], ["U64"]) else 1
