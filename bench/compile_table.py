@@ -1,10 +1,11 @@
 """Compile every Triton kernel at its real configurations, without a GPU, and table what came out.
 
-    python bench/compile_table.py                  # all cases; writes bench/results/compile_table.md
-    python bench/compile_table.py --quick --check  # the everyday subset; exit status 1 on a broken gate
+    python -m bench.compile_table                  # all cases; writes bench/results/compile_table.md
+    python -m bench.compile_table --quick --check  # the everyday subset; exit status 1 on a broken gate
 
 The ops run on ``meta`` tensors while their launches are recorded instead of made, so each kernel is compiled with the
-very specialisation a GPU would ask for. Gates: no spills; another step (stream, temperature, number of tokens) compiles
+very specialisation a GPU would ask for. Gates: no race of a matrix instruction with the registers of its left operand
+(:mod:`bench.sass`); no spills; another step (stream, temperature, number of tokens) compiles
 nothing again; where the mask is drawn in the main loop, the masked operand reaches the tensor cores from registers
 (sm_90) or tensor memory (sm_100, forward only); 16-byte loads and stores.
 """
@@ -14,21 +15,16 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, KernelInterface, create_function_from_signature
 
 from stochprune.kernels.gaussian import gaussian_grad, gaussian_weight
 from stochprune.kernels.keep_mask import keep_mask
@@ -46,12 +42,13 @@ from stochprune.kernels.weight_grad import weight_grad
 from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
 from stochprune.products import Divergence, Mask
 
+from . import sass
+from .launches import SHARED, Specialisation, recorded
+
 OUTPUT = Path(__file__).parent / "results" / "compile_table.md"
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = (80, 90, 100)
 N = K = 4096
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
-SHARED = {80: 100 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a program may take; sm_86 and sm_89 have the least
 
 
 class Case(NamedTuple):
@@ -182,6 +179,7 @@ class Row(NamedTuple):
     stack: int  # bytes a thread
     shared: int  # bytes
     matrix: str  # tensor-core instruction, how many, and where the masked operand comes from
+    races: int  # writes to a left operand that a matrix instruction still reads
     load: int  # widest global load, bits
     store: int
     narrow: int  # loads of less than 16 bytes
@@ -190,6 +188,8 @@ class Row(NamedTuple):
     def faults(self) -> list[str]:
         """The gates this row breaks."""
         broken = ["recompiles"] if self.recompiles else []
+        if self.races:
+            broken.append(f"{self.races} races")
         if self.stack:
             broken.append(f"spills {self.stack} bytes")
         if self.shared > SHARED[self.arch]:
@@ -212,43 +212,30 @@ SCALARS = 11
 """At most so many loads of a memory-bound kernel are narrow: those of seed, draw and what the table says of a layer."""
 
 
-def specialise(case: Case, arch: int) -> tuple[ASTSource, object, list[Any]]:
-    """What Triton would compile for a case's one launch: the source, the options and the key of its cache."""
-    launches: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
-
-    def launcher(kernel: JITFunction, grid: object) -> Callable[..., None]:
-        return lambda *args, **options: launches.append((kernel, args, options))
-
+def specialise(case: Case, arch: int) -> Specialisation:
+    """What Triton would compile for a case's first launch."""
     row = 9 if arch >= 90 else 8
     with (
-        mock.patch.object(KernelInterface, "__getitem__", launcher),
+        recorded(arch) as launches,
         mock.patch("stochprune.kernels.matmul.capability", lambda device: row),
         mock.patch("stochprune.kernels.one_pass.capability", lambda device: row),
     ):
         case.run()
-    kernel, args, keywords = launches[0]
-    backend = make_backend(GPUTarget("cuda", arch, 32))
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialisation, options = binder(*args, **keywords)
-    options, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialisation, options)
-    return ASTSource(kernel, signature, constants, attributes), options, specialisation
+    return launches[0].specialisation
 
 
 def compile_case(case: Case, arch: int) -> Row:
     """Compile a case's kernel for sm_``arch`` and read the resources and the machine code."""
-    source, options, key = specialise(case, arch)
+    specialisation = specialise(case, arch)
     other = case._replace(tokens=case.tokens and case.tokens - 1, stream=1, temperature=0.3)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options.__dict__)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        sass = subprocess.run([CUOBJDUMP, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    loads, stores = widths("LDG|LDGSTS", sass), widths("STG", sass)
-    recompiles = specialise(other, arch)[2] != key
-    matrix, shared, narrow = matrix_instructions(sass), compiled.metadata.shared, sum(width < 128 for width in loads)
-    return Row(case, arch, registers, stack, shared, matrix, max(loads), max(stores), narrow, recompiles)
+    recompiles = specialise(other, arch).key != specialisation.key
+    code, shared = specialisation.compile(arch)
+    loads, stores = widths("LDG|LDGSTS", code.sass), widths("STG", code.sass)
+    narrow = sum(width < 128 for width in loads)
+    matrix, races = matrix_instructions(code.sass), len(sass.hazards(sass.parse(code.sass)))
+    return Row(
+        case, arch, code.registers, code.stack, shared, matrix, races, max(loads), max(stores), narrow, recompiles
+    )
 
 
 def widths(operations: str, sass: str) -> list[int]:
@@ -281,6 +268,7 @@ COLUMNS = [
     "stack",
     "shared",
     "tensor cores",
+    "races",
     "load",
     "store",
     "narrow loads",
@@ -293,7 +281,7 @@ def markdown(rows: list[Row]) -> str:
         "# What the Triton kernels compile to",
         "",
         f"Compiled and interpreted, **not yet run on a GPU**. Triton {triton.__version__}, N = K = {N}; the dtypes are "
-        "those of x and of weights and logits. Made by `python bench/compile_table.py`.",
+        "those of x and of weights and logits. Made by `python -m bench.compile_table`.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

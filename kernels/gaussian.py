@@ -73,7 +73,8 @@ def gaussian_grad_kernel(
     k0, k1 = load_key(seed_ptr)
     total = tl.zeros([ROWS, 64 * GROUPS], tl.float32)
     for d in range(draws):
-        g = tl.load(grad_ptr + d * N.to(tl.int64) * K + at, mask=inside, other=0.0).to(tl.float32)
+        # not N.to(...): Triton specialises an argument of 1 to a Python int
+        g = tl.load(grad_ptr + d * tl.cast(N, tl.int64) * K + at, mask=inside, other=0.0).to(tl.float32)
         total += g * normals(rows, group, k0, k1, tl.load(draw_ptr + d), stream, GROUPS)
     rho = tl.load(rho_ptr + offsets(rows, cols, rho_row, rho_col), mask=inside, other=0.0).to(tl.float32)
     tl.store(drho_ptr + at, (total * sigmoid(rho)).to(drho_ptr.dtype.element_ty), mask=inside)

@@ -17,13 +17,14 @@ from .tiles import locate, offsets
 WORD = tl.constexpr(32)
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["stream", "draws"])
 def mask_bits_kernel(
     logits_ptr,
     bits_ptr,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    draws,
     N,
     K,
     words,
@@ -32,11 +33,11 @@ def mask_bits_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), K, ROWS, GROUPS)
+    rows, cols, group = locate(tl.program_id(0) // draws, K, ROWS, GROUPS)  # neighbours share a tile
     inside = (rows < N)[:, None] & (cols < K)[None, :]
     logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
     k0, k1 = load_key(seed_ptr)
-    d = tl.program_id(1)
+    d = tl.program_id(0) % draws
     u = uniforms(rows, group, k0, k1, tl.load(draw_ptr + d), stream, GROUPS)
     bits_ptr += d.to(tl.int64) * N * words
     kept = keep(logit, u).to(tl.int32).reshape(ROWS, GROUPS * GROUP // WORD, WORD)
@@ -52,12 +53,13 @@ def mask_bits(logits: Tensor, mask: Mask) -> Tensor:
     bits = torch.empty(len(mask.draw), N, words, dtype=torch.int32, device=logits.device)
     if bits.numel():
         with torch.cuda.device_of(logits):
-            mask_bits_kernel[(tiles.count(N, K), len(bits))](
+            mask_bits_kernel[(tiles.count(N, K) * len(bits),)](
                 logits,
                 bits,
                 mask.seed,
                 mask.draw,
                 mask.stream,
+                len(bits),
                 N,
                 K,
                 words,

@@ -76,7 +76,7 @@ def masked_matmul_kernel(
     # Programs that share a weight tile are neighbours: it comes from memory once, then from the cache.
     program = tl.program_id(0)
     token_tiles = tl.cdiv(M, TOKENS)
-    m = (program % token_tiles) * TOKENS + tl.arange(0, TOKENS)
+    m = (program % token_tiles).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     program //= token_tiles
     d = (program % draws).to(tl.int64)
     program //= draws

@@ -15,7 +15,7 @@ from .philox import load_key, uniforms
 from .tiles import gathered, locate, offsets
 
 
-@triton.jit(do_not_specialize=["stream", "temperature"])
+@triton.jit(do_not_specialize=["stream", "temperature", "draws"])
 def prepass_kernel(
     weight_ptr,
     logits_ptr,
@@ -25,6 +25,7 @@ def prepass_kernel(
     draw_ptr,
     stream: tl.int32,
     temperature,
+    draws,
     N,
     K,
     weight_row,
@@ -35,13 +36,14 @@ def prepass_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), K, ROWS, GROUPS)
+    # Neighbours share a tile: its weights come from memory once, then from the cache.
+    rows, cols, group = locate(tl.program_id(0) // draws, K, ROWS, GROUPS)
     inside = (rows < N)[:, None] & (cols < K)[None, :]
     row = gathered(rows, rows_ptr, N)
     w = tl.load(weight_ptr + offsets(row, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
     logit = tl.load(logits_ptr + offsets(row, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
     k0, k1 = load_key(seed_ptr)
-    d = tl.program_id(1)  # neighbours in time share a tile: its weights come from memory once, then from the cache
+    d = tl.program_id(0) % draws
     u = uniforms(row, group, k0, k1, tl.load(draw_ptr + d), stream, GROUPS)
     z = masked(w, logit, u, temperature, ESTIMATOR)
     out_ptr += d.to(tl.int64) * N * K
@@ -54,7 +56,7 @@ def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype, 
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)
     if out.numel():
         with torch.cuda.device_of(weight):
-            prepass_kernel[(tiles.count(N, K), len(out))](
+            prepass_kernel[(tiles.count(N, K) * len(out),)](
                 weight,
                 logits,
                 out,
@@ -63,6 +65,7 @@ def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype, 
                 mask.draw,
                 mask.stream,
                 mask.temperature,
+                len(out),
                 N,
                 K,
                 *weight.stride(),

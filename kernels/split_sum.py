@@ -17,10 +17,14 @@ def split(steps: int, programs: int, device: torch.device) -> tuple[int, int]:
 
     Enough shares to fill the device, none of fewer than four steps, over which the start of a loop pays.
     """
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, max(programs, 1))
+    wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device), max(programs, 1))
     share = max(MINIMUM_STEPS, triton.cdiv(steps, wanted))
     return share, max(1, triton.cdiv(steps, share))
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has; 1 where the interpreter serves."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @triton.jit

@@ -21,7 +21,7 @@ def count(rows: int, cols: int, height: int = ROWS) -> int:
 @triton.jit
 def locate(tile, K, ROWS: tl.constexpr, GROUPS: tl.constexpr):
     """Rows [ROWS] and columns [64 * GROUPS] of a tile, int64, and its first group; neighbours share rows."""
-    across = tl.cdiv(K, GROUPS * GROUP)
+    across = tl.cdiv(tl.cast(K, tl.int64), GROUPS * GROUP).to(tl.int32)  # K may end just below 2^31
     group = (tile % across).to(tl.int64) * GROUPS
     rows = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     return rows, group * GROUP + tl.arange(0, GROUPS * GROUP), group
@@ -38,5 +38,5 @@ def gathered(rows, rows_ptr, N):
 
 @triton.jit
 def offsets(rows, cols, stride_row, stride_col):
-    """Element offsets [R, C]; 64 bits, since a matrix may have more than 2^31 elements."""
+    """Element offsets [R, C] of int64 rows and columns, since a matrix may have more than 2^31 elements."""
     return rows[:, None] * stride_row + cols[None, :] * stride_col

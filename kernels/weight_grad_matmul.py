@@ -68,7 +68,7 @@ def weight_grad_matmul_kernel(
     for d in range(draws):
         g = tl.zeros([ROWS, COLS], tl.float32)
         for start in range(0, M, TOKENS):
-            m = start + tl.arange(0, TOKENS)
+            m = start + tl.arange(0, TOKENS).to(tl.int64)
             grad = tl.load(
                 grad_ptr + offsets(rows, m, grad_col, grad_row), mask=(rows < N)[:, None] & (m < M)[None, :], other=0.0
             )

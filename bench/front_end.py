@@ -1,0 +1,81 @@
+"""What the kernels make of their integer arguments, seen in Triton's first form of each program; needs no GPU.
+
+    python -m bench.front_end    # exit status 1 on a fault
+
+- Triton makes a Python int of an argument that is 1, and a Python int has no ``.to``: each kernel is read with every
+  integer argument as 1, one at a time.
+- Arguments below 2^31 come as 32-bit integers, and so do positions made of them. The product of two such, say of a
+  row and a stride, leaves 32 bits in a tensor of 2^31 elements: every product of two variables must have 64.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+
+from .compile_table import Case, cases, specialise
+from .launches import Specialisation
+
+ARCH = 90
+
+
+def ones(specialisation: Specialisation) -> Iterator[tuple[str, Specialisation]]:
+    """The specialisations for each integer argument that Triton turns into a constant where it is 1."""
+    for i, parameter in enumerate(specialisation.function.params):
+        type_ = specialisation.signature[parameter.name]
+        if re.fullmatch(r"[iu]\d+", type_) and not parameter.do_not_specialize and not parameter.annotation_type:
+            yield (
+                parameter.name,
+                specialisation._replace(
+                    signature={**specialisation.signature, parameter.name: "constexpr"},
+                    constants={**specialisation.constants, (i,): 1},
+                    attributes={at: value for at, value in specialisation.attributes.items() if at != (i,)},
+                ),
+            )
+
+
+DEFINITION = re.compile(r"(%[\w#]+)(?::\d+)? = ([\w.]+) ?(.*)")
+CONVERSIONS = ("arith.extsi", "arith.extui", "arith.trunci", "tt.splat", "tt.broadcast", "tt.expand_dims")
+
+
+def narrow_products(program: str) -> list[str]:
+    """The 32-bit integer products of two variables."""
+    constants: set[str] = set()
+    found = []
+    for line in program.splitlines():
+        if "tt.func" in line:
+            constants.clear()
+        definition = DEFINITION.search(line)
+        if definition is None:
+            continue
+        result, operation, rest = definition.groups()
+        operands = re.findall(r"%[\w#]+", rest)
+        if operation == "arith.constant" or (operation in CONVERSIONS and constants.issuperset(operands)):
+            constants.add(result)
+        elif operation == "arith.muli" and re.search(r"[:x] ?i32\b", rest) and constants.isdisjoint(operands):
+            found.append(line.strip())
+    return found
+
+
+def faults(case: Case) -> Iterator[str]:
+    """What is wrong with the kernel that serves a case."""
+    specialisation = specialise(case, ARCH)
+    name = ".".join(specialisation.kernel)
+    yield from (f"{name}: {product}" for product in narrow_products(specialisation.ir(ARCH)))
+    for argument, one in ones(specialisation):
+        try:
+            one.ir(ARCH)
+        except Exception as error:  # whatever the compiler raises
+            yield f"{name}: {argument} = 1: {error}"
+
+
+def main() -> int:
+    one_an_op = {case.op: case for case in cases()}
+    found = [fault for case in one_an_op.values() for fault in faults(case)]
+    print("\n".join(found))
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

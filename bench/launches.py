@@ -1,0 +1,103 @@
+"""Records what Triton would launch on a GPU, without one, and compiles it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import triton
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from . import sass
+
+GRID = (2**31 - 1, 65535, 65535)
+"""The most programs along each axis of a launch."""
+SHARED = {80: 100 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Bytes of shared memory that a program may take, by architecture; sm_86 and sm_89 have the least of sm_80's."""
+
+
+class Specialisation(NamedTuple):
+    """What Triton compiles a kernel for; it holds no object of Triton's, so that it can be stored."""
+
+    kernel: tuple[str, str]  # module and name
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The same for what is compiled once."""
+        return repr(tuple(self))
+
+    @property
+    def function(self) -> JITFunction:
+        """The kernel itself."""
+        module, name = self.kernel
+        return getattr(importlib.import_module(module), name)
+
+    def compile(self, arch: int) -> Compiled:
+        """Compile for sm_``arch`` and read the machine code."""
+        compiled = triton.compile(self.source(), target=GPUTarget("cuda", arch, 32), options=self.options)
+        return Compiled(sass.disassemble(compiled.asm["cubin"]), compiled.metadata.shared)
+
+    def ir(self, arch: int) -> str:
+        """Triton's first form of the program, before anything is optimised; much faster than compiling."""
+        target, context = GPUTarget("cuda", arch, 32), ir.context()
+        backend = make_backend(target)
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        options = backend.parse_options(self.options)
+        helpers = backend.get_codegen_implementation(options), backend.get_module_map()
+        return str(self.source().make_ir(target, options, *helpers, context))
+
+    def source(self) -> ASTSource:
+        """What Triton's compiler takes."""
+        return ASTSource(self.function, self.signature, self.constants, self.attributes)
+
+
+class Compiled(NamedTuple):
+    """The machine code of a kernel and the shared memory of a program in bytes."""
+
+    code: sass.Code
+    shared: int
+
+
+class Launch(NamedTuple):
+    """One launch that was not made."""
+
+    specialisation: Specialisation
+    grid: tuple[int, ...]
+
+    def faults(self) -> list[str]:
+        """Why a GPU would refuse the launch, whatever the kernel compiles to."""
+        limits = zip("xyz", self.grid, GRID, strict=False)
+        return [f"{size} programs along {axis}" for axis, size, most in limits if not 0 < size <= most]
+
+
+@contextmanager
+def recorded(arch: int) -> Iterator[list[Launch]]:
+    """Launches inside the block are listed and not made, as for a GPU of sm_``arch``."""
+    launches: list[Launch] = []
+    backend = make_backend(GPUTarget("cuda", arch, 32))
+
+    @functools.cache
+    def binder(kernel: JITFunction) -> Callable[..., Any]:
+        return create_function_from_signature(kernel.signature, kernel.params, backend)
+
+    def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        bound, specialisation, given = binder(kernel)(*args, **{"debug": False, **options})
+        parsed, signature, constants, attributes = kernel._pack_args(backend, given, bound, specialisation, given)
+        name = (kernel.fn.__module__, kernel.fn.__name__)
+        what = Specialisation(name, signature, constants, attributes, dict(parsed.__dict__))
+        launches.append(Launch(what, grid(bound) if callable(grid) else grid))
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield launches
