@@ -46,7 +46,31 @@ def layers_of(weights: Sequence[Tensor], logits: Sequence[Tensor], streams: Sequ
         if len({t.dtype for t in tensors}) > 1 or not all(t.is_contiguous() for t in tensors):
             raise ValueError(f"many layers in one launch: {name} must be contiguous and of one dtype")
     addresses = tuple((w.data_ptr(), t.data_ptr()) for w, t in zip(weights, logits, strict=True))
-    return _layers(addresses, tuple((len(w), w[:1].numel()) for w in weights), tuple(streams), weights[0].device)
+    device = weights[0].device
+    layers = _layers(addresses, tuple((len(w), w[:1].numel()) for w in weights), tuple(streams), device)
+    if capturing(device) and not any(layers is known for known in _captured):
+        _captured.append(layers)
+    return layers
+
+
+_captured: list[Layers] = []
+"""What CUDA graphs read at each replay; nobody tells when a graph ends, so it stays."""
+
+
+def capturing(device: torch.device) -> bool:
+    """Return True while a CUDA graph records what is launched."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
+    """int64 [L]: where the tensors lie, on their device, without waiting for it."""
+    addresses, device = [t.data_ptr() for t in tensors], tensors[0].device
+    if capturing(device):
+        # A graph would copy anew at each replay, from pinned memory that is given out again by then. A fill holds its
+        # number itself.
+        return torch.stack([torch.full((), address, dtype=torch.int64, device=device) for address in addresses])
+    pinned = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return pinned.to(device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import tiles
 from .estimators import masked, slope
-from .layers import DTYPES, FIELDS, find_layer, layers_of, load_layer
+from .layers import DTYPES, FIELDS, addresses_of, find_layer, layers_of, load_layer
 from .philox import load_key, uniforms
 from .tiles import locate, offsets
 
@@ -77,8 +77,6 @@ def weight_grads(
     layers = layers_of(weights, logits, streams)
     device = weights[0].device
     grads = [g.contiguous() for g in grads]
-    # Backward's tensors lie elsewhere in each step; from pinned memory their addresses come without a wait.
-    where = torch.tensor([g.data_ptr() for g in grads], dtype=torch.int64, pin_memory=device.type == "cuda")
     dweight, dlogits = (
         torch.empty(layers.elements, dtype=like[0].dtype, device=device) if need else None
         for need, like in ((need_weights, weights), (need_logits, logits))
@@ -87,7 +85,7 @@ def weight_grads(
         multi_weight_grad_kernel[(layers.programs,)](
             layers.table,
             layers.starts,
-            where.to(device, non_blocking=True),
+            addresses_of(grads),  # backward's tensors lie elsewhere in each step
             dweight,
             dlogits,
             seeds,

@@ -117,9 +117,10 @@ def outer(grad: Tensor, x: Tensor, i: int, dtype: torch.dtype) -> Tensor:
     """G = grad[i]^T x[i] [N, K] in ``dtype``, summed in float32 whatever the inputs."""
     if grad.dtype == dtype:
         return torch.mm(grad[i].mT, x[i])
-    if grad.is_cuda:
-        return torch.mm(grad[i].mT, x[i], out_dtype=dtype)
-    return torch.mm(grad[i].mT.to(dtype), x[i].to(dtype))
+    if grad.is_cuda and grad.dtype.itemsize == 2:
+        return torch.mm(grad[i].mT, x[i], out_dtype=torch.float32).to(dtype)  # cuBLAS gives no other dtype of these
+    wide = torch.promote_types(grad.dtype, dtype)
+    return torch.mm(grad[i].mT.to(wide), x[i].to(wide)).to(dtype)
 
 
 def weight_ops(mask_weight: Callable[..., Tensor], through_mask: Callable[..., None]) -> tuple[Any, Any]:

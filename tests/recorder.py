@@ -1,6 +1,6 @@
 """A pytest plugin that records, without a GPU, every Triton launch that tests would make on one.
 
-    python -O -m pytest -p tests.recorder --record launches.pickle tests/gpu tests/kernels
+    python -O -m pytest --assert=plain -p tests.recorder --record launches.pickle tests/gpu
 
 The tests run on tensors without storage where they can, else on the CPU. Launches are recorded as for an H200 and not
 made, so nothing is asserted: ``-O`` drops assertions, and comparisons of tensors hold. What a test raises all the same
@@ -53,7 +53,7 @@ def replacements() -> Iterator[tuple[str, Any]]:
     yield "stochprune.kernels.split_sum.multiprocessors", lambda device: MULTIPROCESSORS
     yield "stochprune.kernels.supports", lambda *tensors: all(t.dtype != torch.float64 for t in tensors)
     yield "stochprune.backends._row", lambda device: (kernels, importlib.import_module("stochprune.reference"))
-    for name, value in (("item", 0.5), ("__bool__", True), ("__float__", 0.5), ("__int__", 0), ("__index__", 0)):
+    for name, value in (("item", 0.5), ("__bool__", False), ("__float__", 0.5), ("__int__", 0), ("__index__", 0)):
         yield f"torch.Tensor.{name}", answered(getattr(torch.Tensor, name), value)
     for name in ("cpu", "tolist"):
         yield f"torch.Tensor.{name}", on_zeros(getattr(torch.Tensor, name))

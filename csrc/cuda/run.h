@@ -3,9 +3,11 @@
 // 8 j .. 8 j + 7. A host compiler runs the same steps one after another, for tests without a GPU.
 #pragma once
 #include <stdexcept>
-#include <string>
 
 #include "../common/philox.h"
+#ifdef __CUDACC__
+#include "current_device.h"
+#endif
 #include "memory.h"
 
 namespace stochprune::cuda {
@@ -17,7 +19,7 @@ constexpr int kPitch = 40;  // words from one group's 32 to the next: the four g
 
 struct Key {  // where a launch's numbers are read from, so that a captured graph draws fresh masks
   const int64_t* seed;
-  const int64_t* draws;  // one for each of blockIdx.y
+  const int64_t* draws;
   uint32_t stream;
   uint64_t row, group;  // global position of the matrix's first row and group
   const int64_t* rows;  // the rows to look at, one for each row of the grid; null: all
@@ -59,30 +61,38 @@ inline Grid make_grid(Shape shape, int shift = 0) {
   return {shape.rows, shape.cols, shift, uint32_t(across), uint32_t(groups)};
 }
 
+// Blocks lie along x alone, since y ends at 65,535. Neighbours do the draws of the same groups.
+inline uint32_t count_blocks(const Grid& grid, int draws) {
+  const uint64_t blocks = (uint64_t(grid.groups) + kOctets - 1) / kOctets * uint64_t(draws);
+  if (blocks >= (uint64_t(1) << 31)) throw std::invalid_argument("2^31 blocks or more: pass fewer draws at a time");
+  return uint32_t(blocks);
+}
+STOCHPRUNE_DEVICE uint64_t group_of(uint32_t block, uint32_t draws, int octet) {
+  return uint64_t(block / draws) * kOctets + octet;
+}
+STOCHPRUNE_DEVICE uint32_t draw_of(uint32_t block, uint32_t draws) { return block % draws; }
+
 #ifdef __CUDACC__
 
-inline void check(cudaError_t status) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
-}
-
 template <class Op>
-__global__ void __launch_bounds__(kThreads) each_weight(Op op, Grid grid, Key key) {
+__global__ void __launch_bounds__(kThreads) each_weight(Op op, Grid grid, Key key, uint32_t draws) {
   __shared__ __align__(16) uint32_t words[kOctets][kPitch];
   const int octet = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-  const uint64_t q = uint64_t(blockIdx.x) * kOctets + octet;
+  const uint64_t q = group_of(blockIdx.x, draws, octet);
+  const uint32_t d = draw_of(blockIdx.x, draws);
   if (op.draws()) {  // the same for all threads
-    if (q < grid.groups) draw_words(key, grid, uint32_t(q), blockIdx.y, lane, words[octet]);
+    if (q < grid.groups) draw_words(key, grid, uint32_t(q), d, lane, words[octet]);
     __syncwarp();
   }
-  if (q < grid.groups) visit(op, key, grid, uint32_t(q), blockIdx.y, lane, words[octet]);
+  if (q < grid.groups) visit(op, key, grid, uint32_t(q), d, lane, words[octet]);
 }
 
 template <class Op>
 void run(const Op& op, const Grid& grid, const Key& key, int draws, int device, uintptr_t stream) {
-  if (!grid.groups) return;
-  check(cudaSetDevice(device));
-  const dim3 blocks((grid.groups + kOctets - 1) / kOctets, draws);
-  each_weight<<<blocks, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(op, grid, key);
+  const uint32_t blocks = count_blocks(grid, draws);
+  if (!blocks) return;
+  const CurrentDevice current(device);
+  each_weight<<<blocks, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(op, grid, key, draws);
   check(cudaGetLastError());
 }
 
@@ -91,11 +101,15 @@ void run(const Op& op, const Grid& grid, const Key& key, int draws, int device, 
 template <class Op>
 void run(const Op& op, const Grid& grid, const Key& key, int draws, int, uintptr_t) {
   alignas(16) uint32_t words[kPitch];
-  for (int d = 0; d < draws; ++d)
-    for (uint32_t q = 0; q < grid.groups; ++q) {
+  const uint32_t blocks = count_blocks(grid, draws);
+  for (uint32_t block = 0; block < blocks; ++block)
+    for (int octet = 0; octet < kOctets; ++octet) {
+      const uint64_t q = group_of(block, draws, octet);
+      const uint32_t d = draw_of(block, draws);
+      if (q >= grid.groups) break;
       if (op.draws())
-        for (int lane = 0; lane < kLanes; ++lane) draw_words(key, grid, q, d, lane, words);
-      for (int lane = 0; lane < kLanes; ++lane) visit(op, key, grid, q, d, lane, words);
+        for (int lane = 0; lane < kLanes; ++lane) draw_words(key, grid, uint32_t(q), d, lane, words);
+      for (int lane = 0; lane < kLanes; ++lane) visit(op, key, grid, uint32_t(q), d, lane, words);
     }
 }
 

@@ -14,7 +14,8 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 SOURCES = [ROOT / "tests/cuda/emulation.cpp", ROOT / "csrc/bindings_cuda.cpp", ROOT / "csrc/cuda/engine.cu"]
 
 
@@ -24,22 +25,27 @@ def _cuda_headers() -> Path | None:
     return next((Path(h) / "include" for h in homes if h and (Path(h) / "include/cuda_bf16.h").exists()), None)
 
 
-@functools.cache
-def emulation() -> ModuleType:
-    """A module with the functions of ``stochprune._C.cuda``; skips the test where g++ or CUDA's headers are missing."""
+def compile_for_host(sources: list[Path], output: Path, *options: str) -> None:
+    """Compile sources that may include CUDA's headers with g++; skips the test where one of the two is missing."""
     headers, compiler = _cuda_headers(), shutil.which("g++")
     if headers is None or compiler is None:
         pytest.skip("emulating CUDA needs g++ and CUDA's headers")
+    flags = ["-std=c++20", "-O1", "-x", "c++", f"-I{ROOT / 'csrc'}", f"-I{headers}", *options]
+    subprocess.run([compiler, *flags, *sources, "-o", output], check=True)
+
+
+@functools.cache
+def emulation() -> ModuleType:
+    """A module with the functions of ``stochprune._C.cuda``; skips the test where g++ or CUDA's headers are missing."""
     import pybind11
 
     text = b"".join(path.read_bytes() for path in sorted((ROOT / "csrc").rglob("*")) if path.is_file())
     built = ROOT / "build" / f"emulation-{hashlib.blake2s(text).hexdigest()[:16]}.so"
     if not built.exists():
         built.parent.mkdir(exist_ok=True)
-        includes = [ROOT / "csrc", headers, pybind11.get_include(), sysconfig.get_path("include")]
-        flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-x", "c++", *(f"-I{path}" for path in includes)]
+        includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
         scratch = built.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler, *flags, *SOURCES, "-o", scratch], check=True)
+        compile_for_host(SOURCES, scratch, "-shared", "-fPIC", *includes)
         scratch.replace(built)
     spec = importlib.util.spec_from_file_location("emulation", built)
     assert spec is not None and spec.loader is not None

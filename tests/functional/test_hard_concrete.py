@@ -33,10 +33,12 @@ def test_drawn_masks_are_zero_as_often_as_expected():
 
 
 def test_the_gate_is_the_stretched_sigmoid():
-    logits = torch.tensor([-50.0, -2.4, -2.3, 0.0, 2.3, 2.4, 50.0])
-    gate = hard_concrete_gate(logits)
-    assert gate[:2].tolist() == [0, 0] and gate[5:].tolist() == [1, 1] and gate[3] == 0.5
-    assert ((gate[2:5] > 0) & (gate[2:5] < 1)).all()
+    """1.2 sigmoid(logit) - 0.1 between the clamps, which it reaches at -ln 11 and ln 11."""
+    means = torch.tensor([0.01, 1 / 12, 0.1, 0.25, 0.5, 0.75, 0.9, 11 / 12, 0.99], dtype=torch.float64)
+    gate = hard_concrete_gate(torch.logit(means))
+    expected = torch.tensor([0, 0, 0.02, 0.2, 0.5, 0.8, 0.98, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(gate, expected, rtol=0, atol=1e-12)
+    assert gate[0] == 0 and gate[-1] == 1
 
 
 def test_evaluation_and_hardening_use_the_gate(generator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -28,3 +29,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def compiler_environment() -> dict[str, str]:
+    """For a process of its own: the interpreter replaces the compiler for the life of a process."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

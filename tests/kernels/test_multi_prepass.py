@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
+from stochprune.kernels import layers
 from stochprune.kernels.layers import layers_of
 from stochprune.kernels.multi_prepass import masked_weights
 from stochprune.kernels.multi_weight_grad import weight_grads
@@ -86,3 +89,20 @@ def test_bad_input(device: torch.device) -> None:
         layers_of([weights[0].mT, weights[1]], logits, [1, 2])
     with pytest.raises(ValueError, match="logits must be contiguous and of one dtype"):
         layers_of(weights, [logits[0], logits[1].half()], [1, 2])
+
+
+def test_a_captured_graph_holds_its_numbers_itself(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No address comes from host memory, and the table stays when newer ones push it out of the cache."""
+    weights, logits, grads = tensors(SHAPES[0], device, 3)
+    layers_of(weights, logits, [1, 2, 3])
+    monkeypatch.setattr(layers, "_captured", [])
+    monkeypatch.setattr(layers, "capturing", lambda device: True)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "tensor", lambda *args, **options: pytest.fail("a copy from the host"))
+        table = weakref.ref(layers_of(weights, logits, [1, 2, 3]).table)
+        assert layers.addresses_of(grads).tolist() == [g.data_ptr() for g in grads]
+    monkeypatch.setattr(layers, "capturing", lambda device: False)
+    for stream in range(20):
+        layers_of(weights, logits, [stream, 2, 3])
+    assert table() is not None
+    assert layers.addresses_of(grads).tolist() == [g.data_ptr() for g in grads]
