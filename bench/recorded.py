@@ -1,0 +1,105 @@
+"""Compile what tests/recorder.py recorded, every specialisation that the GPU tests launch, and hold it to the gates.
+
+    python -O -m pytest --assert=plain -p tests.recorder --record launches.pickle tests/gpu
+    python -m bench.recorded launches.pickle    # exit status 1 on a broken gate
+
+Gates: the grid, the threads and the shared memory fit the GPU; no race of a matrix instruction with its left operand;
+at most 64 bytes a thread spilled. Results are kept by the content of the kernel, so that a run goes on where one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+
+from . import sass
+from .launches import SHARED, Launch, Specialisation
+
+ARCH = 90
+THREADS = 1024
+SPILLED = 64
+"""Bytes a thread: shapes that are no multiple of 16 take more registers; a few words in the first-level cache cost less
+than smaller tiles for everybody."""
+KNOWN = Path(".benchmarks/specialisations.jsonl")
+
+
+class Result(NamedTuple):
+    """What one specialisation compiled to."""
+
+    registers: int
+    stack: int
+    shared: int
+    races: int
+    threads: int
+
+    def faults(self) -> list[str]:
+        """The gates it breaks."""
+        values = (self.races, "races", 0), (self.stack, "bytes spilled", SPILLED)
+        sizes = (self.shared, "bytes of shared memory", SHARED[ARCH]), (self.threads, "threads", THREADS)
+        return [f"{value} {what}" for value, what, most in (*values, *sizes) if value > most]
+
+
+def compile_one(specialisation: Specialisation) -> Result:
+    """Compile and scan one specialisation."""
+    code, shared = specialisation.compile(ARCH)
+    races = len(sass.hazards(sass.parse(code.sass)))
+    return Result(code.registers, code.stack, shared, races, 32 * specialisation.options["num_warps"])
+
+
+def content(specialisation: Specialisation) -> str:
+    """The same for what compiles to the same code."""
+    text = f"{triton.__version__} {specialisation.function.cache_key} {specialisation.key}"
+    return hashlib.blake2s(text.encode()).hexdigest()
+
+
+def results(specialisations: list[Specialisation], known: Path, processes: int) -> dict[str, Result]:
+    """The result of each specialisation by its key; those that are not known are compiled and appended to the file."""
+    lines = known.read_text().splitlines() if known.exists() else []
+    found = {name: Result(*values) for name, values in map(json.loads, lines)}
+    names = {s.key: content(s) for s in specialisations}
+    missing = [s for s in specialisations if names[s.key] not in found]
+    known.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes) as pool, known.open("a") as file:
+        for specialisation, result in zip(missing, pool.map(compile_one, missing), strict=True):
+            found[names[specialisation.key]] = result
+            print(json.dumps([names[specialisation.key], result]), file=file, flush=True)
+    return {s.key: found[names[s.key]] for s in specialisations}
+
+
+def describe(specialisation: Specialisation) -> str:
+    """The kernel and what it is specialised for, in one line."""
+    parameters = [parameter.name for parameter in specialisation.function.params]
+    constants = {parameters[at[0]]: value for at, value in specialisation.constants.items()}
+    types = {name: kind for name, kind in specialisation.signature.items() if kind.startswith("*")}
+    aligned = [parameters[at[0]] for at, value in specialisation.attributes.items() if value]
+    return f"{'.'.join(specialisation.kernel)} {types} {constants} aligned: {' '.join(aligned)}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("launches", type=Path, help="what tests/recorder.py wrote")
+    parser.add_argument("--known", type=Path, default=KNOWN, help="results of earlier runs")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    launches: list[Launch] = pickle.loads(options.launches.read_bytes())
+    broken = [f"{describe(launch.specialisation)}: {fault}" for launch in launches for fault in launch.faults()]
+    specialisations = {launch.specialisation.key: launch.specialisation for launch in launches}
+    compiled = results(list(specialisations.values()), options.known, options.processes)
+    for key, result in compiled.items():
+        broken += [f"{describe(specialisations[key])}: {fault}" for fault in result.faults()]
+    spilled = sum(result.stack > 0 for result in compiled.values())
+    print("\n".join([*broken, f"{len(compiled)} specialisations, {spilled} of them spill, {len(broken)} faults"]))
+    return int(bool(broken) or not compiled)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
