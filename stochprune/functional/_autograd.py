@@ -1,11 +1,25 @@
-"""What the ops share of autograd: what a product saves, how its backward operator is called, and that it is last."""
+"""What the ops share of autograd: results that own their memory, what a product saves, and that backward is last."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def reshaped(result: Tensor, shape: Sequence[int]) -> Tensor:
+    """A fresh ``result`` in another shape over the same memory, which autograd does not take for a view.
+
+    A view made inside an operator refuses in-place changes (``ReLU(inplace=True)``), and one made outside pays two
+    copies of the gradient for them. The caller must drop ``result``: the two tensors share no version counter.
+
+    Args:
+        result: a tensor that nobody else holds, as saved for backward or as an input.
+        shape: one that a view of ``result`` can have.
+    """
+    return torch.ops.aten._unsafe_view(result, shape)
 
 
 def differentiable_once(backward: Any, message: str) -> None:

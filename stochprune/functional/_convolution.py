@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends
-from stochprune.functional._autograd import differentiable_once, masked_product
+from stochprune.functional._autograd import differentiable_once, masked_product, reshaped
 
 SCRATCH = 64 << 20
 """Masked filters of per-example masks that are held at once, in bytes (one filter bank at least)."""
@@ -56,8 +56,8 @@ def _side_by_side(x: Tensor) -> Tensor:
 
 
 def _apart(y: Tensor, draws: int) -> Tensor:
-    """The inverse, a view."""
-    return y.unflatten(1, (draws, y.shape[1] // draws)).transpose(0, 1)
+    """The inverse, in the memory of y: there is one draw or one example."""
+    return reshaped(y, (draws, y.shape[0], y.shape[1] // draws, *y.shape[2:]))
 
 
 def _join(parts: list[Tensor]) -> Tensor:

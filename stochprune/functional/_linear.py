@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from stochprune import rng
+from stochprune.functional._autograd import reshaped
 from stochprune.functional._checks import (
     check_floating,
     check_same_device,
@@ -27,7 +28,7 @@ class Slices(NamedTuple):
 
     def restore(self, y: Tensor) -> Tensor:
         """The result of x's shape from y [D, M, N]."""
-        return y.reshape(*self.shape, y.shape[-1])
+        return reshaped(y, (*self.shape, y.shape[-1]))
 
 
 def slices(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._autograd import differentiable_once
+from stochprune.functional._autograd import differentiable_once, reshaped
 from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor
 from stochprune.functional._product import LINEAR, convolution, product, product_grads
 
@@ -175,7 +175,7 @@ def _call(
     if samples is None and draws.shape[0] != 1:
         raise ValueError(f"{op}: one draw, or samples from it on, got {draws.shape[0]} draws")
     y: Tensor = _forward(x, weight, logits, rho, bias, seeds, draws, stream, row_offset, *geometry)[0]
-    return y if samples is not None else y[0]
+    return y if samples is not None else reshaped(y, y.shape[1:])
 
 
 def local_reparameterised_linear(
@@ -225,7 +225,7 @@ def local_reparameterised_linear(
         raise ValueError(f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
     flat = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(x.shape[:-1].numel(), 0)
     y = _call(op, flat, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *LINEAR)
-    return y.reshape(*([] if samples is None else [samples]), *x.shape[:-1], weight.shape[0])
+    return reshaped(y, (*([] if samples is None else [samples]), *x.shape[:-1], weight.shape[0]))
 
 
 def local_reparameterised_conv(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import rng
+from stochprune.functional._autograd import reshaped
 from stochprune.functional._checks import (
     check_estimator,
     check_floating,
@@ -186,8 +187,7 @@ def _apply(
     x = x.unsqueeze(-dimensions - 2) if single else x  # [(D,) M, C, *S]
     x = x if apart else x.unsqueeze(0).expand(draws.shape[0], *(-1,) * x.dim())
     y = masked_convolution(x, weight, logits, bias, seeds, draws, stream, estimator, temperature, geometry.packed())
-    y = y if many else y.squeeze(0)
-    return y.squeeze(-dimensions - 2) if single else y
+    return reshaped(y, (*y.shape[: 1 if many else 0], *y.shape[2 if single else 1 :]))
 
 
 def _sizes(op: str, name: str, value: Sizes, dimensions: int) -> list[int]:

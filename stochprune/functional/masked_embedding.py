@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._autograd import differentiable_once
+from stochprune.functional._autograd import differentiable_once, reshaped
 from stochprune.functional._checks import (
     check_estimator,
     check_floating,
@@ -175,7 +175,7 @@ def masked_embedding(
         inner = indices.shape
         slices = indices.reshape(1, inner.numel()).expand(draws.shape[0], -1)
     y = _forward(slices.long(), weight, logits, seeds, draws, stream, estimator, temperature, padding)
-    return y.reshape(*((draws.shape[0],) if many else ()), *inner, weight.shape[1])
+    return reshaped(y, (*((draws.shape[0],) if many else ()), *inner, weight.shape[1]))
 
 
 def _padding_row(padding_idx: int | None, rows: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
+from stochprune.functional._autograd import reshaped
 from stochprune.functional._checks import check_estimator, check_floating, check_same_device
 
 _OP = "masked_weights"
@@ -31,7 +32,8 @@ class _Masks(NamedTuple):
 
 def _form(backend: ModuleType, weights: list[Tensor], logits: list[Tensor], masks: _Masks, dtype: torch.dtype) -> Any:
     if hasattr(backend, "masked_weights"):
-        return backend.masked_weights(weights, logits, *masks, dtype)
+        formed = backend.masked_weights(weights, logits, *masks, dtype)  # views of one piece of memory
+        return [reshaped(z, z.shape) for z in formed]
     layers = enumerate(zip(weights, logits, strict=True))
     return [backend.masked_weight(w, t, *masks.one(i), dtype)[0].clone() for i, (w, t) in layers]
 

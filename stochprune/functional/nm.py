@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, patterns
+from stochprune.functional._autograd import reshaped
 from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor, spread
 
 _GROUPS_AT_ONCE = 1 << 15  # of 70 patterns in float64: 18 MB
@@ -61,7 +62,8 @@ def nm_inclusion(logits: Tensor, pattern: str) -> Tensor:
     Raises:
         TypeError, ValueError: as for :func:`stochprune.functional.masked_linear_nm`.
     """
-    return patterns.inclusion(logits, *_matrix("nm_inclusion", pattern, logits))
+    inclusion = patterns.inclusion(logits, *_matrix("nm_inclusion", pattern, logits))
+    return reshaped(inclusion, logits.shape)
 
 
 def _chunks(logits: Tensor, prior: Tensor, m: int) -> Iterator[tuple[slice, Tensor, Tensor]]:

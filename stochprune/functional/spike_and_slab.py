@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._autograd import differentiable_once, masked_product
+from stochprune.functional._autograd import differentiable_once, masked_product, reshaped
 from stochprune.functional._checks import (
     check_estimator,
     check_floating,
@@ -244,4 +244,4 @@ def spike_and_slab_conv(
         raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit mu {tuple(mu.shape)}")
     rng.check_address(stream=stream, rows=mu.shape[0], cols=mu[:1].numel())
     y: Tensor = _forward(many, mu, rho, logits, bias, seeds, draws, stream, estimator, temperature, *geometry)
-    return y if samples is not None or apart else y[0]
+    return y if samples is not None or apart else reshaped(y, y.shape[1:])

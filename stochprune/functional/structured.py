@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import backends, rng
+from stochprune.functional._autograd import reshaped
 from stochprune.functional._checks import check_estimator, check_floating, draw_tensor, seed_tensor
 from stochprune.functional._linear import slices
 
@@ -86,7 +87,7 @@ def mask(
     rng.check_address(stream=stream, rows=logits.shape[0], cols=logits[:1].numel())
     seeds, draws = seed_tensor(op, seed, logits.device), draw_tensor(op, draw, samples, logits.device)
     z: Tensor = _mask(logits, seeds, draws, stream, estimator, temperature)
-    return z if samples is not None or draws.shape[0] != 1 else z[0]
+    return z if samples is not None or draws.shape[0] != 1 else reshaped(z, logits.shape)
 
 
 def expand_blocks(z: Tensor, block: Block) -> Tensor:
