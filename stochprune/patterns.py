@@ -40,11 +40,14 @@ def check(op: str, n: int, m: int, columns: int) -> None:
         raise ValueError(f"{op}: {m} does not divide the {columns} columns of a row")
 
 
-def parse(pattern: str) -> tuple[int, int]:
-    """n and m of a text such as ``"2:4"``."""
+def parse(pattern: str, op: str = "") -> tuple[int, int]:
+    """n and m of a text such as ``"2:4"``; ``op`` is the function that messages name."""
+    name = f"{op}: pattern" if op else "a pattern"
+    if not isinstance(pattern, str):
+        raise TypeError(f"{name} is written n:m, such as '2:4', got {pattern!r}")
     n, colon, m = pattern.partition(":")
     if not (colon and n.isdecimal() and m.isdecimal()):
-        raise ValueError(f"a pattern is written n:m, such as 2:4, got {pattern!r}")
+        raise ValueError(f"{name} is written n:m, such as 2:4, got {pattern!r}")
     return int(n), int(m)
 
 

@@ -72,6 +72,11 @@ def factor(
     return (soft if estimator == "concrete" else hard), slope
 
 
+def times(z: Tensor, values: Tensor, estimator: str) -> Tensor:
+    """z * values; under a hard mask what is pruned counts as 0 whatever it holds, NaN too."""
+    return torch.where(z.bool(), values, 0) if estimator.startswith("straight_through") else z * values
+
+
 def masked_linear(
     x: Tensor,
     weight: Tensor,
@@ -87,7 +92,7 @@ def masked_linear(
     out = []
     for i in range(len(draw)):
         z, _ = factor(logits, seed, draw[i], stream, estimator, temperature)
-        out.append(F.linear(x[i], (z * weight).to(x.dtype), bias))
+        out.append(F.linear(x[i], times(z, weight, estimator).to(x.dtype), bias))
     return torch.stack(out) if out else x.new_zeros(0, x.shape[1], weight.shape[0])
 
 
@@ -118,10 +123,10 @@ def masked_linear_backward(
     for i in range(len(draw)):
         z, slope = factor(logits, seed, draw[i], stream, estimator, temperature)
         if need_x:
-            dx.append(grad[i] @ (z * weight).to(grad.dtype))
+            dx.append(grad[i] @ times(z, weight, estimator).to(grad.dtype))
         if need_weight or need_logits:
             g = (grad[i].mT @ x[i]).to(wide)  # [N, K]: dL/d(z * weight)
-            dweight += g * z
+            dweight += times(z, g, estimator)
             dlogits += g * weight * slope
     if prior_logits is not None and kl_grad is not None:
         pull, _ = bernoulli_kl_backward(kl_grad, logits, prior_logits, True, False)
@@ -155,7 +160,7 @@ def masked_weight(
     out = weight.new_empty(len(draw), *weight.shape, dtype=dtype)
     for i in range(len(draw)):
         z, _ = factor(logits.flatten(1), seed, draw[i], stream, estimator, temperature)
-        out[i] = z.view(weight.shape) * weight
+        out[i] = times(z.view(weight.shape), weight, estimator)
     return out if rows is None else out[:, rows]
 
 
@@ -184,7 +189,7 @@ def weight_grad(
     for i in range(len(draw)):
         z, slope = factor(logits.flatten(1), seed, draw[i], stream, estimator, temperature)
         g = grad[i].to(wide)
-        dweight += g * z.view(weight.shape)[part]
+        dweight += times(z.view(weight.shape)[part], g, estimator)
         dlogits += g * (weight * slope.view(weight.shape))[part]
     return dweight.to(weight.dtype) if need_weight else None, dlogits.to(logits.dtype) if need_logits else None
 
@@ -195,7 +200,7 @@ def nm_masked_weight(
     """z * weight [D, N, K] in ``dtype``, z the n:m mask of each draw (:mod:`stochprune.patterns`)."""
     out = weight.new_empty(len(draw), *weight.shape, dtype=dtype)
     for i in range(len(draw)):
-        out[i] = weight * patterns.mask(logits, n, m, seed, draw[i], stream).to(weight.dtype)
+        out[i] = torch.where(patterns.mask(logits, n, m, seed, draw[i], stream).bool(), weight, 0)
     return out
 
 
@@ -219,7 +224,7 @@ def nm_weight_grad(
     dweight, summed = torch.zeros_like(weight, dtype=wide), torch.zeros_like(weight, dtype=wide)
     for i in range(len(draw)):
         if need_weight:
-            dweight += grad[i] * patterns.mask(logits, n, m, seed, draw[i], stream).to(wide)
+            dweight += torch.where(patterns.mask(logits, n, m, seed, draw[i], stream).bool(), grad[i].to(wide), 0)
         summed += grad[i]
     dlogits = patterns.inclusion_grad(summed * weight, logits, n, m).to(logits.dtype) if need_logits else None
     return dweight.to(weight.dtype) if need_weight else None, dlogits

@@ -32,7 +32,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,28 +55,92 @@ COLUMN_LIMIT = 1 << 34
 
 
 def check_address(
+    op: str = "",
     *,
-    seed: int = 0,
-    draw: int = 0,
+    seed: int | Tensor = 0,
+    draw: int | Tensor = 0,
+    samples: int | None = None,
     stream: int = 0,
     rows: int = 0,
     cols: int = 0,
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> None:
-    """Raise ``ValueError`` naming the first integer that lies outside the contract's range."""
-    for name, value, limit in (
-        ("seed", seed, SEED_LIMIT),
-        ("draw", draw, DRAW_LIMIT),
-        ("stream", stream, STREAM_LIMIT),
-    ):
-        if not 0 <= value < limit:
-            raise ValueError(f"{name} must lie in 0 .. 2^{limit.bit_length() - 1} - 1, got {value}")
+    """Check the integers of an address, as every public function does with those that it is given.
+
+    Args:
+        op: the function that messages name.
+        seed: 0 .. 2^64 - 1, or an int64 tensor of one element, whose bits are the seed.
+        draw: 0 .. 2^32 - 1, or an int64 tensor: a number, or a vector of one element or more.
+        samples: None, or how many draws follow each other from ``draw`` on, which is then one.
+        stream: 0 .. 2^31 - 1.
+        rows, cols, row_offset, col_offset: of the block; it must lie inside 2^32 rows and 2^34 columns.
+
+    Raises:
+        TypeError: a value that is no integer, or a tensor that is not int64.
+        ValueError: an integer outside its range; a tensor's numbers are looked at on the CPU alone, since elsewhere it
+            would synchronise.
+    """
+    if isinstance(seed, Tensor):
+        _check_tensor(op, "seed", seed)
+        if seed.numel() != 1:
+            raise ValueError(f"{_of(op)}seed must be one number, got a tensor of shape {tuple(seed.shape)}")
+    else:
+        _check_range(op, "seed", seed, SEED_LIMIT)
+    past = 0 if samples is None else integer(op, "samples", samples) - 1
+    if past < 0:
+        raise ValueError(f"{_of(op)}samples must be at least 1, got {samples}; leave it out for one mask")
+    if isinstance(draw, Tensor):
+        _check_draws(op, draw, samples, past)
+    else:
+        _check_range(op, "draw", draw, DRAW_LIMIT, past)
+    _check_range(op, "stream", stream, STREAM_LIMIT)
     for name, offset, count, limit in (("row", row_offset, rows, ROW_LIMIT), ("col", col_offset, cols, COLUMN_LIMIT)):
+        offset, count = integer(op, f"{name}_offset", offset), integer(op, f"{name}s", count)
         if offset < 0 or count < 0 or offset + count > limit:
+            power = limit.bit_length() - 1
             raise ValueError(
-                f"{name}_offset {offset} and {count} {name}s leave the addressable 2^{limit.bit_length() - 1} {name}s"
+                f"{_of(op)}{name}_offset {offset} and {count} {name}s leave the addressable 2^{power} {name}s"
             )
+
+
+def integer(op: str, name: str, value: Any) -> int:
+    """``value`` as an int: an int or one of numpy's integers. A bool, a float or a tensor is a ``TypeError``."""
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]  # torch's symbolic integers act as integers
+    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+        raise TypeError(f"{_of(op)}{name} must be an integer, got {value!r} ({type(value).__name__})")
+    return operator.index(value)
+
+
+def _of(op: str) -> str:
+    return f"{op}: " if op else ""
+
+
+def _check_range(op: str, name: str, value: Any, limit: int, past: int = 0) -> None:
+    """Check ``value``, and the ``past`` integers after it."""
+    number = integer(op, name, value)
+    if not 0 <= number < limit - past:
+        last = f", and samples={past + 1} counts up to {number + past}" if past and 0 <= number < limit else ""
+        raise ValueError(f"{_of(op)}{name} must lie in 0 .. 2^{limit.bit_length() - 1} - 1, got {number}{last}")
+
+
+def _check_tensor(op: str, name: str, value: Tensor) -> None:
+    if value.dtype != torch.int64:
+        raise TypeError(f"{_of(op)}{name} must be an integer or an int64 tensor, got a tensor of {value.dtype}")
+
+
+def _check_draws(op: str, draw: Tensor, samples: int | None, past: int) -> None:
+    _check_tensor(op, "draw", draw)
+    if draw.dim() > 1 or not draw.numel():
+        raise ValueError(f"{_of(op)}draw must be a number or a vector of draws, got shape {tuple(draw.shape)}")
+    if samples is not None and draw.numel() != 1:
+        raise ValueError(f"{_of(op)}samples={samples} counts on from one draw, got a vector of {draw.numel()}")
+    if not torch.compiler.is_compiling() and type(draw) is Tensor and draw.device.type == "cpu":
+        if torch._C._functorch.is_functorch_wrapped_tensor(draw):
+            return
+        low, high = (draw.item(),) * 2 if draw.numel() == 1 else (end.item() for end in draw.aminmax())
+        _check_range(op, "draw", low if low < 0 else high, DRAW_LIMIT, past)
 
 
 def philox4x32(
@@ -83,7 +149,12 @@ def philox4x32(
     """Philox-4x32 on int64 tensors that hold uint32 values, broadcast together. Returns the four words.
 
     A product wraps in int64 without losing bits: shifting and masking give its exact halves.
+
+    Raises:
+        TypeError: ``counter`` is not four int64 tensors.
     """
+    if len(counter) != 4 or not all(isinstance(c, Tensor) and c.dtype == torch.int64 for c in counter):
+        raise TypeError(f"philox4x32: counter must be four int64 tensors, got {counter!r}")
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for i in range(rounds):
@@ -95,7 +166,13 @@ def philox4x32(
 
 
 def as_int64(value: int) -> int:
-    """The int64 that has the bits of a uint64: how a seed travels in a tensor."""
+    """The int64 that has the bits of a uint64: how a seed travels in a tensor.
+
+    Raises:
+        TypeError, ValueError: a value that is no integer in 0 .. 2^64 - 1.
+    """
+    _check_range("as_int64", "value", value, SEED_LIMIT)
+    value = int(value)
     return value - SEED_LIMIT if value >= SEED_LIMIT // 2 else value
 
 
@@ -124,11 +201,11 @@ def uniform16(
         int32 tensor [rows, cols] with values 0 .. 65535.
 
     Raises:
-        ValueError: an integer outside the range of the contract.
+        TypeError, ValueError: an integer outside the range of the contract, see :func:`check_address`.
     """
-    n, k, d, bits = _coordinates(rows, cols, seed, draw, stream, row_offset, col_offset, device)
+    n, k, d, bits = _coordinates("uniform16", rows, cols, seed, draw, stream, row_offset, col_offset, device)
     call = ((k >> 6) << 3) | ((k >> 1) & 7)
-    words = philox4x32((call, n, d, torch.full_like(d, stream)), (bits & _U32, (bits >> 32) & _U32))
+    words = philox4x32((call, n, d, torch.full_like(d, int(stream))), (bits & _U32, (bits >> 32) & _U32))
     word = torch.stack(words).gather(0, ((k >> 4) & 3).expand(1, rows, cols)).squeeze(0)  # [rows, cols]
     return ((word >> (16 * (k & 1))) & 0xFFFF).to(torch.int32)
 
@@ -153,11 +230,11 @@ def normal(
         float64 tensor [rows, cols].
 
     Raises:
-        ValueError: an integer outside the range of the contract.
+        TypeError, ValueError: an integer outside the range of the contract, see :func:`check_address`.
     """
-    n, k, d, bits = _coordinates(rows, cols, seed, draw, stream, row_offset, col_offset, device)
+    n, k, d, bits = _coordinates("normal", rows, cols, seed, draw, stream, row_offset, col_offset, device)
     call = ((k >> 6) << 4) | (k & 15)
-    words = philox4x32((call, n, d, torch.full_like(d, stream | STREAM_LIMIT)), (bits & _U32, (bits >> 32) & _U32))
+    words = philox4x32((call, n, d, torch.full_like(d, int(stream) | STREAM_LIMIT)), (bits & _U32, (bits >> 32) & _U32))
     p = ((torch.stack(words) >> 9).double() + 0.5) / (1 << 23)  # [4, rows, cols]
     second = ((k >> 5) & 1).bool()
     radius = torch.sqrt(-2 * torch.log(torch.where(second, p[2], p[0])))
@@ -166,6 +243,7 @@ def normal(
 
 
 def _coordinates(
+    op: str,
     rows: int,
     cols: int,
     seed: int | Tensor,
@@ -179,16 +257,20 @@ def _coordinates(
     if device is None:
         device = next((v.device for v in (seed, draw) if isinstance(v, Tensor)), torch.device("cpu"))
     check_address(
-        seed=0 if isinstance(seed, Tensor) else seed,
-        draw=0 if isinstance(draw, Tensor) else draw,
+        op,
+        seed=seed,
+        draw=draw,
         stream=stream,
         rows=rows,
         cols=cols,
         row_offset=row_offset,
         col_offset=col_offset,
     )
+    if isinstance(draw, Tensor) and draw.numel() != 1:
+        raise ValueError(f"{op}: one draw at a time, got {draw.numel()}")
+    rows, cols, row_offset, col_offset = int(rows), int(cols), int(row_offset), int(col_offset)
     bits = seed.reshape(()).to(device) if isinstance(seed, Tensor) else torch.tensor(as_int64(seed), device=device)
-    d = draw.reshape(()).to(device) if isinstance(draw, Tensor) else torch.tensor(draw, device=device)
+    d = draw.reshape(()).to(device) if isinstance(draw, Tensor) else torch.tensor(int(draw), device=device)
     n = torch.arange(row_offset, row_offset + rows, device=device).unsqueeze(1)
     k = torch.arange(col_offset, col_offset + cols, device=device).unsqueeze(0)
     return n, k, d, bits
@@ -204,7 +286,13 @@ def threshold_from_logits(logits: Tensor) -> Tensor:
 
     Returns:
         uint16 tensor of the same shape.
+
+    Raises:
+        TypeError: ``logits`` is not a floating tensor.
     """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"threshold_from_logits: logits must be a floating tensor, got {kind}")
     scaled = torch.floor(torch.sigmoid(logits.detach().double()) * LEVELS + 0.5)
     return torch.nan_to_num(scaled, nan=1.0).clamp(1, LEVELS - 1).to(torch.int32).to(torch.uint16)
 
@@ -215,7 +303,13 @@ def _digest(name: str) -> int:
 
 
 def stream(name: str) -> int:
-    """A parameter's stream: the first four bytes of the blake2s digest of its qualified name, top bit cleared."""
+    """A parameter's stream: the first four bytes of the blake2s digest of its qualified name, top bit cleared.
+
+    Raises:
+        TypeError: ``name`` is no string.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"stream: name must be a parameter's qualified name, got {name!r}")
     return _digest(name)
 
 
@@ -223,7 +317,13 @@ def streams(names: Iterable[str]) -> dict[str, int]:
     """The streams of all the parameters of one model.
 
     On a collision the later name in sorted order is hashed again with ``#1`` appended, then ``#2``, and so on.
+
+    Raises:
+        TypeError: ``names`` is one string, or holds what is no string.
     """
+    names = names if isinstance(names, str) else [*names]
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"streams: names must be the qualified names of a model's parameters, got {names!r}")
     taken: dict[int, str] = {}
     for name in sorted(set(names)):
         value, attempt = _digest(name), 0

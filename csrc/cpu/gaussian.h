@@ -64,14 +64,19 @@ inline void normals64(const Address& a, const Block& b, Buffer<float>& out) {
   }
 }
 
+// y, or NaN where x is: the functions below clamp their arguments by their bits, which takes a NaN for a number.
+inline f32v unless_nan(f32v x, f32v y) { return x == x ? y : x; }
+
 // ln(1 + exp(x)); where exp(-|x|) is small, what 1 + exp(-|x|) rounds away is added again.
 inline f32v softplus(f32v x) {
   constexpr int32_t kEighty = 0x42A00000;
   const i32v size = as_int(x) & 0x7FFFFFFF;
   const f32v e = exp_of_minus(as_float(size < kEighty ? size : kEighty)), sum = 1.0f + e;
   const f32v tail = logarithm(sum) + (e - (sum - 1.0f)) * reciprocal(sum);
-  return (x > 0.0f ? x : splat(0.0f)) + tail;
+  return unless_nan(x, (x > 0.0f ? x : splat(0.0f)) + tail);
 }
+
+inline f32v softplus_slope(f32v x) { return unless_nan(x, sigmoid(x).value); }
 
 // out = mu + softplus(rho) e; without mu and rho the standard normals themselves.
 void gaussian_weight(Address a, Shape shape, ConstMatrix mu, ConstMatrix rho, Matrix out) {
@@ -98,7 +103,7 @@ void gaussian_grad(Address a, Shape shape, ConstMatrix grad, ConstMatrix rho, Ma
     normals64(a, b, e);
     const float *g = read(grad, b, gbuf), *r = read(rho, b, rbuf);
     for (int i = 0; i < kGroup; i += kLanes) {
-      store(dr.v + i, load<f32v>(g + i) * load<f32v>(e.v + i) * sigmoid(load<f32v>(r + i)).value);
+      store(dr.v + i, load<f32v>(g + i) * load<f32v>(e.v + i) * softplus_slope(load<f32v>(r + i)));
     }
     write_sum(drho, b, dr, accumulate, false);
   });

@@ -127,7 +127,7 @@ inline void exact_thresholds(const float* logits, uint16_t* out, NanWatch& nan) 
     const int i = __builtin_ctzll(unsure);
     int v = out[i];
     while (logits[i] < bound[v]) --v;
-    while (logits[i] >= bound[v + 1] && v < 32767) ++v;
+    while (logits[i] >= bound[v + 1]) ++v;
     out[i] = uint16_t(v);
   }
 }

@@ -56,7 +56,7 @@ void moments_grad(Shape shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMa
       const f32v m = load<f32v>(dm + i), v = load<f32v>(dv + i);
       store(dw.v + i, m * x.q + v * x.slope * x.mu * 2.0f);
       store(dl.v + i, (m * x.mu + v * (x.rest * x.mu * x.mu + x.sigma * x.sigma)) * x.slope);
-      if (r) store(dr.v + i, v * x.q * x.sigma * sigmoid(load<f32v>(r + i)).value * 2.0f);
+      if (r) store(dr.v + i, v * x.q * x.sigma * softplus_slope(load<f32v>(r + i)) * 2.0f);
     }
     if (dweight.data) write(dweight, b, dw.v);
     if (dlogits.data) write(dlogits, b, dl.v);

@@ -27,9 +27,10 @@ float smallest_float_reaching(int t) {
 
 const Tables& tables() {
   static const std::vector<float> bound = [] {
-    std::vector<float> b(32769, std::numeric_limits<float>::infinity());
+    std::vector<float> b(32769);
     b[0] = b[1] = -std::numeric_limits<float>::infinity();  // thresholds are clamped to 1 .. 32767
     for (int t = 2; t <= 32767; ++t) b[t] = smallest_float_reaching(t);
+    b[32768] = std::numeric_limits<float>::quiet_NaN();  // no logit reaches it, infinity neither
     return b;
   }();
   static const std::vector<float> logit = [] {

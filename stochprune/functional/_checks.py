@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from stochprune import rng
 
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 
 
 def check_estimator(op: str, estimator: str, temperature: float) -> None:
     if estimator not in ESTIMATORS:
-        raise ValueError(f"{op}: unknown estimator '{estimator}'; known are: {', '.join(ESTIMATORS)}")
+        raise ValueError(f"{op}: unknown estimator {estimator!r}; known are: {', '.join(ESTIMATORS)}")
+    if isinstance(temperature, bool | Tensor) or not hasattr(temperature, "__float__"):
+        raise TypeError(f"{op}: temperature must be a number, got {temperature!r}")
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"{op}: temperature must be a positive number, got {temperature}")
+        raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
+
+
+def check_tensor(op: str, name: str, tensor: Any) -> None:
+    """Raise unless ``tensor`` is a dense tensor that holds values."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be dense, got layout {tensor.layout}; call to_dense()")
+    if tensor.is_meta:
+        raise ValueError(f"{op}: {name} lies on the meta device and holds no values; call to_empty() and load them")
 
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{op}: {name} must be floating, got {tensor.dtype}")
+        if tensor is None:
+            continue
+        check_tensor(op, name, tensor)
+        if tensor.dtype not in FLOATING:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+            raise TypeError(f"{op}: {name} must be floating ({names}), got {tensor.dtype}; convert it")
 
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:
-    places = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(places.values())) > 1:
-        listing = ", ".join(f"{name} on {device}" for name, device in places.items())
-        raise ValueError(f"{op}: tensors lie on different devices: {listing}")
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        listing = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: tensors lie on different devices: {listing}; move them to one")
 
 
 def in_product_dtype(
@@ -51,6 +70,8 @@ def in_product_dtype(
 def spread(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
     """``value`` expanded to the shape of ``like``; a number in float32 at least."""
     if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not hasattr(value, "__float__"):
+            raise TypeError(f"{op}: {name} must be a tensor or a number, got {value!r}")
         value = torch.tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     check_floating(op, **{name: value})
     try:
@@ -60,7 +81,7 @@ def spread(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
         raise ValueError(f"{op}: {name} {shapes}") from None
 
 
-def explain_nan(op: str, result: Tensor, **inputs: Tensor | None) -> None:
+def explain_nan(result: Tensor, **inputs: Tensor | None) -> None:
     """Raise where a result on the CPU is NaN, naming the input that made it so; deviations are called ``*sigma``."""
     if result.device.type != "cpu" or not bool(result.isnan()):
         return
@@ -68,42 +89,64 @@ def explain_nan(op: str, result: Tensor, **inputs: Tensor | None) -> None:
         if tensor is None:
             continue
         if bool(tensor.isnan().any()):
-            raise ValueError(f"{op}: {name} contains NaN")
+            raise ValueError(f"{name} contains NaN")
         if name.endswith("sigma") and not bool(((tensor > 0) & tensor.isfinite()).all()):
             low, high = (float(value) for value in tensor.aminmax())
-            raise ValueError(f"{op}: {name} must be positive and finite, got {high if low > 0 else low}")
-    raise ValueError(f"{op}: the inputs are too large: their divergence is no number")
+            raise ValueError(f"{name} must be positive and finite, got {high if low > 0 else low}")
+    raise ValueError("the divergence is NaN: the inputs are too large")
 
 
-def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:
-    """int64 tensor [1] with the bits of the uint64 seed, on ``device``."""
-    if isinstance(seed, Tensor):
-        return _integers(op, "seed", seed, device).reshape(1)
-    rng.check_address(seed=seed)
-    return torch.tensor([rng.as_int64(seed)], device=device)
+def named(op: str, forward: Callable[..., Any], *arguments: Any) -> Any:
+    """``forward(*arguments)``; what a backend refuses is told in the op's name."""
+    try:
+        return forward(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{op}: {error}") from None
 
 
-def draw_tensor(op: str, draw: int | Tensor, samples: int | None, device: torch.device) -> Tensor:
-    """int64 tensor [D] of the draws, on ``device``: one, the ``samples`` draws from ``draw`` on, or those given."""
-    if samples is not None and samples < 1:
-        raise ValueError(f"{op}: samples must be at least 1, got {samples}")
+class Address(NamedTuple):
+    """Which masks an op draws: the first arguments of its operator after the tensors."""
+
+    seed: Tensor  # int64 [1], the bits of a uint64
+    draw: Tensor  # int64 [D]
+    stream: int
+
+
+def address(
+    op: str,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    device: torch.device,
+    *,
+    samples: int | None = None,
+    rows: int = 0,
+    cols: int = 0,
+    row_offset: int = 0,
+    col_offset: int = 0,
+) -> Address:
+    """The checked address on ``device``: one draw, the ``samples`` draws from ``draw`` on, or those given.
+
+    Args: as of :func:`stochprune.rng.check_address`, which raises.
+    """
+    offsets = {"row_offset": row_offset, "col_offset": col_offset}
+    rng.check_address(op, seed=seed, draw=draw, samples=samples, stream=stream, rows=rows, cols=cols, **offsets)
+    for name, value in (("seed", seed), ("draw", draw)):
+        if isinstance(value, Tensor) and value.device != device:
+            raise ValueError(f"{op}: {name} lies on {value.device}, the other tensors on {device}")
+    count = 1 if samples is None else int(samples)
+    seeds = seed.reshape(1) if isinstance(seed, Tensor) else torch.tensor([rng.as_int64(seed)], device=device)
     if not isinstance(draw, Tensor):
-        rng.check_address(draw=draw)
-        rng.check_address(draw=draw + (samples or 1) - 1)
-        return torch.arange(draw, draw + (samples or 1), device=device)
-    first = _integers(op, "draw", draw, device)
-    if first.dim() > 1:
-        raise ValueError(f"{op}: draw must be a number or a vector, got shape {tuple(first.shape)}")
-    if samples is None:
-        return first.reshape(-1)
-    if first.numel() != 1:
-        raise ValueError(f"{op}: samples={samples} counts on from one draw, got {first.numel()} draws")
-    return first.reshape(1) + torch.arange(samples, device=device)
+        draws = torch.arange(int(draw), int(draw) + count, device=device)
+    elif samples is None:
+        draws = draw.reshape(-1)
+    else:
+        draws = draw.reshape(1) + torch.arange(count, device=device)
+    return Address(seeds, draws, int(stream))
 
 
-def _integers(op: str, name: str, value: Tensor, device: torch.device) -> Tensor:
-    if value.dtype != torch.int64:
-        raise TypeError(f"{op}: {name} must be an int64 tensor, got {value.dtype}")
-    if value.device != device:
-        raise ValueError(f"{op}: {name} lies on {value.device}, the other tensors on {device}")
-    return value
+def one_draw(op: str, given: Address) -> Address:
+    """``given`` where it has one draw, else a ``ValueError``."""
+    if len(given.draw) != 1:
+        raise ValueError(f"{op}: one draw at a time, got {len(given.draw)} draws")
+    return given

@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from stochprune import rng
 from stochprune.functional._autograd import reshaped
 from stochprune.functional._checks import (
+    Address,
+    address,
     check_floating,
     check_same_device,
-    draw_tensor,
     in_product_dtype,
-    seed_tensor,
 )
 
 
@@ -22,8 +21,7 @@ class Slices(NamedTuple):
 
     x: Tensor  # [D, M, K], in the dtype of the product
     bias: Tensor | None  # in the same dtype
-    seed: Tensor  # int64 [1]
-    draw: Tensor  # int64 [D]
+    address: Address  # of D draws
     shape: tuple[int, ...]  # of y but for its last dimension
 
     def restore(self, y: Tensor) -> Tensor:
@@ -64,19 +62,17 @@ def slices(
             raise ValueError(f"{op}: {other} {tuple(tensor.shape)} and {name} {tuple(weight.shape)} differ in shape")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit {name} {tuple(weight.shape)}")
-    rng.check_address(stream=stream, rows=weight.shape[0], cols=weight.shape[1])
-
+    size = {"rows": weight.shape[0], "cols": weight.shape[1]}
+    at = address(op, seed, draw, stream, x.device, samples=samples, **size)
     x, bias = in_product_dtype(op, x, name, weight, bias)
-    seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
-    many = samples is not None or draws.shape[0] > 1
+    draws = len(at.draw)
+    many = samples is not None or draws > 1
     if many and samples is None:
-        if x.dim() < 2 or x.shape[0] != draws.shape[0]:
-            raise ValueError(
-                f"{op}: x {tuple(x.shape)} has no leading dimension of {draws.shape[0]}, one for each draw"
-            )
+        if x.dim() < 2 or x.shape[0] != draws:
+            raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
         inner = x.shape[1:-1]
         apart = x.reshape(x.shape[0], inner.numel(), x.shape[-1])
     else:
         inner = x.shape[:-1]
-        apart = x.reshape(1, inner.numel(), x.shape[-1]).expand(draws.shape[0], -1, -1)
-    return Slices(apart, bias, seeds, draws, (*((draws.shape[0],) if many else ()), *inner))
+        apart = x.reshape(1, inner.numel(), x.shape[-1]).expand(draws, -1, -1)
+    return Slices(apart, bias, at, (*((draws,) if many else ()), *inner))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stochprune import backends
 from stochprune.functional._autograd import differentiable_once
-from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+from stochprune.functional._checks import check_floating, check_same_device, explain_nan, named, spread
 
 _OP = "bernoulli_kl"
 
@@ -21,7 +21,7 @@ _OP = "bernoulli_kl"
 @torch.library.custom_op("stochprune::bernoulli_kl", mutates_args=())
 def _forward(logits: Tensor, prior_logits: Tensor) -> Tensor:
     kl: Tensor = backends.resolve(logits, prior_logits).bernoulli_kl(logits, prior_logits)
-    explain_nan(_OP, kl, logits=logits, prior_logits=prior_logits)
+    explain_nan(kl, logits=logits, prior_logits=prior_logits)
     return kl
 
 
@@ -82,8 +82,13 @@ def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:
         ValueError: shapes that do not fit, devices that differ, NaN inputs (on the CPU; elsewhere the result is NaN).
         RuntimeError: on differentiating twice.
     """
-    check_floating(_OP, logits=logits)
-    prior = spread(_OP, "prior_logits", prior_logits, logits)
-    check_same_device(_OP, logits=logits, prior_logits=prior)
-    kl: Tensor = _forward(logits, prior)
+    return divergence(_OP, logits, prior_logits)
+
+
+def divergence(op: str, logits: Tensor, prior_logits: Tensor | float) -> Tensor:
+    """:func:`bernoulli_kl` for another op, which messages name."""
+    check_floating(op, logits=logits)
+    prior = spread(op, "prior_logits", prior_logits, logits)
+    check_same_device(op, logits=logits, prior_logits=prior)
+    kl: Tensor = named(op, _forward, logits, prior)
     return kl

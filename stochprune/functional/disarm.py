@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._checks import check_floating
+from stochprune.functional._checks import check_floating, named
 from stochprune.functional.keep_mask import keep_mask
 
 ESTIMATORS = ("disarm", "arm")
@@ -52,22 +52,27 @@ def antithetic_gradient(
         The estimate by name, like the logits.
 
     Raises:
-        TypeError: logits that are not floating.
+        TypeError: logits that are not floating, a loss that gives no tensor.
         ValueError: an unknown estimator, a name without stream, a loss that is not a finite scalar, an integer out of
             range.
     """
     op = "antithetic_gradient"
     if estimator not in ESTIMATORS:
         raise ValueError(f"{op}: unknown estimator {estimator!r}; known are: {', '.join(ESTIMATORS)}")
-    check_floating(op, **logits)
+    for name, given in (("logits", logits), ("streams", streams)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{op}: {name} must be a mapping by name, got {type(given).__name__}")
+    for name, tensor in logits.items():
+        check_floating(op, **{f"logits[{name!r}]": tensor})
     missing = sorted(set(logits) - set(streams))
     if missing:
         raise ValueError(f"{op}: no stream for {missing[0]!r}")
     pair, other, weights = {}, {}, {}
     for name, tensor in logits.items():
         at = {"seed": seed, "draw": draw, "stream": streams[name]}
-        rows = tensor.detach().reshape(len(tensor) if tensor.dim() else 1, -1)
-        levels = backends.resolve(rows).threshold_from_logits(rows)
+        rng.check_address(op, **at)
+        rows = tensor.detach().reshape(len(tensor) if tensor.dim() else 1, tensor.shape[1:].numel())
+        levels = named(op, backends.resolve(rows).threshold_from_logits, rows)
         count = levels.to(torch.int32)
         kept = keep_mask(levels, **at)
         # 1 - v < q is v > 1 - q: what the complement's threshold does not keep.
@@ -85,6 +90,8 @@ def antithetic_gradient(
 
 
 def _scalar(op: str, loss: Tensor) -> float:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{op}: the loss must give a scalar tensor, got {type(loss).__name__}")
     value = float(loss) if loss.numel() == 1 else float("nan")
     if value - value != 0:
         shown = f"shape {tuple(loss.shape)}" if loss.numel() != 1 else value

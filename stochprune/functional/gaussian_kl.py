@@ -14,8 +14,8 @@ from torch import Tensor
 
 from stochprune import backends
 from stochprune.functional._autograd import differentiable_once
-from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
-from stochprune.functional.bernoulli_kl import bernoulli_kl
+from stochprune.functional._checks import check_floating, check_same_device, explain_nan, named, spread
+from stochprune.functional.bernoulli_kl import divergence
 
 _OP = "gaussian_kl"
 
@@ -24,7 +24,7 @@ _OP = "gaussian_kl"
 def _forward(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Tensor | None) -> Tensor:
     inputs = [mu, sigma, prior_mu, prior_sigma] + ([] if logits is None else [logits])
     kl: Tensor = backends.resolve(*inputs).gaussian_kl(mu, sigma, prior_mu, prior_sigma, logits)
-    explain_nan(_OP, kl, mu=mu, prior_mu=prior_mu, logits=logits, sigma=sigma, prior_sigma=prior_sigma)
+    explain_nan(kl, mu=mu, prior_mu=prior_mu, logits=logits, sigma=sigma, prior_sigma=prior_sigma)
     return kl
 
 
@@ -85,7 +85,7 @@ def _gaussian(
     sigma = spread(op, "sigma", sigma, mu)
     prior_mu, prior_sigma = spread(op, "prior_mu", prior_mu, mu), spread(op, "prior_sigma", prior_sigma, mu)
     check_same_device(op, mu=mu, sigma=sigma, prior_mu=prior_mu, prior_sigma=prior_sigma, logits=logits)
-    kl: Tensor = _forward(mu, sigma, prior_mu, prior_sigma, logits)
+    kl: Tensor = named(op, _forward, mu, sigma, prior_mu, prior_sigma, logits)
     return kl
 
 
@@ -137,7 +137,7 @@ def spike_and_slab_kl(
         TypeError, ValueError, RuntimeError: as :func:`bernoulli_kl` and :func:`gaussian_kl`.
     """
     op = "spike_and_slab_kl"
-    check_floating(op, logits=logits)
+    check_floating(op, logits=logits, mu=mu)
     if logits.shape != mu.shape:
         raise ValueError(f"{op}: logits {tuple(logits.shape)} and mu {tuple(mu.shape)} differ in shape")
-    return bernoulli_kl(logits, prior_logits) + _gaussian(op, mu, sigma, prior_mu, prior_sigma, logits)
+    return divergence(op, logits, prior_logits) + _gaussian(op, mu, sigma, prior_mu, prior_sigma, logits)

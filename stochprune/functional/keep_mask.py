@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._checks import draw_tensor, seed_tensor
+from stochprune.functional._checks import address, check_tensor, one_draw
 
 
 def keep_mask(
@@ -29,12 +29,14 @@ def keep_mask(
         TypeError: ``threshold`` is not an integer tensor.
         ValueError: it is not a matrix or leaves 0 .. 32768, or an integer leaves the contract's range.
     """
+    check_tensor("keep_mask", "threshold", threshold)
     if threshold.dtype not in (torch.uint16, torch.int32, torch.int64):
         raise TypeError(f"keep_mask: threshold must be uint16, got {threshold.dtype}")
     if threshold.dim() != 2:
         raise ValueError(f"keep_mask: threshold must be a matrix [N, K], got shape {tuple(threshold.shape)}")
     rows, cols = threshold.shape
-    rng.check_address(stream=stream, rows=rows, cols=cols, row_offset=row_offset, col_offset=col_offset)
+    size = {"rows": rows, "cols": cols, "row_offset": row_offset, "col_offset": col_offset}
+    at = one_draw("keep_mask", address("keep_mask", seed, draw, stream, threshold.device, **size))
     if threshold.dtype == torch.uint16:
         bits = threshold.view(torch.int16)  # 32768 has the bits of the lowest number, what is larger of others < 0
         outside = (bits < 0) & (bits != -rng.LEVELS)
@@ -43,8 +45,4 @@ def keep_mask(
     if outside.any():
         raise ValueError(f"keep_mask: thresholds must lie in 0 .. {rng.LEVELS}, got {int(threshold[outside][0])}")
     threshold = threshold.to(torch.uint16)
-    device = threshold.device
-    seeds, draws = seed_tensor("keep_mask", seed, device), draw_tensor("keep_mask", draw, None, device)
-    if draws.numel() != 1:
-        raise ValueError(f"keep_mask: one draw at a time, got {draws.numel()}")
-    return backends.resolve(threshold).keep_mask(threshold, seeds, draws, stream, row_offset, col_offset)
+    return backends.resolve(threshold).keep_mask(threshold, *at, int(row_offset), int(col_offset))

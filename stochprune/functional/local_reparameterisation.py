@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stochprune import backends, rng
+from stochprune import backends
 from stochprune.functional._autograd import differentiable_once, reshaped
-from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor
+from stochprune.functional._checks import address, check_floating, check_same_device, in_product_dtype, named, one_draw
 from stochprune.functional._product import LINEAR, convolution, product, product_grads
 
 
@@ -164,17 +164,10 @@ def _call(
             raise ValueError(f"{op}: {name} {tuple(tensor.shape)} and weight {tuple(weight.shape)} differ in shape")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
-    rng.check_address(stream=stream, rows=x.shape[0], row_offset=row_offset)
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
-    elif weight.dtype == torch.float64 and x.dtype != torch.float64:
-        raise TypeError(f"{op}: x is {x.dtype} and weight {weight.dtype}; convert one of them")
-    bias = None if bias is None else bias.to(x.dtype)
-    seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
-    if samples is None and draws.shape[0] != 1:
-        raise ValueError(f"{op}: one draw, or samples from it on, got {draws.shape[0]} draws")
-    y: Tensor = _forward(x, weight, logits, rho, bias, seeds, draws, stream, row_offset, *geometry)[0]
+    at = address(op, seed, draw, stream, x.device, samples=samples, rows=x.shape[0], row_offset=row_offset)
+    at = one_draw(op, at) if samples is None else at
+    x, bias = in_product_dtype(op, x, "weight", weight, bias)
+    y: Tensor = named(op, _forward, x, weight, logits, rho, bias, *at, int(row_offset), *geometry)[0]
     return y if samples is not None else reshaped(y, y.shape[1:])
 
 
@@ -221,11 +214,12 @@ def local_reparameterised_linear(
         RuntimeError: on differentiating twice.
     """
     op = "local_reparameterised_linear"
+    check_floating(op, x=x, weight=weight)
     if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
     flat = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(x.shape[:-1].numel(), 0)
     y = _call(op, flat, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *LINEAR)
-    return reshaped(y, (*([] if samples is None else [samples]), *x.shape[:-1], weight.shape[0]))
+    return reshaped(y, (*y.shape[: y.dim() - 2], *x.shape[:-1], weight.shape[0]))
 
 
 def local_reparameterised_conv(
@@ -263,5 +257,6 @@ def local_reparameterised_conv(
         TypeError, ValueError, RuntimeError: as for the linear layer.
     """
     op = "local_reparameterised_conv"
+    check_floating(op, x=x, weight=weight)
     geometry = convolution(op, x, weight, stride, padding, dilation, groups)
     return _call(op, x, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *geometry)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from stochprune import rng
 from stochprune.functional._autograd import reshaped
 from stochprune.functional._checks import (
+    address,
     check_estimator,
     check_floating,
     check_same_device,
-    draw_tensor,
     in_product_dtype,
-    seed_tensor,
+    named,
 )
 from stochprune.functional._convolution import Geometry, masked_convolution
 
@@ -153,7 +152,8 @@ def _apply(
         raise ValueError(f"{op}: weight must have {dimensions + 2} dimensions, got shape {tuple(weight.shape)}")
     if logits.shape != weight.shape:
         raise ValueError(f"{op}: logits {tuple(logits.shape)} and weight {tuple(weight.shape)} differ in shape")
-    rng.check_address(stream=stream, rows=weight.shape[0], cols=weight[:1].numel())
+    size = {"rows": weight.shape[0], "cols": weight.shape[1:].numel()}
+    at = address(op, seed, draw, stream, x.device, samples=samples, **size)
     geometry = Geometry(
         _sizes(op, "stride", stride, dimensions),
         _sizes(op, "padding", padding, dimensions),
@@ -171,22 +171,23 @@ def _apply(
         raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit {outputs} output channels")
 
     x, bias = in_product_dtype(op, x, "weight", weight, bias)
-    seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
-    many = samples is not None or draws.shape[0] != 1
+    draws = len(at.draw)
+    many = samples is not None or draws != 1
     apart = many and samples is None  # each draw has an x of its own
     inner = x.dim() - apart
     if inner not in (dimensions + 1, dimensions + 2) or x.shape[-dimensions - 1] != channels:
         raise ValueError(
             f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit"
             + (f" in {groups} groups" if groups > 1 else "")
-            + (f" with {draws.shape[0]} draws" if apart else "")
+            + (f" with {draws} draws" if apart else "")
         )
-    if apart and (x.shape[0] != draws.shape[0] or not draws.shape[0]):
-        raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws.shape[0]}, one for each draw")
+    if apart and x.shape[0] != draws:
+        raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
     single = inner == dimensions + 1
     x = x.unsqueeze(-dimensions - 2) if single else x  # [(D,) M, C, *S]
-    x = x if apart else x.unsqueeze(0).expand(draws.shape[0], *(-1,) * x.dim())
-    y = masked_convolution(x, weight, logits, bias, seeds, draws, stream, estimator, temperature, geometry.packed())
+    x = x if apart else x.unsqueeze(0).expand(draws, *(-1,) * x.dim())
+    options = (estimator, temperature, geometry.packed())
+    y = named(op, masked_convolution, x, weight, logits, bias, *at, *options)
     return reshaped(y, (*y.shape[: 1 if many else 0], *y.shape[2 if single else 1 :]))
 
 

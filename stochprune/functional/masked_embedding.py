@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stochprune import backends, rng
+from stochprune import backends
 from stochprune.functional._autograd import differentiable_once, reshaped
 from stochprune.functional._checks import (
+    address,
     check_estimator,
     check_floating,
     check_same_device,
-    draw_tensor,
-    seed_tensor,
+    check_tensor,
+    named,
 )
 
 _OP = "masked_embedding"
@@ -151,6 +152,7 @@ def masked_embedding(
         RuntimeError: on differentiating twice.
     """
     check_estimator(_OP, estimator, temperature)
+    check_tensor(_OP, "indices", indices)
     check_floating(_OP, weight=weight, logits=logits)
     check_same_device(_OP, indices=indices, weight=weight, logits=logits)
     if indices.dtype not in (torch.int64, torch.int32):
@@ -159,23 +161,24 @@ def masked_embedding(
         raise ValueError(f"{_OP}: weight must be a matrix [N, K], got shape {tuple(weight.shape)}")
     if logits.shape != weight.shape:
         raise ValueError(f"{_OP}: logits {tuple(logits.shape)} and weight {tuple(weight.shape)} differ in shape")
-    rng.check_address(stream=stream, rows=weight.shape[0], cols=weight.shape[1])
+    size = {"rows": weight.shape[0], "cols": weight.shape[1]}
+    at = address(_OP, seed, draw, stream, indices.device, samples=samples, **size)
     padding = _padding_row(padding_idx, len(weight))
 
-    seeds, draws = seed_tensor(_OP, seed, indices.device), draw_tensor(_OP, draw, samples, indices.device)
-    many = samples is not None or draws.shape[0] != 1
+    draws = len(at.draw)
+    many = samples is not None or draws != 1
     if many and samples is None:
-        if indices.dim() < 1 or indices.shape[0] != draws.shape[0]:
+        if indices.dim() < 1 or indices.shape[0] != draws:
             raise ValueError(
-                f"{_OP}: indices {tuple(indices.shape)} have no leading dimension of {len(draws)}, one for each draw"
+                f"{_OP}: indices {tuple(indices.shape)} have no leading dimension of {draws}, one for each draw"
             )
         inner = indices.shape[1:]
-        slices = indices.reshape(draws.shape[0], inner.numel())
+        slices = indices.reshape(draws, inner.numel())
     else:
         inner = indices.shape
-        slices = indices.reshape(1, inner.numel()).expand(draws.shape[0], -1)
-    y = _forward(slices.long(), weight, logits, seeds, draws, stream, estimator, temperature, padding)
-    return reshaped(y, (*((draws.shape[0],) if many else ()), *inner, weight.shape[1]))
+        slices = indices.reshape(1, inner.numel()).expand(draws, -1)
+    y = named(_OP, _forward, slices.long(), weight, logits, *at, estimator, temperature, padding)
+    return reshaped(y, (*((draws,) if many else ()), *inner, weight.shape[1]))
 
 
 def _padding_row(padding_idx: int | None, rows: int) -> int:

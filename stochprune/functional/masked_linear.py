@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stochprune import backends
 from stochprune.functional._autograd import differentiable_once, masked_product
-from stochprune.functional._checks import check_estimator
+from stochprune.functional._checks import check_estimator, named
 from stochprune.functional._linear import slices
 
 _OP = "masked_linear"
@@ -166,5 +166,6 @@ def masked_linear(
     """
     check_estimator(_OP, estimator, temperature)
     given = slices(_OP, x, {"weight": weight, "logits": logits}, bias, seed, draw, stream, samples)
-    y = _forward(given.x, weight, logits, given.bias, given.seed, given.draw, stream, estimator, temperature)
+    options = (*given.address, estimator, temperature)
+    y = named(_OP, _forward, given.x, weight, logits, given.bias, *options)
     return given.restore(y)

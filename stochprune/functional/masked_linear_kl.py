@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stochprune import backends
 from stochprune.functional._autograd import differentiable_once
-from stochprune.functional._checks import check_estimator, explain_nan
+from stochprune.functional._checks import check_estimator, check_floating, explain_nan, named
 from stochprune.functional._linear import slices
 
 _OP = "masked_linear_kl"
@@ -35,7 +35,7 @@ def _forward(
     backend = backends.resolve(x, weight, logits, prior_logits)
     y = backend.masked_linear(x, weight, logits, bias, seed, draw, stream, estimator, temperature)
     kl = backend.bernoulli_kl(logits, prior_logits)
-    explain_nan(_OP, kl, logits=logits, prior_logits=prior_logits)
+    explain_nan(kl, logits=logits, prior_logits=prior_logits)
     return y, kl
 
 
@@ -127,10 +127,11 @@ def masked_linear_kl(
         ValueError: as for masked_linear; a prior that requires a gradient or contains NaN.
     """
     check_estimator(_OP, estimator, temperature)
+    check_floating(_OP, prior_logits=prior_logits)
     if prior_logits.requires_grad:
         raise ValueError(f"{_OP}: the prior is fixed, but prior_logits requires a gradient; bernoulli_kl trains it")
     weights: dict[str, Tensor | None] = {"weight": weight, "logits": logits, "prior_logits": prior_logits}
     given = slices(_OP, x, weights, bias, seed, draw, stream, samples)
-    options = (given.seed, given.draw, stream, estimator, temperature)
-    y, kl = _forward(given.x, weight, logits, prior_logits, given.bias, *options)
+    options = (*given.address, estimator, temperature)
+    y, kl = named(_OP, _forward, given.x, weight, logits, prior_logits, given.bias, *options)
     return given.restore(y), kl

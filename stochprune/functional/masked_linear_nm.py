@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stochprune import backends, patterns
 from stochprune.functional._autograd import differentiable_once, masked_product
+from stochprune.functional._checks import named
 from stochprune.functional._linear import slices
 
 _OP = "masked_linear_nm"
@@ -125,7 +126,7 @@ def masked_linear_nm(
         RuntimeError: on differentiating twice.
     """
     given = slices(_OP, x, {"weight": weight, "logits": logits}, bias, seed, draw, stream, samples)
-    n, m = patterns.parse(pattern)
+    n, m = patterns.parse(pattern, _OP)
     patterns.check(_OP, n, m, weight.shape[1])
-    y = _forward(given.x, weight, logits, given.bias, given.seed, given.draw, stream, n, m)
+    y = named(_OP, _forward, given.x, weight, logits, given.bias, *given.address, n, m)
     return given.restore(y)

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from stochprune import backends, rng
 from stochprune.functional._autograd import reshaped
-from stochprune.functional._checks import check_estimator, check_floating, check_same_device
+from stochprune.functional._checks import (
+    FLOATING,
+    check_estimator,
+    check_floating,
+    check_same_device,
+    check_tensor,
+    named,
+)
 
 _OP = "masked_weights"
 
@@ -46,14 +53,15 @@ class _MaskedWeights(torch.autograd.Function):
         weights, logits = [*tensors[: len(tensors) // 2]], [*tensors[len(tensors) // 2 :]]
         ctx.save_for_backward(*tensors)
         ctx.masks = masks
-        return tuple(_form(backends.resolve(*tensors), weights, logits, masks, dtype))
+        results = tensors[0].new_empty(0, dtype=dtype)  # the backend is to write these as well
+        return tuple(_form(backends.resolve(*tensors, results), weights, logits, masks, dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, len(grads)
         weights, logits = [*tensors[:count]], [*tensors[count:]]
-        backend = backends.resolve(*tensors)
+        backend = backends.resolve(*tensors, *grads)
         needs = any(ctx.needs_input_grad[2 : 2 + count]), any(ctx.needs_input_grad[2 + count :])
         if hasattr(backend, "weight_grads"):
             found = backend.weight_grads(grads, weights, logits, *ctx.masks, *needs)
@@ -96,6 +104,15 @@ def masked_weights(
         RuntimeError: on differentiating twice.
     """
     check_estimator(_OP, estimator, temperature)
+    for name, given in (("weights", weights), ("logits", logits), ("streams", streams)):
+        if isinstance(given, Tensor) or not hasattr(given, "__len__"):
+            raise TypeError(f"{_OP}: {name} must be a list, one for each layer, got {type(given).__name__}")
+    for name, numbers in (("seeds", seeds), ("draws", draws)):
+        check_tensor(_OP, name, numbers)
+        if numbers.dtype != torch.int64:
+            raise TypeError(f"{_OP}: {name} must be an int64 tensor, got {numbers.dtype}")
+    if dtype is not None and dtype not in FLOATING:
+        raise TypeError(f"{_OP}: dtype must be one of {', '.join(map(str, FLOATING))}, got {dtype}")
     count = len(weights)
     if not count or not count == len(logits) == len(streams) == seeds.numel() == draws.numel():
         lengths = f"{count}, {len(logits)}, {len(streams)}, {seeds.numel()} and {draws.numel()}"
@@ -108,6 +125,9 @@ def masked_weights(
                 f"{_OP}: weights[{i}] {tuple(weight.shape)} and logits[{i}] {tuple(logit.shape)} must be of one shape, "
                 "of two and more dimensions"
             )
-        rng.check_address(stream=stream, rows=weight.shape[0], cols=weight[:1].numel())
-    masks = _Masks(seeds.flatten(), draws.flatten(), tuple(streams), estimator, temperature)
-    return [*_MaskedWeights.apply(masks, dtype or weights[0].dtype, *weights, *logits)]
+        rng.check_address(_OP, stream=stream, rows=weight.shape[0], cols=weight.shape[1:].numel())
+    seeds, draws = seeds.flatten(), draws.flatten()
+    rng.check_address(_OP, draw=draws)
+    check_same_device(_OP, **{"weights[0]": weights[0]}, seeds=seeds, draws=draws)
+    masks = _Masks(seeds, draws, tuple(int(stream) for stream in streams), estimator, temperature)
+    return [*named(_OP, _MaskedWeights.apply, masks, dtype or weights[0].dtype, *weights, *logits)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stochprune import backends, patterns
 from stochprune.functional._autograd import reshaped
-from stochprune.functional._checks import check_floating, check_same_device, draw_tensor, seed_tensor, spread
+from stochprune.functional._checks import address, check_floating, check_same_device, named, one_draw, spread
 
 _GROUPS_AT_ONCE = 1 << 15  # of 70 patterns in float64: 18 MB
 
@@ -20,7 +20,7 @@ def _matrix(op: str, pattern: str, logits: Tensor) -> tuple[int, int]:
     check_floating(op, logits=logits)
     if logits.dim() != 2:
         raise ValueError(f"{op}: logits must be a matrix [N, K], got shape {tuple(logits.shape)}")
-    n, m = patterns.parse(pattern)
+    n, m = patterns.parse(pattern, op)
     patterns.check(op, n, m, logits.shape[1])
     return n, m
 
@@ -41,11 +41,11 @@ def nm_keep_mask(logits: Tensor, *, pattern: str, seed: int | Tensor, draw: int 
     """
     op = "nm_keep_mask"
     n, m = _matrix(op, pattern, logits)
-    seeds, draws = seed_tensor(op, seed, logits.device), draw_tensor(op, draw, None, logits.device)
-    if draws.numel() != 1:
-        raise ValueError(f"{op}: one draw at a time, got {draws.numel()}")
+    size = {"rows": logits.shape[0], "cols": logits.shape[1]}
+    at = one_draw(op, address(op, seed, draw, stream, logits.device, **size))
     backend = backends.resolve(logits)
-    kept: Tensor = backend.nm_masked_weight(torch.ones_like(logits), logits, n, m, seeds, draws, stream, logits.dtype)
+    given = (torch.ones_like(logits), logits, n, m, *at, logits.dtype)
+    kept: Tensor = named(op, backend.nm_masked_weight, *given)
     return kept[0] != 0
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stochprune import backends, rng
+from stochprune import backends
 from stochprune.functional._autograd import differentiable_once, masked_product, reshaped
 from stochprune.functional._checks import (
+    address,
     check_estimator,
     check_floating,
     check_same_device,
-    draw_tensor,
     in_product_dtype,
-    seed_tensor,
+    named,
 )
 from stochprune.functional._linear import slices
 from stochprune.functional._product import LINEAR, convolution, product, product_grads
@@ -189,8 +189,8 @@ def spike_and_slab_linear(
     op = "spike_and_slab_linear"
     check_estimator(op, estimator, temperature)
     given = slices(op, x, {"mu": mu, "rho": rho, "logits": logits}, bias, seed, draw, stream, samples)
-    address = (given.seed, given.draw, stream, estimator, temperature)
-    return given.restore(_forward(given.x, mu, rho, logits, given.bias, *address, *LINEAR))
+    options = (*given.address, estimator, temperature, *LINEAR)
+    return given.restore(named(op, _forward, given.x, mu, rho, logits, given.bias, *options))
 
 
 def spike_and_slab_conv(
@@ -234,14 +234,16 @@ def spike_and_slab_conv(
         if tensor is not None and tensor.shape != mu.shape:
             raise ValueError(f"{op}: {name} {tuple(tensor.shape)} and mu {tuple(mu.shape)} differ in shape")
     x, bias = in_product_dtype(op, x, "mu", mu, bias)
-    seeds, draws = seed_tensor(op, seed, x.device), draw_tensor(op, draw, samples, x.device)
-    apart = samples is None and draws.shape[0] != 1  # each draw has an x of its own
-    if apart and (x.dim() != mu.dim() + 1 or x.shape[0] != draws.shape[0] or not len(draws)):
-        raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws.shape[0]}, one for each draw")
-    many = x if apart else x.expand(draws.shape[0], *x.shape)  # [D, M, C, *S]
+    size = {"rows": mu.shape[0], "cols": mu.shape[1:].numel()}
+    at = address(op, seed, draw, stream, x.device, samples=samples, **size)
+    draws = len(at.draw)
+    apart = samples is None and draws != 1  # each draw has an x of its own
+    if apart and (x.dim() != mu.dim() + 1 or x.shape[0] != draws):
+        raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
+    many = x if apart else x.expand(draws, *x.shape)  # [D, M, C, *S]
     geometry = convolution(op, many[0], mu, stride, padding, dilation, groups)
     if bias is not None and bias.shape != mu.shape[:1]:
         raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit mu {tuple(mu.shape)}")
-    rng.check_address(stream=stream, rows=mu.shape[0], cols=mu[:1].numel())
-    y: Tensor = _forward(many, mu, rho, logits, bias, seeds, draws, stream, estimator, temperature, *geometry)
+    options = (*at, estimator, temperature, *geometry)
+    y: Tensor = named(op, _forward, many, mu, rho, logits, bias, *options)
     return y if samples is not None or apart else reshaped(y, y.shape[1:])

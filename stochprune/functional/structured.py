@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stochprune import backends, rng
+from stochprune import backends
 from stochprune.functional._autograd import reshaped
-from stochprune.functional._checks import check_estimator, check_floating, draw_tensor, seed_tensor
+from stochprune.functional._checks import address, check_estimator, check_floating, named
 from stochprune.functional._linear import slices
 
 Block = tuple[int, int]
@@ -84,10 +84,10 @@ def mask(
     check_floating(op, logits=logits)
     if logits.dim() < 2:
         raise ValueError(f"{op}: logits must have at least two dimensions, got shape {tuple(logits.shape)}")
-    rng.check_address(stream=stream, rows=logits.shape[0], cols=logits[:1].numel())
-    seeds, draws = seed_tensor(op, seed, logits.device), draw_tensor(op, draw, samples, logits.device)
-    z: Tensor = _mask(logits, seeds, draws, stream, estimator, temperature)
-    return z if samples is not None or draws.shape[0] != 1 else reshaped(z, logits.shape)
+    size = {"rows": logits.shape[0], "cols": logits.shape[1:].numel()}
+    at = address(op, seed, draw, stream, logits.device, samples=samples, **size)
+    z: Tensor = named(op, _mask, logits, *at, estimator, temperature)
+    return z if samples is not None or len(at.draw) != 1 else reshaped(z, logits.shape)
 
 
 def expand_blocks(z: Tensor, block: Block) -> Tensor:
@@ -160,7 +160,7 @@ def masked_linear_blocks(
     check_floating(op, logits=logits)
     given = slices(op, x, {"weight": weight}, bias, seed, draw, stream, samples)
     block = block_of(op, tuple(weight.shape), tuple(logits.shape))
-    z = _mask(logits, given.seed, given.draw, stream, estimator, temperature)
+    z = named(op, _mask, logits, *given.address, estimator, temperature)
     narrow = z.to(given.x.dtype)
     if block == (1, weight.shape[1]):
         y = F.linear(given.x, weight.to(given.x.dtype)) * narrow.mT  # [D, M, N] by [D, 1, N]

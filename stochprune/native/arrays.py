@@ -8,6 +8,7 @@ from torch import Tensor
 from stochprune import _C
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+INTEGERS = -1  # thresholds, bits and masks, whose kernels know what they get
 DTYPES = (torch.float32, torch.bfloat16)
 ESTIMATORS = {"straight_through": 0, "concrete": 1, "straight_through_concrete": 2, "expected": 3, "hard_concrete": 4}
 
@@ -29,7 +30,14 @@ def rows_of(t: Tensor) -> Tensor:
 
 def array(t: Tensor | None) -> Array:
     """Address, row stride and dtype of a matrix whose rows are dense."""
-    return NOTHING if t is None else (t.data_ptr(), t.stride(0), CODES.get(t.dtype, 0))
+    return NOTHING if t is None else (t.data_ptr(), t.stride(0), _code(t.dtype))
+
+
+def _code(dtype: torch.dtype) -> int:
+    code = CODES.get(dtype, None if dtype.is_floating_point else INTEGERS)
+    if code is None:  # `supports` keeps it from here
+        raise TypeError(f"the compiled kernels take {', '.join(map(str, CODES))}, got {dtype}")
+    return code
 
 
 def key(seed: Tensor, draw: Tensor, stream: int, row: int = 0, col: int = 0) -> tuple[int, int, int, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from stochprune import scores
+from stochprune import rng, scores
 from stochprune.training.config import _check_choices, _check_counts, _check_positive, option
 
 
@@ -143,6 +143,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_counts(self, 0, "seed")
+        rng.check_address(type(self).__name__, seed=self.seed)
         for name in ("posteriors", "objectives"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stochprune import bounds, data
+from stochprune import bounds, data, rng
 from stochprune.data.splits import Part, Split, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certify import certify
@@ -64,6 +64,7 @@ class BoundsConfig:
 
     def __post_init__(self) -> None:
         _check_counts(self, 0, "seed", "rounds")
+        rng.check_address(type(self).__name__, seed=self.seed)
         _check_counts(self, 1, "batch_size", "epochs", "levels", "round_epochs", "draws", "cushion_examples")
         _check_counts(self, 1, "sketch_trials")
         _check_counts(self, 2, "layers")

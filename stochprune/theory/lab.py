@@ -37,6 +37,7 @@ class LinearLabConfig:
 
     def __post_init__(self) -> None:
         _check_counts(self, 0, "seed")
+        rng.check_address(type(self).__name__, seed=self.seed)
         _check_counts(self, 2, "examples", "features", "steps", "pairs")
         _check_positive(self, "rate", "temperature", "delta")
         if self.features > 16 or self.features > self.examples:

@@ -11,6 +11,8 @@ import json
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from stochprune import rng
+
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with a help text."""
@@ -96,5 +98,6 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_counts(self, 0, "epochs", "seed")
+        rng.check_address(type(self).__name__, seed=self.seed)
         _check_counts(self, 1, "checkpoint_every")
         _check_positive(self, "weight_lr", "logit_lr", "temperature", "penalty_strength", "kl_strength")

@@ -1,0 +1,136 @@
+"""What every backend does at the edges of the numbers: infinite logits, NaN under a mask, dtypes it cannot write."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from stochprune import backends, reference, rng
+from tests.test_backend_contract import (  # noqa: F401  # fixtures
+    ESTIMATORS,
+    ON_GPU,
+    TOLERANCE,
+    backend,
+    device,
+    dtypes,
+    error,
+    poisoned_memory,
+)
+
+INF = float("inf")
+SEED, DRAW, STREAM = 278, 5, 7  # of an 8 x 64 block that holds the uniforms 0 and 32767
+AT = (torch.tensor([SEED]), torch.tensor([DRAW]), STREAM)
+U = rng.uniform16(8, 64, seed=SEED, draw=DRAW, stream=STREAM) & 0x7FFF
+
+
+def there(device):  # noqa: F811
+    return (*(t.to(device) for t in AT[:2]), STREAM)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinite_logits_have_the_clamped_thresholds(backend, device, dtype):  # noqa: F811
+    """T is 32767 at +inf, which prunes at u = 32767, and 1 at -inf, which keeps at u = 0."""
+    assert (U == 0).any() and (U == 32767).any()
+    if dtype not in dtypes(backend) and backend.NAME == "reference":
+        pytest.skip("its own dtypes say all")
+    one = torch.ones(8, 64, dtype=dtype, device=device)
+    for logit in (INF, 3.4e38, -INF, -3.4e38):
+        logits = torch.full((8, 64), logit).to(dtype).to(device)  # 3.4e38 is infinite in bfloat16
+        kept = backend.masked_weight(one, logits, *there(device), "straight_through", 1.0, dtype)[0].cpu() != 0
+        assert torch.equal(kept, (U < 32767) if logit > 0 else (U < 1))
+        dweight, _ = backend.weight_grad(
+            one[None].clone(), one, logits, *there(device), "straight_through", 1.0, True, True
+        )
+        assert torch.equal(dweight.cpu() != 0, kept)
+        levels = backend.threshold_from_logits(logits).cpu().int()
+        assert (levels == (32767 if logit > 0 else 1)).all()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_gradients_at_infinite_logits_are_finite(backend, device, estimator, generator):  # noqa: F811
+    w, grad, prior = torch.randn(3, 8, 64, generator=generator)
+    logits = torch.randn(8, 64, generator=generator)
+    logits[::2] = INF * logits[::2].sign()
+    expected = reference.weight_grad(grad[None].double(), w.double(), logits.double(), *AT, estimator, 0.7, True, True)
+    inputs = [t.to(device) for t in (grad[None].clone(), w, logits)]
+    for got, want in zip(
+        backend.weight_grad(*inputs, *there(device), estimator, 0.7, True, True), expected, strict=True
+    ):
+        assert got.isfinite().all() and error(got, want) < TOLERANCE[torch.float32]
+    scale = torch.tensor(0.37, dtype=torch.float64)
+    pull, _ = reference.bernoulli_kl_backward(scale, logits.double(), prior.double(), True, False)
+    got, _ = backend.bernoulli_kl_backward(scale.to(device), logits.to(device), prior.to(device), True, False)
+    assert got.isfinite().all() and error(got, pull) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "straight_through_concrete"])
+def test_what_a_hard_mask_prunes_counts_as_0_whatever_it_holds(backend, device, estimator):  # noqa: F811
+    keep = U < 16384
+    w = torch.where(keep, 2.0, torch.tensor(float("nan"))).to(device)
+    logits = torch.zeros(8, 64, device=device)
+    masked = backend.masked_weight(w, logits, *there(device), estimator, 1.0, torch.float32)[0].cpu()
+    assert torch.equal(masked, torch.where(keep, 2.0, 0.0))
+    x = torch.ones(1, 1, 64, device=device)
+    y = backend.masked_linear(x, w, logits, None, *there(device), estimator, 1.0)
+    assert torch.equal(y.cpu().flatten(), 2.0 * keep.sum(1))
+    dweight, _ = backend.weight_grad(w[None].clone(), w, logits, *there(device), estimator, 1.0, True, False)
+    assert torch.equal(dweight.cpu(), torch.where(keep, 2.0, 0.0))
+    logits[:, 1::4] = -INF
+    pruned = backend.nm_masked_weight(torch.ones_like(w), logits, 2, 4, *there(device), torch.float32)[0].cpu() == 0
+    w = torch.where(pruned, float("nan"), torch.tensor(3.0)).to(device)
+    masked = backend.nm_masked_weight(w, logits, 2, 4, *there(device), torch.float32)[0].cpu()
+    assert torch.equal(masked, torch.where(pruned, 0.0, 3.0))
+
+
+def test_a_nan_deviation_gives_nan(backend, device):  # noqa: F811
+    """rho = NaN at one weight: its values and gradients are NaN, the others are not."""
+    mu, rho = torch.zeros(8, 64, device=device), torch.zeros(8, 64, device=device)
+    rho[3, 6] = float("nan")
+    only = torch.zeros(8, 64, dtype=torch.bool)
+    only[3, 6] = True
+    grad = torch.ones(1, 8, 64, device=device)
+    results = [backend.gaussian_weight(mu, rho, *there(device), torch.float32)[0]]
+    results += [backend.gaussian_grad(grad, rho, *there(device))]
+    results += [backend.moments(mu, None, rho, torch.float32)[1]]
+    results += [backend.moments_grad(grad[0], grad[0], mu, None, rho)[2]]
+    for result in results:
+        assert torch.equal(result.cpu().isnan(), only)
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def test_a_backend_is_asked_for_dtypes_that_it_can_write(backend):  # noqa: F811
+    """`supports` is what `resolve` goes by; what it refuses never reaches a kernel."""
+    supports = getattr(backend, "supports", lambda *tensors: True)
+    able = {dtype for dtype in DTYPES if supports(torch.empty(0, dtype=dtype, device="cpu"))}
+    if backend.NAME not in ON_GPU:
+        assert able == (set(DTYPES) if backend.NAME == "reference" else {torch.float32, torch.bfloat16})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.float8_e4m3fn])
+def test_the_native_kernels_refuse_dtypes_that_they_do_not_know(dtype):
+    native = pytest.importorskip("stochprune.native")
+    from stochprune import _C
+
+    one = torch.ones(2, 64)
+    with pytest.raises((TypeError, ValueError), match=r"dtype|float"):
+        native.masked_weight(one, one, *AT, "straight_through", 1.0, dtype)
+    with pytest.raises((TypeError, ValueError), match=r"dtype|float"):
+        native.masked_weight(one.to(dtype), one, *AT, "straight_through", 1.0, torch.float32)
+    out = torch.zeros(2, 64)
+    for code in (2, 3, -1, 99):
+        with pytest.raises(ValueError, match=f"dtype {code}"):
+            _C.gaussian_weight((0, 0, 0, 0, 0), (2, 64), (0, 0, 0), (0, 0, 0), (out.data_ptr(), 64, code), 1)
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize("weight, logits, out", list(itertools.product(DTYPES, repeat=3)), ids=str)
+def test_resolve_gives_a_backend_that_writes_the_dtype(weight, logits, out, generator):
+    w, t = torch.randn(8, 64, generator=generator).to(weight), torch.randn(8, 64, generator=generator).to(logits)
+    served = backends.resolve(w, t, w.new_empty(0, dtype=out))
+    got = served.masked_weight(w, t, *AT, "straight_through", 1.0, out)[0]
+    assert got.dtype == out
+    torch.testing.assert_close(got.double(), torch.where(rng.threshold_from_logits(t).int() > U, w, 0).to(out).double())
