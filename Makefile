@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CSRC   := $(shell find csrc -type f)
 
-.PHONY: demo test lint types bench gpu-check clean
+.PHONY: demo test lint types sanitize bench gpu-check clean
 
 # torch first and by its exact version; then the build tools, because the package is built without isolation.
 $(READY): constraints.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
@@ -26,6 +26,20 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# The backend contract on the C++ kernels under AddressSanitizer and UBSan, in a build of its own. Python and torch keep
+# memory until they end, so leaks are not looked for; libstdc++ comes first, or exceptions thrown by torch are not found.
+SANITIZED := build/sanitize
+CMAKE     := PATH="$(abspath $(BIN)):$$PATH" cmake
+sanitize: $(READY)
+	$(CMAKE) -S . -B $(SANITIZED) -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DSTOCHPRUNE_SANITIZE=ON \
+	  -DSTOCHPRUNE_CUDA=OFF -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(CMAKE) --build $(SANITIZED) --parallel
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  $(BIN)/python -m tests.with_extension $(SANITIZED)/_C*.so -q -p no:cacheprovider -m "not slow" \
+	  -k "not triton and not cuda and not reference" $(SANITIZED_TESTS)
+SANITIZED_TESTS := tests/test_native.py tests/native tests/test_backend_contract.py tests/test_backend_edges.py \
+  tests/test_mask_fuzz.py
 
 # The CPU benchmark: every contender in one run, then the tables and the ledger. About fifteen minutes on two cores.
 bench: $(READY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,13 @@ from torch import Tensor
 from stochprune import rng
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OPTIONAL = {
+    "spike_and_slab_linear": ("logits", "bias"),
+    "spike_and_slab_conv": ("logits", "bias"),
+    "local_reparameterised_linear": ("logits", "rho", "bias"),
+    "local_reparameterised_conv": ("logits", "rho", "bias"),
+}
+"""Tensors that may be None, where it is not the bias alone."""
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 
 
@@ -36,12 +43,36 @@ def check_tensor(op: str, name: str, tensor: Any) -> None:
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None and name in OPTIONAL.get(op, ("bias",)):
             continue
         check_tensor(op, name, tensor)
+        assert tensor is not None
         if tensor.dtype not in FLOATING:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
             raise TypeError(f"{op}: {name} must be floating ({names}), got {tensor.dtype}; convert it")
+
+
+def sizes(op: str, name: str, value: int | Sequence[int], dimensions: int) -> list[int]:
+    """One integer for each dimension, of a stride, padding or dilation."""
+    given: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
+    given *= dimensions if len(given) == 1 else 1
+    least = int("padding" not in name)
+    whole = (isinstance(n, int | torch.SymInt) and not isinstance(n, bool) for n in given)
+    if len(given) != dimensions or not all(whole) or min(given) < least:
+        raise ValueError(f"{op}: {name} must be {dimensions} integers of at least {least}, got {value!r}")
+    return given
+
+
+def check_kernel(
+    op: str, x: Sequence[int], kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> None:
+    """Raise where a kernel is larger than the spatial sizes ``x`` with their padding, or is empty."""
+    for n, k, p, d in zip(x, kernel, padding, dilation, strict=True):
+        if not 1 <= d * (k - 1) + 1 <= n + 2 * p:
+            raise ValueError(
+                f"{op}: weight's kernel {tuple(kernel)} with dilation {tuple(dilation)} does not fit x's spatial sizes "
+                f"{tuple(x)} with padding {tuple(padding)}"
+            )
 
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:

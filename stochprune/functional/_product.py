@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stochprune import rng
+from stochprune.functional._checks import check_kernel, sizes
+
 Geometry = Sequence[Any]
 """Stride, padding, dilation (a number for each spatial dimension) and groups; without stride: a linear layer."""
 LINEAR: Geometry = ([], [], [], 1)
@@ -49,14 +52,12 @@ def convolution(
 ) -> Geometry:
     """The geometry of a convolution of x [M, C, *S]; ``ValueError`` where the arguments do not fit."""
     dimensions = weight.dim() - 2
+    groups = rng.integer(op, "groups", groups)
     if groups < 1 or not 1 <= dimensions <= 3 or x.dim() != weight.dim() or x.shape[1] != weight.shape[1] * groups:
         raise ValueError(f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit in {groups} groups")
-    if weight.shape[0] % groups:
+    if not weight.shape[0] or weight.shape[0] % groups:
         raise ValueError(f"{op}: weight {tuple(weight.shape)} does not divide into {groups} groups")
-    geometry: list[Any] = []
-    for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
-        sizes, least = [value] * dimensions if isinstance(value, int) else list(value), int(name != "padding")
-        if len(sizes) != dimensions or min(sizes) < least:
-            raise ValueError(f"{op}: {name} must be {dimensions} integers of at least {least}, got {value}")
-        geometry.append(sizes)
+    named = (("stride", stride), ("padding", padding), ("dilation", dilation))
+    geometry = [sizes(op, name, value, dimensions) for name, value in named]
+    check_kernel(op, x.shape[2:], weight.shape[2:], *geometry[1:])
     return [*geometry, groups]

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from stochprune import rng
 from stochprune.functional._autograd import reshaped
 from stochprune.functional._checks import (
     address,
     check_estimator,
     check_floating,
+    check_kernel,
     check_same_device,
     in_product_dtype,
     named,
+    sizes,
 )
 from stochprune.functional._convolution import Geometry, masked_convolution
 
@@ -64,15 +67,15 @@ def _convolution_of(dimensions: int):  # type: ignore[no-untyped-def]  # the typ
 
         Raises:
             TypeError: a tensor that is not floating, or x narrower than a float64 weight.
-            ValueError: shapes that do not fit, devices that differ, NaN logits (on the CPU), an unknown estimator or
-                padding, an integer out of range.
-            RuntimeError: on differentiating twice; a kernel larger than the padded input.
+            ValueError: shapes that do not fit, a kernel larger than the padded input, devices that differ, NaN logits
+                (on the CPU), an unknown estimator or padding, an integer out of range.
+            RuntimeError: on differentiating twice.
         """
         extra = [0] * dimensions
         if isinstance(padding, str):
             amount, extra = _padding(op, padding, stride, dilation, weight.shape[2:])
         else:
-            amount = _sizes(op, "padding", padding, dimensions)
+            amount = sizes(op, "padding", padding, dimensions)
         if any(extra):  # torch too pads an odd amount at the end
             x = F.pad(x, [side for after in reversed(extra) for side in (0, after)])
         return _apply(
@@ -154,15 +157,16 @@ def _apply(
         raise ValueError(f"{op}: logits {tuple(logits.shape)} and weight {tuple(weight.shape)} differ in shape")
     size = {"rows": weight.shape[0], "cols": weight.shape[1:].numel()}
     at = address(op, seed, draw, stream, x.device, samples=samples, **size)
+    groups = rng.integer(op, "groups", groups)
     geometry = Geometry(
-        _sizes(op, "stride", stride, dimensions),
-        _sizes(op, "padding", padding, dimensions),
-        _sizes(op, "dilation", dilation, dimensions),
+        sizes(op, "stride", stride, dimensions),
+        sizes(op, "padding", padding, dimensions),
+        sizes(op, "dilation", dilation, dimensions),
         transposed,
-        _sizes(op, "output_padding", output_padding, dimensions),
+        sizes(op, "output_padding", output_padding, dimensions),
         groups,
     )
-    if groups < 1 or weight.shape[0] % groups:
+    if groups < 1 or not weight.shape[0] or weight.shape[0] % groups:
         raise ValueError(f"{op}: weight {tuple(weight.shape)} does not divide into {groups} groups")
     channels, outputs = weight.shape[1] * groups, weight.shape[0]
     if transposed:
@@ -183,6 +187,11 @@ def _apply(
         )
     if apart and x.shape[0] != draws:
         raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
+    spatial, kernel = x.shape[-dimensions:], weight.shape[2:]
+    if transposed:
+        _check_output(op, spatial, kernel, geometry)
+    else:
+        check_kernel(op, spatial, kernel, geometry.padding, geometry.dilation)
     single = inner == dimensions + 1
     x = x.unsqueeze(-dimensions - 2) if single else x  # [(D,) M, C, *S]
     x = x if apart else x.unsqueeze(0).expand(draws, *(-1,) * x.dim())
@@ -191,14 +200,14 @@ def _apply(
     return reshaped(y, (*y.shape[: 1 if many else 0], *y.shape[2 if single else 1 :]))
 
 
-def _sizes(op: str, name: str, value: Sizes, dimensions: int) -> list[int]:
-    sizes = [value] * dimensions if isinstance(value, int) else list(value)
-    if len(sizes) == 1:
-        sizes *= dimensions
-    least = 0 if name.endswith("padding") else 1
-    if len(sizes) != dimensions or min(sizes) < least:
-        raise ValueError(f"{op}: {name} must be {dimensions} integers of at least {least}, got {value!r}")
-    return sizes
+def _check_output(op: str, x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> None:
+    """Raise where a transposed convolution gives nothing, or its output padding is none that torch takes."""
+    sides = zip(x, kernel, *geometry[:3], geometry.output_padding, strict=True)
+    for n, k, s, p, d, extra in sides:
+        if extra >= max(s, d):
+            raise ValueError(f"{op}: output_padding {geometry.output_padding} must be below stride or dilation")
+        if (n - 1) * s - 2 * p + d * (k - 1) + extra + 1 < 1:
+            raise ValueError(f"{op}: padding {geometry.padding} leaves nothing of x's spatial sizes {tuple(x)}")
 
 
 def _padding(
@@ -209,9 +218,9 @@ def _padding(
         raise ValueError(f"{op}: padding must be numbers, 'same' or 'valid', got {padding!r}")
     if padding == "valid":
         return [0] * len(kernel), [0] * len(kernel)
-    if max(_sizes(op, "stride", stride, len(kernel))) > 1:
+    if max(sizes(op, "stride", stride, len(kernel))) > 1:
         raise ValueError(f"{op}: padding 'same' needs stride 1, got {stride}")
-    total = [d * (k - 1) for d, k in zip(_sizes(op, "dilation", dilation, len(kernel)), kernel, strict=True)]
+    total = [d * (k - 1) for d, k in zip(sizes(op, "dilation", dilation, len(kernel)), kernel, strict=True)]
     return [t // 2 for t in total], [t % 2 for t in total]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stochprune import backends
+from stochprune import backends, rng
 from stochprune.functional._autograd import differentiable_once, reshaped
 from stochprune.functional._checks import (
     address,
@@ -185,6 +185,7 @@ def _padding_row(padding_idx: int | None, rows: int) -> int:
     """The row as 0 .. N - 1; -1 where there is none."""
     if padding_idx is None:
         return -1
+    padding_idx = rng.integer(_OP, "padding_idx", padding_idx)
     if not -rows <= padding_idx < rows:
         raise ValueError(f"{_OP}: padding_idx must lie in {-rows} .. {rows - 1}, got {padding_idx}")
     return padding_idx % rows
