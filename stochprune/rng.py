@@ -127,7 +127,7 @@ def _check_range(op: str, name: str, value: Any, limit: int, past: int = 0) -> N
 
 def _check_tensor(op: str, name: str, value: Tensor) -> None:
     if value.dtype != torch.int64:
-        raise TypeError(f"{_of(op)}{name} must be an integer or an int64 tensor, got a tensor of {value.dtype}")
+        raise TypeError(f"{_of(op)}{name} must be an int64 tensor or an integer, got a tensor of {value.dtype}")
 
 
 def _check_draws(op: str, draw: Tensor, samples: int | None, past: int) -> None:

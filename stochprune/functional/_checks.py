@@ -28,17 +28,15 @@ def check_estimator(op: str, estimator: str, temperature: float) -> None:
     if isinstance(temperature, bool | Tensor) or not hasattr(temperature, "__float__"):
         raise TypeError(f"{op}: temperature must be a number, got {temperature!r}")
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
+        raise ValueError(f"{op}: temperature must be a positive number, got {temperature}")
 
 
 def check_tensor(op: str, name: str, tensor: Any) -> None:
-    """Raise unless ``tensor`` is a dense tensor that holds values."""
+    """Raise unless ``tensor`` is a dense tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
         raise TypeError(f"{op}: {name} must be dense, got layout {tensor.layout}; call to_dense()")
-    if tensor.is_meta:
-        raise ValueError(f"{op}: {name} lies on the meta device and holds no values; call to_empty() and load them")
 
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:
@@ -49,7 +47,15 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
         assert tensor is not None
         if tensor.dtype not in FLOATING:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
-            raise TypeError(f"{op}: {name} must be floating ({names}), got {tensor.dtype}; convert it")
+            raise TypeError(f"{op}: {name} must be floating, got {tensor.dtype}; convert it to one of {names}")
+    check_values(op, **tensors)
+
+
+def check_values(op: str, **tensors: Tensor | None) -> None:
+    """Raise where all tensors lie on the meta device; where some do, the devices differ."""
+    if all(tensor is None or tensor.is_meta for tensor in tensors.values()):
+        names = ", ".join(name for name, tensor in tensors.items() if tensor is not None)
+        raise ValueError(f"{op}: {names}: a meta tensor holds no values; call to_empty() and load them")
 
 
 def sizes(op: str, name: str, value: int | Sequence[int], dimensions: int) -> list[int]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._checks import address, check_tensor, one_draw
+from stochprune.functional._checks import address, check_tensor, check_values, one_draw
 
 
 def keep_mask(
@@ -30,6 +30,7 @@ def keep_mask(
         ValueError: it is not a matrix or leaves 0 .. 32768, or an integer leaves the contract's range.
     """
     check_tensor("keep_mask", "threshold", threshold)
+    check_values("keep_mask", threshold=threshold)
     if threshold.dtype not in (torch.uint16, torch.int32, torch.int64):
         raise TypeError(f"keep_mask: threshold must be uint16, got {threshold.dtype}")
     if threshold.dim() != 2:

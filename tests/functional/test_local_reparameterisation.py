@@ -148,7 +148,7 @@ def test_autocast_computes_in_its_dtype(generator):
         ({"rho": torch.ones(7, 36)}, ValueError, r"rho \(7, 36\) and weight \(7, 37\) differ"),
         ({"x": torch.ones(5, 36)}, ValueError, r"x \(5, 36\) and weight \(7, 37\) do not fit"),
         ({"weight": torch.ones(7, 37).double()}, TypeError, "x is torch.float32 and weight torch.float64"),
-        ({"draw": torch.arange(3)}, ValueError, "one draw, or samples from it on, got 3 draws"),
+        ({"draw": torch.arange(3)}, ValueError, "one draw.*got 3"),
         ({"row_offset": 2**32}, ValueError, "row_offset 4294967296"),
         ({"logits": torch.ones(7, 37, dtype=torch.int64)}, TypeError, "logits must be floating"),
     ],

@@ -291,7 +291,7 @@ ONES = {"x": torch.ones(5, 4, 7, 6), "weight": torch.ones(6, 2, 3, 3), "logits":
         ({"padding": "same", "stride": 2}, ValueError, "padding 'same' needs stride 1, got 2"),
         ({"seed": -1}, ValueError, "seed must lie"),
         ({"draw": torch.arange(4)}, ValueError, r"x \(5, 4, 7, 6\) has no leading dimension of 4"),
-        ({"draw": torch.arange(0)}, ValueError, "no leading dimension of 0"),
+        ({"draw": torch.arange(0)}, ValueError, r"draw.*shape \(0,\)"),
         ({"samples": 0}, ValueError, "samples must be at least 1"),
         ({"estimator": "reinforce"}, ValueError, "masked_conv2d: unknown estimator 'reinforce'"),
         ({"temperature": 0.0}, ValueError, "temperature must be a positive number, got 0.0"),
