@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stochprune import functional
 from stochprune.nn.layer import masked_layers
+from stochprune.nn.mask_source import MaskSource, given_weights
 
 
 def antithetic_gradients(
@@ -32,29 +33,30 @@ def antithetic_gradients(
         Gradients by weight name, like the logits; of layers that share a mask the first is named.
 
     Raises:
-        ValueError: no masked layer, layers with different seeds, one whose weights are not kept independently (n:m), a
-            loss that is not a finite scalar, or an unknown estimator.
+        ValueError: no masked layer, layers with different seeds, one whose weights are not kept independently (n:m) or
+            are random themselves, a loss that is not a finite scalar, or an unknown estimator.
     """
     layers = masked_layers(model)
     if not layers:
         raise ValueError("antithetic_gradients: the model has no masked layer")
     first = {id(layer.mask_logits): name for name, layer in reversed(layers.items())}
-    fixed = [name for name, layer in layers.items() if layer.own_sparsity]
-    if fixed:
-        raise ValueError(f"antithetic_gradients: the masks of {fixed[0]} are not independent")
+    for name, layer in layers.items():
+        if not layer.independent:
+            raise ValueError(
+                f"antithetic_gradients: {name} ({type(layer).__name__}) draws more than one independent mask for each "
+                f"logit; exclude such layers, or train them by their estimators"
+            )
     seeds = {int(layer.mask_seed) % (1 << 64) for layer in layers.values()}
     if len(seeds) > 1:
         raise ValueError(f"antithetic_gradients: the layers have {len(seeds)} different seeds")
 
     def of(masks: dict[str, Tensor]) -> Tensor:
-        try:
-            for layer in layers.values():
-                mask = layer.of_weight(masks[first[id(layer.mask_logits)]])
-                layer.given_weight = layer.weight * mask.to(layer.weight.dtype)
+        given: dict[MaskSource, Tensor] = {}
+        for layer in layers.values():
+            mask = layer.of_weight(masks[first[id(layer.mask_logits)]])
+            given[layer] = layer.weight * mask.to(layer.weight.dtype)
+        with given_weights(given):
             return loss(model)
-        finally:
-            for layer in layers.values():
-                layer.given_weight = None
 
     names = sorted(first.values(), key=[*layers].index)
     return functional.antithetic_gradient(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stochprune import functional, rng
 from stochprune.functional._checks import check_estimator
+from stochprune.nn.mask_source import MaskSource
 from stochprune.seeding import generator
 
 Layer = TypeVar("Layer", bound="MaskedLayer")
@@ -28,11 +29,8 @@ HOOKS = (
     "_backward_pre_hooks",
 )
 
-# What a layer holds for the moment, and no copy of it.
-MOMENTARY = ("given_weight", "draws_a_forward", "_last_draw", "_checkpointed", "_repeated_in")
 
-
-class MaskedLayer(nn.Module):
+class MaskedLayer(MaskSource):
     """Base of the masked layers: a ``weight`` with one keep logit for each entry.
 
     In the state_dict: ``weight`` and ``bias`` as in the dense layer, ``mask_logits``, and the counters ``mask_seed``
@@ -48,30 +46,25 @@ class MaskedLayer(nn.Module):
         stream: 0 .. 2^31 - 1, of the layer. Layers of one model need different streams; :func:`stochprune.convert`
             takes them from the parameters' names.
 
+    A layer type implements :meth:`_dense_forward` and :meth:`_masked_forward`. :meth:`forward`, which is final, chooses
+    between them, so that every layer obeys ``one_launch``, ``many_draws`` and :func:`antithetic_gradients`.
+
     Attributes:
-        sample: None (the default) samples masks in training mode and thresholds in evaluation mode; True always
-            samples; False always thresholds.
-        estimator, temperature: may be changed at any time.
-        stream: the layer's address in the mask contract.
+        sample, estimator, temperature, stream: see :class:`stochprune.nn.mask_source.MaskSource`.
         dense_type: the dense layer.
         settings: its constructor's arguments, attributes of both layers.
         own_sparsity: whether the layer keeps as many weights as it does, whatever its logits.
+        independent: whether its only randomness is one independent decision for each logit, to keep or to prune.
     """
 
     dense_type: ClassVar[type[nn.Module]]
     settings: ClassVar[tuple[str, ...]]
     own_sparsity: ClassVar[bool] = False
+    independent: ClassVar[bool] = True
 
     weight: Tensor
     bias: Tensor | None
     mask_logits: Tensor
-    mask_seed: Tensor
-    mask_draw: Tensor
-    given_weight: Tensor | None = None  # already under its mask, see one_launch
-    draws_a_forward: int = 1  # see many_draws
-    _last_draw: Tensor | None = None
-    _checkpointed: int = 0
-    _repeated_in: int = -1  # autograd's number of the backward that repeated a forward
 
     def __init__(
         self,
@@ -161,73 +154,29 @@ class MaskedLayer(nn.Module):
             if name != "bias":
                 setattr(self, name, getattr(dense, name))
         _move_hooks(dense, self)
-        self.estimator, self.temperature = estimator, temperature
-        self.stream = rng.stream("weight") if stream is None else stream
-        self.sample: bool | None = None
-        rng.check_address(seed=seed, stream=self.stream)
-        self.register_buffer("mask_seed", torch.tensor([rng.as_int64(seed)], device=weight.device))
-        self.register_buffer("mask_draw", torch.zeros(1, dtype=torch.int64, device=weight.device))
+        stream = rng.stream("weight") if stream is None else stream
+        self._start_source(seed=seed, stream=stream, estimator=estimator, temperature=temperature, device=weight.device)
 
-    def address(self) -> dict[str, Any]:
-        """What the ops of :mod:`stochprune.functional` take for this forward; advances the draw counter."""
-        return {
-            "seed": self.mask_seed,
-            "draw": self.next_draw().squeeze(0),
-            "stream": self.stream,
-            "estimator": self.estimator,
-            "temperature": self.temperature,
-        }
-
-    @property
-    def samples_now(self) -> bool:
-        """Whether the next forward draws a mask."""
-        return self.training if self.sample is None else self.sample
-
-    def next_draw(self) -> Tensor:
-        """The draw of this forward, int64 [1], or its draws [D] inside ``many_draws``; advances the counter.
-
-        A forward inside a backward pass is activation checkpointing at work: it repeats the latest draw and advances
-        nothing.
-
-        Raises:
-            RuntimeError: the counter ran out, or several checkpointed forwards await their backward, so that none of
-                them can be told from the others.
-        """
-        if torch.compiler.is_compiling():
-            # No clone and addition in place: inductor makes these one buffer, and backward draws the next mask.
-            following = self.mask_draw + self.draws_a_forward
-            self.mask_draw.copy_(following)
-            return self._draws(following - self.draws_a_forward)
-        # Non-reentrant checkpointing takes hold of a forward by hooks on the tensors it saves; the reentrant kind does
-        # not, and shows only where one backward repeats several forwards.
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        hooked = hooks is not None and not getattr(hooks[0], "of_one_launch", False)
-        backward = torch._C._current_graph_task_id()
-        if backward != -1 and self._last_draw is not None:
-            if self._checkpointed > 1 or (not hooked and backward == self._repeated_in):
-                raise RuntimeError(
-                    "activation checkpointing: this masked layer ran several times before one backward; run each "
-                    "forward's backward first, or give draws to stochprune.functional"
-                )
-            self._checkpointed, self._repeated_in = 0, backward
-            return self._last_draw
-        if self.mask_draw.device.type == "cpu" and int(self.mask_draw) + self.draws_a_forward > rng.DRAW_LIMIT:
-            raise RuntimeError("the draw counter ran past 2^32 - 1: give the layer another seed")
-        self._last_draw = self._draws(self.mask_draw.clone())
-        self.mask_draw += self.draws_a_forward
-        self._checkpointed += hooked
-        return self._last_draw
-
-    def _draws(self, first: Tensor) -> Tensor:
-        if self.draws_a_forward == 1:
-            return first
-        return first + torch.arange(self.draws_a_forward, device=first.device)
-
-    def plain_weight(self) -> Tensor | None:
-        """The weight for torch's own product, from ``one_launch`` or of the evaluation mode; None to draw a mask."""
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the dense layer on x under a mask: drawn, the evaluation mode's, or that of a weight which is given."""
         if self.given_weight is not None:
-            return self.given_weight
-        return None if self.samples_now else self.thresholded_weight()
+            return self._dense_forward(x, self.given_weight, *args, **kwargs)
+        if self.samples_now:
+            return self._masked_forward(x, *args, **kwargs, **self.address())
+        return self._thresholded_forward(x, *args, **kwargs)
+
+    def _dense_forward(self, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run torch's own operator with this weight, which is masked already."""
+        raise NotImplementedError(type(self).__name__)
+
+    def _masked_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the op under the mask of an address, which is among ``kwargs``: what :meth:`address` returns."""
+        raise NotImplementedError(type(self).__name__)
+
+    def _thresholded_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the layer under :meth:`gate`."""
+        return self._dense_forward(x, self.thresholded_weight(), *args, **kwargs)
 
     def of_weight(self, mask: Tensor) -> Tensor:
         """A mask of the logits' shape in the weight's shape; they differ where weights share a mask."""
@@ -269,9 +218,6 @@ class MaskedLayer(nn.Module):
         logits = self.mask_logits.detach()
         keep = "?" if logits.is_meta or not logits.numel() else f"{torch.sigmoid(logits.float()).mean().item():.4g}"
         return f"{self.dense_type.extra_repr(self)}, keep={keep}, estimator={self.estimator}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in MOMENTARY}
 
 
 def logits_of(keep: float | Tensor, weight: Tensor) -> Tensor:

@@ -35,13 +35,17 @@ class _MaskedConvolution(MaskedLayer):
     padding_mode: str
     output_padding: tuple[int, ...] = ()
 
-    def _convolve(self, x: Tensor, **options: Any) -> Tensor:
-        options = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups, **options}
-        plain, masked = self.operator
-        weight = self.plain_weight()
-        if weight is not None:
-            return plain(x, weight, self.bias, **options)
-        return masked(x, self.weight, self.mask_logits, self.bias, **self.address(), **options)
+    def _dense_forward(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        x, geometry = self._placed(x, output_size)
+        return self.operator[0](x, weight, self.bias, **geometry)
+
+    def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
+        x, geometry = self._placed(x, output_size)
+        return self.operator[1](x, self.weight, self.mask_logits, self.bias, **at, **geometry)
+
+    def _placed(self, x: Tensor, output_size: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """x, padded where torch's operator does not pad it, and the arguments that follow the bias."""
+        raise NotImplementedError(type(self).__name__)
 
 
 class _MaskedConv(_MaskedConvolution):
@@ -55,12 +59,15 @@ class _MaskedConv(_MaskedConvolution):
         as in torch's layer.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _placed(self, x: Tensor, output_size: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        if output_size is not None:
+            raise TypeError(f"{type(self).__name__}: output_size is of transposed convolutions, got {output_size}")
+        geometry = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
         if self.padding_mode == "zeros":
-            return self._convolve(x, padding=self.padding)
+            return x, geometry
         inner = len(self.kernel_size) + 1
         padded = F.pad(x.reshape(-1, *x.shape[-inner:]), self._sides(), mode=self.padding_mode)
-        return self._convolve(padded.reshape(*x.shape[:-inner], *padded.shape[1:]), padding=0)
+        return padded.reshape(*x.shape[:-inner], *padded.shape[1:]), {**geometry, "padding": 0}
 
     def _sides(self) -> list[int]:
         """How far to pad before and after, from the last dimension to the first."""
@@ -89,19 +96,28 @@ class _MaskedConvTranspose(_MaskedConvolution):
 
     settings = (*_MaskedConvolution.settings, "output_padding")
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def _placed(self, x: Tensor, output_size: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        return x, {
+            "stride": self.stride,
+            "padding": self.padding,
+            "output_padding": self.output_padding if output_size is None else self._padding_for(x, output_size),
+            "groups": self.groups,
+            "dilation": self.dilation,
+        }
+
+    def _padding_for(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
+        """The output padding for this output size; x [D, M, C, *S], inside ``many_draws``, counts as [M, C, *S]."""
         dimensions = len(self.kernel_size)
-        output_padding = nn.modules.conv._ConvTransposeNd._output_padding(
+        return nn.modules.conv._ConvTransposeNd._output_padding(
             self,  # type: ignore[arg-type]  # which needs no more than the attributes that both have
-            x,
-            None if output_size is None else list(output_size),
+            x.flatten(0, -dimensions - 2) if x.dim() > dimensions + 2 else x,
+            list(output_size),
             self.stride,  # type: ignore[arg-type]
             self.padding,  # type: ignore[arg-type]
             self.kernel_size,  # type: ignore[arg-type]
             dimensions,
             self.dilation,  # type: ignore[arg-type]
         )
-        return self._convolve(x, padding=self.padding, output_padding=output_padding)
 
 
 class MaskedConv1d(_MaskedConv):

@@ -32,13 +32,16 @@ class MaskedEmbedding(MaskedLayer):
     # What else torch's representation shows: options that cannot be masked.
     max_norm, norm_type, scale_grad_by_freq, sparse = None, 2.0, False, False
 
-    def forward(self, indices: Tensor) -> Tensor:
-        if not self.samples_now:
-            weight = F.embedding(indices, self.weight, self.padding_idx)
-            return weight * self._gate_of(F.embedding(indices, self.mask_logits.detach())).to(weight.dtype)
-        return functional.masked_embedding(
-            indices, self.weight, self.mask_logits, padding_idx=self.padding_idx, **self.address()
-        )
+    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(x, weight, self.padding_idx)
+
+    def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
+        return functional.masked_embedding(x, self.weight, self.mask_logits, padding_idx=self.padding_idx, **at)
+
+    def _thresholded_forward(self, x: Tensor) -> Tensor:
+        """Look the rows up first: a table may have many more than a batch asks for."""
+        weight, logits = self._dense_forward(x, self.weight), F.embedding(x, self.mask_logits.detach())
+        return weight * self._gate_of(logits).to(weight.dtype)
 
     @classmethod
     def from_embedding(cls: type[Layer], embedding: nn.Embedding, keep: float | Tensor = 0.95, **options: Any) -> Layer:

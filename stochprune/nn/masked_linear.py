@@ -38,14 +38,14 @@ class MaskedLinear(MaskedLayer):
         super()._adopt(*args, **options)
         self.register_buffer("prior_logits", None, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.plain_weight()
-        if weight is not None:
-            return F.linear(x, weight, self.bias)
+    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
+
+    def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
         weights = (self.weight, self.mask_logits)
         if self.prior_logits is None or not (torch.is_grad_enabled() and self.mask_logits.requires_grad):
-            return functional.masked_linear(x, *weights, self.bias, **self.address())
-        y, kl = functional.masked_linear_kl(x, *weights, self.prior_logits, self.bias, **self.address())
+            return functional.masked_linear(x, *weights, self.bias, **at)
+        y, kl = functional.masked_linear_kl(x, *weights, self.prior_logits, self.bias, **at)
         self._formed = (kl, self.mask_logits._version)
         return y
 

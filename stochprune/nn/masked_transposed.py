@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import functional
@@ -28,11 +29,11 @@ class MaskedTransposedLinear(MaskedLayer):
         self.dense_type = type(dense)  # type: ignore[misc]  # this package does not import it
         super()._adopt(dense, *args, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.samples_now:
-            y = x @ self.thresholded_weight()
-            return y if self.bias is None else y + self.bias
-        return functional.masked_linear(x, self.weight.mT, self.mask_logits.mT, self.bias, **self.address())
+    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight.mT, self.bias)
+
+    def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
+        return functional.masked_linear(x, self.weight.mT, self.mask_logits.mT, self.bias, **at)
 
     def extra_repr(self) -> str:
         return f"nf={self.nf}, nx={self.nx}{super().extra_repr()}"

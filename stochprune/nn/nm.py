@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import functional, masks, patterns
@@ -27,6 +26,7 @@ class NMMaskedLinear(MaskedLinear):
     """
 
     own_sparsity = True
+    independent = False
     pattern: str
 
     def __init__(
@@ -50,13 +50,10 @@ class NMMaskedLinear(MaskedLinear):
     def divergence(self, prior_logits: Tensor | float) -> Tensor:
         return functional.nm_kl(self.mask_logits, prior_logits, self.pattern)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.estimator != "straight_through":
-            raise ValueError(f"NMMaskedLinear: n:m masks know the estimator straight_through, not {self.estimator}")
-        weight = self.plain_weight()
-        if weight is not None:
-            return F.linear(x, weight, self.bias)
-        at = {name: value for name, value in self.address().items() if name in ("seed", "draw", "stream")}
+    def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
+        estimator, _ = at.pop("estimator"), at.pop("temperature")
+        if estimator != "straight_through":
+            raise ValueError(f"NMMaskedLinear: n:m masks know the estimator straight_through, not {estimator!r}")
         return functional.masked_linear_nm(x, self.weight, self.mask_logits, self.bias, pattern=self.pattern, **at)
 
     def extra_repr(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stochprune.functional import masked_weights
 from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.mask_source import MaskSource, given_weights
 from stochprune.nn.masked_conv import (
     MaskedConv1d,
     MaskedConv2d,
@@ -47,12 +48,15 @@ class _Shared:
         device = layers[0].weight.device.type
         if torch.is_autocast_enabled(device) and layers[0].weight.dtype != torch.float64:
             self.options["dtype"] = torch.get_autocast_dtype(device)
-        given = self.form()
-        for layer, weight in zip(layers, given, strict=True):
-            layer.given_weight = weight
-        self.index = {weight.data_ptr(): i for i, weight in enumerate(given)}
+        self.index: dict[int, int] = {}  # by a masked weight's memory, the number of its layer
         self.again: list[Tensor] = []
         self.saved = self.left = 0  # how often autograd saved one of them, and how often it will still ask
+
+    def start(self) -> dict[MaskSource, Tensor]:
+        """The masked weight of each layer, known again by its memory."""
+        given = self.form()
+        self.index = {weight.data_ptr(): i for i, weight in enumerate(given)}
+        return dict(zip(self.layers, given, strict=True))
 
     def form(self) -> list[Tensor]:
         """The masked weights of the layers."""
@@ -95,12 +99,16 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
     groups: dict[tuple[Any, ...], list[MaskedLayer]] = {}
     for layer in masked_layers(model).values():
         if layer.given_weight is not None:
-            raise ValueError("one_launch: the masks of these layers are drawn already, by another one_launch around it")
+            raise ValueError(
+                "one_launch: the masks of these layers are given already, by another one_launch or by "
+                "antithetic_gradients around it; enter it once"
+            )
         if type(layer) in _KINDS and layer.samples_now and layer.draws_a_forward == 1:
             dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
             key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)
             groups.setdefault(key, []).append(layer)
     shared = [_Shared(layers) for layers in groups.values()]
+    given = {layer: weight for group in shared for layer, weight in group.start().items()}
     places = {address: (group, i) for group in shared for address, i in group.index.items()}
 
     def pack(tensor: Tensor) -> Any:
@@ -119,10 +127,5 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
         return weight.as_strided(shape, stride, weight.storage_offset())
 
     pack.of_one_launch = True  # type: ignore[attr-defined]  # layers tell checkpointing by its hooks
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            yield model
-    finally:
-        for group in shared:
-            for layer in group.layers:
-                layer.given_weight = None
+    with given_weights(given), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield model

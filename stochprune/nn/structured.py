@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import functional
 from stochprune.functional.structured import block_of, expand_blocks
 from stochprune.nn.layer import MaskedLayer, logits_of
-from stochprune.nn.masked_conv import MaskedConv1d, MaskedConv2d, MaskedConv3d
+from stochprune.nn.masked_conv import MaskedConv1d, MaskedConv2d, MaskedConv3d, _MaskedConv
 from stochprune.nn.masked_linear import MaskedLinear
 
 
@@ -68,11 +68,8 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
             keep = keep.double().view(len(grid), rows, grid.shape[1], columns).mean((1, 3))
         return logits_of(keep, grid)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.plain_weight()
-        if weight is not None:
-            return F.linear(x, weight, self.bias)
-        return functional.masked_linear_blocks(x, self.weight, self.mask_logits, self.bias, **self.address())
+    def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
+        return functional.masked_linear_blocks(x, self.weight, self.mask_logits, self.bias, **at)
 
     def of_weight(self, mask: Tensor) -> Tensor:
         block = block_of(type(self).__name__, tuple(self.weight.shape), tuple(mask.shape))
@@ -82,7 +79,7 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
         return f"{super().extra_repr()}, structure={self.structure}"
 
 
-class _FilterMasked(_Structured):
+class _FilterMasked(_Structured, _MaskedConv):
     """A convolution whose filters are kept or pruned whole: ``y = z * conv(x, weight) + bias``, z one for each output.
 
     ``mask_logits`` is [out_channels, 1]. No weight is multiplied, but the outputs are. Budgets, divergences and
@@ -98,16 +95,13 @@ class _FilterMasked(_Structured):
             keep = keep.double().flatten(1).mean(1, keepdim=True)
         return logits_of(keep, weight.new_empty(len(weight), 1))
 
-    def _convolve(self, x: Tensor, **options: Any) -> Tensor:
-        if self.plain_weight() is not None:
-            return super()._convolve(x, **options)  # type: ignore[misc]
-        options = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups, **options}
-        plain: Any = self.operator[0]  # type: ignore[index]  # torch's, of the convolution it is mixed into
+    def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
+        x, geometry = self._placed(x, output_size)
         inner = self.weight.dim() - 1
-        y = plain(x.reshape(-1, *x.shape[-inner:]), self.weight, None, **options)
+        y = self.operator[0](x.reshape(-1, *x.shape[-inner:]), self.weight, None, **geometry)
         y = y.reshape(*x.shape[:-inner], *y.shape[1:])
         ones = [1] * (inner - 1)
-        z = functional.mask(self.mask_logits, **self.address()).squeeze(-1).to(y.dtype)  # [N], or [D, N] of D draws
+        z = functional.mask(self.mask_logits, **at).squeeze(-1).to(y.dtype)  # [N], or [D, N] of D draws
         y = y * (z if z.dim() == 1 else z.unsqueeze(1)).unflatten(-1, (-1, *ones))
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 

@@ -20,6 +20,7 @@ from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_conv import _MaskedConv
 from stochprune.pac_bayes.random_layers import RANDOM, RandomLayer, convolved
 
+_HOOK = "_masked_forward"  # what a layer that draws calls
 LOCAL = "local_reparameterisation"
 """Its name among the estimators of :class:`stochprune.pac_bayes.SelfBoundConfig`."""
 
@@ -37,25 +38,19 @@ def draw_pre_activations(layers: Mapping[str, MaskedLayer]) -> None:
                 f"{name} is a {type(layer).__name__}"
             )
     for layer in layers.values():
-        setattr(layer, _product_of(layer), functools.partial(_forward, layer))
+        setattr(layer, _HOOK, functools.partial(_forward, layer))
 
 
 def draw_weights(layers: Mapping[str, MaskedLayer]) -> None:
     """From now on a forward draws a network again."""
     for layer in layers.values():
-        vars(layer).pop(_product_of(layer), None)
+        vars(layer).pop(_HOOK, None)
 
 
-def _product_of(layer: MaskedLayer) -> str:
-    """The method that multiplies; a convolution's forward pads before it."""
-    return "_convolve" if isinstance(layer, _MaskedConv) else "forward"
-
-
-def _forward(layer: MaskedLayer, x: Tensor, **options: Any) -> Tensor:
+def _forward(layer: MaskedLayer, x: Tensor, *, estimator: str, temperature: float, **at: Any) -> Tensor:
     logits, rho = (layer.slab_logits, layer.rho) if isinstance(layer, RandomLayer) else (layer.mask_logits, None)
     weights = (layer.weight, logits, rho, layer.bias)
-    at = {name: value for name, value in layer.address().items() if name in ("seed", "draw", "stream")}
     if isinstance(layer, MaskedLinear):
         return functional.local_reparameterised_linear(x, *weights, **at)
     assert isinstance(layer, _MaskedConv)
-    return convolved(layer, functional.local_reparameterised_conv, x, *weights, **at, **options)
+    return convolved(layer, functional.local_reparameterised_conv, x, *weights, **at)

@@ -21,8 +21,14 @@ class RandomLayer(MaskedLayer):
     With ``slab`` the masks stay. Without, the mean is that of the masked weight, q * weight, and there is no mask.
     """
 
+    independent = False
     rho: Tensor
     slab: bool
+
+    @property
+    def samples_now(self) -> bool:
+        """True in either mode: normal noise has no threshold."""
+        return True
 
     @classmethod
     def of(cls, layer: MaskedLayer, sigma: float, slab: bool) -> RandomLayer:
@@ -57,17 +63,17 @@ class RandomLayer(MaskedLayer):
 class RandomLinear(RandomLayer, MaskedLinear):
     """The linear layer, x [..., in_features] or with D draws [D, ..., in_features]."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
         weights = (self.weight, self.rho, self.slab_logits, self.bias)
-        return functional.spike_and_slab_linear(x, *weights, **self.address())
+        return functional.spike_and_slab_linear(x, *weights, **at)
 
 
 class _RandomConv(RandomLayer, _MaskedConv):
     """The convolutions, x [M, in_channels, *S] or with D draws [D, M, in_channels, *S]; all padding of MaskedConv."""
 
-    def _convolve(self, x: Tensor, **options: Any) -> Tensor:
+    def _masked_forward(self, x: Tensor, output_size: Any = None, **at: Any) -> Tensor:
         weights = (self.weight, self.rho, self.slab_logits, self.bias)
-        return convolved(self, functional.spike_and_slab_conv, x, *weights, **self.address(), **options)
+        return convolved(self, functional.spike_and_slab_conv, x, *weights, **at)
 
 
 class RandomConv1d(_RandomConv, MaskedConv1d):
@@ -90,11 +96,9 @@ RANDOM: dict[type[MaskedLayer], type[RandomLayer]] = {  # and no subclass, whose
 }
 
 
-def convolved(
-    layer: _MaskedConv, op: Callable[..., Tensor], x: Tensor, *weights: Tensor | None, padding: Any, **at: Any
-) -> Tensor:
+def convolved(layer: _MaskedConv, op: Callable[..., Tensor], x: Tensor, *weights: Tensor | None, **at: Any) -> Tensor:
     """``op`` with the geometry of ``layer``; padding by name, which the ops of random weights do not know, is done."""
-    if isinstance(padding, str):
-        x, padding = F.pad(x, layer._sides()), 0
-    geometry = {"stride": layer.stride, "padding": padding, "dilation": layer.dilation, "groups": layer.groups}
+    x, geometry = layer._placed(x)
+    if isinstance(geometry["padding"], str):
+        x, geometry["padding"] = F.pad(x, layer._sides()), 0
     return op(x, *weights, **at, **geometry)

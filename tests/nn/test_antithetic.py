@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import stochprune as sp
-from stochprune import functional
-from stochprune.nn import antithetic_gradients, masked_layers
+from stochprune import functional, rng
+from stochprune.nn import GatedBranch, antithetic_gradients, masked_layers
+from tests.nn.zoo import ZOO, make
 
 
 def network(pattern=None):
@@ -67,7 +71,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="the model has no masked layer"):
         antithetic_gradients(nn.Identity(), lambda m: torch.zeros(()), draw=0)
     nm = sp.convert(nn.utils.skip_init(nn.Linear, 8, 4), pattern="2:4")
-    with pytest.raises(ValueError, match="the masks of weight are not independent"):
+    with pytest.raises(ValueError, match=r"weight \(NMMaskedLinear\).* independent"):
         antithetic_gradients(nm, lambda m: torch.zeros(()), draw=0)
     model = network()
     model[0].mask_seed.fill_(1)
@@ -76,3 +80,90 @@ def test_bad_input():
     with pytest.raises(ValueError, match="finite scalar"):
         antithetic_gradients(network(), lambda m: m(torch.ones(1, 8)), draw=0)
     assert network()[0].given_weight is None
+
+
+# Drawn independently, each logit's decision apart; the others are refused.
+COUNTED = [name for name in ZOO if not name.startswith(("n:m", "random", "spike"))]
+DRAWS = 120
+
+
+def the_layer(module):
+    ((name, layer),) = masked_layers(module).items()
+    return name, layer
+
+
+def exact_gradient(module, layer, loss):
+    """q (1 - q) (E[loss | kept] - E[loss | pruned]) of each logit, by counting all masks, through plain layers."""
+    count = layer.mask_logits.numel()
+    assert count <= 4
+    q = rng.threshold_from_logits(layer.mask_logits.detach()).flatten().double() / rng.LEVELS
+    means = torch.zeros(2, count, dtype=torch.float64)
+    for bits in itertools.product((0.0, 1.0), repeat=count):
+        kept = torch.tensor(bits, dtype=torch.float64)
+        mask = layer.of_weight(kept.bool().view(layer.mask_logits.shape))
+        if isinstance(module, GatedBranch):
+            plain = copy.deepcopy(module.branch)
+            run = lambda x, plain=plain, z=kept: z.float() * plain(x)  # noqa: E731
+        else:
+            run = layer.to_dense(mask)
+        probabilities = torch.where(kept.bool(), q, 1 - q)
+        value = float(loss(run))
+        for i in range(count):
+            others = probabilities.prod() / probabilities[i]
+            means[int(bits[i]), i] += others * value
+    return (q * (1 - q) * (means[1] - means[0])).view(layer.mask_logits.shape)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", COUNTED)
+def test_the_mean_over_draws_is_the_exact_gradient(name, mode):
+    module, x = make(name)
+    module.train(mode == "train")
+    key, layer = the_layer(module)
+    with torch.no_grad():
+        target = torch.ones_like(module(x))
+    layer.mask_draw.fill_(7)
+
+    def loss(m):
+        return (m(x) - target).square().mean()
+
+    with torch.no_grad():
+        exact = exact_gradient(module, layer, loss)
+        found = torch.stack([antithetic_gradients(module, loss, draw=draw)[key].double() for draw in range(DRAWS)])
+    assert int(layer.mask_draw) == 7 and layer.given_weight is None
+    error = (found.mean(0) - exact).abs()
+    assert bool((error <= 5 * found.std(0) / DRAWS**0.5 + 1e-6).all()), (found.mean(0), exact)
+    assert float(exact.abs().max()) > 1e-3  # there is something to be found
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_loss_that_raises_leaves_the_layers_as_they_were(name):
+    module, x = make(name)
+    _, layer = the_layer(module)
+
+    def loss(m):
+        m(x)
+        raise KeyError("the loss")
+
+    with pytest.raises(KeyError, match="the loss"):
+        antithetic_gradients(module, loss, draw=0)
+    assert layer.given_weight is None and int(layer.mask_draw) == 0
+    assert not torch.equal(module(x), module(x)) or int(layer.mask_draw) == 2  # and it draws again
+
+
+@pytest.mark.parametrize("name", sorted(set(ZOO) - set(COUNTED)))
+def test_layers_of_other_randomness_are_refused_by_name(name):
+    module, x = make(name)
+    _, layer = the_layer(module)
+    with pytest.raises(ValueError, match=type(layer).__name__):
+        antithetic_gradients(module, lambda m: m(x).sum(), draw=0)
+    assert int(layer.mask_draw) == 0
+
+
+def test_inside_one_launch_its_masks_come_back():
+    model, x = network(), torch.ones(2, 8)
+    with sp.nn.one_launch(model):
+        before = model(x)
+        antithetic_gradients(model, lambda m: m(x).square().mean(), draw=3)
+        assert torch.equal(model(x), before)
+    assert [int(layer.mask_draw) for layer in masked_layers(model).values()] == [1, 1]
