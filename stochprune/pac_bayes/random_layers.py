@@ -98,6 +98,8 @@ RANDOM: dict[type[MaskedLayer], type[RandomLayer]] = {  # and no subclass, whose
 
 def convolved(layer: _MaskedConv, op: Callable[..., Tensor], x: Tensor, *weights: Tensor | None, **at: Any) -> Tensor:
     """``op`` with the geometry of ``layer``; padding by name, which the ops of random weights do not know, is done."""
+    if x.dim() < layer.weight.dim():  # one example without a batch, [C, *S]
+        return convolved(layer, op, x.unsqueeze(0), *weights, **at).squeeze(0)
     x, geometry = layer._placed(x)
     if isinstance(geometry["padding"], str):
         x, geometry["padding"] = F.pad(x, layer._sides()), 0

@@ -69,10 +69,12 @@ def compare(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
 def test_in_place_is_as_out_of_place(name, context, training):
     model, x = make(name)
     model.train(training)
+    seen = []
     for in_place, out_of_place in AFTER.values():
         found = gradients(model, x, context, in_place)
         compare(found, gradients(model, x, context, out_of_place))
-        assert not training or any(value is not None and value.any() for value in found[2:])
+        seen += [value.any() for value in found[2:] if value is not None]
+    assert any(seen)
 
 
 @pytest.mark.parametrize("context", ["plain", "one_launch"])
