@@ -2,81 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+SCOPES = ("global", "layer", "row")
+
 
 def from_scores(
-    scores: Mapping[str, Tensor], sparsity: float, scope: str = "global", *, allow_empty: bool = False
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    scope: str = "global",
+    *,
+    ties: Mapping[str, Tensor] | None = None,
+    allow_empty: bool = False,
 ) -> dict[str, Tensor]:
     """Keep the weights of highest score.
 
-    Of N weights exactly ``N - round(sparsity * N)`` are kept. Of equal scores, the one whose name sorts first is kept,
-    and within a tensor the one of the lower row-major position; so a mask is a subset of every less sparse one.
+    Of N weights exactly ``N - round(sparsity * N)`` are kept. Of equal scores the one of the larger ``ties`` is kept.
+    What is equal then too is cut evenly: of the tensors that hold such weights each keeps the same fraction of them, up
+    to one weight, and within a tensor, or a row, those of the lower row-major position. So a mask is a subset of every
+    less sparse one.
 
     Args:
         scores: floating tensors by weight name; higher means keep.
         sparsity: fraction of weights pruned, in [0, 1).
         scope: ``"global"`` ranks all weights together, N being their number; ``"layer"`` each tensor's apart; ``"row"``
             each output's, an entry of the tensor's first dimension.
+        ties: floating tensors of the same names and shapes, such as the weights' magnitudes.
         allow_empty: do not object to a tensor of which nothing is kept.
 
     Returns:
         bool masks by weight name, each on its score's device.
 
     Raises:
-        TypeError: a score that is not floating.
-        ValueError: no scores, NaN scores, a sparsity outside [0, 1), an unknown scope, or a tensor left empty.
+        TypeError: a score that is not a floating tensor, a sparsity that is not a number.
+        ValueError: no scores, NaN scores, a sparsity outside [0, 1), an unknown scope, ties of other weights, or a
+            tensor left empty.
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-    if scope not in ("global", "layer", "row"):
-        raise ValueError(f"scope must be 'global', 'layer' or 'row', got {scope!r}")
-    _check(scores)
-    if scope == "row":
-        masks = {name: _keep_top_of_rows(score, sparsity) for name, score in scores.items()}
+    check_cut("from_scores", sparsity, scope)
+    _check("from_scores", "score", scores)
+    if ties is not None:
+        _check("from_scores", "tie", ties)
+        other = [name for name in {**scores, **ties} if name not in ties or name not in scores]
+        other += [name for name in scores if not other and ties[name].shape != scores[name].shape]
+        if other:
+            raise ValueError(f"from_scores: ties must be like the scores; they differ in {', '.join(map(str, other))}")
+    if scope == "global":
+        masks = _from_global_ranking(scores, sparsity, ties)
     elif scope == "layer":
-        masks = {name: _keep_top(score.flatten(), sparsity).view(score.shape) for name, score in scores.items()}
+        masks = {
+            name: _from_global_ranking({name: score}, sparsity, ties and {name: ties[name]})[name]
+            for name, score in scores.items()
+        }
     else:
-        masks = _from_global_ranking(scores, sparsity)
-    emptied = [name for name, mask in masks.items() if mask.numel() and not mask.any()]
-    if emptied and not allow_empty:
-        raise ValueError(
-            f"sparsity {sparsity} leaves no weight in {', '.join(emptied)}: choose a lower sparsity"
-            + (", or scope='layer'" if scope == "global" else "")
-            + " (allow_empty=True keeps such a mask)"
-        )
+        masks = {
+            name: _keep_top_of_rows(score, sparsity, None if ties is None else ties[name])
+            for name, score in scores.items()
+        }
+    empty = emptied(masks)
+    if empty and not allow_empty:
+        reason = why_empty("score", scores, empty, sparsity, scope)
+        raise ValueError(f"from_scores: {reason}; allow_empty=True keeps such a mask")
     return masks
 
 
-def _from_global_ranking(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+def check_cut(op: str, sparsity: float, scope: str) -> None:
+    """Refuse a sparsity that is not a number in [0, 1), and an unknown scope."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float | np.floating):
+        raise TypeError(f"{op}: sparsity must be a number in [0, 1), such as 0.9, got {sparsity!r}")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"{op}: sparsity must lie in [0, 1), got {sparsity}: it is the fraction of weights pruned")
+    if scope not in SCOPES:
+        raise ValueError(f"{op}: scope must be one of {', '.join(map(repr, SCOPES))}, got {scope!r}")
+
+
+def emptied(masks: Mapping[str, Tensor]) -> list[str]:
+    """The names of masks that keep nothing."""
+    return [name for name, mask in masks.items() if mask.numel() and not bool(mask.any())]
+
+
+def why_empty(what: str, scores: Mapping[str, Tensor], empty: Sequence[str], sparsity: float, scope: str) -> str:
+    """Say why a cut left these tensors without a weight, and the way out; ``what``: the scores' name to the user."""
+    names = ", ".join(empty)
+    if scope == "global":
+        best = max(float(scores[name].max()) for name in empty)
+        return (
+            f"sparsity {sparsity} of all weights together leaves no weight in {names}, whose highest {what}, "
+            f"{best:.4g}, does not reach the cut: scope='layer' cuts each tensor apart; or choose a lower sparsity"
+        )
+    count = min(scores[name].numel() if scope == "layer" else scores[name][:1].numel() for name in empty)
+    return (
+        f"sparsity {sparsity} leaves no weight in {names}: of the {count} weights of a {scope} it keeps "
+        f"{count - round(sparsity * count)}; choose a lower sparsity, or leave small layers out"
+    )
+
+
+def _from_global_ranking(
+    scores: Mapping[str, Tensor], sparsity: float, ties: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
     names = sorted(scores)
-    device = scores[names[0]].device
-    kept = _keep_top(torch.cat([scores[name].flatten().to(device) for name in names]), sparsity)
-    parts = dict(zip(names, kept.split([scores[name].numel() for name in names]), strict=True))
+    device, sizes = scores[names[0]].device, [scores[name].numel() for name in names]
+
+    def joined(tensors: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([tensors[name].flatten().to(device) for name in names])
+
+    kept = _keep_top(joined(scores), sparsity, sizes, None if ties is None else joined(ties))
+    parts = dict(zip(names, kept.split(sizes), strict=True))
     return {name: parts[name].view(score.shape).to(score.device) for name, score in scores.items()}
 
 
-def _keep_top(scores: Tensor, sparsity: float) -> Tensor:
-    """bool [n]: the n - round(sparsity * n) highest of [n] scores; of equal ones the first."""
+def _keep_top(scores: Tensor, sparsity: float, sizes: Sequence[int], second: Tensor | None) -> Tensor:
+    """bool [n]: the n - round(sparsity * n) highest of [n] scores of tensors of these sizes, one after another.
+
+    Of equal ones, those of the highest ``second`` [n]; of these, the same fraction of each tensor's.
+    """
     count = scores.numel() - round(sparsity * scores.numel())
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     cut = scores.kthvalue(scores.numel() - count + 1).values
     kept = scores > cut
-    ties = (scores == cut).nonzero().flatten()
-    kept[ties[: count - int(kept.sum())]] = True
+    tied, wanted = (scores == cut).nonzero().flatten(), count - int(kept.sum())
+    if second is not None and wanted < len(tied):
+        values = second[tied]
+        cut = values.kthvalue(len(tied) - wanted + 1).values
+        kept[tied[values > cut]] = True
+        tied, wanted = tied[values == cut], wanted - int((values > cut).sum())
+    kept[tied[_evenly(tied, sizes)[:wanted]]] = True
     return kept
 
 
-def _keep_top_of_rows(score: Tensor, sparsity: float) -> Tensor:
+def _evenly(positions: Tensor, sizes: Sequence[int]) -> Tensor:
+    """int64 [t]: an order of [t] positions, ascending, in which the tensors they lie in take turns in proportion."""
+    ends = torch.tensor(sizes, device=positions.device).cumsum(0)
+    tensor = torch.searchsorted(ends, positions, right=True)
+    number = tensor.bincount(minlength=len(sizes))
+    before = number.cumsum(0) - number
+    rank = torch.arange(len(positions), device=positions.device) - before[tensor]
+    return ((rank.double() + 0.5) / number[tensor]).argsort(stable=True)
+
+
+def _keep_top_of_rows(score: Tensor, sparsity: float, ties: Tensor | None) -> Tensor:
     """bool like ``score`` [rows, ...]: of each row's n entries the n - round(sparsity * n) highest."""
     if score.numel() == 0:
         return torch.zeros_like(score, dtype=torch.bool)
     rows = score.reshape(len(score), -1)
-    return _highest(rows, rows.shape[1] - round(sparsity * rows.shape[1])).view(score.shape)
+    second = None if ties is None else ties.reshape(rows.shape)
+    return _highest(rows, rows.shape[1] - round(sparsity * rows.shape[1]), second).view(score.shape)
 
 
 def n_of_m(scores: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
@@ -92,41 +166,60 @@ def n_of_m(scores: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
         TypeError: a score that is not floating.
         ValueError: no scores, NaN scores, n outside 1 .. m, or rows that m does not divide.
     """
-    if not 1 <= n <= m:
-        raise ValueError(f"n must lie in 1 .. m, got n {n} and m {m}")
-    _check(scores)
+    if any(isinstance(k, bool) or not isinstance(k, int) for k in (n, m)) or not 1 <= n <= m:
+        raise ValueError(f"n_of_m: n must be an integer in 1 .. m, such as 2 of 4, got n {n!r} and m {m!r}")
+    _check("n_of_m", "score", scores)
     masks = {}
     for name, score in scores.items():
         width = score.numel() // max(1, len(score))
         if width % m:
-            raise ValueError(f"{m} does not divide the {width} weights of a row of {name}")
+            raise ValueError(f"n_of_m: {m} does not divide the {width} weights of a row of {name}: leave it out")
         masks[name] = _highest(score.reshape(-1, m), n).view(score.shape)
     return masks
 
 
-def _highest(rows: Tensor, count: int) -> Tensor:
-    """bool [rows, n]: the ``count`` highest of each row, of equal ones the first."""
-    order = rows.argsort(dim=1, descending=True, stable=True)
+def _highest(rows: Tensor, count: int, second: Tensor | None = None) -> Tensor:
+    """bool [rows, n]: the ``count`` highest of each row, of equal ones those of the highest second, then the first."""
+    if second is None:
+        order = rows.argsort(dim=1, descending=True, stable=True)
+    else:
+        start = second.argsort(dim=1, descending=True, stable=True)
+        order = start.gather(1, rows.gather(1, start).argsort(dim=1, descending=True, stable=True))
     return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
 
-def _check(scores: Mapping[str, Tensor]) -> None:
-    if not any(score.numel() for score in scores.values()):
-        raise ValueError("there are no scores")
+def _check(op: str, what: str, scores: Mapping[str, Tensor]) -> None:
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"{op}: {what}s must be a dictionary of tensors by weight name, got {type(scores).__name__}")
     for name, score in scores.items():
-        if not score.is_floating_point():
-            raise TypeError(f"the score of {name} must be floating, got {score.dtype}")
+        if not isinstance(score, Tensor) or not score.is_floating_point():
+            got = score.dtype if isinstance(score, Tensor) else f"a {type(score).__name__}"
+            raise TypeError(f"{op}: the {what} of {name} must be floating, got {got}")
         if bool(score.isnan().any()):
-            raise ValueError(f"{int(score.isnan().sum())} of {score.numel()} scores of {name} are NaN")
+            raise ValueError(f"{op}: {int(score.isnan().sum())} of {score.numel()} {what}s of {name} are NaN")
+    if not any(score.numel() for score in scores.values()):
+        raise ValueError(f"{op}: there are no {what}s, got {list(scores)}")
 
 
 def sparsity(masks: Mapping[str, Tensor]) -> float:
     """The fraction of weights that the masks prune.
 
     Raises:
+        TypeError: what is not a dictionary of bool tensors.
         ValueError: there are no weights.
     """
+    check_masks("sparsity", masks)
     total = sum(mask.numel() for mask in masks.values())
     if not total:
-        raise ValueError("there are no masks")
+        raise ValueError(f"sparsity: there are no masks with weights, got {list(masks)}")
     return 1 - sum(int(mask.count_nonzero()) for mask in masks.values()) / total
+
+
+def check_masks(op: str, masks: Mapping[str, Tensor]) -> None:
+    """Refuse what is not a dictionary of bool tensors."""
+    if not isinstance(masks, Mapping):
+        raise TypeError(f"{op}: masks must be a dictionary of bool tensors by weight name, got {type(masks).__name__}")
+    for name, mask in masks.items():
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise TypeError(f"{op}: the mask of {name} must be a bool tensor, True where kept, got {got}")

@@ -1,8 +1,9 @@
 """Drop-in layers under stochastic masks, and the conversions of whole models to them and back."""
 
 from stochprune.nn.antithetic import antithetic_gradients
-from stochprune.nn.convert import convert, harden
+from stochprune.nn.convert import convert
 from stochprune.nn.gated_branch import GatedBranch, drop_branches, expected_cost, gate_branches
+from stochprune.nn.harden import harden
 from stochprune.nn.kl import layer_kl
 from stochprune.nn.layer import masked_layers, sampling
 from stochprune.nn.many_draws import many_draws

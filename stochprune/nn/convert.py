@@ -1,4 +1,4 @@
-"""Whole models: dense to masked, and masked back to dense with exact zeros."""
+"""convert: the layers of a whole model replaced by masked ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stochprune import masks as mask_tools
 from stochprune import rng
-from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.nm import NMMaskedLinear
 from stochprune.nn.selection import Group, Selectors, masked_type, select
@@ -72,49 +71,6 @@ def convert(
             first = first or masked
             masked.mask_logits, masked.stream = first.mask_logits, first.stream
             replacements[layer] = masked
-    return _replace(model, replacements)
-
-
-def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global") -> nn.Module:
-    """Replace the masked layers of a model by plain ones whose pruned weights are exactly 0, in place.
-
-    Args:
-        model: a converted model; itself a masked layer, its plain layer is returned.
-        sparsity: the fraction of weights to prune, in [0, 1): those of the smallest probabilities, ties as in
-            :func:`stochprune.masks.from_scores`. Default: those that the evaluation mode
-            drops.
-        scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` each layer's apart.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: no masked layer, a sparsity outside [0, 1) or for a layer that has its own (n:m), an unknown scope,
-            or a layer left with no weight.
-    """
-    layers = masked_layers(model)
-    if not layers:
-        raise ValueError("harden: the model has no masked layer")
-    first = {id(layer.weight): name for name, layer in reversed(layers.items())}
-    layers_once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
-    fixed = [name for name, layer in layers_once.items() if layer.own_sparsity]
-    if sparsity is not None and fixed:
-        raise ValueError(f"harden: {fixed[0]} keeps a fixed number of weights: give no sparsity")
-    if sparsity is None:
-        masks = {name: layer.gate() > 0 for name, layer in layers_once.items()}
-        emptied = [name for name, mask in masks.items() if not mask.any()]
-        if emptied:
-            raise ValueError(f"harden: no probability reaches one half in {', '.join(emptied)}: give a sparsity")
-    else:
-        logits = {name: layer.mask_logits.detach() for name, layer in layers_once.items()}
-        masks = mask_tools.from_scores(logits, sparsity, scope)
-    replacements: dict[nn.Module, nn.Module] = {}
-    weights: dict[int, Tensor] = {}
-    for layer in layers.values():
-        dense = layer.to_dense(masks[first[id(layer.weight)]])
-        assert isinstance(dense.weight, Tensor)
-        dense.weight = weights.setdefault(id(layer.weight), dense.weight)
-        replacements[layer] = dense
     return _replace(model, replacements)
 
 

@@ -48,10 +48,22 @@ class GatedBranch(nn.Module):
 
 
 class Dropped(nn.Module):
-    """What is left of a dropped branch: 0, which any tensor can be added to."""
+    """What is left of a dropped branch: 0, which any tensor can be added to.
+
+    Args:
+        like_input: give zeros like the input, to which a shortcut can be added in place. Known of normalisation layers,
+            whose outputs have the shape of their inputs; of other branches a 0 without dimensions.
+    """
+
+    def __init__(self, like_input: bool = False) -> None:
+        super().__init__()
+        self.like_input = like_input
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x.new_zeros(())
+        return torch.zeros_like(x) if self.like_input else x.new_zeros(())
+
+
+_LIKE_INPUT = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def gate_branches(
@@ -93,7 +105,8 @@ def gated_branches(model: nn.Module) -> dict[str, GatedBranch]:
 def drop_branches(model: nn.Module) -> list[str]:
     """Remove the gates, in place: branches kept with probability one half or more stay, the others go.
 
-    A dropped branch becomes :class:`Dropped`, so its parameters and its computation are gone.
+    A dropped branch becomes :class:`Dropped`, so its parameters and its computation are gone. Add it to its shortcut
+    out of place (``x + branch(x)``), unless the branch is a normalisation layer.
 
     Returns:
         The names of the branches dropped.
@@ -106,7 +119,8 @@ def drop_branches(model: nn.Module) -> list[str]:
         raise ValueError("the model must hold gated branches, and not be one itself")
     dropped = [name for name, branch in branches.items() if not bool(branch.gate.gate().reshape(()) > 0)]
     for name, branch in branches.items():
-        _set(model, name, Dropped() if name in dropped else branch.branch)
+        left = Dropped(isinstance(branch.branch, _LIKE_INPUT)) if name in dropped else branch.branch
+        _set(model, name, left)
     return dropped
 
 

@@ -182,15 +182,24 @@ class MaskedLayer(MaskSource):
         """A mask of the logits' shape in the weight's shape; they differ where weights share a mask."""
         return mask
 
+    def of_logits(self, values: Tensor) -> Tensor:
+        """Values of the weight's shape in the logits' shape: the mean where weights share a mask."""
+        return values
+
     def gate(self) -> Tensor:
         """The mask of the evaluation mode, of the weight's shape.
 
         bool: kept with probability one half or more. The estimator hard_concrete has a soft one, see
         :func:`stochprune.functional.hard_concrete_gate`.
+
+        Raises:
+            ValueError: NaN logits.
         """
-        return self._gate_of(self.mask_logits.detach())
+        return self.of_weight(self._gate_of(self.mask_logits.detach()))
 
     def _gate_of(self, logits: Tensor) -> Tensor:
+        if not logits.is_meta and (count := int(logits.isnan().sum())):
+            raise ValueError(f"{type(self).__name__}.gate: {count} of {logits.numel()} mask_logits are NaN")
         return functional.hard_concrete_gate(logits) if self.estimator == "hard_concrete" else logits >= 0
 
     def divergence(self, prior_logits: Tensor | float) -> Tensor:
@@ -198,8 +207,17 @@ class MaskedLayer(MaskSource):
         return functional.bernoulli_kl(self.mask_logits, prior_logits)
 
     def thresholded_weight(self) -> Tensor:
-        """The weight of the evaluation mode, under :meth:`gate`; differentiable in weight."""
-        return self.weight * self.gate().to(self.weight.dtype)
+        """The weight of the evaluation mode, under :meth:`gate`, and NaN where the logit is NaN.
+
+        Differentiable in weight. It is formed in each forward, so that it does not look for NaN as gate does, which
+        would make the host wait for a GPU.
+        """
+        return self._thresholded(self.weight, self.mask_logits.detach())
+
+    def _thresholded(self, weight: Tensor, logits: Tensor) -> Tensor:
+        if self.estimator == "hard_concrete":
+            return weight * functional.hard_concrete_gate(logits).to(weight.dtype)
+        return torch.where(logits >= 0, weight, logits.clamp(0, 0).to(weight.dtype))  # clamp keeps NaN
 
     def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
         """The weight, exactly 0 where ``mask`` (bool, default: the gate) prunes; a soft gate scales what is kept."""

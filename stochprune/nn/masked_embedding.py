@@ -40,8 +40,7 @@ class MaskedEmbedding(MaskedLayer):
 
     def _thresholded_forward(self, x: Tensor) -> Tensor:
         """Look the rows up first: a table may have many more than a batch asks for."""
-        weight, logits = self._dense_forward(x, self.weight), F.embedding(x, self.mask_logits.detach())
-        return weight * self._gate_of(logits).to(weight.dtype)
+        return self._thresholded(self._dense_forward(x, self.weight), F.embedding(x, self.mask_logits.detach()))
 
     @classmethod
     def from_embedding(cls: type[Layer], embedding: nn.Embedding, keep: float | Tensor = 0.95, **options: Any) -> Layer:

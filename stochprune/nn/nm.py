@@ -44,8 +44,11 @@ class NMMaskedLinear(MaskedLinear):
         return super()._initial_logits(keep, weight)
 
     def gate(self) -> Tensor:
-        """bool: the most probable pattern of each group; of equal logits the first."""
-        return masks.n_of_m({"weight": self.mask_logits.detach()}, *patterns.parse(self.pattern))["weight"]
+        """bool: the most probable pattern of each group; of equal logits the first. ``ValueError`` for NaN logits."""
+        return masks.n_of_m({"mask_logits": self.mask_logits.detach()}, *patterns.parse(self.pattern))["mask_logits"]
+
+    def thresholded_weight(self) -> Tensor:
+        return self.weight * self.gate().to(self.weight.dtype)
 
     def divergence(self, prior_logits: Tensor | float) -> Tensor:
         return functional.nm_kl(self.mask_logits, prior_logits, self.pattern)
@@ -53,7 +56,7 @@ class NMMaskedLinear(MaskedLinear):
     def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
         estimator, _ = at.pop("estimator"), at.pop("temperature")
         if estimator != "straight_through":
-            raise ValueError(f"NMMaskedLinear: n:m masks know the estimator straight_through, not {estimator!r}")
+            raise ValueError(f"NMMaskedLinear: n:m masks know the estimator straight_through, not {estimator}")
         return functional.masked_linear_nm(x, self.weight, self.mask_logits, self.bias, pattern=self.pattern, **at)
 
     def extra_repr(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stochprune import functional
@@ -17,9 +18,9 @@ from stochprune.nn.masked_linear import MaskedLinear
 class _Structured(MaskedLayer):
     """What structured layers share: logits of blocks, expanded where the weight's shape is asked for."""
 
-    def gate(self) -> Tensor:
-        """The evaluation mode's mask, of the weight's shape, from the blocks' logits."""
-        return self.of_weight(self._gate_of(self.mask_logits.detach()))
+    def thresholded_weight(self) -> Tensor:
+        logits = self.mask_logits.detach()
+        return self.weight * self.of_weight(self._thresholded(torch.ones_like(logits), logits)).to(self.weight.dtype)
 
     def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
         """The weight, exactly 0 where ``mask`` prunes: bool like the weight, or like the logits for whole blocks."""
@@ -65,7 +66,7 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
             raise ValueError(f"blocks of {rows}x{columns} do not divide a weight of {count}x{width}")
         grid = weight.new_empty(count // rows, width // columns)
         if isinstance(keep, Tensor) and keep.shape == weight.shape:
-            keep = keep.double().view(len(grid), rows, grid.shape[1], columns).mean((1, 3))
+            keep = _block_means(keep.double(), grid)
         return logits_of(keep, grid)
 
     def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
@@ -74,6 +75,9 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
     def of_weight(self, mask: Tensor) -> Tensor:
         block = block_of(type(self).__name__, tuple(self.weight.shape), tuple(mask.shape))
         return expand_blocks(mask, block)
+
+    def of_logits(self, values: Tensor) -> Tensor:
+        return _block_means(values, self.mask_logits)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, structure={self.structure}"
@@ -107,6 +111,15 @@ class _FilterMasked(_Structured, _MaskedConv):
 
     def of_weight(self, mask: Tensor) -> Tensor:
         return mask.view(-1, *[1] * (self.weight.dim() - 1)).expand_as(self.weight)
+
+    def of_logits(self, values: Tensor) -> Tensor:
+        return values.flatten(1).mean(1, keepdim=True)
+
+
+def _block_means(values: Tensor, grid: Tensor) -> Tensor:
+    """The means [n, k] of values [N, K] over the blocks of N / n rows and K / k columns; ``grid`` is [n, k]."""
+    count, width = grid.shape
+    return values.unflatten(0, (count, -1)).unflatten(2, (width, -1)).mean((1, 3))
 
 
 class FilterMaskedConv1d(_FilterMasked, MaskedConv1d):

@@ -31,11 +31,19 @@ def kept(result: dict[str, Tensor]) -> int:
     return sum(int(mask.sum()) for mask in result.values())
 
 
-def rank_by_sorting(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """The definition, literally: sort all weights by (score, name, position) and keep the first."""
-    entries = [(-v, name, i) for name, score in scores.items() for i, v in enumerate(score.flatten().tolist())]
+def rank_by_sorting(
+    scores: dict[str, Tensor], sparsity: float, ties: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The definition, literally: sort all weights by score, tie, place among the equal ones of the tensor, and name."""
+    entries = []
+    for name, score in scores.items():
+        second = torch.zeros_like(score) if ties is None else ties[name]
+        values = list(zip(score.flatten().tolist(), second.flatten().tolist(), strict=True))
+        for i, value in enumerate(values):
+            place = (values[:i].count(value) + 0.5) / values.count(value)
+            entries.append((-value[0], -value[1], place, name, i))
     result = {name: torch.zeros(score.numel(), dtype=torch.bool) for name, score in scores.items()}
-    for _, name, i in sorted(entries)[: len(entries) - round(sparsity * len(entries))]:
+    for *_, name, i in sorted(entries)[: len(entries) - round(sparsity * len(entries))]:
         result[name][i] = True
     return {name: mask.view(scores[name].shape) for name, mask in result.items()}
 
@@ -73,13 +81,37 @@ def test_no_layer_is_emptied_silently(scores: dict[str, Tensor], sparsity: float
         return
     with pytest.raises(ValueError) as caught:
         masks.from_scores(scores, sparsity)
-    assert f"leaves no weight in {', '.join(emptied)}: choose a lower sparsity" in str(caught.value)
+    assert f"leaves no weight in {', '.join(emptied)}" in str(caught.value)
 
 
-def test_order_of_the_dictionary_decides_no_tie() -> None:
-    scores = {"b": torch.zeros(4), "a": torch.zeros(4)}
+def test_equal_scores_are_cut_evenly() -> None:
+    scores = {"b": torch.zeros(8), "a": torch.zeros(4), "c": torch.zeros(20)}
     result = masks.from_scores(scores, 0.25)
-    assert result["a"].all() and result["b"].tolist() == [True, True, False, False]
+    assert {name: int(mask.sum()) for name, mask in result.items()} == {"a": 3, "b": 6, "c": 15}
+    assert result["b"].tolist() == [True] * 6 + [False] * 2
+    again = masks.from_scores(dict(sorted(scores.items())), 0.25)  # the dictionary's order decides nothing
+    assert all(torch.equal(result[name], again[name]) for name in scores)
+
+
+@given(data=st.data(), scores=score_tables(), sparsity=SPARSITIES, scope=st.sampled_from(["global", "layer", "row"]))
+def test_ties_decide_between_equal_scores(
+    data: st.DataObject, scores: dict[str, Tensor], sparsity: float, scope: str
+) -> None:
+    level = st.sampled_from([0.0, 1.0, 2.0])
+    ties = {
+        name: torch.tensor(data.draw(st.lists(level, min_size=score.numel(), max_size=score.numel()))).view(score.shape)
+        for name, score in scores.items()
+    }
+    result = masks.from_scores(scores, sparsity, scope, ties=ties, allow_empty=True)
+    if scope == "global":
+        expected = rank_by_sorting(scores, sparsity, ties)
+    elif scope == "layer":
+        expected = {name: rank_by_sorting({name: s}, sparsity, {name: ties[name]})[name] for name, s in scores.items()}
+    else:
+        rows = {(name, i): (s[i], ties[name][i]) for name, s in scores.items() for i in range(len(s))}
+        cut = {key: rank_by_sorting({"": s}, sparsity, {"": t})[""] for key, (s, t) in rows.items()}
+        expected = {name: torch.stack([cut[name, i] for i in range(len(s))]) for name, s in scores.items()}
+    assert all(torch.equal(result[name], expected[name]) for name in scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -106,19 +138,21 @@ def test_bad_scores_are_named() -> None:
         masks.from_scores({"a": torch.ones(3), "b": torch.tensor([1.0, torch.nan, torch.nan])}, 0.5)
     with pytest.raises(TypeError, match=r"the score of a must be floating, got torch\.int64"):
         masks.from_scores({"a": torch.arange(3)}, 0.5)
-    with pytest.raises(ValueError, match="scope must be 'global', 'layer' or 'row', got 'local'"):
+    with pytest.raises(ValueError, match="scope must be one of 'global', 'layer', 'row', got 'local'"):
         masks.from_scores({"a": torch.ones(3)}, 0.5, "local")
     for nothing in ({}, {"a": torch.ones(0, 3)}):
         with pytest.raises(ValueError, match="there are no scores"):
             masks.from_scores(nothing, 0.5)
 
 
-def test_the_remedy_fits_the_scope() -> None:
+def test_the_remedy_fits_the_cause() -> None:
     scores = {"a": torch.ones(10), "b": torch.zeros(10)}
-    with pytest.raises(ValueError, match=r"leaves no weight in b: .*scope='layer'"):
+    with pytest.raises(ValueError, match=r"leaves no weight in b, .*score, 0, .*scope='layer'.*allow_empty"):
         masks.from_scores(scores, 0.5)
-    with pytest.raises(ValueError, match=r"leaves no weight in a, b: choose a lower sparsity \(allow_empty"):
+    with pytest.raises(ValueError, match=r"leaves no weight in a, b: of the 10 weights of a layer .* lower sparsity"):
         masks.from_scores(scores, 0.99, "layer")
+    with pytest.raises(ValueError, match="of the 2 weights of a row"):
+        masks.from_scores({"a": torch.ones(10, 2)}, 0.99, "row")
 
 
 def test_sparsity_is_the_fraction_pruned() -> None:
@@ -146,7 +180,7 @@ def test_n_of_m_keeps_the_highest_of_each_group(n: int, m: int) -> None:
 
 
 def test_bad_groups_are_named() -> None:
-    with pytest.raises(ValueError, match=r"n must lie in 1 .. m, got n 3 and m 2"):
+    with pytest.raises(ValueError, match=r"n must be an integer in 1 .. m, .* got n 3 and m 2"):
         masks.n_of_m({"a": torch.ones(2, 4)}, 3, 2)
     with pytest.raises(ValueError, match="4 does not divide the 6 weights of a row of a"):
         masks.n_of_m({"a": torch.ones(2, 6)}, 2, 4)

@@ -68,7 +68,7 @@ def test_a_layer_under_two_names_of_one_parent(net):
     net.second = net.head
     sp.convert(net)
     assert net.second is net.head and isinstance(net.head, MaskedLinear)
-    sp.harden(net)
+    sp.harden(net, 0.5)
     assert net.second is net.head and type(net.head) is nn.Linear
 
 
@@ -77,7 +77,7 @@ def test_a_lone_layer(generator):
     nn.init.normal_(layer.weight, generator=generator), nn.init.zeros_(layer.bias)
     masked = sp.convert(layer)
     assert isinstance(masked, MaskedLinear) and masked.stream == sp.rng.stream("weight")
-    assert type(sp.harden(masked)) is nn.Linear
+    assert type(sp.harden(masked, 0.5)) is nn.Linear
 
 
 def test_dense_checkpoints_load_and_the_model_trains(net, generator):

@@ -65,8 +65,8 @@ def test_dropping_leaves_what_evaluation_computes():
     model[0].branch.gate.mask_logits.data.fill_(-1.0)
     x = torch.ones(2, 6)
     before, parameters = model(x), sum(p.numel() for p in model.parameters())
-    with pytest.raises(ValueError, match=r"no probability reaches one half in 0\.branch\.gate\.weight"):
-        sp.harden(copy.deepcopy(model))
+    with pytest.raises(ValueError, match=r"0\.branch, 2\.branch are gated branches: call drop_branches"):
+        sp.harden(copy.deepcopy(model))  # an open gate, hardened, ran no more
     assert drop_branches(model) == ["0.branch"] and isinstance(model[0].branch, Dropped)
     assert torch.equal(model(x), before) and sum(p.numel() for p in model.parameters()) == parameters - 42 - 4
 
@@ -128,3 +128,20 @@ def test_bad_input_is_named():
         expected_cost(model, {"0.branch": 0})
     with pytest.raises(ValueError, match=r"keep must lie strictly between 0 and 1, got 1\.0"):
         GatedBranch(model[1], keep=1.0)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.LayerNorm([2, 4, 4])], ids=str)
+def test_a_shortcut_is_added_in_place_to_a_dropped_normalisation(norm):
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x):
+            y = self.norm(x)
+            y += x
+            return F.relu(y, inplace=True)
+
+    model, x = gate_branches(Block(), "norm", keep=0.4).eval(), torch.ones(3, 2, 4, 4)
+    before = model(x)
+    assert drop_branches(model) == ["norm"] and torch.equal(model(x), before)

@@ -8,10 +8,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.nn.zoo import BATCH, ZOO, make, numbers
 from torch import Tensor, nn
 
 import stochprune as sp
+from tests.nn.zoo import BATCH, ZOO, make, numbers
 
 CONTEXTS = {
     "plain": contextlib.nullcontext,

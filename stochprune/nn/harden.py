@@ -1,0 +1,102 @@
+"""harden: the masked layers of a whole model replaced by plain ones with exact zeros."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.masks.select import check_cut, emptied, from_scores, why_empty
+from stochprune.nn.convert import _replace
+from stochprune.nn.gated_branch import gated_branches
+from stochprune.nn.layer import MaskedLayer, masked_layers
+
+
+def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global") -> nn.Module:
+    """Replace the masked layers of a model by plain ones whose pruned weights are exactly 0, in place.
+
+    Args:
+        model: a converted model; itself a masked layer, its plain layer is returned.
+        sparsity: the fraction of weights to prune, in [0, 1): those of the smallest probabilities. Of equal ones the
+            weight of larger magnitude is kept (of blocks and filters: of the larger mean magnitude), then as in
+            :func:`stochprune.masks.from_scores`. Default: those that the evaluation mode drops, whose probability is
+            below one half.
+        scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` each layer's apart, ``"row"`` each
+            output's.
+
+    Returns:
+        The model.
+
+    Warns:
+        UserWarning: nothing is pruned, and not because the sparsity is 0.
+
+    Raises:
+        TypeError: a model that is not a module, a sparsity that is not a number.
+        ValueError: no masked layer, gated branches that are still there, NaN logits, a sparsity outside [0, 1) or for a
+            layer that has its own (n:m), an unknown scope, or a layer left with no weight.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"harden: model must be a torch.nn.Module, got {type(model).__name__}")
+    check_cut("harden", 0.0 if sparsity is None else sparsity, scope)
+    layers = masked_layers(model)
+    if not layers:
+        raise ValueError(f"harden: {type(model).__name__} has no masked layer: convert it first, or it is hard already")
+    if gates := gated_branches(model):
+        raise ValueError(f"harden: {', '.join(gates)} are gated branches: call drop_branches(model) first")
+    first = {id(layer.weight): name for name, layer in reversed(layers.items())}
+    once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
+    for name, layer in once.items():
+        if count := int(layer.mask_logits.isnan().sum()):
+            of = layer.mask_logits.numel()
+            raise ValueError(f"harden: {count} of {of} mask_logits of {name} are NaN: go back to an earlier checkpoint")
+    masks = _of_evaluation(once) if sparsity is None else _of_sparsity(once, sparsity, scope)
+    replacements: dict[nn.Module, nn.Module] = {}
+    weights: dict[int, Tensor] = {}
+    for layer in layers.values():
+        dense = layer.to_dense(masks[first[id(layer.weight)]])
+        assert isinstance(dense.weight, Tensor)
+        dense.weight = weights.setdefault(id(layer.weight), dense.weight)
+        replacements[layer] = dense
+    return _replace(model, replacements)
+
+
+def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
+    """The masks of the evaluation mode, by weight name."""
+    masks = {name: layer.gate() > 0 for name, layer in layers.items()}
+    if empty := emptied(masks):
+        raise ValueError(
+            f"harden: no probability reaches one half in {', '.join(empty)}, of which nothing would be left: give a "
+            f"sparsity, with scope='layer' if need be"
+        )
+    if all(bool(mask.all()) for mask in masks.values()):
+        q = torch.cat([torch.sigmoid(layer.mask_logits.detach().double()).flatten().cpu() for layer in layers.values()])
+        warnings.warn(
+            f"harden: nothing is pruned: {int((q < 0.5).sum())} of {q.numel()} probabilities of keeping lie below one "
+            f"half (mean {q.mean():.4f}, smallest {q.min():.4f}); give a sparsity, such as harden(model, 0.9), "
+            f"or train longer, or with a price on kept weights",
+            stacklevel=3,
+        )
+    return masks
+
+
+def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str) -> dict[str, Tensor]:
+    """The masks of the highest logits, by weight name, of the logits' shape."""
+    for name, layer in layers.items():
+        if layer.own_sparsity:
+            kind = type(layer).__name__
+            raise ValueError(
+                f"harden: {name} keeps a fixed number of weights ({kind}): give no sparsity, got {sparsity}"
+            )
+    logits = {name: layer.mask_logits.detach() for name, layer in layers.items()}
+    magnitudes = {name: layer.of_logits(layer.weight.detach().abs()) for name, layer in layers.items()}
+    masks = from_scores(logits, sparsity, scope, ties=magnitudes, allow_empty=True)
+    if empty := emptied(masks):
+        raise ValueError(f"harden: {why_empty('logit', logits, empty, sparsity, scope)}")
+    if sparsity > 0 and all(bool(mask.all()) for mask in masks.values()):
+        warnings.warn(
+            f"harden: nothing is pruned: a sparsity of {sparsity} rounds to no weight of a {scope}; give a larger one",
+            stacklevel=3,
+        )
+    return masks

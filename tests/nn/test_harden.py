@@ -1,0 +1,126 @@
+"""harden: what it prunes, ties, what it warns of, and NaN, over all layer types."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import stochprune as sp
+from stochprune.nn import MaskedLinear
+from tests.nn.zoo import ZOO, make, numbers
+
+
+def network(sizes=(8, 6, 4, 3), keep=0.95):
+    return nn.Sequential(
+        *(MaskedLinear(k, n, keep=keep, seed=1, stream=i) for i, (k, n) in enumerate(itertools.pairwise(sizes)))
+    )
+
+
+def zeros(model):
+    return [int((layer.weight == 0).sum()) for layer in model]
+
+
+def test_nothing_pruned_is_said_with_the_numbers():
+    with pytest.warns(UserWarning, match=r"nothing is pruned: 0 of 84 .*mean 0\.9500.*sparsity=") as caught:
+        model = sp.harden(network())
+    assert caught[0].filename == __file__ and zeros(model) == [0, 0, 0]
+    with pytest.warns(UserWarning, match=r"sparsity of 0\.001 rounds to no weight of a global"):
+        sp.harden(network(), 0.001)
+    model = network()
+    with torch.no_grad():
+        model[1].mask_logits[0, 0] = -1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert zeros(sp.harden(model)) == [0, 1, 0]
+        sp.harden(network(), 0.0)  # as asked for
+        sp.harden(network(), 0.5)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "row"])
+def test_equal_probabilities_are_cut_by_magnitude(scope):
+    """Barely trained logits are equal: cut by the order of names, late layers lost all of their weights."""
+    model = network()
+    expected = sp.masks.from_scores({f"{i}.weight": m.weight.detach().abs() for i, m in enumerate(model)}, 0.5, scope)
+    for i, layer in enumerate(sp.harden(model, 0.5, scope)):
+        assert torch.equal(layer.weight != 0, expected[f"{i}.weight"])
+
+
+def test_equal_blocks_are_cut_by_mean_magnitude_and_the_rest_evenly():
+    layer = sp.nn.StructuredMaskedLinear(4, 4, structure="2x2", bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3.0, 3, 1, 1], [3, 3, 1, 1], [2, 2, 9, 0.1], [2, 2, 0.1, 0.1]]))
+    kept = sp.harden(layer, 0.5).weight != 0
+    assert kept.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, True]] * 2
+    model = network()
+    for layer in model:
+        nn.init.ones_(layer.weight)
+    assert zeros(sp.harden(model, 0.5)) == [24, 12, 6]
+
+
+def test_a_layer_that_a_global_cut_empties_is_named_with_the_way_out():
+    model = network()
+    with torch.no_grad():
+        model[2].mask_logits.fill_(1.0)
+    before = model[0]
+    with pytest.raises(
+        ValueError, match=r"harden: .*leaves no weight in 2\.weight, whose highest logit, 1, .*scope='layer'"
+    ):
+        sp.harden(model, 0.5)
+    assert model[0] is before
+    assert zeros(sp.harden(model, 0.5, "layer")) == [24, 12, 6]
+    with pytest.raises(ValueError, match="of the 12 weights of a layer it keeps 0"):
+        sp.harden(network(), 0.97, "layer")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"scope": "bogus"}, ValueError, "'bogus'"),
+        ({"scope": None, "sparsity": 0.5}, ValueError, "None"),
+        ({"sparsity": "0.5"}, TypeError, "'0.5'"),
+        ({"sparsity": True}, TypeError, "True"),
+        ({"sparsity": torch.tensor(0.5)}, TypeError, "tensor"),
+        ({"sparsity": float("nan")}, ValueError, "nan"),
+        ({"sparsity": 1.0}, ValueError, "1.0"),
+        ({"sparsity": -0.1}, ValueError, "-0.1"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(options, error, named):
+    model = network()
+    with pytest.raises(error, match=rf"harden: .*{re.escape(named)}"):
+        sp.harden(model, **options)
+    assert all(isinstance(layer, MaskedLinear) for layer in model)
+
+
+MASKED = [name for name in ZOO if not name.startswith(("random", "spike"))]  # the others have no threshold
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "hard_concrete"])
+@pytest.mark.parametrize("name", MASKED)
+def test_nan_logits_prune_nothing_silently(name, estimator):
+    """Evaluation propagates them or refuses, and gate and harden refuse; finite logits give what the gate says."""
+    model, x = make(name)
+    ((key, layer),) = sp.nn.masked_layers(model.eval()).items()
+    layer.estimator = estimator
+    with torch.no_grad():
+        layer.mask_logits.copy_(numbers(*layer.mask_logits.shape))
+        layer.mask_logits.view(-1)[0] = 1.0
+        torch.testing.assert_close(layer.thresholded_weight(), layer.weight * layer.gate().to(layer.weight.dtype))
+        layer.mask_logits.view(-1)[0] = float("nan")
+        if name == "n:m":
+            with pytest.raises(ValueError, match="NaN"):
+                model(x)
+        else:
+            assert model(x).isnan().any()
+    with pytest.raises(ValueError, match="NaN"):
+        layer.gate()
+    if name != "gated branch":
+        with pytest.raises(ValueError, match=rf"harden: 1 of \d+ mask_logits of {key} are NaN"):
+            sp.harden(copy.deepcopy(model), None if layer.own_sparsity else 0.5)
