@@ -27,6 +27,7 @@ from stochprune.nn.structured import (
     FilterMaskedConv3d,
     StructuredMaskedLinear,
 )
+from stochprune.nn.unmasked import UnmaskedWeightsWarning
 
 __all__ = [
     "FilterMaskedConv1d",
@@ -44,6 +45,7 @@ __all__ = [
     "MaskedTransposedLinear",
     "NMMaskedLinear",
     "StructuredMaskedLinear",
+    "UnmaskedWeightsWarning",
     "antithetic_gradients",
     "convert",
     "drop_branches",

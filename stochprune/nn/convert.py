@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.nm import NMMaskedLinear
 from stochprune.nn.selection import Group, Selectors, masked_type, select
 from stochprune.nn.structured import FILTERS, StructuredMaskedLinear
+from stochprune.nn.unmasked import warn_of_unmasked
 
 
 def convert(
@@ -26,11 +28,17 @@ def convert(
     exclude: Selectors | None = None,
     pattern: str | None = None,
     seed: int = 0,
+    name: str = "",
 ) -> nn.Module:
     """Replace the linear and convolutional layers of a model by masked ones, in place.
 
     Parameters and hooks are adopted, not copied. A shared layer stays one layer; layers that share their weight share
-    its logits and its stream, so that they have one mask. Streams come from the weights' qualified names.
+    its logits and its stream, so that they have one mask. Streams come from the weights' qualified names: two models
+    with weights of the same names draw the same numbers under one seed. Give each a ``name``, as a GAN's two networks
+    need it, or a seed of its own::
+
+        sp.convert(generator, seed=0, name="generator")
+        sp.convert(discriminator, seed=0, name="discriminator")
 
     Which layers: linear, convolutional and transposed convolutional ones, and ``Conv1D`` of transformers; embeddings
     only if they share their weight with one of these, if ``masks`` name them or if ``include`` does. Attention,
@@ -48,30 +56,64 @@ def convert(
             (:class:`stochprune.nn.StructuredMaskedLinear`); ``"rows"`` are the filters of convolutions too
             (:class:`stochprune.nn.FilterMaskedConv2d`). Other layers must be excluded.
         seed: 0 .. 2^64 - 1, of the run.
+        name: of the model, put before its weights' names where streams are made: ``"generator.0.weight"``. Streams are
+            not in the state_dict, so give the same name before a checkpoint is loaded.
 
     Returns:
         The model. On the meta device too, where a checkpoint of a converted model is to be loaded with ``assign=True``.
 
+    Warns:
+        UnmaskedWeightsWarning: weights that were wanted get no mask, since their modules are no layers of torch, and
+            are 1 % of all parameters or more: listed with their shares. Not where ``masks`` name what to convert.
+
     Raises:
+        TypeError: an argument of another type.
         ValueError: a mask whose name or shape fits no layer, masks of one tied weight that differ, a layer that cannot
             be masked, a weight tied to one that cannot, nothing left to convert, probabilities outside (0, 1).
     """
+    _check_arguments(model, masks, keep_kept, keep_pruned, pattern, name)
     groups, names = select(model, masks, include, exclude)
-    streams = rng.streams(names)
+    prefix = f"{name}." if name else ""
+    streams = rng.streams(prefix + weight for weight in names)
+    if masks is None:
+        warn_of_unmasked(model, [group.weight for group in groups], include, exclude)
     replacements: dict[nn.Module, nn.Module] = {}
     for group in groups:
         keep = keep_kept if masks is None else _probabilities(group, masks, keep_kept, keep_pruned)
         first: MaskedLayer | None = None
-        for name, layer in group.layers.items():
-            kind, own = _kind(name, layer, pattern)
+        for weight, layer in group.layers.items():
+            kind, own = _kind(weight, layer, pattern)
             try:
-                masked = kind.from_dense(layer, keep, seed=seed, stream=streams[name], **own)
+                masked = kind.from_dense(layer, keep, seed=seed, stream=streams[prefix + weight], **own)
             except ValueError as error:
-                raise ValueError(f"convert: {name}: {error}") from error
+                raise ValueError(f"convert: {weight}: {error}") from error
             first = first or masked
             masked.mask_logits, masked.stream = first.mask_logits, first.stream
             replacements[layer] = masked
     return _replace(model, replacements)
+
+
+def _check_arguments(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None,
+    keep_kept: float,
+    keep_pruned: float,
+    pattern: str | None,
+    name: str,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
+    if masks is not None and not isinstance(masks, Mapping):
+        kind = type(masks).__name__
+        raise TypeError(f"convert: masks must be a dictionary of bool tensors by weight name, got {kind}")
+    for argument, text in (("pattern", pattern), ("name", name)):
+        if not isinstance(text, str) and not (argument == "pattern" and text is None):
+            raise TypeError(f"convert: {argument} must be a string, got {text!r}")
+    for argument, keep in (("keep_kept", keep_kept), ("keep_pruned", keep_pruned)):
+        if isinstance(keep, bool) or not isinstance(keep, int | float | np.floating):
+            raise TypeError(f"convert: {argument} must be a number strictly between 0 and 1, got {keep!r}")
+        if not 0 < keep < 1:
+            raise ValueError(f"convert: {argument} must lie strictly between 0 and 1, got {keep}")
 
 
 def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[type[MaskedLayer], dict[str, Any]]:

@@ -67,7 +67,7 @@ _LIKE_INPUT = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RM
 
 
 def gate_branches(
-    model: nn.Module, names: str | Sequence[str], keep: float = 0.9, *, seed: int = 0, **options: Any
+    model: nn.Module, names: str | Sequence[str], keep: float = 0.9, *, seed: int = 0, name: str = "", **options: Any
 ) -> nn.Module:
     """Put a gate around modules of a model, in place; the streams come from the names.
 
@@ -75,6 +75,7 @@ def gate_branches(
         names: shell patterns on the modules' qualified names, such as ``"layer*.bn2"`` for the end of each branch of
             :func:`stochprune.models.resnet20`. Of modules one inside the other the outer one gets the gate.
         keep, seed, options: as for :class:`GatedBranch`.
+        name: of the model, as for :func:`stochprune.convert`.
 
     Returns:
         The model.
@@ -83,17 +84,17 @@ def gate_branches(
         ValueError: a pattern that fits no module.
     """
     patterns = [names] if isinstance(names, str) else list(names)
-    known = [name for name, _ in model.named_modules() if name]
+    known = [module for module, _ in model.named_modules() if module]
     for pattern in patterns:
         if not fnmatch.filter(known, pattern):
             raise ValueError(f"no module of the model is called {pattern!r}")
-    fitting = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    chosen = [name for name in fitting if not any(name.startswith(f"{other}.") for other in fitting)]
-    streams = rng.streams(f"{name}.gate.weight" for name in chosen)
-    for name in chosen:
-        stream = streams[f"{name}.gate.weight"]
-        branch = GatedBranch(model.get_submodule(name), keep, seed=seed, stream=stream, **options)
-        _set(model, name, branch)
+    fitting = [module for module in known if any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns)]
+    chosen = [module for module in fitting if not any(module.startswith(f"{other}.") for other in fitting)]
+    prefix = f"{name}." if name else ""
+    streams = rng.streams(f"{prefix}{branch}.gate.weight" for branch in chosen)
+    for branch in chosen:
+        stream = streams[f"{prefix}{branch}.gate.weight"]
+        _set(model, branch, GatedBranch(model.get_submodule(branch), keep, seed=seed, stream=stream, **options))
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -76,20 +76,18 @@ def select(
         ValueError: a chosen layer that cannot be masked, a mask without a layer, a weight tied to a parameter that
             cannot be masked, or nothing left.
     """
+    _check_selectors("include", include)
+    _check_selectors("exclude", exclude)
     groups: dict[int, Group] = {}
-    obstacles: dict[str, str] = {}  # by the name of a layer: why it cannot be masked
+    obstacles = find_obstacles(model)
     for name, module in model.named_modules():
-        reason = _obstacle(module)
-        if reason and not any(_inside(name, outer) for outer in obstacles):
-            obstacles[name] = reason
-        elif not reason and masked_type(module) is not None:
+        if masked_type(module) is not None and not any(inside(name, outer) for outer in obstacles):
             weight = module.weight
             assert isinstance(weight, Tensor)
             groups.setdefault(id(weight), Group(weight)).layers[weight_name(name)] = module
 
     def chosen(names: Sequence[str], default: bool) -> bool:
-        wanted = default if include is None else any(_matches(model, name, include) for name in names)
-        return wanted and not (exclude is not None and any(_matches(model, name, exclude) for name in names))
+        return wanted(model, names, include, exclude, default)
 
     found = []
     for group in groups.values():
@@ -111,9 +109,52 @@ def select(
             raise ValueError(f"convert: no layer to convert has the weight {name!r}; there are: {', '.join(names)}")
         found = [group for group in found if not masks.keys().isdisjoint(group.layers)]
     if not found:
-        raise ValueError("convert: no layer is left to convert")
+        raise ValueError(
+            f"convert: no layer is left to convert: {_why_nothing(model, groups.values(), include, exclude)}"
+        )
     _refuse_strange_ties(model, found)
     return found, [name for group in groups.values() for name in group.layers]
+
+
+def wanted(
+    model: nn.Module, names: Sequence[str], include: Selectors | None, exclude: Selectors | None, default: bool = True
+) -> bool:
+    """Whether ``include`` (without it the default) and ``exclude`` choose a weight of these names."""
+    if not (default if include is None else any(_matches(model, name, include) for name in names)):
+        return False
+    return exclude is None or not any(_matches(model, name, exclude) for name in names)
+
+
+def _check_selectors(argument: str, selectors: Selectors | None) -> None:
+    several = [] if selectors is None else [selectors] if isinstance(selectors, str | type) else selectors
+    if not isinstance(several, Sequence) or not all(isinstance(selector, str | type) for selector in several):
+        raise TypeError(
+            f"convert: {argument} must be a pattern such as 'encoder.*', a type such as torch.nn.Conv2d, or a list of "
+            f"these, got {selectors!r}"
+        )
+
+
+def _why_nothing(
+    model: nn.Module, groups: Collection[Group], include: Selectors | None, exclude: Selectors | None
+) -> str:
+    there = ", ".join(name for group in groups for name in group.layers)
+    if there and (include is not None or exclude is not None):
+        return f"include {include!r} and exclude {exclude!r} choose none of {there}"
+    if there:
+        return f"of {there}, which are embeddings, only those that include or masks name"
+    if any(isinstance(module, MaskedLayer) for module in model.modules()):
+        return "its layers are masked already; harden the model first"
+    return f"{type(model).__name__} has no linear or convolutional layer of torch"
+
+
+def find_obstacles(model: nn.Module) -> dict[str, str]:
+    """By the name of a layer that cannot be masked, the outermost ones alone, the reason."""
+    obstacles: dict[str, str] = {}
+    for name, module in model.named_modules():
+        reason = _obstacle(module)
+        if reason and not any(inside(name, outer) for outer in obstacles):
+            obstacles[name] = reason
+    return obstacles
 
 
 def _obstacle(module: nn.Module) -> str | None:
@@ -135,7 +176,8 @@ def _obstacle(module: nn.Module) -> str | None:
     return embedding_obstacle(module) if isinstance(module, nn.Embedding) else None
 
 
-def _inside(name: str, outer: str) -> bool:
+def inside(name: str, outer: str) -> bool:
+    """Whether the module or parameter ``name`` is ``outer`` or lies in it."""
     return not outer or name == outer or name.startswith(f"{outer}.")
 
 

@@ -159,3 +159,31 @@ def test_harden_refuses(net):
     with pytest.raises(ValueError, match=r"no probability reaches one half in body\.0\.weight"):
         nn.init.constant_(net.body[0].mask_logits, -9.0)
         sp.harden(net)
+
+
+def networks():
+    with torch.device("meta"):
+        pair = [nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 30)) for _ in range(2)]
+    return [model.to_empty(device="cpu") for model in pair]
+
+
+def masks_of(model):
+    half = torch.full((40, 30), 16384)
+    streams = [layer.stream for layer in sp.nn.masked_layers(model).values()]
+    return [sp.keep_mask(half, seed=0, draw=0, stream=stream) for stream in streams]
+
+
+def test_names_of_models_part_their_streams():
+    """Two networks with weights of the same names, as a GAN has them, drew the same masks under one seed."""
+    one, two = (masks_of(sp.convert(model, name=name)) for model, name in zip(networks(), "ab", strict=True))
+    same, again = (masks_of(sp.convert(model)) for model in networks())
+    assert all(torch.equal(a, b) for a, b in zip(same, again, strict=True))  # without names: one stream
+    for a, b in zip(one, two, strict=True):
+        assert abs(int((a == b).sum()) - 600) < 5 * 18  # 1200 fair coins agree in 600 places, standard deviation 17.3
+    model = sp.convert(networks()[0], name="generator")
+    assert model[1].stream == sp.rng.stream("generator.1.weight")
+    assert list(sp.nn.masked_layers(model)) == ["0.weight", "1.weight"]
+    gates = [
+        sp.nn.gate_branches(model, "0", name=name)[0].gate.stream for model, name in zip(networks(), "ab", strict=True)
+    ]
+    assert gates == [sp.rng.stream("a.0.gate.weight"), sp.rng.stream("b.0.gate.weight")]

@@ -13,6 +13,9 @@ from torch import nn
 import stochprune as sp
 from stochprune.models import gpt, resnet18, resnet20, vgg16, vit
 
+# The positions of so small a ViT are 4 per cent of its parameters.
+pytestmark = pytest.mark.filterwarnings("ignore::stochprune.nn.UnmaskedWeightsWarning")
+
 TOKENS = (torch.arange(24) * 7 % 13).view(2, 12)
 MODELS = {
     "resnet20": (lambda: resnet20(width=4, seed=0), 22),

@@ -1,0 +1,71 @@
+"""What convert says of the weights that it leaves without masks."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Collection
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.selection import Selectors, find_obstacles, inside, wanted
+
+MATTERS = 1.0
+"""The per cent of a model's parameters from which on its unmasked weights are worth a warning."""
+
+
+class UnmaskedWeightsWarning(UserWarning):
+    """Weights that one may take for masked after :func:`stochprune.convert` are not."""
+
+
+def warn_of_unmasked(
+    model: nn.Module, masked: Collection[Tensor], include: Selectors | None, exclude: Selectors | None
+) -> None:
+    """Warn once where weights of two dimensions and more that the user wants masked are not, such as experts [E, N, K].
+
+    Not counted are tables and norms, what is broadcast over its first dimension, of size 1, such as learnt positions,
+    and layers of which :func:`select` has spoken. Below 1 % of all parameters nothing is said.
+
+    Args:
+        model: the model before its layers are replaced.
+        masked: the weights that get masks.
+        include, exclude: as given to convert.
+    """
+    decided, obstacles = {id(weight) for weight in masked}, find_obstacles(model)
+    names: dict[Tensor, list[str]] = {}
+    total = 0
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if isinstance(parameter, UninitializedParameter):
+                continue
+            total += 0 if parameter in names else parameter.numel()
+            names.setdefault(parameter, []).append(name)
+            if not _is_weight(module, parameter) or any(inside(prefix, outer) for outer in obstacles):
+                decided.add(id(parameter))
+    found: dict[str, list[Tensor]] = {}  # by name, with * in place of numbers
+    for weight, called in names.items():
+        if id(weight) not in decided and wanted(model, called, include, exclude):
+            found.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", called[0]), []).append(weight)
+    shares = {name: 100 * sum(weight.numel() for weight in weights) / total for name, weights in found.items()}
+    if sum(shares.values()) < MATTERS:
+        return
+    listing = ", ".join(
+        f"{name} ({len(found[name])} of {tuple(found[name][0].shape)}, {share:.1f} %)"
+        for name, share in sorted(shares.items(), key=lambda item: -item[1])
+    )
+    warnings.warn(
+        f"convert: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer "
+        f"stands for their modules: {listing}. Write these modules with layers of torch to mask them, or pass the names "
+        f"to exclude to leave them dense without this warning",
+        UnmaskedWeightsWarning,
+        stacklevel=3,
+    )
+
+
+def _is_weight(module: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter may be the factor of a product: a matrix or more, of none of the kinds that are not."""
+    if isinstance(module, MaskedLayer | nn.Embedding | nn.EmbeddingBag) or "norm" in type(module).__name__.lower():
+        return False
+    return parameter.dim() > 1 and parameter.shape[0] > 1 and sum(size > 1 for size in parameter.shape) > 1
