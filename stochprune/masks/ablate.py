@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from stochprune.masks.select import check_masks
 from stochprune.models.initialise import kaiming_normal_
-from stochprune.seeding import generator
+from stochprune.seeding import check_seed, generator
 
 
 def shuffle(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -21,7 +22,13 @@ def shuffle(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     Args:
         masks: bool masks by weight name; they stay as they are.
         seed: 0 .. 2^64 - 1.
+
+    Raises:
+        TypeError: masks that are not bool tensors.
+        ValueError: a seed that is no integer of its range.
     """
+    check_masks("shuffle", masks)
+    check_seed("shuffle", seed)
     return {
         name: torch.from_numpy(generator(seed, "shuffle", name).permutation(mask.cpu().numpy().ravel()))
         .view(mask.shape)
@@ -41,9 +48,10 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         The model.
 
     Raises:
+        TypeError: a model that is not a module, masks that are not a dictionary.
         ValueError: a name that the model lacks, or a mask of another shape or dtype.
     """
-    for _, weight, mask in masked_weights(model, masks):
+    for _, weight, mask in masked_weights("apply", model, masks):
         weight.masked_fill_(~mask, 0)
     return model
 
@@ -64,9 +72,10 @@ def reinitialize(model: nn.Module, masks: Mapping[str, Tensor], seed: int) -> nn
         The model.
 
     Raises:
-        ValueError: as for :func:`apply`, or a seed outside its range.
+        TypeError, ValueError: as for :func:`apply`, or a seed outside its range.
     """
-    for name, weight, mask in masked_weights(model, masks):
+    check_seed("reinitialize", seed)
+    for name, weight, mask in masked_weights("reinitialize", model, masks):
         kaiming_normal_(weight, generator(seed, "reinitialise", name)).masked_fill_(~mask, 0)
     return model
 
@@ -86,15 +95,15 @@ def rescale(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, float]:
         The factor of each layer.
 
     Raises:
-        ValueError: as for :func:`apply`; or a layer all of whose kept weights are 0.
+        TypeError, ValueError: as for :func:`apply`; or a layer all of whose kept weights are 0.
     """
     factors = {}
-    for name, weight, mask in masked_weights(model, masks):
+    for name, weight, mask in masked_weights("rescale", model, masks):
         whole, kept = weight.double().square().sum().item(), weight[mask].double().square().sum().item()
         if not kept > 0:
-            raise ValueError(f"the mask of {name} keeps {int(mask.sum())} weights, none but 0: it has no scale")
+            raise ValueError(f"rescale: the mask of {name} keeps {int(mask.sum())} weights, none but 0: leave it out")
         factors[name] = math.sqrt(whole / kept)
-    for name, weight, mask in masked_weights(model, masks):
+    for name, weight, mask in masked_weights("rescale", model, masks):
         weight.mul_(factors[name]).masked_fill_(~mask, 0)
     return factors
 
@@ -103,29 +112,41 @@ def expand(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Masks of the weights' shapes, from masks of channels [C_out, 1, ...] or others that broadcast to them.
 
     Raises:
+        TypeError: masks that are not bool tensors, a model that is not a module.
         ValueError: a name that the model lacks, or a mask that does not broadcast to its weight.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    check_masks("expand", masks)
+    parameters = _parameters("expand", model, masks)
     expanded = {}
     for name, mask in masks.items():
-        if name not in parameters:
-            raise ValueError(f"the model has no parameter {name!r}; it has: {', '.join(parameters)}")
         shape = parameters[name].shape
         if mask.dim() != len(shape) or any(a not in (1, b) for a, b in zip(mask.shape, shape, strict=True)):
-            raise ValueError(f"the mask of {name}, {tuple(mask.shape)}, does not broadcast to {tuple(shape)}")
+            raise ValueError(f"expand: the mask of {name}, {tuple(mask.shape)}, does not broadcast to {tuple(shape)}")
         expanded[name] = mask.expand(shape).contiguous()
     return expanded
 
 
-def masked_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def masked_weights(op: str, model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, weight (detached, sharing memory) and mask on its device; all are checked before the first is given."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = _parameters(op, model, masks)
     for name, mask in masks.items():
-        if name not in parameters:
-            raise ValueError(f"the model has no parameter {name!r}; it has: {', '.join(parameters)}")
         shape = tuple(parameters[name].shape)
-        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-            raise ValueError(f"the mask of {name} must be bool {shape}, got {mask.dtype} {tuple(mask.shape)}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise ValueError(f"{op}: the mask of {name} must be bool {shape}, got {got}")
     for name, mask in masks.items():
         weight = parameters[name].detach()
         yield name, weight, mask.to(weight.device)
+
+
+def _parameters(op: str, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The model's parameters by name, each name of a shared one; all that the masks name are among them."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(masks, Mapping):
+        raise TypeError(f"{op}: masks must be a dictionary of bool tensors by weight name, got {type(masks).__name__}")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in masks:
+        if name not in parameters:
+            raise ValueError(f"{op}: the model has no parameter {name!r}; it has: {', '.join(parameters)}")
+    return parameters

@@ -57,31 +57,45 @@ def layer_statistics(
         reference_model: what the reference masks are of, if not of ``model``: reinitialised, or trained.
 
     Raises:
-        ValueError: as for :func:`apply`, or reference masks of other weights.
+        TypeError, ValueError: as for :func:`apply`, or reference masks of other weights.
     """
+    op = "layer_statistics"
+    kept = _kept_weights(op, model, masks)
+    others = (
+        {} if reference is None else _kept_weights(op, model if reference_model is None else reference_model, reference)
+    )
     if reference is not None and set(reference) != set(masks):
-        raise ValueError(f"masks and reference differ in the weights {', '.join(sorted(set(reference) ^ set(masks)))}")
-    others = {} if reference is None else kept_weights(reference_model or model, reference)
-    return [
-        statistics(name, values, tuple(masks[name].shape), others.get(name))
-        for name, values in kept_weights(model, masks).items()
-    ]
+        differing = ", ".join(sorted(set(reference) ^ set(masks)))
+        raise ValueError(f"{op}: masks and reference must be of the same weights, they differ in {differing}")
+    return [statistics(name, values, tuple(masks[name].shape), others.get(name)) for name, values in kept.items()]
 
 
 def kept_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """By weight name the kept weights, float64 [kept], in row-major order.
 
     Raises:
-        ValueError: as for :func:`apply`.
+        TypeError, ValueError: as for :func:`apply`.
     """
-    return {name: weight[mask].double().cpu().numpy() for name, weight, mask in masked_weights(model, masks)}
+    return _kept_weights("kept_weights", model, masks)
+
+
+def _kept_weights(op: str, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: weight[mask].double().cpu().numpy() for name, weight, mask in masked_weights(op, model, masks)}
 
 
 def statistics(
     name: str, values: np.ndarray, shape: tuple[int, ...], other: np.ndarray | None = None
 ) -> LayerStatistics:
-    """The statistics of one layer from its kept weights [kept], and those of a reference of the same shape."""
+    """The statistics of one layer from its kept weights [kept], and those of a reference of the same shape.
+
+    Raises:
+        ValueError: more weights kept than the shape holds, or values that are no vector.
+    """
     size = math.prod(shape)
+    for argument, kept in (("values", values), ("other", other)):
+        if kept is not None and (not isinstance(kept, np.ndarray) or kept.ndim != 1 or len(kept) > size):
+            got = kept.shape if isinstance(kept, np.ndarray) else f"a {type(kept).__name__}"
+            raise ValueError(f"statistics: {argument} of {name} must be an array of at most {size} numbers, got {got}")
     mean, std = (values.mean(), values.std()) if len(values) else (math.nan, math.nan)
     standard = (values - mean) / std if std > 0 else np.full(1, math.nan)
     return LayerStatistics(

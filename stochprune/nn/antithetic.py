@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from stochprune import functional
-from stochprune.nn.layer import masked_layers
+from stochprune.nn.layer import layers_of
 from stochprune.nn.mask_source import MaskSource, given_weights
 
 
@@ -33,12 +33,13 @@ def antithetic_gradients(
         Gradients by weight name, like the logits; of layers that share a mask the first is named.
 
     Raises:
+        TypeError: a model that is not a module, a loss that is not a function.
         ValueError: no masked layer, layers with different seeds, one whose weights are not kept independently (n:m) or
             are random themselves, a loss that is not a finite scalar, or an unknown estimator.
     """
-    layers = masked_layers(model)
-    if not layers:
-        raise ValueError("antithetic_gradients: the model has no masked layer")
+    layers = layers_of("antithetic_gradients", model)
+    if not callable(loss):
+        raise TypeError(f"antithetic_gradients: loss must be a function of the model, got {type(loss).__name__}")
     first = {id(layer.mask_logits): name for name, layer in reversed(layers.items())}
     for name, layer in layers.items():
         if not layer.independent:
@@ -48,7 +49,10 @@ def antithetic_gradients(
             )
     seeds = {int(layer.mask_seed) % (1 << 64) for layer in layers.values()}
     if len(seeds) > 1:
-        raise ValueError(f"antithetic_gradients: the layers have {len(seeds)} different seeds")
+        raise ValueError(
+            f"antithetic_gradients: the layers have {len(seeds)} different seeds, such as {sorted(seeds)[:2]}: convert "
+            f"the whole model under one seed"
+        )
 
     def of(masks: dict[str, Tensor]) -> Tensor:
         given: dict[MaskSource, Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ class GatedBranch(nn.Module):
 
     def __init__(self, branch: nn.Module, keep: float = 0.9, **options: Any) -> None:
         super().__init__()
+        if not isinstance(branch, nn.Module):
+            raise TypeError(f"GatedBranch: branch must be a torch.nn.Module, got {type(branch).__name__}")
         device = next((tensor.device for tensor in branch.parameters()), None)
         one = nn.utils.skip_init(nn.Linear, 1, 1, bias=False, device=device or "cpu")
         nn.init.ones_(one.weight).requires_grad_(False)
@@ -81,13 +84,24 @@ def gate_branches(
         The model.
 
     Raises:
-        ValueError: a pattern that fits no module.
+        TypeError: an argument of another type.
+        ValueError: a pattern that fits no module, a probability outside (0, 1).
     """
-    patterns = [names] if isinstance(names, str) else list(names)
+    _check_module("gate_branches", model)
+    patterns = [names] if isinstance(names, str) else names
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(
+            f"gate_branches: names must be a pattern such as 'layer*.bn2', or a list of these, got {names!r}"
+        )
+    if not isinstance(name, str):
+        raise TypeError(f"gate_branches: name must be a string, got {name!r}")
     known = [module for module, _ in model.named_modules() if module]
     for pattern in patterns:
         if not fnmatch.filter(known, pattern):
-            raise ValueError(f"no module of the model is called {pattern!r}")
+            raise ValueError(
+                f"gate_branches: no module of {type(model).__name__} is called {pattern!r}; there are: "
+                f"{', '.join(known)}"
+            )
     fitting = [module for module in known if any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns)]
     chosen = [module for module in fitting if not any(module.startswith(f"{other}.") for other in fitting)]
     prefix = f"{name}." if name else ""
@@ -115,9 +129,9 @@ def drop_branches(model: nn.Module) -> list[str]:
     Raises:
         ValueError: the model has no gated branch, or is one itself.
     """
-    branches = gated_branches(model)
-    if not branches or "" in branches:
-        raise ValueError("the model must hold gated branches, and not be one itself")
+    branches = _branches_of("drop_branches", model)
+    if "" in branches:
+        raise ValueError("drop_branches: the model is a gated branch itself: put it into another module")
     dropped = [name for name, branch in branches.items() if not bool(branch.gate.gate().reshape(()) > 0)]
     for name, branch in branches.items():
         left = Dropped(isinstance(branch.branch, _LIKE_INPUT)) if name in dropped else branch.branch
@@ -137,15 +151,29 @@ def expected_cost(model: nn.Module, costs: Mapping[str, float] | None = None) ->
     Raises:
         ValueError: no gated branch, costs of other branches, or one that is not positive.
     """
-    branches = gated_branches(model)
-    if not branches:
-        raise ValueError("the model has no gated branch")
+    branches = _branches_of("expected_cost", model)
     if costs is None:
         costs = {n: max(1, sum(p.numel() for p in b.branch.parameters())) for n, b in branches.items()}
-    if set(costs) != set(branches) or min(costs.values()) <= 0:
-        raise ValueError(f"costs must be positive and of {', '.join(branches)}, got {dict(costs)}")
+    if not isinstance(costs, Mapping):
+        raise TypeError(f"expected_cost: costs must be a dictionary by branch name, got {type(costs).__name__}")
+    if set(costs) != set(branches) or not all(0 < cost < math.inf for cost in costs.values()):
+        raise ValueError(f"expected_cost: costs must be positive and of {', '.join(branches)}, got {dict(costs)}")
     expected = [costs[name] * torch.sigmoid(branch.gate.mask_logits).reshape(()) for name, branch in branches.items()]
     return torch.stack(expected).sum() / sum(costs.values())
+
+
+def _check_module(op: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _branches_of(op: str, model: nn.Module) -> dict[str, GatedBranch]:
+    """The gated branches of a model, at least one, for the function ``op``."""
+    _check_module(op, model)
+    branches = gated_branches(model)
+    if not branches:
+        raise ValueError(f"{op}: {type(model).__name__} has no gated branch: gate_branches makes them")
+    return branches
 
 
 def _set(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stochprune.masks.select import check_cut, emptied, from_scores, why_empty
 from stochprune.nn.convert import _replace
 from stochprune.nn.gated_branch import gated_branches
-from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.layer import MaskedLayer, layers_of
 
 
 def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global") -> nn.Module:
@@ -37,12 +37,8 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
         ValueError: no masked layer, gated branches that are still there, NaN logits, a sparsity outside [0, 1) or for a
             layer that has its own (n:m), an unknown scope, or a layer left with no weight.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"harden: model must be a torch.nn.Module, got {type(model).__name__}")
     check_cut("harden", 0.0 if sparsity is None else sparsity, scope)
-    layers = masked_layers(model)
-    if not layers:
-        raise ValueError(f"harden: {type(model).__name__} has no masked layer: convert it first, or it is hard already")
+    layers = layers_of("harden", model)
     if gates := gated_branches(model):
         raise ValueError(f"harden: {', '.join(gates)} are gated branches: call drop_branches(model) first")
     first = {id(layer.weight): name for name, layer in reversed(layers.items())}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from stochprune.nn.layer import masked_layers
+from stochprune.nn.layer import layers_of
 
 
 def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
@@ -26,18 +26,20 @@ def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> di
         float64 scalars by weight name.
 
     Raises:
+        TypeError: a model that is not a module, a prior that is not a dictionary.
         ValueError: no masked layer, a layer without a prior, a prior without a layer, or one that does not fit.
     """
-    layers = masked_layers(model)
-    if not layers:
-        raise ValueError("layer_kl: the model has no masked layer")
+    layers = layers_of("layer_kl", model)
+    if not isinstance(prior_logits, Mapping):
+        kind = type(prior_logits).__name__
+        raise TypeError(f"layer_kl: prior_logits must be a dictionary by weight name, got {kind}")
     unknown = sorted(set(prior_logits) - set(layers))
     if unknown:
         raise ValueError(f"layer_kl: no masked layer has the weight {unknown[0]!r}; there are: {', '.join(layers)}")
     first = {id(layer.mask_logits): name for name, layer in reversed(layers.items())}
     missing = [name for name in first.values() if name not in prior_logits]
     if missing:
-        raise ValueError(f"layer_kl: no prior for {missing[-1]}")
+        raise ValueError(f"layer_kl: prior_logits lack {missing[-1]}; they have: {', '.join(prior_logits)}")
     return {
         name: layer.divergence(prior_logits[name])
         for name, layer in layers.items()

@@ -96,7 +96,16 @@ class MaskedLayer(MaskSource):
         stream: int | None = None,
         **own: Any,
     ) -> Layer:
-        """A masked layer on the very parameters (and hooks) of a dense one; ``own``: arguments of this layer alone."""
+        """A masked layer on the very parameters (and hooks) of a dense one; ``own``: arguments of this layer alone.
+
+        Raises:
+            TypeError: ``dense`` is not of the type that this layer stands for.
+        """
+        if not cls._stands_for(dense):
+            raise TypeError(
+                f"{cls.__name__}: dense must be a {cls.dense_name()}, got {type(dense).__name__}; "
+                f"stochprune.convert finds the masked layer for each of a model's layers"
+            )
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._configure(**own)
@@ -121,11 +130,20 @@ class MaskedLayer(MaskSource):
         _move_hooks(self, dense)
         return dense.train(self.training)
 
+    @classmethod
+    def _stands_for(cls, dense: nn.Module) -> bool:
+        return isinstance(dense, cls.dense_type)
+
+    @classmethod
+    def dense_name(cls) -> str:
+        """What the layer stands for, in words."""
+        return f"torch.nn.{cls.dense_type.__name__}"
+
     def _configure(self) -> None:
         """Take what only this layer knows, before any parameter is there."""
 
     def _initial_logits(self, keep: float | Tensor, weight: Tensor) -> Tensor:
-        return logits_of(keep, weight)
+        return logits_of(type(self).__name__, keep, weight)
 
     def _initialise(self, numbers: np.random.Generator) -> None:
         """Fill weight and bias as torch does for linear and convolutional layers: uniform within 1 / sqrt(fan in)."""
@@ -238,14 +256,16 @@ class MaskedLayer(MaskSource):
         return f"{self.dense_type.extra_repr(self)}, keep={keep}, estimator={self.estimator}"
 
 
-def logits_of(keep: float | Tensor, weight: Tensor) -> Tensor:
+def logits_of(op: str, keep: float | Tensor, weight: Tensor) -> Tensor:
     """Logits like ``weight`` whose sigmoid is ``keep``, a number or a tensor in the open interval (0, 1)."""
+    if isinstance(keep, bool) or not isinstance(keep, int | float | np.floating | Tensor):
+        raise TypeError(f"{op}: keep must be a number or a tensor, strictly between 0 and 1, got {keep!r}")
     q = keep if isinstance(keep, Tensor) else torch.tensor(float(keep))
     if isinstance(keep, Tensor) and keep.shape != weight.shape:
-        raise ValueError(f"keep {tuple(keep.shape)} and weight {tuple(weight.shape)} differ in shape")
+        raise ValueError(f"{op}: keep {tuple(keep.shape)} and weight {tuple(weight.shape)} differ in shape")
     if not q.is_meta and not bool(((q > 0) & (q < 1)).all()):
         shown = keep if not isinstance(keep, Tensor) else f"a tensor from {q.min():.4g} to {q.max():.4g}"
-        raise ValueError(f"keep must lie strictly between 0 and 1, got {shown}")
+        raise ValueError(f"{op}: keep must lie strictly between 0 and 1, got {shown}")
     logits = torch.logit(q.double()).to(weight).expand_as(weight)
     return logits.clone(memory_format=torch.contiguous_format)  # contiguous() leaves one weight its strides of 0
 
@@ -257,6 +277,8 @@ def _move_hooks(old: nn.Module, new: nn.Module) -> None:
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     """The masked layers of a model by the qualified name of their weight, each shared layer once."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"masked_layers: model must be a torch.nn.Module, got {type(model).__name__}")
     return {
         f"{name}.weight" if name else "weight": module
         for name, module in model.named_modules()
@@ -264,10 +286,32 @@ def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     }
 
 
+def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
+    """The masked layers of a model, at least one, for the function ``op``.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: no masked layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+    layers = masked_layers(model)
+    if not layers:
+        raise ValueError(f"{op}: {type(model).__name__} has no masked layer: stochprune.convert makes them")
+    return layers
+
+
 @contextlib.contextmanager
 def sampling(model: nn.Module, enabled: bool = True) -> Iterator[nn.Module]:
-    """Inside the context all masked layers of the model draw masks (``enabled``) or threshold, whatever the mode."""
-    layers = list(masked_layers(model).values())
+    """Inside the context all masked layers of the model draw masks (``enabled``) or threshold, whatever the mode.
+
+    Raises:
+        TypeError: a model that is not a module, ``enabled`` that is not a bool.
+        ValueError: no masked layer.
+    """
+    if not isinstance(enabled, bool):
+        raise TypeError(f"sampling: enabled must be True or False, got {enabled!r}")
+    layers = list(layers_of("sampling", model).values())
     before = [layer.sample for layer in layers]
     for layer in layers:
         layer.sample = enabled

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.layer import MaskedLayer, layers_of
 
 
 @contextlib.contextmanager
@@ -33,10 +33,13 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
         draws: at least 1; with 1 nothing changes.
 
     Raises:
-        ValueError: ``draws`` below 1; inside ``one_launch`` or another ``many_draws``. In a forward: no tensor with a
-            batch, one that ``draws`` does not divide, a layer whose input has another first dimension.
+        TypeError: a model that is not a module, ``draws`` that is not an integer.
+        ValueError: no masked layer; ``draws`` below 1; inside ``one_launch`` or another ``many_draws``. In a forward:
+            no tensor with a batch, one that ``draws`` does not divide, a layer whose input has another first dimension.
     """
-    layers = masked_layers(model)
+    layers = layers_of("many_draws", model)
+    if isinstance(draws, bool) or not isinstance(draws, int):
+        raise TypeError(f"many_draws: draws must be an integer of at least 1, got {draws!r}")
     if draws < 1:
         raise ValueError(f"many_draws: draws must be at least 1, got {draws}")
     if any(layer.given_weight is not None or layer.draws_a_forward > 1 for layer in layers.values()):

@@ -25,6 +25,14 @@ class MaskedTransposedLinear(MaskedLayer):
     nf: int
     nx: int
 
+    @classmethod
+    def _stands_for(cls, dense: nn.Module) -> bool:
+        return is_transformers_conv1d(dense)
+
+    @classmethod
+    def dense_name(cls) -> str:
+        return "Conv1D of transformers"
+
     def _adopt(self, dense: nn.Module, *args: Any, **options: Any) -> None:
         self.dense_type = type(dense)  # type: ignore[misc]  # this package does not import it
         super()._adopt(dense, *args, **options)

@@ -36,6 +36,8 @@ class NMMaskedLinear(MaskedLinear):
         super().__init__(in_features, out_features, bias, **options)
 
     def _configure(self, pattern: str = "2:4") -> None:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{type(self).__name__}: pattern must be a text such as '2:4', got {pattern!r}")
         patterns.parse(pattern)
         self.pattern = pattern
 

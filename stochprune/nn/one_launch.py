@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune.functional import masked_weights
-from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.layer import MaskedLayer, layers_of
 from stochprune.nn.mask_source import MaskSource, given_weights
 from stochprune.nn.masked_conv import (
     MaskedConv1d,
@@ -94,10 +94,11 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
     ``torch.compile`` and activation checkpointing.
 
     Raises:
-        ValueError: inside another ``one_launch`` of the same layers.
+        TypeError: not a module.
+        ValueError: no masked layer; inside another ``one_launch`` of the same layers.
     """
     groups: dict[tuple[Any, ...], list[MaskedLayer]] = {}
-    for layer in masked_layers(model).values():
+    for layer in layers_of("one_launch", model).values():
         if layer.given_weight is not None:
             raise ValueError(
                 "one_launch: the masks of these layers are given already, by another one_launch or by "

@@ -27,12 +27,18 @@ def semi_structured(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
+        TypeError: not a module.
         ValueError: no such layer, or one that is not on a CUDA device.
         RuntimeError: a dtype or shape that torch's layout does not take (it says which).
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"semi_structured: model must be a torch.nn.Module, got {type(model).__name__}")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_two_of_four(m.weight)}
     if not layers:
-        raise ValueError("semi_structured: no linear layer has 2:4 sparse weights")
+        raise ValueError(
+            f"semi_structured: no linear layer of {type(model).__name__} has 2:4 sparse weights: convert with "
+            f"pattern='2:4', train and harden it first"
+        )
     for name, layer in layers.items():
         if not layer.weight.is_cuda:
             raise ValueError(f"semi_structured: {name or 'the layer'} lies on {layer.weight.device}; torch needs CUDA")

@@ -53,9 +53,11 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
         super().__init__(in_features, out_features, bias, **options)
 
     def _configure(self, structure: str = "rows") -> None:
-        rows, x, columns = structure.partition("x")
+        rows, x, columns = structure.partition("x") if isinstance(structure, str) else ("", "", "")
         if structure not in ("rows", "columns") and not (x and rows.isdecimal() and columns.isdecimal()):
-            raise ValueError(f"structure must be rows, columns or RxC, such as 16x16, got {structure!r}")
+            raise ValueError(
+                f"{type(self).__name__}: structure must be rows, columns or RxC, such as 16x16, got {structure!r}"
+            )
         self.structure = structure
 
     def _initial_logits(self, keep: float | Tensor, weight: Tensor) -> Tensor:
@@ -63,11 +65,14 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
         sizes = {"rows": (1, width), "columns": (count, 1)}.get(self.structure)
         rows, columns = sizes or map(int, self.structure.split("x"))
         if not rows or not columns or count % rows or width % columns:
-            raise ValueError(f"blocks of {rows}x{columns} do not divide a weight of {count}x{width}")
+            raise ValueError(
+                f"{type(self).__name__}: blocks of {rows}x{columns} do not divide a weight of {count}x{width}; "
+                f"give rows, columns, or sizes that do"
+            )
         grid = weight.new_empty(count // rows, width // columns)
         if isinstance(keep, Tensor) and keep.shape == weight.shape:
             keep = _block_means(keep.double(), grid)
-        return logits_of(keep, grid)
+        return logits_of(type(self).__name__, keep, grid)
 
     def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
         return functional.masked_linear_blocks(x, self.weight, self.mask_logits, self.bias, **at)
@@ -97,7 +102,7 @@ class _FilterMasked(_Structured, _MaskedConv):
     def _initial_logits(self, keep: float | Tensor, weight: Tensor) -> Tensor:
         if isinstance(keep, Tensor) and keep.shape == weight.shape:
             keep = keep.double().flatten(1).mean(1, keepdim=True)
-        return logits_of(keep, weight.new_empty(len(weight), 1))
+        return logits_of(type(self).__name__, keep, weight.new_empty(len(weight), 1))
 
     def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
         x, geometry = self._placed(x, output_size)

@@ -56,9 +56,9 @@ def warn_of_unmasked(
         for name, share in sorted(shares.items(), key=lambda item: -item[1])
     )
     warnings.warn(
-        f"convert: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer "
-        f"stands for their modules: {listing}. Write these modules with layers of torch to mask them, or pass the names "
-        f"to exclude to leave them dense without this warning",
+        f"convert: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer stands "
+        f"for their modules: {listing}. Write these modules with layers of torch to mask them, or exclude them by these "
+        f"names to leave them dense without this warning",
         UnmaskedWeightsWarning,
         stacklevel=3,
     )

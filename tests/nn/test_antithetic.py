@@ -68,7 +68,7 @@ def test_tied_layers_have_one_mask_and_one_gradient(generator):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="the model has no masked layer"):
+    with pytest.raises(ValueError, match="Identity has no masked layer"):
         antithetic_gradients(nn.Identity(), lambda m: torch.zeros(()), draw=0)
     nm = sp.convert(nn.utils.skip_init(nn.Linear, 8, 4), pattern="2:4")
     with pytest.raises(ValueError, match=r"weight \(NMMaskedLinear\).* independent"):

@@ -118,7 +118,7 @@ def test_gates_on_a_residual_network():
 
 def test_bad_input_is_named():
     model = network()
-    with pytest.raises(ValueError, match=r"no module of the model is called 'layer\*'"):
+    with pytest.raises(ValueError, match=r"no module of Sequential is called 'layer\*'"):
         gate_branches(model, "layer*")
     for use in (drop_branches, expected_cost):
         with pytest.raises(ValueError, match="gated branch"):
