@@ -85,8 +85,8 @@ def convert(
             kind, own = _kind(weight, layer, pattern)
             try:
                 masked = kind.from_dense(layer, keep, seed=seed, stream=streams[prefix + weight], **own)
-            except ValueError as error:
-                raise ValueError(f"convert: {weight}: {error}") from error
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"convert: {weight}: {error}") from error
             first = first or masked
             masked.mask_logits, masked.stream = first.mask_logits, first.stream
             replacements[layer] = masked

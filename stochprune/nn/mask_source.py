@@ -42,7 +42,7 @@ class MaskSource(nn.Module):
     def _start_source(
         self, *, seed: int, stream: int, estimator: str, temperature: float, device: torch.device
     ) -> None:
-        rng.check_address(seed=seed, stream=stream)
+        rng.check_address(type(self).__name__, seed=seed, stream=stream)
         self.estimator, self.temperature, self.stream, self.sample = estimator, temperature, stream, None
         self.register_buffer("mask_seed", torch.tensor([rng.as_int64(seed)], device=device))
         self.register_buffer("mask_draw", torch.zeros(1, dtype=torch.int64, device=device))

@@ -81,7 +81,7 @@ def select(
     groups: dict[int, Group] = {}
     obstacles = find_obstacles(model)
     for name, module in model.named_modules():
-        if masked_type(module) is not None and not any(inside(name, outer) for outer in obstacles):
+        if masked_type(module) is not None and _obstacle(module) is None:
             weight = module.weight
             assert isinstance(weight, Tensor)
             groups.setdefault(id(weight), Group(weight)).layers[weight_name(name)] = module

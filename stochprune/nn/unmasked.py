@@ -57,8 +57,8 @@ def warn_of_unmasked(
     )
     warnings.warn(
         f"convert: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer stands "
-        f"for their modules: {listing}. Write these modules with layers of torch to mask them, or exclude them by these "
-        f"names to leave them dense without this warning",
+        f"for their modules: {listing}. Write these modules with layers of torch to mask them, or exclude them by "
+        f"these names to leave them dense without this warning",
         UnmaskedWeightsWarning,
         stacklevel=3,
     )

@@ -51,5 +51,5 @@ def test_bad_input(model):
         layer_kl(model, {**priors(model), "x": 0.0})
     with pytest.raises(ValueError, match=r"layer_kl: prior_logits lack 2\.weight"):
         layer_kl(model, {"0.weight": 0.0})
-    with pytest.raises(ValueError, match="the model has no masked layer"):
+    with pytest.raises(ValueError, match="Linear has no masked layer"):
         layer_kl(linear(2, 2), {})

@@ -102,7 +102,7 @@ def test_hardened_weights_in_torch_s_compressed_layout(generator):
 def test_semi_structured_refuses_clearly():
     with pytest.raises(ValueError, match="fc lies on cpu; torch needs CUDA"):
         semi_structured(nn.ModuleDict({"fc": sp.harden(NMMaskedLinear(16, 4))}))
-    with pytest.raises(ValueError, match="no linear layer of .* has 2:4 sparse weights"):
+    with pytest.raises(ValueError, match=r"no linear layer of .* has 2:4 sparse weights"):
         semi_structured(model())
 
 
