@@ -28,6 +28,7 @@ class Layers(NamedTuple):
     offsets: tuple[int, ...]  # the first element of each layer's results
     elements: int  # of the flat tensor
     aligned: bool  # whether every row of every layer starts at a multiple of 16 bytes
+    height: int  # rows of a tile
 
     def views(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """Each layer's part of a flat tensor, in the shape of its weight."""
@@ -81,10 +82,12 @@ def _layers(
     device: torch.device,
 ) -> Layers:
     rows, starts, programs, elements = [], [], 0, 0
+    aligned = all(value % 16 == 0 for pair, (_, k) in zip(addresses, shapes, strict=True) for value in (*pair, k))
+    height = tiles.ROWS if aligned else tiles.ODD_ROWS
     for (weight, logits), (n, k), stream in zip(addresses, shapes, streams, strict=True):
         rows.append([weight, logits, n, k, stream, elements])
         starts.append(programs)
-        programs += tiles.count(n, k)
+        programs += tiles.count(n, k, height)
         elements += triton.cdiv(n * k, ALIGNMENT) * ALIGNMENT
     return Layers(
         torch.tensor(rows, dtype=torch.int64, device=device),
@@ -92,7 +95,8 @@ def _layers(
         programs,
         tuple(row[-1] for row in rows),
         elements,
-        all(value % 16 == 0 for row in rows for value in (row[0], row[1], row[3])),
+        aligned,
+        height,
     )
 
 

@@ -59,7 +59,7 @@ def masked_linear_backward(
     if wanted and route == "in_register":
         dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if need_weight else None
         dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if need_logits else None
-        if need_x and one_pass_fits(x):
+        if need_x and one_pass_fits(x, grad, weight, logits):
             dx = one_pass(grad[0], x[0], weight, logits, mask, dweight, dlogits, divergence)[None]
             return dx, dweight, dlogits
         weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits, divergence)

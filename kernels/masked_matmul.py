@@ -144,7 +144,7 @@ def masked_matmul(
     outs = K if transpose else N
     if not out.numel():
         return
-    tile = Tile.fit(x)
+    tile = Tile.fit(x, weight, logits)
     programs = D * triton.cdiv(M, tile.tokens) * triton.cdiv(outs, tile.out)
     steps, shares = split(triton.cdiv(reduced, STEP), programs, x.device)
     partial = out if shares == 1 else torch.empty(shares, D, M, outs, dtype=torch.float32, device=x.device)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .estimators import INTERPRETED
+from .tiles import aligned
 
 STEP = 64
 """Length of one step along the reduction: one group of columns."""
@@ -24,22 +25,28 @@ class Tile(NamedTuple):
     stages: int
 
     @classmethod
-    def fit(cls, x: Tensor) -> Tile:
-        """The tile for x [D, M, K]: wide, since a mask is drawn once a tile, but no wider than the device allows."""
-        tiles = usable(x.dtype, x.device)
+    def fit(cls, x: Tensor, *weights: Tensor) -> Tile:
+        """The tile for x [D, M, K]: wide, since a mask is drawn once a tile, but no wider than the registers allow.
+
+        Args:
+            weights: the matrices that are read beside x.
+        """
+        tiles = usable(x.dtype, x.device, aligned(x, *weights))
         return next((tile for tile in tiles if x.shape[1] <= tile.tokens), tiles[-1])
 
 
-def usable(dtype: torch.dtype, device: torch.device) -> list[Tile]:
+def usable(dtype: torch.dtype, device: torch.device, aligned: bool = True) -> list[Tile]:
     """The device's tiles for one dtype, the widest last: float32 takes more registers and shared memory."""
     most = 128 if dtype.itemsize == 2 else 32
-    return [tile for tile in TILES[capability(device)] if tile.tokens <= most]
+    return [tile for tile in (TILES[capability(device)] if aligned else ODD) if tile.tokens <= most]
 
 
 # by the major compute capability; checked for spills by the compile table
 AMPERE = (Tile(64, 16, 4, 2), Tile(64, 32, 4, 2), Tile(64, 64, 8, 3))
 HOPPER = (Tile(64, 16, 4, 4), Tile(64, 32, 4, 4), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3))
 TILES = {8: AMPERE, 9: HOPPER}
+ODD = (Tile(64, 16, 8, 2), Tile(64, 32, 8, 1), Tile(64, 64, 8, 1))
+"""For matrices that are not aligned, on every device: each element takes registers for an address of its own."""
 
 
 def capability(device: torch.device) -> int:

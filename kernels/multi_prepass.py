@@ -82,7 +82,7 @@ def masked_weights(
             ALIGNED=layers.aligned,
             ESTIMATOR=estimator,
             LAYERS=triton.next_power_of_2(len(weights)),
-            ROWS=tiles.ROWS,
+            ROWS=layers.height,
             GROUPS=tiles.GROUPS,
             num_warps=tiles.WARPS,
             enable_fp_fusion=False,

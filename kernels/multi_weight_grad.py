@@ -98,7 +98,7 @@ def weight_grads(
             ALIGNED=layers.aligned and all(g.data_ptr() % 16 == 0 for g in grads),
             ESTIMATOR=estimator,
             LAYERS=triton.next_power_of_2(len(weights)),
-            ROWS=tiles.ROWS,
+            ROWS=layers.height,
             GROUPS=tiles.GROUPS,
             num_warps=tiles.WARPS,
             enable_fp_fusion=False,

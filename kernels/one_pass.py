@@ -19,7 +19,7 @@ from .estimators import masked, pull, slope
 from .matmul import capability, precision
 from .philox import GROUP, load_key, uniforms
 from .split_sum import split, split_sum
-from .tiles import offsets
+from .tiles import aligned, offsets
 
 
 class Tile(NamedTuple):
@@ -34,9 +34,14 @@ class Tile(NamedTuple):
 TILES = {8: Tile(32, 64, 4, 3), 9: Tile(64, 128, 8, 2)}  # by the row of the device
 
 
-def one_pass_fits(x: Tensor) -> bool:
-    """Whether x [D, M, K] has one draw and few tokens, of 16 bits: float32 would not fit the registers."""
-    return x.shape[0] == 1 and 1 <= x.shape[1] <= TILES[capability(x.device)].tokens and x.element_size() == 2
+def one_pass_fits(x: Tensor, *others: Tensor) -> bool:
+    """Return True if x [D, M, K] has one draw and few tokens, of 16 bits: float32 would not fit the registers.
+
+    Args:
+        others: the matrices that are read beside x; they leave fewer tokens if they are not aligned.
+    """
+    most = min(TILES[capability(x.device)].tokens, 128 if aligned(x, *others) else 64)
+    return x.shape[0] == 1 and 1 <= x.shape[1] <= most and x.element_size() == 2
 
 
 @triton.jit(do_not_specialize=["stream", "temperature", "M", "steps"])

@@ -54,9 +54,10 @@ def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype, 
     """``z * weight`` [D, N, K] in ``dtype``, contiguous, for each draw of ``mask``; of ``rows`` if given."""
     N, K = len(weight) if rows is None else len(rows), weight.shape[1]
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)
+    height = tiles.height(weight, logits, out)
     if out.numel():
         with torch.cuda.device_of(weight):
-            prepass_kernel[(tiles.count(N, K) * len(out),)](
+            prepass_kernel[(tiles.count(N, K, height) * len(out),)](
                 weight,
                 logits,
                 out,
@@ -71,7 +72,7 @@ def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype, 
                 *weight.stride(),
                 *logits.stride(),
                 ESTIMATOR=mask.estimator,
-                ROWS=tiles.ROWS,
+                ROWS=height,
                 GROUPS=tiles.GROUPS,
                 num_warps=tiles.WARPS,
                 enable_fp_fusion=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .philox import GROUP
 
@@ -11,6 +12,20 @@ ROWS = 64
 GROUPS = 2
 WARPS = 8
 """The tile of the elementwise kernels: 32 weights a thread, 16-byte loads and stores."""
+ODD_ROWS = 32
+"""Rows of a tile of matrices that are not aligned: each weight takes registers for an address of its own."""
+
+
+def aligned(*matrices: Tensor) -> bool:
+    """Return True if matrices [..., R, C] can be read 16 bytes at a time, along their rows or their columns."""
+    return all(
+        t.data_ptr() % 16 == 0 and 1 in (strides := t.stride()[-2:]) and (sum(strides) - 1) % 16 == 0 for t in matrices
+    )
+
+
+def height(*matrices: Tensor) -> int:
+    """Rows of a tile for these matrices [R, C]."""
+    return ROWS if aligned(*matrices) else ODD_ROWS
 
 
 def count(rows: int, cols: int, height: int = ROWS) -> int:

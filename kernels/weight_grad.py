@@ -90,9 +90,10 @@ def weight_grad(
     N, K = grad.shape
     if not grad.numel():
         return
+    height = tiles.height(grad, weight, logits)
     *divergence_pointers, prior_row, prior_col = Divergence.arguments(divergence)
     with torch.cuda.device_of(weight):
-        weight_grad_kernel[(tiles.count(N, K),)](
+        weight_grad_kernel[(tiles.count(N, K, height),)](
             grad,
             weight,
             logits,
@@ -112,7 +113,7 @@ def weight_grad(
             prior_col,
             ESTIMATOR=mask.estimator,
             ADD=add,
-            ROWS=tiles.ROWS,
+            ROWS=height,
             GROUPS=tiles.GROUPS,
             num_warps=tiles.WARPS,
             enable_fp_fusion=False,
