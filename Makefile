@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CSRC   := $(shell find csrc -type f)
 
-.PHONY: demo test lint types sanitize bench gpu-check clean
+.PHONY: demo test lint types sanitize bench compile-gates gpu-check clean
 
 # torch first and by its exact version; then the build tools, because the package is built without isolation.
 $(READY): constraints.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
@@ -47,9 +47,27 @@ bench: $(READY)
 	$(BIN)/python -m pytest bench/bench_masked_linear.py --benchmark-json=.benchmarks/cpu.json
 	$(BIN)/python -m bench.report .benchmarks/cpu.json
 
+# What the Triton kernels compile to, for both versions of Triton that are in use, without a GPU: the gates of every kernel,
+# then of everything that the GPU tests launch. Hours on two cores the first time; results are kept in .benchmarks.
+OLD := .venv-triton36
+$(OLD)/.ready: $(READY)
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet triton==3.6.0 'numpy<2.4'
+	$(OLD)/bin/python -c "import sysconfig, pathlib; pathlib.Path(sysconfig.get_path('purelib'), 'main.pth').write_text('import site; site.addsitedir(\"$(CURDIR)/$(VENV)/lib/python' + sysconfig.get_python_version() + '/site-packages\")\n')"
+	touch $@
+
+compile-gates: $(READY) $(OLD)/.ready
+	mkdir -p .benchmarks
+	$(BIN)/python -m bench.front_end
+	for python in $(BIN)/python $(OLD)/bin/python; do \
+	  $$python -m tests.kernels.unsettled && $$python -m bench.compile_table --check || exit 1; \
+	done
+	$(BIN)/python -O -m pytest --assert=plain -q -n 0 -p tests.recorder --record .benchmarks/launches.pickle tests/gpu || true
+	for python in $(BIN)/python $(OLD)/bin/python; do $$python -m bench.recorded .benchmarks/launches.pickle || exit 1; done
+
 # On a machine with a GPU and its own torch and Triton, without a network: see docs/gpu.md.
 gpu-check:
 	$(PYTHON) -m bench.gpu_check
 
 clean:
-	rm -rf $(VENV) build dist runs .benchmarks *.egg-info stochprune/*.so
+	rm -rf $(VENV) $(OLD) build dist runs .benchmarks *.egg-info stochprune/*.so
