@@ -17,7 +17,7 @@ class Step(NamedTuple):
     quiet: bool = False  # prints failures alone
 
 
-STEPS = (  # together less than the ten minutes after which a lent machine may end a command
+STEPS = (  # together less than ten minutes
     Step("install", "bench.gpu.install", 95, 90),
     Step("smoke", "bench.gpu.smoke", 60, 40, lanes=8),
     Step("times", "bench.gpu.times", 120, 60),

@@ -195,7 +195,7 @@ def test_steps_are_chosen_and_scaled() -> None:
     assert (smoke.name, tests.name) == ("smoke", "tests") and smoke.seconds + tests.seconds == pytest.approx(240)
     (tests,) = gpu_check.chosen("tests", 16)
     assert tests.case_seconds / 60 == tests.seconds / 160 == pytest.approx(6)
-    assert sum(step.seconds for step in gpu_check.chosen("", None)) <= 590  # a lent machine's command has ten minutes
+    assert sum(step.seconds for step in gpu_check.chosen("", None)) <= 590  # ten minutes with the start
     for names, minutes, named in (("smok", None, "smok"), ("", -1.0, "-1")):
         with pytest.raises(ValueError, match=named):
             gpu_check.chosen(names, minutes)

@@ -16,13 +16,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 
-from bench import baselines, draws
-from bench.gpu import counters, device, install, sanitizer, smoke, times
-from stochprune import backends
-from stochprune.kernels.routes import ROOFLINE, ROUTES
-
-STEPS = ("install", "smoke", "times", "counters", "tests", "calibration", "sanitizer", "certificates")
-SIZES = [times.Size(1, 24, 40), times.Size(3, 24, 40, "fp32")]
+from bench.gpu import install
 
 
 def once(run: Callable[[], object]) -> float:
@@ -40,6 +34,11 @@ def captured(runs: Sequence[Callable[[], object]]) -> float:
 
 def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
     """Put the CPU and small sizes in the place of the GPU."""
+    from bench import baselines, draws
+    from bench.gpu import device, smoke, times
+    from stochprune import backends
+    from stochprune.kernels.routes import ROOFLINE, ROUTES
+
     change(device, "DEVICE", "cpu")
     change(device, "require", lambda: None)
     change(device, "synchronize", lambda: None)
@@ -53,8 +52,9 @@ def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
     change(smoke, "SHAPES", [(3, 24, 70), (17, 9, 130)])
     change(smoke, "DTYPE", torch.float32)  # the interpreter multiplies bfloat16 wrongly
     change(smoke, "REPEATS", 2)
+    sizes = [times.Size(1, 24, 40), times.Size(3, 24, 40, "fp32")]
+    plan = [(size, c) for size in sizes for c in ("dense", "in_register", "prepass", "compile", "seed replay")]
     each = [(times.Size(2, 24, 40, masks="each"), c) for c in ("in_register", "eager")]
-    plan = [(size, c) for size in SIZES for c in ("dense", "in_register", "prepass", "compile", "seed replay")]
     change(times, "PLAN", plan + each)
     change(times, "ceilings", lambda: {"copy_tb_per_s": 4.0, "matmul_tflop_per_s": 700.0})
     change(baselines, "CONTENDERS", {**baselines.CONTENDERS, "compile": baselines.eager})
@@ -64,7 +64,7 @@ def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
 
 
 def mock_machine() -> None:
-    """A GPU that has a name only."""
+    """A GPU that has a name only; nothing is installed unless ``REHEARSE_PIP`` is set."""
     torch.cuda.is_available = lambda: True
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     torch.cuda.get_device_properties = lambda _: SimpleNamespace(name="Mocked GPU", total_memory=2**37)
@@ -73,10 +73,9 @@ def mock_machine() -> None:
 
 
 if len(sys.argv) > 1 and sys.argv[1].startswith("mocked."):  # a worker
-    mock()
-    if sys.argv[1] == "mocked.install":
+    step = sys.argv[1].removeprefix("mocked.")
+    if step == "install":  # before it the package cannot be imported
         mock_machine()
-    for name in STEPS:
-        sys.modules[f"mocked.{name}"] = importlib.import_module(f"bench.gpu.{name}")
-    counters.KERNELS = {name: (way, 3, 24, 40) for name, (way, *_) in counters.KERNELS.items()}
-    sanitizer.SHAPE = ("3", "24", "40")
+    else:
+        mock()
+    sys.modules[sys.argv[1]] = importlib.import_module(f"bench.gpu.{step}")
