@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -250,3 +254,19 @@ def test_the_page_gives_every_step_its_time() -> None:
     page = (install.ROOT / "docs" / "gpu.md").read_text()
     for step in STEPS:
         assert f"| `{step.name}` | {step.seconds} |" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize(("variable", "built"), [(None, {"80", "90a", "100"}), ("90a-real", {"90a"})])
+def test_the_build_takes_its_architectures_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str | None, built: set[str]
+) -> None:
+    cmake, pybind11 = (pytest.importorskip(name) for name in ("cmake", "pybind11"))
+    monkeypatch.delenv("CUDAARCHS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDAARCHS", variable)
+    command = [Path(cmake.CMAKE_BIN_DIR) / "cmake", "-S", install.ROOT, "-B", tmp_path]
+    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    subprocess.run([*command, *options, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"], check=True, capture_output=True)
+    assert set(re.findall(r"arch=compute_(\w+)", (tmp_path / "compile_commands.json").read_text())) == built
