@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -120,12 +121,50 @@ def test_a_contender_that_cannot_be_captured_keeps_its_eager_times(
     assert "capturing" in found["step"]["graph_us"] and found["step"]["eager_us"] == 4
 
 
-def test_a_process_is_replaced_after_a_failed_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "synchronize", lambda: None)
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """The parts of torch.cuda that the measurements call; a bench of Triton that takes 12 ms a call."""
+    module = MagicMock()
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, getattr(module, name))
+    module.graph.return_value.__exit__.return_value = False  # errors pass
+    module.do_bench.side_effect = lambda run, **_: (run(), 12.0)[1]
+    monkeypatch.setattr("triton.testing.do_bench", module.do_bench)
     monkeypatch.setattr(device, "_failed_captures", [])
+    return module
+
+
+def test_a_graph_holds_every_run_and_its_time_is_shared(cuda: MagicMock) -> None:
+    calls: list[int] = []
+    runs = [lambda i=i: calls.append(i) for i in range(4)]
+    assert device.graph_us(runs) == 12_000 / 4 and device.eager_us(runs[0]) == 12_000
+    assert calls == [0, 1, 2, 3, 0, 1, 2, 3, 0]  # before the capture, in it, and eagerly
+    cuda.CUDAGraph.return_value.replay.assert_called_once_with()
     assert device.healthy()
-    device._failed_captures.append("capture")
+
+
+def test_a_failed_capture_is_raised_and_the_process_replaced(cuda: MagicMock) -> None:
+    def run() -> None:
+        if cuda.graph.called:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="capturing"):
+        device.graph_us([run])
     assert not device.healthy()
+
+
+def test_the_peak_is_what_a_call_adds(cuda: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [100]
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held[0])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: max(held))
+    assert device.peak_bytes(lambda: held.append(150)) == 50
+
+
+def test_the_host_waits_for_nothing_between_its_steps(cuda: MagicMock) -> None:
+    calls: list[int] = []
+    assert device.host_us(lambda: calls.append(cuda.synchronize.call_count)) > 0
+    assert calls == [round for round in range(1, 6) for _ in range(device.HOST_STEPS)]
 
 
 def test_a_lost_context_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
