@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.gpu.journal import Journal, Row
 
+_prctl = ctypes.CDLL(None).prctl  # found now: between fork and exec little is safe
 REPLACE = 75  # exit status: the case is in the journal, but this process cannot run another
 LENGTH = 4000  # characters of an error that are kept
 
@@ -128,7 +129,7 @@ def leave(status: int) -> None:
 
 def die_with_parent() -> None:
     """From here on this process is killed when its parent ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def tool(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
