@@ -36,7 +36,7 @@ sanitize: $(READY)
 	  -DSTOCHPRUNE_CUDA=OFF -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(CMAKE) --build $(SANITIZED) --parallel
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(BIN)/python -m tests.with_extension $(SANITIZED)/_C*.so -q -p no:cacheprovider -m "not slow" \
+	  $(BIN)/python -m tests.with_extension $(SANITIZED)/_C*.so -q --capture=sys -m "not slow" \
 	  -k "not triton and not cuda and not reference" $(SANITIZED_TESTS)
 SANITIZED_TESTS := tests/test_native.py tests/native tests/test_backend_contract.py tests/test_backend_edges.py \
   tests/test_mask_fuzz.py

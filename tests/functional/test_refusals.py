@@ -198,6 +198,14 @@ def test_seeds_of_configurations(config, seed):
         config(seed=seed)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, torch.tensor([1, 2])])
+def test_seeds_of_layers(seed):
+    linear = torch.nn.utils.skip_init(torch.nn.Linear, 4, 3)
+    for make in (lambda: sp.convert(linear, seed=seed), lambda: sp.nn.MaskedLinear.from_linear(linear, 0.5, seed=seed)):
+        with pytest.raises(REFUSED, match="seed"):
+            make()
+
+
 def test_loss_that_is_no_scalar():
     given = {"logits": {"a": L}, "seed": 1, "draw": 2, "streams": {"a": 3}}
     for loss in (lambda m: 1.0, lambda m: torch.ones(2), lambda m: torch.tensor(float("inf"))):
