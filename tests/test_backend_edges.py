@@ -14,7 +14,6 @@ from tests.test_backend_contract import (  # noqa: F401  # fixtures
     TOLERANCE,
     backend,
     device,
-    dtypes,
     error,
     poisoned_memory,
 )
@@ -29,12 +28,12 @@ def there(device):  # noqa: F811
     return (*(t.to(device) for t in AT[:2]), STREAM)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_infinite_logits_have_the_clamped_thresholds(backend, device, dtype):  # noqa: F811
     """T is 32767 at +inf, which prunes at u = 32767, and 1 at -inf, which keeps at u = 0."""
     assert (U == 0).any() and (U == 32767).any()
-    if dtype not in dtypes(backend) and backend.NAME == "reference":
-        pytest.skip("its own dtypes say all")
+    if dtype not in TAKEN[backend.NAME]:
+        pytest.skip("served by the reference")
     one = torch.ones(8, 64, dtype=dtype, device=device)
     for logit in (INF, 3.4e38, -INF, -3.4e38):
         logits = torch.full((8, 64), logit).to(dtype).to(device)  # 3.4e38 is infinite in bfloat16
@@ -100,14 +99,32 @@ def test_a_nan_deviation_gives_nan(backend, device):  # noqa: F811
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TAKEN = {"reference": DTYPES, "native": (torch.float32, torch.bfloat16), "triton": DTYPES[:3], "cuda": DTYPES[:3]}
+CLOSE = {**TOLERANCE, torch.float16: 2e-3}
 
 
-def test_a_backend_is_asked_for_dtypes_that_it_can_write(backend):  # noqa: F811
-    """`supports` is what `resolve` goes by; what it refuses never reaches a kernel."""
+@pytest.mark.parametrize("out, weight, logits", list(itertools.product(DTYPES, repeat=3)), ids=str)
+def test_every_mixture_of_dtypes_is_right_or_not_taken(backend, device, out, weight, logits, generator):  # noqa: F811
+    w, grad = torch.randn(2, 8, 64, generator=generator)
+    w, grad, t = w.to(weight), grad[None].to(out), torch.randn(8, 64, generator=generator).to(logits)
     supports = getattr(backend, "supports", lambda *tensors: True)
-    able = {dtype for dtype in DTYPES if supports(torch.empty(0, dtype=dtype, device="cpu"))}
-    if backend.NAME not in ON_GPU:
-        assert able == (set(DTYPES) if backend.NAME == "reference" else {torch.float32, torch.bfloat16})
+    given = [x.to(device) for x in (w, t, grad)]
+    if not {out, weight, logits} <= set(TAKEN[backend.NAME]):
+        assert not supports(*given)  # which `resolve` goes by
+        return
+    assert supports(*given) or device == "cpu"  # the CUDA backend is emulated there
+    levels = backend.threshold_from_logits(given[1]).cpu().int()
+    t[levels != rng.threshold_from_logits(t).int()] = 0  # a GPU's may differ by 1
+    given[1] = t.to(device)
+    at, options = there(device), ("straight_through", 1.0)
+    masked = backend.masked_weight(*given[:2], *at, *options, out)[0]
+    assert masked.dtype == out
+    assert error(masked, reference.masked_weight(w.double(), t.double(), *AT, *options, torch.float64)[0]) < CLOSE[out]
+    expected = reference.weight_grad(grad.double(), w.double(), t.double(), *AT, *options, True, True)
+    grads = backend.weight_grad(given[2].clone(), *given[:2], *at, *options, True, True)
+    for got, want, like in zip(grads, expected, (w, t), strict=True):
+        assert got.dtype == like.dtype
+        assert error(got, want) < max(CLOSE[like.dtype], CLOSE[weight])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.float8_e4m3fn])
