@@ -130,3 +130,12 @@ def test_one_inside_the_other_is_refused(model):
     with sp.nn.one_launch(model), refused, sp.nn.one_launch(model):
         pass
     assert all(int(layer.mask_draw) == 1 for layer in sp.nn.masked_layers(model).values())
+
+
+def test_a_group_that_cannot_be_formed_leaves_no_layer_with_a_weight(model, x):
+    model.fc.temperature = 0.5  # a group of its own, the last
+    with torch.no_grad():
+        model.fc.mask_logits[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"), sp.nn.one_launch(model):
+        pass
+    assert not any(layer.given_weight is not None for layer in sp.nn.masked_layers(model).values())
