@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -136,11 +137,11 @@ def _keep_top(scores: Tensor, sparsity: float, sizes: Sequence[int], second: Ten
 
 def _evenly(positions: Tensor, sizes: Sequence[int]) -> Tensor:
     """int64 [t]: an order of [t] positions, ascending, in which the tensors they lie in take turns in proportion."""
-    ends = torch.tensor(sizes, device=positions.device).cumsum(0)
-    tensor = torch.searchsorted(ends, positions, right=True)
-    number = tensor.bincount(minlength=len(sizes))
-    before = number.cumsum(0) - number
-    rank = torch.arange(len(positions), device=positions.device) - before[tensor]
+    borders = torch.tensor([0, *itertools.accumulate(sizes)], device=positions.device)
+    tensor = torch.searchsorted(borders, positions, right=True) - 1
+    first = torch.searchsorted(positions, borders)  # of each tensor, its first among the positions
+    number = first.diff()
+    rank = torch.arange(len(positions), device=positions.device) - first[tensor]
     return ((rank.double() + 0.5) / number[tensor]).argsort(stable=True)
 
 
