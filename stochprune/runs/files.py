@@ -85,9 +85,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         known = _parsed(json.dumps(content, allow_nan=False))
     except ValueError as error:
         raise ValueError(f"write_json: the content of {path} has a number that is not allowed: {error}") from error
-    text = json.dumps({**known, "digest": _digest(known)}, indent=1)
     with replacing(path) as file:
-        file.write(f"{text}\n".encode())
+        file.write(_file_of(known))
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -112,13 +111,19 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         found = _digest(content)
     except RecursionError:
         raise CheckpointError(f"{path} is no {what}: it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is no {what}: byte {error.start} is not UTF-8 text. {_ANY}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is truncated, damaged or no {what}: {error}. {_ANY}") from error
     if stated is None:
         raise CheckpointError(f"{path} has no digest: it is no {what}, or of an older version. {_ANY}")
-    if stated != found:
-        raise CheckpointError(f"{path} was changed after it was written: its digest differs. {_ANY}")
+    if stated != found or data != _file_of(content):
+        raise CheckpointError(f"{path} was changed after it was written: its digest or its bytes differ. {_ANY}")
     return content
+
+
+def _file_of(content: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps({**content, 'digest': _digest(content)}, indent=1)}\n".encode()
 
 
 def _parsed(text: str) -> Any:
