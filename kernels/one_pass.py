@@ -168,7 +168,7 @@ def one_pass(
             ROWS=tile.rows,
             TOKENS=max(16, triton.next_power_of_2(M)),
             num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_stages=tile.stages if aligned(x, grad, weight, logits) else 1,
             enable_fp_fusion=False,
         )
     if shares > 1:
