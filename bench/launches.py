@@ -21,6 +21,9 @@ GRID = (2**31 - 1, 65535, 65535)
 """The most programs along each axis of a launch."""
 SHARED = {80: 100 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that a program may take, by architecture; sm_86 and sm_89 have the least of sm_80's."""
+SPILLED = 64
+"""Bytes a thread that may be spilled where rows are no multiple of 16 elements: each element then takes registers for
+its address, and a few words in the first-level cache cost less than still smaller tiles."""
 
 
 class Specialisation(NamedTuple):

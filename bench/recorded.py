@@ -22,13 +22,10 @@ from typing import NamedTuple
 import triton
 
 from . import sass
-from .launches import SHARED, Launch, Specialisation
+from .launches import SHARED, SPILLED, Launch, Specialisation
 
 ARCH = 90
 THREADS = 1024
-SPILLED = 64
-"""Bytes a thread: shapes that are no multiple of 16 take more registers; a few words in the first-level cache cost less
-than smaller tiles for everybody."""
 KNOWN = Path(".benchmarks/specialisations.jsonl")
 
 

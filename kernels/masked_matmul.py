@@ -20,7 +20,7 @@ from stochprune.products import Mask
 
 from .estimators import masked
 from .mask_bits import WORD
-from .matmul import STEP, Tile, precision, settled
+from .matmul import STEP, Tile, precision, settled, strides
 from .philox import GROUP, load_key, uniforms
 from .split_sum import split, split_sum
 from .tiles import offsets
@@ -165,7 +165,7 @@ def masked_matmul(
             N,
             K,
             steps,
-            *x.stride(),
+            *strides(x),
             *weight.stride(),
             *logits.stride(),
             ESTIMATOR=mask.estimator,

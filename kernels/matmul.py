@@ -65,6 +65,13 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "tf32x3"
 
 
+def strides(x: Tensor) -> tuple[int, int, int]:
+    """Strides of x [D, R, C]; 0 to the next draw if there is none: R * C may or may not be a multiple of 16, and Triton
+    would compile for both."""
+    draw, row, col = x.stride()
+    return (draw if len(x) > 1 else 0), row, col
+
+
 @triton.jit
 def settled(acc):
     """``acc`` [R, C], float32, once the matrix instructions that form it have ended.

@@ -14,7 +14,7 @@ from torch import Tensor
 from stochprune.products import Divergence, Mask
 
 from .estimators import masked, pull, slope
-from .matmul import precision
+from .matmul import precision, strides
 from .philox import GROUP, load_key, uniforms
 from .tiles import locate, offsets
 
@@ -130,8 +130,8 @@ def weight_grad_matmul(
             M,
             N,
             K,
-            *grad.stride(),
-            *x.stride(),
+            *strides(grad),
+            *strides(x),
             *weight.stride(),
             *logits.stride(),
             prior_row,
