@@ -4,6 +4,7 @@
 
 - Triton makes a Python int of an argument that is 1, and a Python int has no ``.to``: each kernel is read with every
   integer argument as 1, one at a time.
+- No launch passes the limits of a grid, with more draws than an axis but x holds.
 - Arguments below 2^31 come as 32-bit integers, and so do positions made of them. The product of two such, say of a
   row and a stride, leaves 32 bits in a tensor of 2^31 elements: every product of two variables must have 64.
 """
@@ -14,10 +15,19 @@ import re
 import sys
 from collections.abc import Iterator
 
-from .compile_table import Case, cases, specialise
-from .launches import Specialisation
+import torch
+
+from stochprune.kernels.mask_bits import mask_bits
+from stochprune.kernels.masked_matmul import masked_matmul
+from stochprune.kernels.prepass import mask_weight
+from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
+from stochprune.products import Mask
+
+from .compile_table import Case, cases, meta, specialise
+from .launches import Specialisation, recorded
 
 ARCH = 90
+DRAWS = 70_000
 
 
 def ones(specialisation: Specialisation) -> Iterator[tuple[str, Specialisation]]:
@@ -70,9 +80,24 @@ def faults(case: Case) -> Iterator[str]:
             yield f"{name}: {argument} = 1: {error}"
 
 
+def many_draws() -> Iterator[str]:
+    """What a GPU would refuse of the launches that serve many draws at once."""
+    half, numbers = torch.bfloat16, meta(DRAWS, dtype=torch.int64)
+    weight, x = meta(8, 64, dtype=half), meta(DRAWS, 2, 64, dtype=half)
+    y, mask = meta(DRAWS, 2, 8, dtype=half), Mask(numbers[:1], numbers, 1, "straight_through", 1.0)
+    with recorded(ARCH) as launches:
+        bits = mask_bits(weight, mask)
+        mask_weight(weight, weight, mask, half)
+        masked_matmul(x, weight, weight, None, mask, y)
+        masked_matmul(x, weight, weight, None, mask, y, bits=bits)
+        weight_grad_matmul(y, x, weight, weight, mask, weight, weight)
+    for launch in launches:
+        yield from (f"{'.'.join(launch.specialisation.kernel)}: {fault}" for fault in launch.faults())
+
+
 def main() -> int:
     one_an_op = {case.op: case for case in cases()}
-    found = [fault for case in one_an_op.values() for fault in faults(case)]
+    found = [*many_draws(), *(fault for case in one_an_op.values() for fault in faults(case))]
     print("\n".join(found))
     return int(bool(found))
 
