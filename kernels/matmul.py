@@ -37,7 +37,7 @@ class Tile(NamedTuple):
 
 def usable(dtype: torch.dtype, device: torch.device, aligned: bool = True) -> list[Tile]:
     """The device's tiles for one dtype, the widest last: float32 takes more registers and shared memory."""
-    most = 128 if dtype.itemsize == 2 else 32
+    most = 128 if dtype.itemsize == 2 else 32 if aligned else 16
     return [tile for tile in (TILES[capability(device)] if aligned else ODD) if tile.tokens <= most]
 
 

@@ -38,9 +38,9 @@ def one_pass_fits(x: Tensor, *others: Tensor) -> bool:
     """Return True if x [D, M, K] has one draw and few tokens, of 16 bits: float32 would not fit the registers.
 
     Args:
-        others: the matrices that are read beside x; they leave fewer tokens if they are not aligned.
+        others: the matrices that are read beside x; they leave half as many tokens if they are not aligned.
     """
-    most = min(TILES[capability(x.device)].tokens, 128 if aligned(x, *others) else 64)
+    most = TILES[capability(x.device)].tokens // (1 if aligned(x, *others) else 2)
     return x.shape[0] == 1 and 1 <= x.shape[1] <= most and x.element_size() == 2
 
 
