@@ -9,6 +9,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from stochprune.bounds.checks import check
+
 _MARGIN = 2.0**-44
 """Relative; :func:`kl` is exact to about ten roundings of 2^-53, so a value lowered by this is below the truth."""
 
@@ -22,8 +24,11 @@ def kl(q: float, p: float) -> float:
     Raises:
         ValueError: an argument outside [0, 1].
     """
-    _check_probability("q", q)
-    _check_probability("p", p)
+    q, p = check("kl", q=q, p=p)
+    return _kl(float(q), float(p))
+
+
+def _kl(q: float, p: float) -> float:
     if q == p:
         return 0.0
     if (p == 0 and q > 0) or (p == 1 and q < 1):
@@ -74,14 +79,16 @@ def kl_inverse(q: float | Tensor, c: float | Tensor) -> float | Tensor:
     Raises:
         ValueError: q outside [0, 1]; c negative or NaN.
     """
+    q, c = check("kl_inverse", q=q, c=c)
     if isinstance(q, Tensor) or isinstance(c, Tensor):
         return _Inverse.apply(torch.as_tensor(q, dtype=torch.float64), torch.as_tensor(c, dtype=torch.float64))
-    _check_probability("q", q)
-    if not c >= 0:
-        raise ValueError(f"c must be at least 0, got {c}")
-    low, high = float(q), 1.0
+    return _inverse(q, c)
+
+
+def _inverse(q: float, c: float) -> float:
+    low, high = q, 1.0
     while low < (middle := low + (high - low) / 2) < high:
-        if kl(q, middle) * (1 - _MARGIN) > c:
+        if _kl(q, middle) * (1 - _MARGIN) > c:
             high = middle
         else:
             low = middle
@@ -91,7 +98,7 @@ def kl_inverse(q: float | Tensor, c: float | Tensor) -> float | Tensor:
 class _Inverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, c: Tensor) -> Tensor:
-        p = torch.full_like(q + c, kl_inverse(q.item(), c.item()))
+        p = torch.full_like(q + c, _inverse(q.item(), c.item()))
         ctx.save_for_backward(q, p)
         return p
 
@@ -103,8 +110,3 @@ class _Inverse(torch.autograd.Function):
         along_p = (p - q) / (p * (1 - p))
         along_q = math.log(max(q, sys.float_info.min) / p) + math.log((1 - p) / (1 - q))
         return grad * (-along_q / along_p), grad / along_p
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")

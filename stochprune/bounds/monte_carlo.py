@@ -8,11 +8,14 @@ fixed before the draws are seen; ``choices`` is the number of posteriors that ar
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
+from stochprune.bounds import checks
+from stochprune.bounds.checks import check
 from stochprune.bounds.kl import kl_inverse
-from stochprune.bounds.pac_bayes import check_level
 
 _SLACK = 1e-9
 """Added to the logarithm that a wealth must reach: more than the rounding of sums of 2^32 logarithms."""
@@ -22,12 +25,17 @@ def monte_carlo(mean: float, draws: int, delta: float, *, choices: int = 1) -> f
     """kl^-1(mean | ln(2 choices / delta) / draws), for a number of draws that was fixed beforehand.
 
     Langford and Caruana 2001, "(Not) bounding the true error"; as in Perez-Ortiz et al. 2021 (arXiv 2007.12911).
+
+    Raises:
+        ValueError: an argument outside its range, see :mod:`stochprune.bounds.checks`.
     """
-    check_level(draws, delta, choices)
+    mean, draws, delta, choices = check("monte_carlo", mean=mean, draws=draws, delta=delta, choices=choices)
     return kl_inverse(mean, math.log(2 * choices / delta) / draws)
 
 
-def betting(values: np.ndarray, delta: float, *, choices: int = 1, planned: int | None = None) -> float:
+def betting(
+    values: np.ndarray | Tensor | Sequence[float], delta: float, *, choices: int = 1, planned: int | None = None
+) -> float:
     """An upper bound on the mean by a bet against every larger mean; tight where the values vary little.
 
     Who bets the share lam_t of a wealth of 1 that a value falls below mu owns prod_t (1 + lam_t (mu - X_t)) in the
@@ -43,18 +51,18 @@ def betting(values: np.ndarray, delta: float, *, choices: int = 1, planned: int 
         planned: the number of draws to which the bets are tuned; default T. It must not depend on the values.
 
     Raises:
-        ValueError: no values, one outside [0, 1], a level that is none.
+        ValueError: no values, one that is NaN or outside [0, 1]; an argument outside its range, see
+            :mod:`stochprune.bounds.checks`.
     """
-    x = np.asarray(values, dtype=np.float64)
-    check_level(len(x), delta, choices)
-    if not (x.ndim == 1 and ((x >= 0) & (x <= 1)).all()):
-        raise ValueError(f"values must be a vector of numbers in [0, 1], got shape {x.shape}, {x.min()} .. {x.max()}")
+    x = checks.losses("betting", values)
+    planned = len(x) if planned is None else planned
+    delta, choices, planned = check("betting", delta=delta, choices=choices, planned=planned)
     target = math.log(choices / delta) + _SLACK
     count = np.arange(1, len(x) + 1)
     mean = (0.5 + np.cumsum(x)) / (count + 1)
     variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1)
     before = np.concatenate(([0.25], variance[:-1]))
-    bets = np.minimum(1.0, np.sqrt(2 * target / ((planned or len(x)) * before)))  # [T]
+    bets = np.minimum(1.0, np.sqrt(2 * target / (planned * before)))  # [T]
     low, high = 0.0, 1.0
     while high - low > 1e-12:
         middle = (low + high) / 2

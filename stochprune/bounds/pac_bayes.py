@@ -11,7 +11,9 @@ All of them hold with probability at least 1 - delta over the m examples, for al
 chosen after looking at the examples. delta is divided by it. The choice of Q is free.
 
 Arguments are numbers, or tensors of one element where ``risk`` and ``kl`` are to be differentiated. A value above 1 is
-returned as it is: the bound then says nothing.
+returned as it is: the bound then says nothing. Every function raises ``ValueError`` for an argument outside its range
+(:mod:`stochprune.bounds.checks`): ``m`` and ``choices`` are integers of at least 1, ``delta`` lies strictly between 0
+and 1, ``risk`` in [0, 1], ``kl`` at or above 0; NaN is never allowed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from stochprune.bounds.checks import check
 from stochprune.bounds.kl import kl_inverse
 
 Number = TypeVar("Number", float, Tensor)
@@ -31,11 +34,13 @@ def complexity(kl: Number, m: int, delta: float, choices: int = 1) -> Number:
     """B = (KL + ln(2 sqrt(m) choices / delta)) / m, the right-hand side of Maurer's inequality.
 
     Raises:
-        ValueError: m below 1, delta outside (0, 1), choices below 1, or a negative or NaN divergence.
+        ValueError: an argument outside its range, see :mod:`stochprune.bounds.checks`.
     """
-    check_level(m, delta, choices)
-    if not kl >= 0:
-        raise ValueError(f"the divergence must be at least 0, got {float(kl)}")
+    kl, m, delta, choices = check("complexity", kl=kl, m=m, delta=delta, choices=choices)
+    return _complexity(kl, m, delta, choices)
+
+
+def _complexity(kl: Number, m: int, delta: float, choices: int) -> Number:
     return (kl + math.log(2 * math.sqrt(m) * choices / delta)) / m
 
 
@@ -45,8 +50,8 @@ def maurer(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 1) 
     Seeger 2002, "PAC-Bayesian generalisation error bounds for Gaussian process classification"; with sqrt(m) Maurer
     2004, "A note on the PAC-Bayesian theorem" (m >= 8; the smaller m by computation).
     """
-    _check_risk(risk)
-    return kl_inverse(risk, complexity(kl, m, delta, choices))
+    risk, kl, m, delta, choices = check("maurer", risk=risk, kl=kl, m=m, delta=delta, choices=choices)
+    return kl_inverse(risk, _complexity(kl, m, delta, choices))
 
 
 def mcallester(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 1) -> Number:
@@ -55,8 +60,8 @@ def mcallester(risk: Number, kl: Number, m: int, delta: float, *, choices: int =
     McAllester 1999, "PAC-Bayesian model averaging", with Maurer's constant: Pinsker's inequality applied to
     :func:`maurer`.
     """
-    _check_risk(risk)
-    return risk + (complexity(kl, m, delta, choices) / 2) ** 0.5
+    risk, kl, m, delta, choices = check("mcallester", risk=risk, kl=kl, m=m, delta=delta, choices=choices)
+    return risk + (_complexity(kl, m, delta, choices) / 2) ** 0.5
 
 
 def quadratic(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 1) -> Number:
@@ -65,8 +70,8 @@ def quadratic(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 
     Rivasplata, Tankasali and Szepesvari 2019, "PAC-Bayes with backprop" (arXiv 1908.07380); Perez-Ortiz et al. 2021
     (arXiv 2007.12911), equation 12. From :func:`maurer` by kl(q || p) >= (p - q)^2 / (2 p).
     """
-    _check_risk(risk)
-    half = complexity(kl, m, delta, choices) / 2
+    risk, kl, m, delta, choices = check("quadratic", risk=risk, kl=kl, m=m, delta=delta, choices=choices)
+    half = _complexity(kl, m, delta, choices) / 2
     return ((risk + half) ** 0.5 + half**0.5) ** 2
 
 
@@ -76,8 +81,8 @@ def tolstikhin_seldin(risk: Number, kl: Number, m: int, delta: float, *, choices
     McAllester 2003, "Simplified PAC-Bayesian margin bounds"; Tolstikhin and Seldin 2013, "PAC-Bayes-empirical-Bernstein
     inequality", equation 3. A relaxation of :func:`quadratic`, never tighter than it.
     """
-    _check_risk(risk)
-    b = complexity(kl, m, delta, choices)
+    risk, kl, m, delta, choices = check("tolstikhin_seldin", risk=risk, kl=kl, m=m, delta=delta, choices=choices)
+    b = _complexity(kl, m, delta, choices)
     return risk + (2 * risk * b) ** 0.5 + 2 * b
 
 
@@ -87,20 +92,15 @@ def lam(risk: Number, kl: Number, m: int, delta: float, lam: float, *, choices: 
     Thiemann, Igel, Wintenberger and Seldin 2017, "A strongly quasiconvex PAC-Bayesian bound" (arXiv 1608.05610),
     theorem 3. At :func:`optimal_lambda` it equals :func:`quadratic`; for a fixed lam it is convex in Q, so that the
     two are minimised alternately.
-
-    Raises:
-        ValueError: lam outside (0, 2), besides what :func:`complexity` raises.
     """
-    _check_risk(risk)
-    if not 0 < lam < 2:
-        raise ValueError(f"lam must lie strictly between 0 and 2, got {lam}")
-    return risk / (1 - lam / 2) + complexity(kl, m, delta, choices) / (lam * (1 - lam / 2))
+    risk, kl, m, delta, choices, lam = check("lam", risk=risk, kl=kl, m=m, delta=delta, choices=choices, lam=lam)
+    return risk / (1 - lam / 2) + _complexity(kl, m, delta, choices) / (lam * (1 - lam / 2))
 
 
 def optimal_lambda(risk: float, kl: float, m: int, delta: float, *, choices: int = 1) -> float:
     """The lam that minimises :func:`lam`: 2 / (sqrt(2 risk / B + 1) + 1)."""
-    _check_risk(risk)
-    return 2 / (math.sqrt(2 * risk / complexity(kl, m, delta, choices) + 1) + 1)
+    risk, kl, m, delta, choices = check("optimal_lambda", risk=risk, kl=kl, m=m, delta=delta, choices=choices)
+    return 2 / (math.sqrt(2 * risk / _complexity(kl, m, delta, choices) + 1) + 1)
 
 
 def catoni(risk: Number, kl: Number, m: int, delta: float, beta: float, *, choices: int = 1) -> Number:
@@ -108,16 +108,8 @@ def catoni(risk: Number, kl: Number, m: int, delta: float, beta: float, *, choic
 
     Catoni 2007, "PAC-Bayesian supervised classification", theorem 1.2.6; Germain et al. 2009. It holds for one beta
     that was fixed beforehand: with a grid of them ``choices`` is its size.
-
-    Raises:
-        ValueError: beta not positive and finite, besides what :func:`complexity` raises.
     """
-    _check_risk(risk)
-    check_level(m, delta, choices)
-    if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(f"beta must be positive and finite, got {beta}")
-    if not kl >= 0:
-        raise ValueError(f"the divergence must be at least 0, got {float(kl)}")
+    risk, kl, m, delta, choices, beta = check("catoni", risk=risk, kl=kl, m=m, delta=delta, choices=choices, beta=beta)
     exponent = -beta * risk - (kl + math.log(choices / delta)) / m
     shrunk = torch.expm1(exponent) if isinstance(exponent, Tensor) else math.expm1(exponent)
     return shrunk / math.expm1(-beta)
@@ -129,21 +121,5 @@ def chernoff(risk: float, m: int, delta: float, *, choices: int = 1) -> float:
     Langford 2005, "Tutorial on practical prediction theory for classification", theorem 3.3 with the relative-entropy
     form. It serves as a control: a prior is such a predictor, and needs no divergence and no sqrt(m).
     """
-    _check_risk(risk)
-    check_level(m, delta, choices)
+    risk, m, delta, choices = check("chernoff", risk=risk, m=m, delta=delta, choices=choices)
     return kl_inverse(risk, math.log(choices / delta) / m)
-
-
-def check_level(m: int, delta: float, choices: int = 1) -> None:
-    """Raise ``ValueError`` unless m >= 1, 0 < delta < 1 and choices >= 1."""
-    if m < 1:
-        raise ValueError(f"the number of examples or draws must be at least 1, got {m}")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must lie strictly between 0 and 1, got {delta}")
-    if choices < 1:
-        raise ValueError(f"choices must be at least 1, got {choices}")
-
-
-def _check_risk(risk: float | Tensor) -> None:
-    if not 0 <= risk <= 1:
-        raise ValueError(f"the risk must lie in [0, 1], got {float(risk)}")

@@ -93,11 +93,11 @@ def test_gradient_vanishes_where_the_inverse_is_one():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: kl(-0.1, 0.5), r"q must lie in \[0, 1\], got -0.1"),
-        (lambda: kl(0.1, math.nan), r"p must lie in \[0, 1\], got nan"),
-        (lambda: kl_inverse(1.5, 0.1), r"q must lie in \[0, 1\], got 1.5"),
-        (lambda: kl_inverse(0.5, -1.0), r"c must be at least 0, got -1.0"),
-        (lambda: kl_inverse(0.5, math.nan), r"c must be at least 0, got nan"),
+        (lambda: kl(-0.1, 0.5), "q .*, got -0.1"),
+        (lambda: kl(0.1, math.nan), "p .*, got nan"),
+        (lambda: kl_inverse(1.5, 0.1), "q .*, got 1.5"),
+        (lambda: kl_inverse(0.5, -1.0), "c .*, got -1.0"),
+        (lambda: kl_inverse(0.5, math.nan), "c .*, got nan"),
     ],
 )
 def test_bad_arguments(call, message):

@@ -57,12 +57,3 @@ def test_coverage(bound, spread):
         else:
             violations += min(betting(values[:t], 0.1, planned=60) for t in range(10, 61, 5)) < mean
     assert violations <= 0.1 * (2000 if bound != "watched" else 200)
-
-
-def test_bad_values():
-    with pytest.raises(ValueError, match="values must be a vector of numbers in"):
-        betting(np.array([0.1, 1.2]), 0.1)
-    with pytest.raises(ValueError, match="values must be a vector of numbers in"):
-        betting(np.array([0.1, math.nan]), 0.1)
-    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
-        betting(np.array([]), 0.1)
