@@ -169,7 +169,11 @@ def main() -> None:
     found = {}
     for name, case in CASES.items():
         try:
-            with Pretend(allow_non_fake_inputs=True):
+            # A tensor without values has no digest.
+            with (
+                mock.patch("stochprune.pac_bayes.prior.tensor_digests", return_value={}),
+                Pretend(allow_non_fake_inputs=True),
+            ):
                 case()
             found[name] = ""
         except Exception:

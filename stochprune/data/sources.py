@@ -15,30 +15,35 @@ from stochprune.data.idx import read_idx
 NAMES = ("digits", "mnist", "cifar10")
 
 
-def load(name: str, data_dir: Path | str | None = None) -> Dataset:
+def load(name: str, data_dir: Path | str | None = None, *, standardised: bool = True) -> Dataset:
     """The data set called ``name``: ``digits``, or ``mnist`` or ``cifar10`` from the files in ``data_dir``.
+
+    Args:
+        standardised: to mean 0 and deviation 1 over all training pixels. False leaves the inputs in [0, 1], that is
+            the pixels over the largest value of their format, so that no example depends on another. Certificates
+            need that.
 
     Raises:
         ValueError: an unknown name, or no folder given where one is needed; and what the data set itself raises.
     """
     if name == "digits":
-        return digits()
+        return digits(standardised=standardised)
     if name == "mnist":
         if data_dir is None:
             raise ValueError("mnist needs data_dir, the folder of its four IDX files")
-        return mnist(data_dir)
+        return mnist(data_dir, standardised=standardised)
     if name == "cifar10":
         if data_dir is None:
             raise ValueError("cifar10 needs data_dir, the folder of cifar-10-batches-py")
-        return cifar10(data_dir)
+        return cifar10(data_dir, standardised=standardised)
     raise ValueError(f"unknown data set {name!r}; known are: {', '.join(NAMES)}")
 
 
-def digits() -> Dataset:
+def digits(*, standardised: bool = True) -> Dataset:
     """The 1797 handwritten digits of 8x8 pixels that come with scikit-learn, in one fixed split.
 
     Stratified by class: 1437 for training, 360 for testing. Inputs [n, 1, 8, 8] are scaled to [0, 1],
-    then standardised by mean and deviation over all training pixels.
+    then ``standardised`` by mean and deviation over all training pixels.
     """
     from sklearn.datasets import load_digits  # here: scikit-learn takes a second to import
     from sklearn.model_selection import train_test_split
@@ -47,38 +52,35 @@ def digits() -> Dataset:
     x = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
     y = torch.from_numpy(raw.target).long()
     train, test = train_test_split(np.arange(len(y)), test_size=360, stratify=raw.target, random_state=0)
-    return _standardised("digits", (x[train], y[train]), (x[test], y[test]))
+    return _dataset("digits", (x[train], y[train]), (x[test], y[test]), standardised)
 
 
-def mnist(data_dir: Path | str) -> Dataset:
+def mnist(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
     """MNIST (LeCun, Cortes and Burges) from its four IDX files, gzipped or not.
 
-    Inputs [n, 1, 28, 28] are scaled to [0, 1], then standardised by mean and deviation over all training pixels.
+    Inputs [n, 1, 28, 28] are scaled to [0, 1], then ``standardised`` by mean and deviation over all training pixels.
 
     Raises:
         FileNotFoundError: a file is missing; the message lists the names that were looked for.
         ValueError: a file is damaged, or the arrays do not fit together.
     """
-    return _standardised("mnist", *(_mnist_part(Path(data_dir), part) for part in ("train", "t10k")))
+    train, test = (_mnist_part(Path(data_dir), part) for part in ("train", "t10k"))
+    return _dataset("mnist", train, test, standardised)
 
 
-def cifar10(data_dir: Path | str) -> Dataset:
+def cifar10(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
     """CIFAR-10 (Krizhevsky 2009) from the batches of its Python version, as they are or in ``cifar-10-batches-py``.
 
-    Inputs [n, 3, 32, 32] are scaled to [0, 1], then standardised by mean and deviation over all training pixels of the
-    channel.
+    Inputs [n, 3, 32, 32] are scaled to [0, 1], then ``standardised`` by mean and deviation over all training pixels
+    of the channel.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged.
     """
     (train_x, train_y), (test_x, test_y) = read_cifar10(Path(data_dir))
-    std, mean = torch.std_mean(train_x.float() / 255, dim=(0, 2, 3), keepdim=True)
-    if not bool((std > 0).all()):
-        raise ValueError("cifar10: a channel of the training images is constant")
-    return Dataset(
-        "cifar10", (train_x.float() / 255 - mean) / std, train_y, (test_x.float() / 255 - mean) / std, test_y, 10
-    )
+    train, test = (train_x.float() / 255, train_y), (test_x.float() / 255, test_y)
+    return _dataset("cifar10", train, test, standardised, axes=(0, 2, 3))
 
 
 def _mnist_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -101,8 +103,17 @@ def _find(folder: Path, stem: str, ndim: int) -> Path:
     raise FileNotFoundError(f"{folder} holds none of {', '.join(names)}")
 
 
-def _standardised(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Dataset:
-    std, mean = torch.std_mean(train[0])
-    if not std > 0:
+def _dataset(
+    name: str,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    standardised: bool,
+    axes: tuple[int, ...] | None = None,
+) -> Dataset:
+    """Ten classes; the inputs [n, C, rows, columns] as they are, or standardised over ``axes`` (default: all)."""
+    if not standardised:
+        return Dataset(name, *train, *test, num_classes=10)
+    std, mean = torch.std_mean(train[0], dim=axes, keepdim=True)
+    if not bool((std > 0).all()):
         raise ValueError(f"{name}: the training inputs {tuple(train[0].shape)} are constant or none")
     return Dataset(name, (train[0] - mean) / std, train[1], (test[0] - mean) / std, test[1], num_classes=10)

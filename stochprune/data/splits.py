@@ -64,7 +64,7 @@ class Split:
     Attributes:
         prior: the prior's part; None for a data-free prior.
         certify: the part that certifies.
-        shift, scale: of the inputs, float64, one for each channel of images, see :meth:`scaled`.
+        shift, scale: of the inputs, float64, one for each channel of images, see :func:`split`.
     """
 
     prior: Part | None
@@ -81,9 +81,13 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
     """Divide a training set at random into the prior's part and the part that certifies.
 
     The inputs are scaled by what the prior's part alone tells: to mean 0 and deviation 1 over a channel of its images
-    [m, C, H, W], or over all numbers of other inputs. Any earlier affine scaling of the same kind, such as one fitted
-    on all examples, cancels, so that nothing of the certifying part reaches the prior through it. Without a prior's
-    part the inputs are scaled from their range to [0, 1], the range being that of the file format.
+    [m, C, H, W], or over all numbers of other inputs. Without a prior's part nothing may be learnt from the inputs,
+    not even their range, and they stay as they are. uint8, the dtype of pixels, is divided by 255 first, in both
+    cases. Other integers, such as tokens, are categories and never scaled.
+
+    Give inputs that no statistics have touched (``data.load(name, standardised=False)``): what was computed over all
+    examples has seen those that certify. With a prior's part a former affine scaling of the same kind cancels up to
+    rounding; without one it stays, and the prior is not free of the data.
 
     Args:
         x, y: examples and labels.
@@ -91,7 +95,8 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
         seed: 0 .. 2^64 - 1.
 
     Raises:
-        ValueError: bad examples, a fraction outside [0, 1) or one that leaves either part empty, constant inputs.
+        ValueError: bad examples, a fraction outside [0, 1) or one that leaves either part empty, inputs of the prior's
+            part that are constant or not finite.
     """
     check_examples(x, y, "split")
     if not 0 <= prior_fraction < 1:
@@ -102,14 +107,12 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
         dataset.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     whole = Part(x, y, np.arange(len(x)), dataset.hexdigest())
     prior, rest = whole.split(prior_fraction, seed, "prior") if prior_fraction else (None, whole)
-    axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim))  # of images each channel apart
-    if prior is None:
-        shift = x.double().amin(axes, keepdim=True)
-        scale = x.double().amax(axes, keepdim=True) - shift
-    else:
-        scale, shift = torch.std_mean(prior.x.double(), axes, keepdim=True)
-    if not bool((scale > 0).all()):
-        raise ValueError("split: the inputs of the prior's part are constant")
+    shift, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    if prior is not None and (numbers := _numbers(prior.x)).is_floating_point():
+        axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim))  # of images each channel apart
+        scale, shift = torch.std_mean(numbers.double(), axes, keepdim=True)
+        if not bool(((scale > 0) & scale.isfinite()).all()):
+            raise ValueError("split: the inputs of the prior's part are constant or not finite; leave them out")
     parts = [None if part is None else replace(part, x=_scaled(part.x, shift, scale)) for part in (prior, rest)]
     return Split(parts[0], cast(Part, parts[1]), shift, scale)
 
@@ -142,5 +145,10 @@ def _cut(count: int, fraction: float, *path: str | int) -> tuple[np.ndarray, np.
     return np.sort(order[:first]), np.sort(order[first:])
 
 
+def _numbers(x: Tensor) -> Tensor:
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
 def _scaled(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return ((x.double() - shift) / scale).to(x.dtype)
+    x = _numbers(x)
+    return ((x.double() - shift) / scale).to(x.dtype) if x.is_floating_point() else x

@@ -14,11 +14,14 @@ from stochprune.data.splits import Part, require_unseen
 from stochprune.nn import many_draws
 from stochprune.pac_bayes.certificate import Certificate
 from stochprune.pac_bayes.config import CertifyConfig
+from stochprune.pac_bayes.digests import digest_of, tensor_digests
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.folder import claim
+from stochprune.seeding import generator
+from stochprune.runs.checkpoint import Checkpoint
 from stochprune.seeding import generator
 from stochprune.training.config import digest
 
@@ -77,6 +80,7 @@ def certify(
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
     config = config or CertifyConfig()
+    posterior.require_paid("certify")
     require_unseen(part, posterior.prior.seen)
     kl = {name: value.item() for name, value in posterior.kl().items()}
     if not math.isfinite(math.fsum(kl.values())):
@@ -223,8 +227,7 @@ def draw_examples(part: Part, certificate: Certificate, first: int, draws: int) 
 
 def model_digest(posterior: Posterior) -> str:
     """Digest of the posterior's tensors, the seeds and counters of its draws aside."""
-    posterior.at(0, 0)
-    return fingerprint(posterior.model)
+    return digest_of(tensor_digests(posterior.model))
 
 
 def mean_loss(posterior: Posterior, x: Tensor, y: Tensor, draws: int, seed: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stochprune import functional, rng
 from stochprune.nn import MaskedLinear, layer_kl, masked_layers
 from stochprune.nn.layer import MaskedLayer
+from stochprune.pac_bayes.digests import ADDRESS
 from stochprune.pac_bayes.local import LOCAL, draw_pre_activations, draw_weights
 from stochprune.pac_bayes.prior import Prior
 
@@ -30,12 +31,34 @@ class Posterior(nn.Module):
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
+        prior.require_unedited("make_posterior")
         self.prior = prior
         self.model = copy.deepcopy(prior.model).requires_grad_(False).eval()
         self.layers = masked_layers(self.model)
         _require_own_streams(self.layers)
         for layer in self.layers.values():
             layer.sample = True
+
+    def require_paid(self, function: str) -> None:
+        """Refuse a posterior that differs from its prior in more than its divergence counts.
+
+        Args:
+            function: names the caller in the message.
+
+        Raises:
+            ValueError: a tensor that is not learnt and not the prior's, by its name; a prior that was edited.
+        """
+        self.prior.require_unedited(function)
+        learnt = {id(tensor) for tensor, _ in self.curvatures()}
+        start = self.prior.model.state_dict()
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if id(value) in learnt or name.rpartition(".")[2] in ADDRESS:
+                continue
+            if name not in start or not _equal(value, start[name]):
+                raise ValueError(
+                    f"{function}: {name} is not the prior's, and the divergence does not count it. Learn the posterior "
+                    "by self_bound, or make a Prior of the changed network that names what it has seen"
+                )
 
     def train(self, mode: bool = True) -> Posterior:
         """Stays in evaluation mode."""
@@ -128,6 +151,11 @@ class MaskPosterior(Posterior):
     def curvatures(self) -> list[tuple[Tensor, Tensor]]:
         start = {id(layer.mask_logits): self.start[name] for name, layer in self.layers.items()}
         return [(tensor, mask_curvature(tensor, start[id(tensor)])) for tensor in self.logits]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    a, b = a.detach().cpu(), b.detach().cpu()
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _require_own_streams(layers: Mapping[str, MaskedLayer]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from stochprune.data.augment import Augmented
 from stochprune.data.splits import Part
 from stochprune.nn import convert, masked_layers, sampling
 from stochprune.pac_bayes.config import PriorConfig
+from stochprune.pac_bayes.digests import digest_of, tensor_digests
 from stochprune.training.config import WeightConfig
 from stochprune.training.weights import train_weights
 
@@ -25,16 +26,58 @@ from stochprune.training.weights import train_weights
 class Prior:
     """A network under the prior's random masks, and the examples behind it.
 
+    It must stay as it is: what is changed later may depend on the certifying examples, at no cost. So digests are taken
+    here, and whatever uses the prior compares. To change a prior on purpose make another, whose ``seen`` holds every
+    part that the change depends on.
+
     Attributes:
         model: a converted model whose keep probabilities are the prior's.
         seen: every part of the data that the weights, the masks or any choice made on the way depend on. Empty for a
             data-free prior.
         sigma: standard deviation of the weights where the posterior is one over weights.
+        tensors: digest of each tensor of the model.
+
+    Raises:
+        ValueError: ``seen`` is not a sequence of parts, or ``sigma`` is not positive and finite.
     """
 
     model: nn.Module
     seen: tuple[Part, ...]
     sigma: float = PriorConfig.sigma
+    tensors: dict[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seen, (tuple, list)) or not all(isinstance(part, Part) for part in self.seen):
+            raise ValueError(
+                f"Prior: seen must be a tuple of the parts of data.splits that the prior has seen, () for none, "
+                f"got {self.seen!r:.200}"
+            )
+        if not (self.sigma > 0 and math.isfinite(self.sigma)):
+            raise ValueError(f"Prior: sigma must be positive and finite, got {self.sigma!r}")
+        object.__setattr__(self, "seen", tuple(self.seen))
+        object.__setattr__(self, "tensors", tensor_digests(self.model))
+
+    @property
+    def digest(self) -> str:
+        """Digest of the prior as it was made: its tensors, its deviation, and the parts that it has seen."""
+        return digest_of([self.tensors, self.sigma, [part.digest for part in self.seen]])
+
+    def require_unedited(self, function: str) -> None:
+        """Refuse a prior whose model is no longer the one that was given.
+
+        Args:
+            function: names the caller in the message.
+
+        Raises:
+            ValueError: the first tensor that differs, by its name.
+        """
+        now = tensor_digests(self.model)
+        for name in {**self.tensors, **now}:
+            if now.get(name) != self.tensors.get(name):
+                raise ValueError(
+                    f"{function}: the prior was edited after it was made, {name} differs. If the change depends on no "
+                    "example that certifies, make a new Prior(model, seen, sigma), with the parts that it has seen"
+                )
 
 
 def train_prior(

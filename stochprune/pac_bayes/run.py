@@ -64,7 +64,7 @@ def run_certify(
     place = device_of(device)
     for family in config.posteriors:
         check_family(family)
-    dataset = data.load(config.data, data_dir)
+    dataset = data.load(config.data, data_dir, standardised=False)
     model = models.build(config.model, dataset.shape, dataset.num_classes, config.seed).to(place)
     parts = split(dataset.train_x, dataset.train_y, config.prior.prior_fraction, config.seed)
     folder = out / f"certify-{config.data}-{config.model}-{digest(config)}"
@@ -173,7 +173,7 @@ def _rebuild(
 ) -> tuple[Posterior, Part]:
     """The posterior and the examples of a certificate, checked by their digests."""
     config = load_configuration(path.parent / "configuration.json")
-    dataset = data.load(config.data, data_dir)
+    dataset = data.load(config.data, data_dir, standardised=False)
     part = split(dataset.train_x, dataset.train_y, config.prior.prior_fraction, config.seed).certify
     if part.digest != certificate.certified:
         raise ValueError(f"the data differ from those of {path}: digest {part.digest}, not {certificate.certified}")

@@ -87,6 +87,7 @@ def self_bound(
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
     config = config or SelfBoundConfig()
+    prior.require_unedited("self_bound")
     require_unseen(part, prior.seen)
     posterior = make_posterior(prior, family)
     posterior.at(seed, 0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from stochprune.data import load
 from stochprune.data.splits import require_unseen, split
 
 
@@ -38,21 +41,52 @@ def test_nothing_of_the_certifying_part_reaches_the_prior():
     assert torch.allclose(split(rescaled, y, 0.4).prior.x, first.prior.x, atol=1e-5)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.4])
-def test_a_scaling_of_each_channel_cancels_too(fraction):
+def test_a_scaling_of_each_channel_cancels_too():
     """As CIFAR-10 comes: standardised by channel over all examples, the certifying ones included."""
     numbers = torch.Generator().manual_seed(1)
     x, y = torch.rand(50, 3, 4, 4, generator=numbers) ** torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1), torch.arange(50)
     std, mean = torch.std_mean(x, (0, 2, 3), keepdim=True)
-    raw, standardised = split(x, y, fraction), split((x - mean) / std, y, fraction)
+    raw, standardised = split(x, y, 0.4), split((x - mean) / std, y, 0.4)
     assert torch.allclose(raw.certify.x, standardised.certify.x, atol=1e-5)
     assert not torch.allclose(raw.scale, standardised.scale)
 
 
-def test_a_data_free_split_has_the_range_of_pixels():
-    parts = split(*problem(scale=7, shift=-2), 0.0)
-    assert parts.prior is None and len(parts.certify) == 50
-    assert (parts.certify.x.min(), parts.certify.x.max()) == (0, 1)
+def inputs(kind: str) -> torch.Tensor:
+    """50 inputs of a kind, some of which no example of the first half has the like of."""
+    x = torch.arange(50 * 6).view(50, 1, 2, 3) % 200
+    return {"float32": x / 7 - 3, "float64": x.double() / 7, "uint8": x.to(torch.uint8), "tokens": x}[kind]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "uint8", "tokens"])
+@pytest.mark.parametrize("fraction", [0.0, 0.4])
+def test_no_example_that_certifies_changes_the_inputs_of_others(kind, fraction):
+    """Neither its values nor their range: one example becomes larger than all."""
+    x, y = inputs(kind), torch.arange(50) % 4
+    first = split(x, y, fraction, seed=1)
+    changed, place = x.clone(), 7
+    changed[first.certify.indices[place]] = 250
+    second = split(changed, y, fraction, seed=1)
+    others = torch.arange(len(first.certify)) != place
+    assert torch.equal(first.certify.x[others], second.certify.x[others])
+    assert not torch.equal(first.certify.x[place], second.certify.x[place])
+    assert torch.equal(first.scaled(x[:5]), second.scaled(x[:5]))
+    assert torch.equal(first.scaled(x)[torch.from_numpy(first.certify.indices)], first.certify.x)
+    if fraction:
+        assert torch.equal(first.prior.x, second.prior.x)
+    elif kind == "uint8":  # pixels, over the largest value of the dtype
+        assert torch.equal(first.certify.x, x.float() / 255)
+    else:
+        assert torch.equal(first.certify.x, x)
+    if kind == "tokens":
+        assert torch.equal(first.scaled(x), x)
+
+
+@pytest.mark.parametrize("name", ["digits"])
+def test_inputs_of_data_sets_without_statistics_are_pixels(name):
+    dataset = load(name, standardised=False)
+    pixels = dataset.train_x * {"digits": 16}[name]
+    assert torch.equal(pixels, pixels.round()) and (pixels.min(), pixels.max()) == (0, 16)
+    assert torch.equal(split(dataset.train_x, dataset.train_y, 0.0).certify.x, dataset.train_x)
 
 
 def test_digests_change_with_the_data():
@@ -88,9 +122,10 @@ def test_bad_fractions(fraction, message):
         split(*problem(), fraction)
 
 
-def test_constant_inputs():
-    with pytest.raises(ValueError, match="constant"):
-        split(torch.ones(10, 3), torch.zeros(10, dtype=torch.int64), 0.5)
+@pytest.mark.parametrize("value", [1.0, math.inf])
+def test_inputs_without_a_deviation(value):
+    with pytest.raises(ValueError, match="constant or not finite"):
+        split(torch.full((10, 3), value), torch.zeros(10, dtype=torch.int64), 0.5)
 
 
 def test_a_part_on_another_device_is_the_same_part():

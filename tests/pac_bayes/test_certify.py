@@ -233,7 +233,7 @@ def test_a_network_that_gives_nan_is_wrong(parts):
     prior = make_prior(parts, prior_epochs=1)
     with torch.no_grad():
         masked_layers(prior.model)["fc2.weight"].weight.fill_(math.nan)
-    posterior = make_posterior(prior, "masks")
+    posterior = make_posterior(Prior(prior.model, prior.seen), "masks")
     for loss in ("zero_one", "cross_entropy"):
         assert certify(posterior, parts.certify, dataclasses.replace(QUICK, loss=loss)).bound == 1.0
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 
 from stochprune import rng, scores
 from stochprune.models import mlp
-from stochprune.nn import masked_layers
-from stochprune.pac_bayes import PriorConfig, train_prior
+from stochprune.nn import masked_layers, sampling
+from stochprune.pac_bayes import (
+    CertifyConfig,
+    Prior,
+    PriorConfig,
+    SelfBoundConfig,
+    certify,
+    make_posterior,
+    self_bound,
+    train_prior,
+)
+from stochprune.pac_bayes.families import FAMILIES
 from stochprune.pac_bayes.prior import representable
 from stochprune.training import CheckpointError
 from tests.pac_bayes.conftest import make_split
@@ -84,3 +97,74 @@ def test_include_names_what_is_random(parts, priors):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         PriorConfig(**options)
+
+
+def edit_weight(model):
+    masked_layers(model)["fc1.weight"].weight.data[0, 0] += 1
+
+
+def edit_logits(model):
+    masked_layers(model)["fc2.weight"].mask_logits.data.add_(1e-3)
+
+
+def edit_bias(model):
+    model.fc2.bias.data[1] = math.nan
+
+
+def edit_dtype(model):
+    model.double()
+
+
+def add_buffer(model):
+    model.register_buffer("extra", torch.zeros(1))
+
+
+EDITS = [edit_weight, edit_logits, edit_bias, edit_dtype, add_buffer]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("use", ["make_posterior", "self_bound", "certify"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prior_edited_after_training_is_refused(prior, parts, edit, use, family):
+    """Whoever edits it may have looked at the examples that certify."""
+    mine = Prior(copy.deepcopy(prior.model), prior.seen, prior.sigma)
+    posterior = make_posterior(mine, family)
+    edit(mine.model)
+    calls = {
+        "make_posterior": lambda prior: make_posterior(prior, family),
+        "self_bound": lambda prior: self_bound(prior, parts.certify, SelfBoundConfig(epochs=0), family=family),
+        "certify": lambda _: certify(posterior, parts.certify, CertifyConfig(draws=2)),
+    }
+    with pytest.raises(ValueError, match=f"{use}: the prior was edited after it was made"):
+        calls[use](mine)
+    again = Prior(mine.model, prior.seen, prior.sigma)
+    assert again.digest != mine.digest and make_posterior(again, family).prior is again
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_posterior_may_differ_from_its_prior_in_what_is_paid_for_alone(prior, parts, family):
+    posterior = make_posterior(prior, family)
+    for tensor, _ in posterior.curvatures():
+        tensor.data.add_(1e-3)
+    certify(posterior, parts.certify, CertifyConfig(draws=2))
+    posterior.model.fc1.bias.data[0] += 1
+    with pytest.raises(ValueError, match=r"certify: fc1\.bias is not the prior's"):
+        certify(posterior, parts.certify, CertifyConfig(draws=2))
+
+
+def test_a_digest_of_what_a_prior_is(prior, parts):
+    same = Prior(copy.deepcopy(prior.model), [parts.prior], prior.sigma)
+    assert same.digest == prior.digest
+    with sampling(same.model):
+        same.model(parts.prior.x)  # its counters move, and no tensor of the distribution
+    same.require_unedited("test")
+    others = [Prior(prior.model, ()), Prior(prior.model, prior.seen, 0.5), Prior(mlp((6, 12, 3), seed=1), prior.seen)]
+    assert len({prior.digest, *(other.digest for other in others)}) == 4
+
+
+@pytest.mark.parametrize("arguments", [("x",), (None,), ((1, 2),), ((), -1.0), ((), math.nan)])
+def test_bad_priors(prior, parts, arguments):
+    with pytest.raises(ValueError, match=r"Prior: (seen|sigma) must be"):
+        Prior(prior.model, *arguments)
+    with pytest.raises(ValueError, match="Prior: seen must be a tuple"):
+        Prior(prior.model, parts.prior)
