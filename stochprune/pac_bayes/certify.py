@@ -17,11 +17,10 @@ from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.digests import digest_of, tensor_digests
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
-from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.pac_bayes.trial import Trial
+from stochprune.runs.checkpoint import Checkpoint
 from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.folder import claim
-from stochprune.seeding import generator
-from stochprune.runs.checkpoint import Checkpoint
 from stochprune.seeding import generator
 from stochprune.training.config import digest
 
@@ -62,6 +61,10 @@ def certify(
     from ``seed`` by a hash, and is never that of a training. Small batches of many draws share a forward
     (:func:`stochprune.nn.many_draws`), if the network gives them there what it gives them alone.
 
+    What is certified is the loss of one example at a time. The network is tried on a few examples, alone and in batches
+    (:class:`stochprune.pac_bayes.trial.Trial`), before the draws and, alone, after them. With ``draw_examples=1`` no
+    forward ever has two examples, so that the certificate holds whatever the network does with a batch.
+
     Args:
         posterior: from :func:`stochprune.pac_bayes.self_bound`, or a prior's own by
             :func:`stochprune.pac_bayes.make_posterior`.
@@ -76,7 +79,9 @@ def certify(
             with ``betting`` it holds at every such time.
 
     Raises:
-        ValueError: the prior has seen one of the examples; choices below 1; a divergence that is not finite.
+        ValueError: the prior has seen one of the examples, or was edited; the posterior differs from it in more than
+            its divergence counts; the network's output for an example depends on others or on what was run before;
+            labels that are no class; choices below 1; a divergence that is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
     config = config or CertifyConfig()
@@ -114,6 +119,8 @@ def certify(
             start = f"{certificate.model} {part.digest} {seed} {priors} {posteriors}"
             checkpoint = Checkpoint(folder, digest(config), start, every=1)
             certificate.losses.extend(_former(checkpoint, certificate))
+        trial = trial_of(posterior, part, certificate)
+        trial.start()
         together = draws_together(posterior, part, certificate)
         pause = together * math.ceil(config.draws / _CHUNKS / together)
         while (done := certificate.draws) < config.draws:
@@ -126,6 +133,7 @@ def certify(
                 for callback in callbacks:
                     if hasattr(callback, "on_draws"):
                         callback.on_draws(done, config.draws, certificate.bound)
+        trial.end()
     return certificate
 
 
@@ -143,10 +151,17 @@ def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
     return losses
 
 
+def trial_of(posterior: Posterior, part: Part, certificate: Certificate) -> Trial:
+    """What shows whether the network may be certified: whoever draws losses of a certificate tries it first."""
+    return Trial(posterior, part, min(certificate.draw_examples or len(part), _BATCH), certificate.seed)
+
+
 def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -> int:
     """How many draws share a forward: the same for whoever goes on, or repeats a draw."""
     weights = sum(layer.weight.numel() for layer in posterior.layers.values())
     examples = certificate.draw_examples or len(part)
+    if examples == 1:  # which promises that no forward has two examples
+        return 1
     most = DRAWS.get(next(posterior.parameters()).device.type, 1)
     together = min(most, _BATCH // examples, _WEIGHTS // max(1, weights), certificate.planned // _CHUNKS)
     if together < 2 or not draws_apart(posterior, *draw_examples(part, certificate, 0, min(together, 8))):

@@ -1,0 +1,192 @@
+"""Whether a network is a function of one example and its address: what a certificate asks for, tried on a few.
+
+A certificate bounds the loss of one example at a time, and the draws are made in batches. That is the same where an
+example's output depends on nothing but the example and the network that was drawn: not on the other examples of its
+batch, nor on its place there, their number, or what was run before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stochprune.data.splits import Part
+from stochprune.pac_bayes.digests import tensor_digests
+from stochprune.pac_bayes.posterior import Posterior
+from stochprune.seeding import generator
+
+_ALONE = 4
+"""Examples that are run alone."""
+_ADVICE = {
+    True: "Make each layer treat examples apart (normalise by running statistics, not by those of the batch), or "
+    "certify with draw_examples=1, which runs no batches",
+    False: "Remove what draws numbers of its own, counts or remembers in evaluation mode",
+}
+
+
+class Trial:
+    """One network of a posterior on some of the certifying examples, alone and in batches.
+
+    Outputs are compared after their mean over the classes is taken away, which neither loss depends on. Two runs of the
+    same sums in another order differ by rounding, in proportion to the outputs' size and to eps, the rounding of the
+    coarsest dtype at work. An output that depends on other examples differs by about what outputs differ from example
+    to example, their spread. A difference up to sqrt(eps) spread + eps^(2/3) size counts as rounding: in float32 some
+    hundred roundings, and 0.03 % of the spread.
+
+    Args:
+        batch: number of examples in a forward of the draws; 1 tries no batches.
+        seed: 0 .. 2^64 - 1, chooses network and examples.
+    """
+
+    def __init__(self, posterior: Posterior, part: Part, batch: int, seed: int) -> None:
+        self.posterior = posterior
+        numbers = generator(seed, "certify", "trial")
+        self.seed = int(numbers.integers(1 << 63))
+        chosen = torch.from_numpy(numbers.permutation(len(part))[: 2 * max(batch, _ALONE)]).to(part.x.device)
+        self.x, self.y = part.x[chosen], part.y
+        self.count = min(batch, len(part))
+        """Examples in the batch, the first of ``x``."""
+        last = max(self.count, min(_ALONE, len(part))) - 1
+        self.alone = sorted({0, min(1, last), last // 2, last})
+        self.order = torch.from_numpy(numbers.permutation(self.count))
+        self.before = tensor_digests(posterior.model)
+        self.single = torch.empty(0)
+
+    def start(self) -> None:
+        """Compare examples alone, again, in a batch, in another order, and in other company.
+
+        Raises:
+            ValueError: outputs differ, or are no [B, classes] for labels 0 .. classes - 1; a layer that stays in
+                training mode, or a forward that changes a tensor of the network.
+        """
+        if training := [name for name, module in self.posterior.model.named_modules() if module.training]:
+            raise ValueError(f"certify: {training[0] or 'the network'} stays in training mode; its eval() must end it")
+        self.single = self._each_alone()
+        self._check_labels()
+        self._compare(self.single[:1], self._run([0]), [0], [0], "when it is run again")
+        if self.count > 1:
+            rows, batch = [i for i in self.alone if i < self.count], list(range(self.count))
+            outputs = self._run(batch)
+            self._compare(self.single[: len(rows)], outputs[rows], rows, batch, f"in a batch of {self.count}")
+            mixed = self.order.tolist()
+            self._compare(outputs[self.order], self._run(mixed), mixed, mixed, "in another order of the batch")
+            company = [*rows, *range(self.count, len(self.x))][: max(2, self.count // 2)]
+            kept = min(len(rows), len(company))
+            self._compare(self.single[:kept], self._run(company)[:kept], rows, company, "in other company")
+        self.end()
+
+    def end(self) -> None:
+        """Compare examples alone with what they gave at the start.
+
+        Raises:
+            ValueError: outputs differ, or a tensor of the network has changed.
+        """
+        self._compare(self.single, self._each_alone(), self.alone, self.alone[:1], "after other examples were run")
+        after = tensor_digests(self.posterior.model)
+        for name in {**self.before, **after}:
+            if self.before.get(name) != after.get(name):
+                raise ValueError(f"certify: a forward of the network changes {name}, though it is in evaluation mode")
+
+    @torch.no_grad()
+    def _run(self, chosen: list[int]) -> Tensor:
+        """The outputs [n, classes] of the trial's network on examples in one batch."""
+        self.posterior.at(self.seed, 0)
+        try:
+            outputs = self.posterior(self.x[chosen].to(next(self.posterior.parameters()).device))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise ValueError(f"certify: the network fails on a batch of {len(chosen)}: {error}") from error
+        self.posterior.require_one_draw(0)
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(chosen):
+            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ValueError(
+                f"certify: for {len(chosen)} examples the network must give a tensor [{len(chosen)}, classes], "
+                f"got {shape}"
+            )
+        return outputs
+
+    def _each_alone(self) -> Tensor:
+        return torch.cat([self._run([i]) for i in self.alone])
+
+    def _check_labels(self) -> None:
+        low, high, classes = int(self.y.min()), int(self.y.max()), self.single.shape[1]
+        if self.y.is_floating_point() or not 0 <= low <= high < classes:
+            raise ValueError(
+                f"certify: the network has {classes} outputs, so labels must be integers in 0 .. {classes - 1}, "
+                f"got {self.y.dtype} in {low} .. {high}"
+            )
+
+    def _compare(self, expected: Tensor, found: Tensor, examples: list[int], batch: list[int], where: str) -> None:
+        """Refuse outputs [n, classes] of the ``examples`` that differ; ``batch`` is where they were found."""
+        a, b = (outputs.double() - outputs.double().mean(1, keepdim=True) for outputs in (expected, found))
+        eps = self._eps(found)
+        differences, allowed = _differences(a, b), _rounding(a, b, eps)
+        worst = int(differences.argmax())
+        if differences[worst] <= allowed:
+            return
+        example = examples[worst]
+        alone, ordered = [example], list(range(self.count))
+        first = self._first_module(example, alone, batch, eps)
+        if not first and example in ordered:
+            first = self._first_module(example, ordered, batch, eps)
+        raise ValueError(
+            f"certify: the network gives an example another output {where}: they differ by {differences[worst]:.3g}, "
+            f"rounding explains {allowed:.3g}. {first}A certificate bounds the loss of one example at a time. "
+            f"{_ADVICE[len(batch) > 1]}"
+        )
+
+    def _eps(self, outputs: Tensor) -> float:
+        """Of the coarsest dtype at work."""
+        device = outputs.device.type
+        dtypes = {outputs.dtype, *(p.dtype for p in self.posterior.model.parameters() if p.is_floating_point())}
+        if torch.is_autocast_enabled(device):
+            dtypes.add(torch.get_autocast_dtype(device))
+        eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+        # GPUs multiply float32 in TF32, which has ten bits, in convolutions and where it is allowed.
+        return max(eps, 2.0**-10) if device == "cuda" and torch.float32 in dtypes else eps
+
+    def _first_module(self, example: int, one: list[int], other: list[int], eps: float) -> str:
+        """Names the first module whose output for an example differs between two batches, if there is one."""
+        with contextlib.suppress(ValueError):
+            runs = [self._outputs_by_module(batch, batch.index(example)) for batch in (one, other)]
+            for (name, kind, a), (_, _, b) in zip(*runs, strict=False):
+                a, b = a.double().flatten()[None], b.double().flatten()[None]
+                if a.shape != b.shape or float(_differences(a, b)) > eps**0.5 * float(a.abs().max()):
+                    return f"The first module whose output differs is {name or 'the network itself'} ({kind}). "
+        return ""
+
+    def _outputs_by_module(self, batch: list[int], row: int) -> list[tuple[str, str, Tensor]]:
+        """Name, type and output of each module for one example of a batch, in the order in which they end."""
+        found: list[tuple[str, str, Tensor]] = []
+
+        def record(name: str) -> Any:
+            def hook(module: nn.Module, _: Any, y: Any) -> None:
+                if isinstance(y, Tensor) and y.ndim and len(y) == len(batch) and y.is_floating_point():
+                    found.append((name, type(module).__name__, y[row].detach().clone()))
+
+            return hook
+
+        with contextlib.ExitStack() as stack:
+            for name, module in self.posterior.model.named_modules():
+                stack.enter_context(module.register_forward_hook(record(name)))
+            self._run(batch)
+        return found
+
+
+def _differences(a: Tensor, b: Tensor) -> Tensor:
+    """The largest difference in each row; numbers that are not finite differ from all but their like."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, (a - b).abs().nan_to_num(nan=math.inf)).amax(1)
+
+
+def _rounding(a: Tensor, b: Tensor, eps: float) -> float:
+    """What rounding may explain of a difference of outputs [n, classes]."""
+    rows = torch.cat([a, b])
+    rows = rows[rows.isfinite().all(1)]
+    if not len(rows):
+        return 0.0
+    spread = float((rows - rows.mean(0)).abs().max())
+    return eps**0.5 * spread + eps ** (2 / 3) * float(rows.abs().max())
