@@ -18,6 +18,8 @@ from stochprune.pac_bayes import (
     run_certify,
 )
 from stochprune.pac_bayes import replay as draw_again
+from stochprune.pac_bayes import rerun as run_again
+from stochprune.pac_bayes.replay import SAMPLE
 from stochprune.report import certificate_table, draw_certificates
 
 PANELS = {RunConfig: "Run", PriorConfig: "Prior", SelfBoundConfig: "Posterior", CertifyConfig: "Certificate"}
@@ -30,11 +32,19 @@ def certify(
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     device: Device = "",
     verify: Annotated[
-        Path | None, typer.Option(help="Recompute the bound of this certificate from its account; nothing is run.")
+        Path | None,
+        typer.Option(help="Recompute what follows from this certificate's configuration and account; nothing is run."),
     ] = None,
     replay: Annotated[
-        int | None, typer.Option(help="With --verify: draw the network of this number again, and its loss.")
+        int | None,
+        typer.Option(help="With --verify: draw the network of this number again, its loss, and --sample others."),
     ] = None,
+    sample: Annotated[int, typer.Option(help="With --replay: how many draws, chosen at random, are repeated too.")] = (
+        SAMPLE
+    ),
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="With --verify: make the certificate again from the data, and compare.")
+    ] = False,
     **values: Any,
 ) -> None:
     """Certify the risk of stochastic networks.
@@ -47,8 +57,14 @@ def certify(
     console = Console()
     if replay is not None and verify is None:
         raise ValueError("--replay needs --verify FILE, the certificate whose draw is to be repeated")
+    if rerun and verify is None:
+        raise ValueError("--rerun needs --verify FILE, the certificate that is to be made again")
     if verify is not None:
-        _verify(console, verify, replay, data_dir, device)
+        _verify(console, verify)
+        if replay is not None:
+            _replay(console, verify, replay, sample, data_dir, device)
+        if rerun:
+            _rerun(console, verify, data_dir, device)
         return
     values["prior"] = PriorConfig(**take(PriorConfig, values))
     values["self_bound"] = SelfBoundConfig(**take(SelfBoundConfig, values))
@@ -61,12 +77,15 @@ def certify(
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)
 
 
-def _verify(console: Console, path: Path, draw: int | None, data_dir: Path | None, device: str) -> None:
+def _verify(console: Console, path: Path) -> None:
     certificate = load_certificate(path)
+    sizes = ", ".join(map(str, certificate.prior_sizes)) or "no"
+    made = certificate.configuration is not None
     lines = {
         "certificate": f"{certificate.loss} risk <= {certificate.bound:.6f} with probability "
         f"{1 - certificate.delta - certificate.delta_draws:.4g}",
-        "examples": f"m = {certificate.m}, delta = {certificate.delta:g}, divided by {certificate.priors} priors",
+        "examples": f"{certificate.data} m = {certificate.m}, the prior saw {sizes} others; delta = "
+        f"{certificate.delta:g}, divided by {certificate.priors} priors",
         "draws": f"{certificate.draws} ({certificate.monte_carlo}), delta_draws = {certificate.delta_draws:g}, divided "
         f"by {certificate.posteriors} posteriors",
         "risk": f"mean of the draws {certificate.mean_loss:.6f}, bounded {certificate.empirical_risk:.6f}",
@@ -74,21 +93,48 @@ def _verify(console: Console, path: Path, draw: int | None, data_dir: Path | Non
         + ", ".join(f"{name} {value:.4g}" for name, value in certificate.kl.items()),
         "seeds": f"{certificate.seed}, masks {certificate.mask_seed}",
         "digests": f"examples {certificate.certified[:12]}, prior saw "
-        f"{', '.join(seen[:12] for seen in certificate.prior_saw) or 'none'}, posterior {certificate.model[:12]}",
+        f"{', '.join(seen[:12] for seen in certificate.prior_saw) or 'none'}, prior {certificate.prior[:12]}, "
+        f"posterior {certificate.model[:12]}, draws {certificate.digests()['draws'][:12]}",
+        "made with": ", ".join(f"{name} {value}" for name, value in certificate.versions.items()),
+        "seen here": "the bound follows from the account, the account from the configuration; draws and learning are "
+        "seen by --replay and --rerun"
+        if made
+        else "the bound follows from the account; no run made it, so m, delta and the counts are as stated",
     }
     for name, text in lines.items():
-        console.print(f"{name:<12} {text}", highlight=False, soft_wrap=True)
-    console.print(f"{path}: the bound follows from the account", highlight=False, soft_wrap=True)
-    if draw is None:
-        return
-    again = draw_again(path, draw, data_dir=data_dir, device=device)
+        console.print(f"{name:<12} {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _replay(console: Console, path: Path, draw: int, sample: int, data_dir: Path | None, device: str) -> None:
+    again = draw_again(path, draw, sample=sample, data_dir=data_dir, device=device)
     for name, (kept, count) in again.kept.items():
         console.print(f"draw {draw}: {name} keeps {kept} of {count}", highlight=False)
     console.print(
         f"draw {draw}: loss {again.found:.6f} on {again.examples} examples, stated {again.stated:.6f}", highlight=False
     )
-    if again.found != again.stated:
+    pairs = {draw: (again.stated, again.found), **again.sample}
+    differ = [t for t, (stated, found) in pairs.items() if stated != found]
+    console.print(
+        f"{len(pairs) - len(differ)} of {len(pairs)} draws have the loss stated, all but one of them drawn by lot"
+    )
+    if differ:
         raise ValueError(
-            f"draw {draw} gives another loss than {path} states. On another --device than the run's, rounding may "
-            "decide an example: repeat it there"
+            f"draw {differ[0]} gives the loss {pairs[differ[0]][1]:.6f}, where {path} states "
+            f"{pairs[differ[0]][0]:.6f}; {len(differ)} of {len(pairs)} differ. On another --device than the run's, "
+            "rounding may decide an example: repeat it there"
         )
+
+
+def _rerun(console: Console, path: Path, data_dir: Path | None, device: str) -> None:
+    again = run_again(path, data_dir=data_dir, device=device)
+    console.print(f"made again: risk <= {again.found.bound:.6f}, stated {again.stated.bound:.6f}", highlight=False)
+    if not again.differences:
+        console.print(
+            "made again: prior, posterior, draws and bound are those of the certificate, bit for bit", soft_wrap=True
+        )
+        return
+    settings = ", ".join(f"{name} {there} there and {here} here" for name, (there, here) in again.made_with.items())
+    raise ValueError(
+        f"{path} is not what its configuration gives: {', '.join(again.differences)} differ. "
+        + (f"Rounding may be the reason: {settings}. Repeat it there" if settings else "Nothing of the machine differs")
+    )

@@ -15,6 +15,9 @@ from stochprune.data.batches import Batches
 from stochprune.data.dataset import check_examples
 from stochprune.seeding import generator
 
+_PATH = ("split", "prior")
+"""Address of the numbers that choose the prior's part."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -37,7 +40,7 @@ class Part:
     @property
     def digest(self) -> str:
         """Hexadecimal digest of the data set and of the index set."""
-        return hashlib.blake2s(self.dataset.encode() + self.indices.astype("<i8").tobytes()).hexdigest()
+        return _digest(self.dataset, self.indices)
 
     def batches(self, batch_size: int, seed: int = 0) -> Batches:
         """Mini-batches of the part in a seeded order."""
@@ -106,7 +109,7 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
         dataset.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         dataset.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     whole = Part(x, y, np.arange(len(x)), dataset.hexdigest())
-    prior, rest = whole.split(prior_fraction, seed, "prior") if prior_fraction else (None, whole)
+    prior, rest = whole.split(prior_fraction, seed, *_PATH[1:]) if prior_fraction else (None, whole)
     shift, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     if prior is not None and (numbers := _numbers(prior.x)).is_floating_point():
         axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim))  # of images each channel apart
@@ -135,6 +138,27 @@ def require_unseen(part: Part, seen: Iterable[Part]) -> None:
                 f"{len(common)} of the {len(part)} examples of the certificate were seen by the prior or by a choice "
                 f"(the first is number {common[0]}): a bound on them does not hold"
             )
+
+
+def digests_of_split(dataset: str, count: int, prior_fraction: float, seed: int) -> list[tuple[str, int]]:
+    """Digest and number of examples of the parts that :func:`split` makes, without the examples.
+
+    Args:
+        dataset: digest of the whole data set.
+        count: number of its examples.
+
+    Returns:
+        Of the prior's part, if there is one, and of the part that certifies.
+
+    Raises:
+        ValueError: as :func:`split` raises.
+    """
+    parts = _cut(count, prior_fraction, seed, *_PATH) if prior_fraction else (np.arange(count),)
+    return [(_digest(dataset, indices), len(indices)) for indices in parts]
+
+
+def _digest(dataset: str, indices: np.ndarray) -> str:
+    return hashlib.blake2s(dataset.encode() + indices.astype("<i8").tobytes()).hexdigest()
 
 
 def _cut(count: int, fraction: float, *path: str | int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from stochprune import bounds
+from stochprune.pac_bayes.digests import digest_of
 from stochprune.runs.files import write_json
-from stochprune.runs.results import versions
+from stochprune.seeding import generator
 
-FORMAT = "stochprune-certificate-1"
+FORMAT = "stochprune-certificate-2"
+FINE = 1e-6
+"""Unit to which a cross-entropy is rounded up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +37,15 @@ class Certificate:
         planned: number of draws, fixed beforehand.
         unit, losses: the loss of draw t is ``losses[t] * unit``, rounded up.
         draw_examples: examples in the batch of a draw; 0 where each draw saw all of them.
-        seed, mask_seed: of the examples of each draw, and of its masks: draw t uses the contract's draw t.
-        data, model: what the examples are, and the digest of the posterior.
-        certified, prior_saw: digests of the index sets; of the examples that certify, and of the parts that the prior
-            or a choice has seen. They have no example in common.
-        notes: free, for instance the test error. Nothing depends on it.
+        seed, mask_seed: of the examples of each draw, and of its masks: draw t uses the contract's draw t. The second
+            follows from the first.
+        data, dataset: what the examples are, and the digest of all of them, before the split.
+        prior, model: digests of the prior and of the posterior.
+        certified, prior_saw, prior_sizes: digests of the index sets: of the examples that certify, and of the parts
+            that the prior or a choice has seen, with their numbers of examples. They have no example in common.
+        configuration: of the run (``RunConfig``), from which most of the above follows; None outside of one.
+        versions: what the run was made with. Nothing depends on it.
+        notes: ``family`` and ``objective`` of a run's posterior, and its test error. Outside of a run they are free.
     """
 
     m: int
@@ -57,9 +63,14 @@ class Certificate:
     seed: int
     mask_seed: int
     data: str
+    dataset: str
+    prior: str
     model: str
     certified: str
     prior_saw: list[str]
+    prior_sizes: list[int]
+    configuration: dict[str, Any] | None = None
+    versions: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -95,78 +106,15 @@ class Certificate:
         names = ("draws", "mean_loss", "empirical_risk", "total_kl", "bound")
         return {name: getattr(self, name) for name in names}
 
+    def digests(self) -> dict[str, str]:
+        """Of the configuration and of the draws' losses."""
+        return {"configuration": digest_of(self.configuration), "draws": digest_of(self.losses)}
+
     def save(self, path: Path) -> None:
-        """Write everything, with what was computed, as JSON."""
-        content = {"format": FORMAT, **self.account(), "versions": versions(), **dataclasses.asdict(self)}
-        write_json(path, content)
+        """Write everything, with what was computed, as JSON with a digest of the whole."""
+        write_json(path, {"format": FORMAT, **self.account(), "digests": self.digests(), **dataclasses.asdict(self)})
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "m": (int,),
-    "delta": (int, float),
-    "delta_draws": (int, float),
-    "priors": (int,),
-    "posteriors": (int,),
-    "kl": (dict,),
-    "planned": (int,),
-    "unit": (int, float),
-    "losses": (list,),
-    "draw_examples": (int,),
-    "seed": (int,),
-    "mask_seed": (int,),
-    "data": (str,),
-    "model": (str,),
-    "certified": (str,),
-    "prior_saw": (list,),
-    "notes": (dict,),
-}
-
-
-def load_certificate(path: Path) -> Certificate:
-    """Read a certificate and verify it: the bound is recomputed and compared with what the file states.
-
-    Raises:
-        ValueError: the file is no certificate, is damaged, or states numbers that do not follow from its account.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is truncated or not a certificate: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a certificate of this program (format {FORMAT})")
-    fields = [field.name for field in dataclasses.fields(Certificate)]
-    missing = [name for name in fields if name not in content]
-    if missing:
-        raise ValueError(f"{path} lacks {missing[0]!r}")
-    certificate = Certificate(**{name: content[name] for name in fields})
-    _check(certificate, path)
-    for name, value in certificate.account().items():
-        stated = content.get(name)
-        if not isinstance(stated, (int, float)) or not math.isclose(stated, value, rel_tol=1e-9, abs_tol=1e-12):
-            raise ValueError(f"{path} states {name} = {stated}, but its account gives {value}")
-    return certificate
-
-
-def _check(certificate: Certificate, path: Path) -> None:
-    for name, kinds in _KINDS.items():
-        value = getattr(certificate, name)
-        if type(value) not in kinds:  # and not bool, which is an int
-            raise ValueError(f"{path}: {name} must be {kinds[-1].__name__}, got {value!r}")
-    if not all(type(value) is str for value in certificate.prior_saw):
-        raise ValueError(f"{path}: prior_saw must hold digests")
-    losses = certificate.losses
-    whole = all(type(value) is int for value in losses)
-    if not whole or not losses or min(losses) < 0 or max(losses) * certificate.unit > 1 + 1e-9:
-        raise ValueError(f"{path}: the losses of the draws must be integers that lie in [0, 1] times the unit")
-    if not all(type(value) in (int, float) and 0 <= value < math.inf for value in certificate.kl.values()):
-        raise ValueError(f"{path}: a divergence is negative, infinite or no number")
-    for name, known in (("monte_carlo", ("betting", "kl")), ("loss", ("zero_one", "cross_entropy"))):
-        if getattr(certificate, name) not in known:
-            raise ValueError(f"{path}: unknown {name} {getattr(certificate, name)!r}")
-    per_draw = certificate.draw_examples or certificate.m
-    if certificate.loss == "zero_one" and not (per_draw > 0 and math.isclose(certificate.unit * per_draw, 1)):
-        raise ValueError(f"{path}: the unit of the losses is {certificate.unit}, not one of {per_draw} examples")
-    if len(losses) != certificate.planned:
-        raise ValueError(f"{path}: {len(losses)} draws, but {certificate.planned} were planned")
-    if certificate.certified in certificate.prior_saw:
-        raise ValueError(f"{path}: the prior has seen the examples that certify")
+def mask_seed(seed: int) -> int:
+    """The seed of the masks of a certificate: never that of a training."""
+    return int(generator(seed, "certify", "masks").integers(1 << 63))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stochprune.data.splits import Part, require_unseen
 from stochprune.nn import many_draws
-from stochprune.pac_bayes.certificate import Certificate
+from stochprune.pac_bayes.certificate import FINE, Certificate, mask_seed
 from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.digests import digest_of, tensor_digests
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
@@ -21,19 +21,20 @@ from stochprune.pac_bayes.trial import Trial
 from stochprune.runs.checkpoint import Checkpoint
 from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.folder import claim
+from stochprune.runs.results import versions
 from stochprune.seeding import generator
 from stochprune.training.config import digest
 
 P_MIN = 1e-4
 """Of the certified cross-entropy."""
-_FINE = 1e-6
-"""Unit to which a cross-entropy is rounded up."""
 _BATCH = 4096
 """Examples in a forward, of all its draws."""
 _WEIGHTS = 1 << 26
 """Random weights in a forward, of all its draws."""
 DRAWS = {"cpu": 8, "cuda": 64}
 """Draws in a forward at most: on the CPU the activations of more leave the caches, and a few share what calls cost."""
+_ALONE = 8
+"""Draws that are run alone, to see whether draws may share a forward."""
 _CHUNKS = 50
 """Pauses of a run at most: for a checkpoint and the running certificate."""
 
@@ -91,7 +92,6 @@ def certify(
     if not math.isfinite(math.fsum(kl.values())):
         raise ValueError(f"the divergence from the prior is not finite: {kl}")
     posterior.eval().estimate_by("straight_through")
-    mask_seed = int(generator(seed, "certify", "masks").integers(1 << 63))
     per_draw = config.draw_examples or len(part)
     certificate = Certificate(
         m=len(part),
@@ -103,20 +103,24 @@ def certify(
         loss=config.loss,
         monte_carlo=config.monte_carlo,
         planned=config.draws,
-        unit=1 / per_draw if config.loss == "zero_one" else _FINE,
+        unit=1 / per_draw if config.loss == "zero_one" else FINE,
         losses=[],
         draw_examples=config.draw_examples,
         seed=seed,
-        mask_seed=mask_seed,
+        mask_seed=mask_seed(seed),
         data=data,
+        dataset=part.dataset,
+        prior=posterior.prior.digest,
         model=model_digest(posterior),
         certified=part.digest,
         prior_saw=[seen.digest for seen in posterior.prior.seen],
+        prior_sizes=[len(seen) for seen in posterior.prior.seen],
+        versions={**versions(part.x.device), "threads": torch.get_num_threads()},
     )
     with claim(folder):
         checkpoint = None
         if folder is not None:
-            start = f"{certificate.model} {part.digest} {seed} {priors} {posteriors}"
+            start = f"{certificate.prior} {certificate.model} {part.digest} {seed} {priors} {posteriors}"
             checkpoint = Checkpoint(folder, digest(config), start, every=1)
             certificate.losses.extend(_former(checkpoint, certificate))
         trial = trial_of(posterior, part, certificate)
@@ -164,7 +168,7 @@ def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -
         return 1
     most = DRAWS.get(next(posterior.parameters()).device.type, 1)
     together = min(most, _BATCH // examples, _WEIGHTS // max(1, weights), certificate.planned // _CHUNKS)
-    if together < 2 or not draws_apart(posterior, *draw_examples(part, certificate, 0, min(together, 8))):
+    if together < 2 or not draws_apart(posterior, *draw_examples(part, certificate, 0, together)):
         return 1
     return together
 
@@ -173,24 +177,25 @@ def draws_apart(posterior: Posterior, x: Tensor, y: Tensor) -> bool:
     """Whether networks that share a forward are those of single forwards, up to rounding.
 
     They are not where a layer has something else than the batch first, such as positions or time. Rounding changes the
-    losses on x [D, n, ...] and y [D, n] by less than a hundredth of what the next network in each one's place does.
+    losses on x [D, n, ...] and y [D, n] by less than a hundredth of what the next network in each one's place does, for
+    the first networks, in a forward of all.
     """
+    draws = range(min(len(x), _ALONE))
 
     def alone(shift: int) -> Tensor:
-        draws = range(len(x))
         return torch.cat([network_losses(posterior, x[[t]], y[[t]], "cross_entropy", 0, t + shift) for t in draws])
 
     try:
-        shared = network_losses(posterior, x, y, "cross_entropy", 0, 0)
+        shared = network_losses(posterior, x, y, "cross_entropy", 0, 0)[: len(draws)]
     except (ValueError, RuntimeError):
         return False
     single = alone(0)
     return bool((shared - single).abs().sum() < (alone(1) - single).abs().sum() / 100)
 
 
-def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int) -> int:
-    """The loss of draw t in units of the certificate, by the forward that it had there, of several draws."""
-    together = draws_together(posterior, part, certificate)
+def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int, together: int | None = None) -> int:
+    """The loss of draw t in units of the certificate, by the forward that it had there, of ``together`` draws."""
+    together = together or draws_together(posterior, part, certificate)
     first = t - t % together
     return draw_losses(posterior, part, certificate, first, together)[t - first]
 
@@ -202,8 +207,8 @@ def draw_losses(posterior: Posterior, part: Part, certificate: Certificate, firs
     losses = network_losses(posterior, x, y, certificate.loss, certificate.mask_seed, first)
     if certificate.loss == "zero_one":
         return [int(wrong) for wrong in losses.sum(1).tolist()]
-    worst = round(1 / _FINE)
-    return [worst if math.isnan(m) else min(worst, math.ceil(m / _FINE)) for m in losses.mean(1).tolist()]
+    worst = round(1 / FINE)
+    return [worst if math.isnan(m) else min(worst, math.ceil(m / FINE)) for m in losses.mean(1).tolist()]
 
 
 @torch.no_grad()

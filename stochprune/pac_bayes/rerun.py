@@ -1,0 +1,62 @@
+"""A certificate made again from the data: the one check of what the prior has seen and of what was learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stochprune.pac_bayes.certificate import Certificate
+from stochprune.pac_bayes.run import Run
+from stochprune.pac_bayes.verify import load_certificate, parsed_configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Rerun:
+    """A certificate as it is stated, and made again.
+
+    Attributes:
+        differences: names of the fields that differ, those of the account too. Empty if the certificate is what its
+            configuration gives on these data.
+        made_with: what differs in versions, device and threads, as (stated, here). Other rounding there gives another
+            prior, so that differences show a forgery only where this is empty; the certificate ``found`` holds anyway.
+    """
+
+    stated: Certificate
+    found: Certificate
+    differences: list[str]
+    made_with: dict[str, tuple[Any, Any]]
+
+
+def rerun(path: Path, *, data_dir: Path | None = None, device: str | torch.device = "cpu") -> Rerun:
+    """Train the prior of a certificate anew, learn the posterior, certify it, and compare.
+
+    Nothing but the configuration is taken from the certificate, and nothing from its folder.
+
+    Args:
+        path: a certificate of a run; its folder's other files need not be there.
+        device: that of the run, or rounding will differ.
+
+    Raises:
+        ValueError: the certificate does not verify, or was not made by a run; an unknown device.
+        FileNotFoundError: files of the data set are missing.
+    """
+    stated = load_certificate(path)
+    if stated.configuration is None:
+        raise ValueError(f"{path} carries no configuration of a run, so that nothing says how to make it again")
+    config = parsed_configuration(stated.configuration, path)
+    with tempfile.TemporaryDirectory(prefix="stochprune-rerun-") as folder:
+        run = Run(config, data_dir, device)
+        prior = run.prior(Path(folder))
+        found, _ = run.certificate(prior, stated.notes["family"], stated.notes["objective"], Path(folder))
+    one, other = ({**dataclasses.asdict(each), **each.account()} for each in (stated, found))
+    made_with = _differences(one.pop("versions"), other.pop("versions"))
+    return Rerun(stated, found, list(_differences(one, other)), made_with)
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    names = {**one, **other}
+    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
