@@ -102,6 +102,7 @@ def _verify(console: Console, path: Path) -> None:
         else "the bound follows from the account; no run made it, so m, delta and the counts are as stated",
     }
     for name, text in lines.items():
+        text = "".join(mark if mark.isprintable() else "?" for mark in text)  # the file may hold what moves a cursor
         console.print(f"{name:<12} {text}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -82,15 +82,18 @@ def certify(
     Raises:
         ValueError: the prior has seen one of the examples, or was edited; the posterior differs from it in more than
             its divergence counts; the network's output for an example depends on others or on what was run before;
-            labels that are no class; choices below 1; a divergence that is not finite.
+            labels that are no class; counts below 1; a divergence that is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
     config = config or CertifyConfig()
+    for name, count in (("priors", priors), ("posteriors", posteriors)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"certify: {name} must be an integer of at least 1, got {count!r}: count those looked at")
     posterior.require_paid("certify")
     require_unseen(part, posterior.prior.seen)
     kl = {name: value.item() for name, value in posterior.kl().items()}
     if not math.isfinite(math.fsum(kl.values())):
-        raise ValueError(f"the divergence from the prior is not finite: {kl}")
+        raise ValueError(f"certify: the divergence from the prior is not finite: {kl}; learn at a lower rate")
     posterior.eval().estimate_by("straight_through")
     per_draw = config.draw_examples or len(part)
     certificate = Certificate(

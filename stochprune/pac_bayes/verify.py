@@ -19,7 +19,7 @@ CONTROL = "prior"
 """In the place of an objective: the prior's own certificate, at KL = 0, on the same examples."""
 CONFIGURATION = "configuration.json"
 """Lies beside the certificates of a run."""
-_LARGEST = 10**8
+_LARGEST = 10**7
 """Examples of a data set whose split is drawn again."""
 
 
@@ -121,7 +121,11 @@ def _is_digest(value: Any) -> bool:
 
 
 def _are_nats(value: Any) -> bool:
-    return type(value) is dict and all(type(v) in (int, float) and 0 <= v < math.inf for v in value.values())
+    return (
+        type(value) is dict
+        and value != {}
+        and all(type(v) in (int, float) and 0 <= v < math.inf for v in value.values())
+    )
 
 
 _COUNT = (_whole(1, 1 << 53), "must be an integer of at least 1")

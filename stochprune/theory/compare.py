@@ -98,7 +98,7 @@ def run_bounds(
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
     place = device_of(device)
-    dataset = data.load(config.data, data_dir)
+    dataset = data.load(config.data, data_dir, standardised=False)
     parts = split(dataset.train_x, dataset.train_y, config.train_fraction, config.seed)
     assert parts.prior is not None
     # The data are named too: a checkpoint of training on other files may have seen what certifies here.

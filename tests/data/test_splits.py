@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stochprune.data import load
-from stochprune.data.splits import require_unseen, split
+from stochprune.data.splits import digests_of_split, require_unseen, split
 
 
 def problem(count: int = 50, scale: float = 1.0, shift: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,6 +111,14 @@ def test_seen_examples_are_refused():
         require_unseen(one.certify, [one.prior, inner])
     with pytest.raises(ValueError, match="whether they share examples is unknown"):
         require_unseen(split(x + x.square(), y, 0.5).certify, [one.prior])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5])
+def test_digests_of_a_split_without_its_examples(fraction):
+    x, y = problem(51)
+    parts = split(x, y, fraction, seed=3)
+    found = [(part.digest, len(part)) for part in (parts.prior, parts.certify) if part is not None]
+    assert digests_of_split(parts.certify.dataset, 51, fraction, 3) == found
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,13 @@ def test_seen_examples_are_refused(posterior, parts):
     assert certify(chosen, rest, QUICK).prior_saw == [parts.prior.digest, choice.digest]
 
 
+@pytest.mark.parametrize("name", ["priors", "posteriors"])
+@pytest.mark.parametrize("count", [0, -1, 1.5, math.nan, "2", True, None])
+def test_bad_counts(posterior, parts, name, count):
+    with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
+        certify(posterior, parts.certify, QUICK, **{name: count})
+
+
 def test_a_network_that_gives_nan_is_wrong(parts):
     prior = make_prior(parts, prior_epochs=1)
     with torch.no_grad():

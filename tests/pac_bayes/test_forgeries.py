@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from stochprune.pac_bayes import (
     rerun,
     run_certify,
 )
+from stochprune.pac_bayes.trial import Trial
 from stochprune.runs.files import CheckpointError, write_json
 from stochprune.seeding import generator
 from tests.pac_bayes.forgeries import FORGERIES, restate, table
@@ -106,6 +108,23 @@ def test_honest_certificates_pass_all(honest, name):
     before = path.read_bytes()
     assert all(passes(check, path) for check in CHECKS)
     assert path.read_bytes() == before
+
+
+def test_whoever_rebuilds_the_network_tries_it_again(path):
+    for use in (lambda: replay(path, 0), lambda: rerun(path)):
+        for part in ("start", "end"):
+            tried = mock.patch.object(Trial, part, side_effect=ValueError("the trial"))
+            with tried, pytest.raises(ValueError, match="the trial"):
+                use()
+
+
+def test_what_a_file_holds_cannot_move_the_cursor(prior, parts, tmp_path):
+    """Nor add a line of its own to what is verified."""
+    path, lie = tmp_path / "c.json", "digits\ncertificate  zero_one risk <= 0.000001\x1b[2A"
+    certify(make_posterior(prior, "masks"), parts.certify, CertifyConfig(draws=20), data=lie).save(path)
+    run = CliRunner().invoke(app, ["certify", "--verify", str(path)])
+    assert run.exit_code == 0 and "\x1b" not in run.output
+    assert [line[:12] for line in run.output.splitlines()].count("certificate ") == 1
 
 
 def test_the_draws_of_a_replay_are_others_each_time(honest):
