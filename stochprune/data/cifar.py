@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import pickle
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stochprune.data import pickled
+
 FOLDER = "cifar-10-batches-py"
+MAX_BYTES = 1 << 28
 
 
 def read_cifar10(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -23,7 +24,8 @@ def read_cifar10(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Ten
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or holds anything but arrays, numbers, strings and their containers.
+        ValueError: a file is damaged, holds anything but arrays, numbers, strings and their containers (nothing in
+            a file is run, see :mod:`stochprune.data.pickled`), or has labels outside 0 .. 9.
     """
     inner = folder / FOLDER
     place = inner if inner.is_dir() else folder
@@ -32,28 +34,31 @@ def read_cifar10(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Ten
     return (images, labels), _read(place / "test_batch")
 
 
-class _Arrays(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers, and refuses all else: a pickle can run any code."""
-
-    ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "_frombuffer", "encode"})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0] == "numpy" and name in self.ALLOWED) or (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a data file")
-
-
 def _read(path: Path) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; CIFAR-10 in its Python version is looked for in {path.parent}")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a batch of CIFAR-10 has 31 million")
     try:
-        content = _Arrays(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        images, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
-    except Exception as error:  # a damaged pickle may raise anything
+        content = pickled.loads(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is no batch of CIFAR-10: {error}") from error
-    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{path}: images must be uint8 [n, 3072] with n labels, got {images.dtype} {images.shape}, "
-            f"labels {labels.shape}"
-        )
-    return torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
+    if not isinstance(content, dict) or not content.keys() >= {b"data", b"labels"}:
+        raise ValueError(f"{path} is no batch of CIFAR-10: it must hold a dictionary with b'data' and b'labels'")
+    images, labels = content[b"data"], content[b"labels"]
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,) or not len(images):
+        raise ValueError(f"{path}: images must be uint8 [n, 3072], got {_kind(images)}")
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    if not isinstance(labels, list) or len(labels) != len(images):
+        raise ValueError(f"{path}: labels must be a list, one for each of {len(images)} images, got {_kind(labels)}")
+    bad = [number for number, label in enumerate(labels) if type(label) is not int or not 0 <= label <= 9]
+    if bad:
+        raise ValueError(f"{path}: labels must be integers in 0 .. 9, label {bad[0]} is not")
+    # A copy: the array is a view of the file's bytes, which must not be written to.
+    return torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"{type(value).__name__} of length {len(value)}" if isinstance(value, Sized) else type(value).__name__

@@ -52,7 +52,7 @@ def test_missing_damaged_and_hostile_files_are_named(folder):
     with pytest.raises(ValueError, match=r"data_batch_3 is no batch of CIFAR-10"):
         data.load("cifar10", folder)
     write(place, "data_batch_3", np.zeros((4, 100), np.uint8), [0] * 4)
-    with pytest.raises(ValueError, match=r"data_batch_3: images must be uint8 \[n, 3072\] with n labels"):
+    with pytest.raises(ValueError, match=r"data_batch_3: images must be uint8 \[n, 3072\], got uint8 \[4, 100\]"):
         data.load("cifar10", folder)
     (place / "data_batch_3").write_bytes(pickle.dumps(Hostile(place / "ran")))
     with pytest.raises(ValueError, match="has no place in a data file"):
