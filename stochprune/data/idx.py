@@ -10,48 +10,72 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MAX_DIMENSIONS = 8
+_MAX_BYTES = 1 << 30
+"""Of the values: a header of a few bytes may state any size, and a small gzip file may hold it."""
 
 
 def read_idx(path: Path | str) -> Tensor:
     """The array in an IDX file, gzipped or not (told by its content, not its name).
+
+    No more is unpacked than the header states, and 1 GiB at most.
 
     Returns:
         uint8, int8, int16, int32, float32 or float64 tensor, as the file says.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no IDX file, is truncated, or goes on after its last value.
+        ValueError: it is no IDX file, is truncated, goes on after its last value, or is larger than 1 GiB.
     """
-    content = _read(Path(path))
-    if len(content) < 4 or content[:2] != b"\0\0":
-        raise ValueError(f"{path} is not an IDX file: it starts with {content[:4].hex(' ') or 'nothing'}")
-    code, ndim = content[2], content[3]
+    path = Path(path)
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        source = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
+        try:
+            return _read(path, source)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is a truncated or damaged gzip file: {error}") from error
+
+
+def _read(path: Path, source: BinaryIO) -> Tensor:
+    start = source.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0":
+        raise ValueError(f"{path} is not an IDX file: it starts with {start.hex(' ') or 'nothing'}")
+    code, ndim = start[2], start[3]
     if code not in _TYPES:
         known = ", ".join(f"0x{known:02x}" for known in _TYPES)
         raise ValueError(f"{path} has the unknown IDX type code 0x{code:02x}; known are: {known}")
-    start = 4 + 4 * ndim
-    if len(content) < start:
-        raise ValueError(f"{path} is truncated: {len(content)} bytes, its header of {ndim} dimensions takes {start}")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", ndim, offset=4))
+    if ndim > _MAX_DIMENSIONS:
+        raise ValueError(f"{path} states {ndim} dimensions; at most {_MAX_DIMENSIONS} are read")
+    header = 4 + 4 * ndim
+    sizes = source.read(4 * ndim)
+    if len(sizes) < 4 * ndim:
+        raise ValueError(f"{path} is truncated: {4 + len(sizes)} bytes, its header of {ndim} dimensions takes {header}")
+    shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
     dtype = np.dtype(_TYPES[code])
-    expected = start + math.prod(shape) * dtype.itemsize
-    if len(content) != expected:
-        fault = "is truncated" if len(content) < expected else "has trailing bytes"
-        raise ValueError(f"{path} {fault}: shape {shape} of {dtype.name} takes {expected} bytes, got {len(content)}")
-    return torch.from_numpy(np.frombuffer(content, dtype, offset=start).astype(dtype.newbyteorder("=")).reshape(shape))
+    expected = math.prod(shape) * dtype.itemsize
+    what = f"shape {shape} of {dtype.name} takes {header + expected} bytes"
+    if math.prod(max(size, 1) for size in shape) * dtype.itemsize > _MAX_BYTES:
+        raise ValueError(f"{path} is too large: {what}, at most {_MAX_BYTES} are read")
+    values = _at_most(source, expected)
+    if len(values) < expected:
+        raise ValueError(f"{path} is truncated: {what}, got {header + len(values)}")
+    if source.read(1):
+        raise ValueError(f"{path} has trailing bytes: {what}, and it goes on")
+    return torch.from_numpy(np.frombuffer(values, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape))
 
 
-def _read(path: Path) -> bytes:
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is a truncated or damaged gzip file: {error}") from error
+def _at_most(source: BinaryIO, size: int) -> bytearray:
+    """The next ``size`` bytes, or those that there are: taken in chunks, so that a false header costs no memory."""
+    values = bytearray()
+    while len(values) < size and (chunk := source.read(min(size - len(values), 1 << 20))):
+        values += chunk
+    return values

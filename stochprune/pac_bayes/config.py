@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from stochprune import rng, scores
-from stochprune.training.config import _check_choices, _check_counts, _check_positive, option
+from stochprune.training.config import _check_counts, _check_positive, check_fields, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PriorConfig:
     flip: bool = option(False, "Mirror the images that the prior is trained on, each with probability one half.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_fields(self)
         _check_counts(self, 0, "prior_epochs", "shift")
         _check_counts(self, 1, "prior_batch_size")
         _check_positive(self, "prior_lr", "sigma")
@@ -78,7 +78,7 @@ class SelfBoundConfig:
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_fields(self)
         _check_counts(self, 0, "epochs")
         _check_counts(self, 1, "batch_size", "checkpoint_every")
         _check_positive(self, "temperature", "kl_penalty")
@@ -105,7 +105,7 @@ class CertifyConfig:
     loss: Literal["zero_one", "cross_entropy"] = option("zero_one", "Loss that is certified.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_fields(self)
         _check_counts(self, 1, "draws")
         _check_counts(self, 0, "draw_examples")
         _check_levels(self, "delta", "delta_draws")
@@ -142,6 +142,7 @@ class RunConfig:
     certify: CertifyConfig = dataclasses.field(default_factory=CertifyConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_counts(self, 0, "seed")
         rng.check_address(type(self).__name__, seed=self.seed)
         for name in ("posteriors", "objectives"):

@@ -38,7 +38,7 @@ from stochprune.runs.results import versions
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
 from stochprune.studies.store import remember
-from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, digest, option
+from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, check_fields, digest, option
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
 from stochprune.training.progress import ProgressBar
@@ -65,6 +65,7 @@ class StudyConfig:
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_counts(self, 0, "retrain_epochs")
         _check_counts(self, 1, "seeds", "dense_epochs", "batch_size", "draws")
         for name in ("scores", "sparsities"):

@@ -18,7 +18,7 @@ from stochprune import masks, scores
 from stochprune.data import Batches, per_class
 from stochprune.runs.files import CheckpointError, Kinds, load_tensors, require, save_tensors
 from stochprune.studies.bench import Bench
-from stochprune.training.config import WeightConfig, _check_counts, digest, option
+from stochprune.training.config import WeightConfig, _check_counts, check_fields, digest, option
 
 ABLATIONS = ("none", "invert", "shuffle", "reinitialise", "rescale")
 
@@ -38,6 +38,7 @@ class InitialisationConfig:
     weights: WeightConfig = dataclasses.field(default_factory=WeightConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_counts(self, 1, "per_class", "score_batch_size", "batch_size")
         _check_counts(self, 0, "train_examples")
 

@@ -30,7 +30,7 @@ from stochprune.runs.results import versions
 from stochprune.theory import comparators, compression, sketch
 from stochprune.theory.spectral import norm_lower, norm_upper
 from stochprune.theory.subject import Subject, network, next_mask, weights_of
-from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
+from stochprune.training.config import WeightConfig, _check_counts, _check_positive, check_fields, digest, option
 from stochprune.training.progress import ProgressBar
 from stochprune.training.weights import train_weights
 
@@ -63,6 +63,7 @@ class BoundsConfig:
     seed: int = option(0, "Seed of everything.")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_counts(self, 0, "seed", "rounds")
         rng.check_address(type(self).__name__, seed=self.seed)
         _check_counts(self, 1, "batch_size", "epochs", "levels", "round_epochs", "draws", "cushion_examples")

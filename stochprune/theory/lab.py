@@ -15,7 +15,7 @@ from stochprune.seeding import generator
 from stochprune.theory import lab_data, linear
 from stochprune.theory.flow import drift, flow, flow_divergence_bound, orthogonal_flow
 from stochprune.theory.linear import LinearModel
-from stochprune.training.config import _check_counts, _check_positive, option
+from stochprune.training.config import _check_counts, _check_positive, check_fields, option
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class LinearLabConfig:
     delta: float = option(0.05, "Probability with which a certificate may fail.")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_counts(self, 0, "seed")
         rng.check_address(type(self).__name__, seed=self.seed)
         _check_counts(self, 2, "examples", "features", "steps", "pairs")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
+import reprlib
+import sys
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stochprune import rng
@@ -26,25 +27,53 @@ def digest(config: Any, exclude: tuple[str, ...] = ()) -> str:
     return hashlib.blake2s(text.encode()).hexdigest()[:12]
 
 
-def _check_choices(config: Any) -> None:
+def check_fields(config: Any) -> None:
+    """Check every field of a configuration against its annotation; each configuration calls this first.
+
+    Raises:
+        ValueError: a value of another kind, NaN, infinity, or an unknown choice; the message names field and value.
+    """
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        if not _fits(kind, value):
+            raise ValueError(f"{type(config).__name__}: {name} must be {_in_words(kind)}, got {reprlib.repr(value)}")
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(get_args(kind)[0], item) for item in value)
+    if kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max  # False for NaN, infinity and integers beyond
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return f"a tuple, each item {_in_words(get_args(kind)[0])}"
+    words = {float: "a finite number", int: "an integer", str: "text", bool: "True or False"}
+    return words.get(kind) or f"of class {kind.__name__}"
 
 
 def _check_counts(config: Any, minimum: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+        if not minimum <= value < 1 << 64:
+            what = f"an integer of at least {minimum}" if value < minimum else "below 2^64"
+            raise ValueError(f"{type(config).__name__}: {name} must be {what}, got {value}")
 
 
 def _check_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not value > 0:
+            raise ValueError(f"{type(config).__name__}: {name} must be positive and finite, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +90,11 @@ class WeightConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_fields(self)
         _check_counts(self, 0, "epochs")
         _check_counts(self, 1, "checkpoint_every")
         _check_positive(self, "lr")
-        if not 0 <= self.weight_decay < math.inf:
+        if self.weight_decay < 0:
             raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
 
 
@@ -96,7 +125,7 @@ class FinetuneConfig:
     seed: int = option(0, "Seed of the masks drawn while training.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_fields(self)
         _check_counts(self, 0, "epochs", "seed")
         rng.check_address(type(self).__name__, seed=self.seed)
         _check_counts(self, 1, "checkpoint_every")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stochprune import masks as mask_tools
 from stochprune import scores
-from stochprune.training.config import WeightConfig, _check_choices, _check_counts, digest, option
+from stochprune.training.config import WeightConfig, _check_counts, check_fields, digest, option
 from stochprune.training.loop import Loader, LossFunction
 from stochprune.training.schedules import SCHEDULES, Schedule
 from stochprune.training.weights import train_weights
@@ -51,7 +51,7 @@ class IMPConfig:
     dense: WeightConfig = field(default_factory=WeightConfig)
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_fields(self)
         _check_counts(self, 1, "cycles")
         _check_counts(self, 0, "retrain_epochs")
         if not 0 <= self.sparsity < 1:

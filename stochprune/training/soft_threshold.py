@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.folder import claim
 from stochprune.scores import prunable_weights
-from stochprune.training.config import WeightConfig, _check_positive, digest, option
+from stochprune.training.config import WeightConfig, _check_positive, check_fields, digest, option
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, follow
 from stochprune.training.weights import make_optimizer
@@ -36,6 +36,7 @@ class SoftThresholdConfig:
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_positive(self, "threshold")
         self.weights  # noqa: B018 - checks the rest
 

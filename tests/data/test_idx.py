@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,19 +57,47 @@ def test_a_size_of_zero_is_an_empty_array(tmp_path: Path) -> None:
         (b"\0\0\x0a\x01" + GOOD, "unknown IDX type code 0x0a; known are: 0x08, 0x09, 0x0b, 0x0c, 0x0d, 0x0e"),
         (GOOD[:9], "is truncated: 9 bytes, its header of 2 dimensions takes 12"),
         (GOOD[:-1], r"is truncated: shape \(2, 3\) of uint8 takes 18 bytes, got 17"),
-        (GOOD + b"x", r"has trailing bytes: shape \(2, 3\) of uint8 takes 18 bytes, got 19"),
-        (idx(0x08, (2**32 - 1,) * 4, b"abc"), "is truncated"),
+        (GOOD + b"x", r"has trailing bytes: shape \(2, 3\) of uint8 takes 18 bytes"),
+        (idx(0x08, (2**20,), b"abc"), "is truncated"),
+        (idx(0x08, (2**32 - 1,) * 4, b"abc"), "is too large"),
+        (idx(0x08, (0, 2**32 - 1, 2**32 - 1), b""), "is too large"),
+        (idx(0x0E, (2**28,), b"abc"), "is too large"),
+        (idx(0x08, (1,) * 255, b"a"), "states 255 dimensions; at most 8"),
         (PACKED[:-9], "truncated or damaged gzip file"),
-        (PACKED[:12] + b"\xff" * 30, "truncated or damaged gzip file"),
+        (PACKED[:12] + b"\xff" * 30, "not an IDX file|truncated or damaged gzip file"),
         (gzip.compress(GOOD[:-1], mtime=0), "takes 18 bytes, got 17"),
+        (gzip.compress(GOOD + b"x", mtime=0), "has trailing bytes"),
+        (PACKED[:-5] + b"\xff" + PACKED[-4:], "truncated or damaged gzip file"),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:40],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "train-images"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} .*{message}|{path} {message}"):
         read_idx(path)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """6 GB of zeros in 6 MB, behind a header that states ten bytes, or half a gigabyte that is not there."""
+    zeros = gzip.compress(bytes(1 << 26), mtime=0) * 100
+    header = gzip.compress(idx(0x08, (10,), bytes(10)), mtime=0)
+    (tmp_path / "bomb").write_bytes(header + zeros)
+    (tmp_path / "claim").write_bytes(gzip.compress(idx(0x08, (1 << 29,), bytes(10)), mtime=0))
+    program = """
+import resource, sys
+from stochprune.data import read_idx
+used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for name, fault in (("bomb", "trailing bytes"), ("claim", "truncated")):
+    try:
+        read_idx(name)
+    except ValueError as error:
+        assert fault in str(error), error
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used
+sys.exit(f"{grown} kB more" if grown > 50_000 else 0)
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
