@@ -72,6 +72,35 @@ def test_waiting(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
+def test_one_who_waited_holds_the_folder_against_a_third(tmp_path, monkeypatch):
+    """The file that was waited for is gone with its former owner."""
+    waits, entered, leave = threading.Event(), threading.Event(), threading.Event()
+    original = folder_module.fcntl.flock
+
+    def flock(file, operation):
+        if not operation & folder_module.fcntl.LOCK_NB:
+            waits.set()
+        original(file, operation)
+
+    def second():
+        with claim(tmp_path, wait=True):
+            entered.set()
+            leave.wait(30)
+
+    monkeypatch.setattr(folder_module.fcntl, "flock", flock)
+    thread = threading.Thread(target=second)
+    with claim(tmp_path):
+        thread.start()
+        assert waits.wait(30)
+    try:
+        assert entered.wait(30)
+        with pytest.raises(CheckpointError, match="another process is using"), claim(tmp_path):
+            pass
+    finally:
+        leave.set()
+        thread.join()
+
+
 def test_of_many_at_once_one_is_in(tmp_path):
     """Locks are removed and made all the time, so that a late comer may hold one that has no name any more."""
     inside, most, lock = 0, 0, threading.Lock()
