@@ -113,12 +113,12 @@ def test_few_examples(count):
     certify(posterior_of(nn.Identity()), parts.certify, QUICK)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["masks", "spike_and_slab"])
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("lenet_300_100", (1, 28, 28)), ("pbb_cnn", (1, 28, 28)), ("resnet20", (3, 32, 32)), ("vit", (3, 32, 32))],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_of_real_networks_passes_and_a_mean_over_the_batch_does_not(name, shape, family, dtype):
     """Measured: rounding is 0.01 of what is allowed, the fault 3,000 times in float32, 9 times in bfloat16."""
     numbers = torch.Generator().manual_seed(0)
