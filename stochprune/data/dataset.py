@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,15 @@ def check_examples(x: Tensor, y: Tensor, what: str) -> None:
         raise ValueError(
             f"{what}: {int(bad.sum())} of {len(x)} inputs hold NaN, the first is number {int(bad.nonzero()[0])}"
         )
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """Hexadecimal digest of the dtypes, shapes and bytes of tensors, on whatever device."""
+    content = hashlib.blake2s()
+    for tensor in tensors:
+        content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,10 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.train_x.shape[1:])
+
+    def digest(self) -> str:
+        """Hexadecimal digest of all examples and labels."""
+        return digest_of(self.train_x, self.train_y, self.test_x, self.test_y)
 
     def to(self, device: torch.device) -> Dataset:
         """The data set with its tensors on a device."""

@@ -39,7 +39,7 @@ class Checkpoint:
     def __init__(self, folder: Path, config: str, start: str, every: int) -> None:
         make_folder(folder)
         self.path = folder / "checkpoint.pt"
-        self.identity = {"configuration": config, "model or starting weights": start}
+        self.identity = {"configuration": config, "model, starting weights or examples": start}
         self.every = every
 
     def save(self, payload: dict[str, Any]) -> None:

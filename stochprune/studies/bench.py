@@ -18,12 +18,13 @@ from stochprune.training.weights import train_weights
 class Bench:
     """One data set, its networks and batches, and a bar that counts optimiser steps over the whole study.
 
-    Everything lies where the data set does.
+    Everything lies where the data set does. ``examples`` is the digest of the data: what is kept of other data under
+    the same name is refused.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, bar: ProgressBar) -> None:
         self.dataset, self.batch_size, self.bar = dataset, batch_size, bar
-        self.device = dataset.train_x.device
+        self.device, self.examples = dataset.train_x.device, dataset.digest()
 
     def build(self, name: str, seed: int) -> nn.Module:
         """The network called ``name`` for the data, with the starting values of a seed."""
@@ -53,4 +54,6 @@ class Bench:
         """Train in place, resumed from ``folder``; see :func:`stochprune.training.train_weights`."""
         self.bar.begin(title)
         loader = self.batches(seed)
-        return train_weights(model, loader, config, masks=masks, folder=folder, callbacks=[self.bar])
+        return train_weights(
+            model, loader, config, masks=masks, folder=folder, identity=self.examples, callbacks=[self.bar]
+        )

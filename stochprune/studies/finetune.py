@@ -140,7 +140,7 @@ class Study(Bench):
         which = {"score": score, "sparsity": sparsity, "seed": seed}
         result = remember(
             self.folder / name,
-            which,
+            {**which, "examples": self.examples},
             self.device,
             lambda folder: self._run_cell(folder, name, score, sparsity, seed),
             {"errors": dict, "swapped": float, "density": dict, "history": list},

@@ -99,7 +99,7 @@ def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.
             for cell in cells:
                 folder = out / "cells" / cell.folder
                 work = functools.partial(run_cell, cell, bench)
-                done = remember(folder, dataclasses.asdict(cell), device, work, KINDS)
+                done = remember(folder, {**dataclasses.asdict(cell), "examples": bench.examples}, device, work, KINDS)
                 bar.finish(bench.steps(settings.weights.epochs))
                 seconds += done["seconds"]
                 result, which = done["result"], _which(cell)

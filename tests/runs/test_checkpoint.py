@@ -57,7 +57,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("other", "what"),
-    [({"config": "d"}, "its configuration differs"), ({"start": "t"}, "its model or starting weights")],
+    [({"config": "d"}, "its configuration differs"), ({"start": "t"}, "its model, starting weights or examples")],
 )
 def test_another_run(tmp_path, other, what):
     make(tmp_path).save({})

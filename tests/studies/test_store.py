@@ -10,7 +10,7 @@ import signal
 import pytest
 import torch
 
-from stochprune import studies
+from stochprune import data, studies
 from stochprune.runs import CheckpointError, read_json, write_json
 from stochprune.studies.store import remember
 from tests.runs.owners import run_finetune_study, run_initialisation
@@ -126,3 +126,23 @@ def test_sparsities_that_print_alike_have_folders_of_their_own(tmp_path):
     config = dataclasses.replace(plan, finetune=dataclasses.replace(plan.finetune, epochs=0), draws=1)
     folder, _ = studies.run_study(config, out=tmp_path)
     assert len(list(folder.glob("magnitude-*/result.json"))) == 2
+
+
+@pytest.mark.parametrize("kept", ["result.json", "checkpoint.pt"])
+@pytest.mark.parametrize("run", [run_initialisation, run_finetune_study])
+def test_what_is_kept_of_other_examples_under_the_same_name_is_refused(tmp_path, monkeypatch, run, kept):
+    """Files of one name in another folder: one label differs."""
+    if kept == "checkpoint.pt":  # the run was stopped while it trained
+        with monkeypatch.context() as patched:
+            patched.setattr(studies.store, "write_json", lambda *_: pytest.exit("stopped"))
+            with pytest.raises(pytest.exit.Exception):
+                run(tmp_path)
+    else:
+        run(tmp_path)
+    assert list(tmp_path.rglob(kept))
+    digits = data.load("digits")
+    labels = digits.train_y.clone()
+    labels[0] = (labels[0] + 1) % 10
+    monkeypatch.setattr(data, "load", lambda *_, **__: dataclasses.replace(digits, train_y=labels))
+    with pytest.raises(CheckpointError, match="or of other examples|or examples differs"):
+        run(tmp_path)

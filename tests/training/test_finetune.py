@@ -149,7 +149,7 @@ def test_another_start_is_refused_and_nothing_is_lost(masked, loader, tmp_path):
     other = masked()
     with torch.no_grad():
         other[0].weight[0, 0] += 1
-    with pytest.raises(CheckpointError, match="model or starting weights differs"):
+    with pytest.raises(CheckpointError, match="starting weights or examples differs"):
         finetune(other, loader, config, out=tmp_path)
     assert (result.folder / "checkpoint.pt").read_bytes() == kept
 
