@@ -12,6 +12,7 @@ import os
 import warnings
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 MODULES = {
@@ -87,17 +88,21 @@ def _supports(module: ModuleType, *tensors: Tensor) -> bool:
 
 
 def table() -> str:
-    """The table as text: for each device its backends in order, and what each one's state is here."""
+    """The table as text: for each device its backends in order, and whether each one can be used on this machine."""
     lines = [f"{'device':<8}{'backend':<12}state"]
     for device, names in TABLE.items():
         for name in names:
             module = _import(name)
-            state = f"not available: {module}" if isinstance(module, ImportError) else _describe(module)
+            state = f"not available: {module}" if isinstance(module, ImportError) else _state(device, module)
             lines.append(f"{device:<8}{name:<12}{state}")
     lines.append(f"override: {OVERRIDE}={os.environ.get(OVERRIDE) or '(unset)'}")
     return "\n".join(lines)
 
 
-def _describe(module: ModuleType) -> str:
+def _state(device: str, module: ModuleType) -> str:
     describe = getattr(module, "describe", None)
-    return "ready" if describe is None else f"ready ({describe()})"
+    details = "" if describe is None else f" ({describe()})"
+    if device == "cuda" and not torch.cuda.is_available():
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU, or no driver"
+        return f"installed, not usable: {why}{details}"
+    return f"ready{details}"

@@ -68,6 +68,17 @@ def test_a_missing_backend_that_is_asked_for_is_an_error(without_native, monkeyp
         backends.resolve(T)
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_backend_is_ready_only_where_its_device_is(monkeypatch, seen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    rows = [line.split(None, 2) for line in backends.table().splitlines()[1:-1]]
+    for device, name, state in rows:
+        usable = state.startswith("ready")
+        assert not usable or device == "cpu" or seen, (device, name, state)
+        assert usable or "not " in state
+    assert [state.startswith("ready") for device, name, state in rows if name == "reference"] == [True, seen]
+
+
 def test_the_table_names_every_backend_and_its_state(without_native):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

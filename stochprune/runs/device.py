@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from stochprune.arguments import checked
 
+
+@checked
 def device_of(name: str | torch.device) -> torch.device:
-    """The device called ``cpu`` or ``cuda``; an empty name is cuda where there is a GPU, and else cpu.
+    """The device called ``cpu``, ``cuda`` or ``cuda:1``; an empty name is cuda where there is a GPU, and else cpu.
 
     Raises:
-        ValueError: another name, or a GPU that is not there.
+        ValueError: another name, a GPU that is not there, or a CPU with a number, of which there is one.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {str(name)!r}")
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise ValueError(f"device must be cpu or cuda (or cuda:1, the second GPU), got {str(name)!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no device {device}: torch sees {torch.cuda.device_count()} GPUs")
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise ValueError(f"there is no device {device}: torch sees {seen} GPUs; choose cpu")
     return device
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
+from stochprune.arguments import checked, fits, in_words, is_finite, shown
+from stochprune.studies import document
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
 from stochprune.training.config import _check_counts
 
+MAX_CELLS = 100_000
 SHIPPED = ("immune", "prospr", "finetune")
 
 
@@ -55,12 +57,19 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_counts(self, 1, "seeds")
+        if not re.fullmatch(r"\w[\w. +-]{0,99}", self.name):  # the name of a folder inside that of all runs
+            raise ValueError(f"name must be letters, digits and . _ + - alone, as it names a folder, got {self.name!r}")
         for name in ("data", "models", "grid"):
             if not getattr(self, name):
                 raise ValueError(f"{self.name}: {name} must name at least one")
         for block in self.grid:
             if self.job == "finetune" and (any(options for _, options in block.scores) or block.ablations != ("none",)):
                 raise ValueError(f"{self.name}: a fine-tuning study takes scores without options, and no ablations")
+
+        cells = self.seeds * len(self.data) * len(self.models)
+        cells *= sum(len(block.scores) * len(block.sparsities) * len(block.ablations) for block in self.grid)
+        if cells > MAX_CELLS:
+            raise ValueError(f"{self.name}: seeds, data, models and grid make {cells} cells, more than {MAX_CELLS}")
 
     def cells(self, data: str) -> Iterator[Cell]:
         """The cells of job ``initialisation`` on one data set, each once: the dense networks, then seed by seed."""
@@ -78,6 +87,7 @@ class Plan:
                         yield cell
 
 
+@checked
 def load(name: str | Path, small: bool = False) -> Plan:
     """The study of a YAML file, or a shipped one by its name.
 
@@ -85,28 +95,24 @@ def load(name: str | Path, small: bool = False) -> Plan:
         small: with what the file's section ``small`` puts in the place of the rest.
 
     Raises:
-        ValueError: neither a file nor a shipped name; no YAML; a key that is unknown or missing, or a bad value.
+        ValueError: neither a file nor a shipped name; no YAML, or more of it than :mod:`stochprune.studies.document`
+            reads; a key that is unknown or missing, or a bad value. The message names the file and the key.
     """
     path = Path(name)
     if str(name) in SHIPPED:
-        text = (resources.files("stochprune.studies") / f"{name}.yaml").read_text(encoding="utf-8")
+        content = document.loads(str(name), (resources.files("stochprune.studies") / f"{name}.yaml").read_bytes())
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        content = document.load(path)
     else:
         raise ValueError(f"{str(name)!r} is neither a file nor one of the studies {', '.join(SHIPPED)}")
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} must hold a mapping with the keys title, job, data, models, seeds, grid, settings")
     changes = content.pop("small", None)
     if small:
         if not isinstance(changes, dict):
             raise ValueError(f"{name} has no section 'small'")
         content = _merged(content, changes)
     job = content.get("job")
-    settings = content.pop("settings", None) or {}
+    settings = content.pop("settings", None)
+    settings = {} if settings is None else settings
     if (
         job == "finetune"
         and isinstance(settings, dict)
@@ -118,7 +124,7 @@ def load(name: str | Path, small: bool = False) -> Plan:
     kind: type = StudyConfig if job == "finetune" else InitialisationConfig
     grid = content.pop("grid", None) or []
     if not isinstance(grid, list):
-        raise ValueError(f"{path.stem}: grid must be a list of blocks, got {grid!r}")
+        raise ValueError(f"{path.stem}: grid must be a list of blocks, got {shown(grid)}")
     blocks = tuple(_block(entry, f"{path.stem}: grid") for entry in grid)
     where = path.stem + (" (small)" if small else "")
     return _made(
@@ -139,7 +145,9 @@ def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 def _block(entry: Any, where: str) -> Block:
     if not isinstance(entry, dict) or not isinstance(entry.get("scores"), list):
-        raise ValueError(f"{where}: a block is a mapping with lists scores, sparsities and ablations, got {entry!r}")
+        raise ValueError(
+            f"{where}: a block is a mapping with lists scores, sparsities and ablations, got {shown(entry)}"
+        )
     return _made(Block, {**entry, "scores": tuple(_score(score, where) for score in entry["scores"])}, where)
 
 
@@ -148,11 +156,15 @@ def _score(entry: Any, where: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
     if isinstance(entry, str):
         return entry, ()
     if not (isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)):
-        raise ValueError(f"{where}: a score is a name, or one name with a mapping of its options, got {entry!r}")
+        raise ValueError(f"{where}: a score is a name, or one name with a mapping of its options, got {shown(entry)}")
     name, options = next(iter(entry.items()))
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: the name of a score must be text, got {shown(name)}")
     for option, value in options.items():
         if not isinstance(value, bool | int | float | str):
-            raise ValueError(f"{where}: option {option} of {name} must be a number, text, true or false, got {value!r}")
+            raise ValueError(
+                f"{where}: option {option} of {name} must be a number, text, true or false, got {shown(value)}"
+            )
     return name, tuple(sorted((option, _number(value)) for option, value in options.items()))
 
 
@@ -180,7 +192,11 @@ def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
     if missing:
         raise ValueError(f"{where}: {missing[0]} is missing")
     kinds = get_type_hints(kind)
-    return kind(**{name: _fitted(kinds[name], value, f"{where}: {name}") for name, value in values.items()})
+    fitted = {name: _fitted(kinds[name], value, f"{where}: {name}") for name, value in values.items()}
+    try:
+        return kind(**fitted)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _fitted(kind: Any, value: Any, where: str) -> Any:
@@ -188,17 +204,17 @@ def _fitted(kind: Any, value: Any, where: str) -> Any:
         return value if isinstance(value, kind) else _made(kind, value, where)
     if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} must be a list, got {value!r}")
+            raise ValueError(f"{where} must be a list, got {shown(value)}")
         return tuple(_fitted(get_args(kind)[0], item, where) for item in value)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise ValueError(f"{where} must be one of {', '.join(get_args(kind))}, got {value!r}")
+            raise ValueError(f"{where} must be one of {', '.join(get_args(kind))}, got {shown(value)}")
         return value
-    if kind is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except (TypeError, ValueError):
-            raise ValueError(f"{where} must be a number, got {value!r}") from None
+    if kind is float:
+        number = _number(value)  # YAML reads 1e-3 as text
+        if not fits(float, number) or not is_finite(number):
+            raise ValueError(f"{where} must be a finite number, got {shown(value)}")
+        return float(number)
     if kind in (int, str) and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise ValueError(f"{where} must be {'an integer' if kind is int else 'text'}, got {value!r}")
+        raise ValueError(f"{where} must be {in_words(kind)}, got {shown(value)}")
     return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -14,9 +16,15 @@ def test_the_cpu_and_the_default():
     assert device_name(torch.device("cpu")) == "cpu"
 
 
-@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x"])
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x", "cpu:99", "cuda:-1", "cpu:x", "x" * 1000, "mps", "\x00"])
 def test_other_names_are_refused(name):
-    with pytest.raises(ValueError, match=f"device must be cpu or cuda, got '{name}'"):
+    with pytest.raises(ValueError, match=f"device must be cpu or cuda.*, got {re.escape(repr(name))}"):
+        device_of(name)
+
+
+@pytest.mark.parametrize("name", [0, 3, None, [], b"cpu"])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(TypeError, match=rf"device_of: name must be .*, got {re.escape(repr(name))}"):
         device_of(name)
 
 

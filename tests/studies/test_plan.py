@@ -85,7 +85,7 @@ def test_every_part_of_a_cell_has_its_folder():
         (("per_class: 3", "per_clas: 3"), "mine: unknown key 'per_clas'; known are: per_class"),
         (("epochs: 2", "epochs: -1"), "epochs must be an integer of at least 0, got -1"),
         (("[0.5, 0.9]", "most"), "mine: grid: sparsities must be a list, got 'most'"),
-        (("[0.5, 0.9]", "[0.5, most]"), "mine: grid: sparsities must be a number, got 'most'"),
+        (("[0.5, 0.9]", "[0.5, most]"), "mine: grid: sparsities must be a finite number, got 'most'"),
         (("data: [digits]", "data: []"), "mine: data must name at least one"),
         (("title: T", "title: ["), "is not YAML"),
         (("weights: {epochs: 2, lr: 1e-3}", "weights: 3"), "mine: weights must be a mapping, got 3"),

@@ -1,0 +1,83 @@
+"""Reads a mapping from a YAML file that somebody else wrote: bounded in size and depth, each key once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stochprune.arguments import shown
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is no text, or comes twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = _line(key_node.start_mark)
+            if not isinstance(key, str):
+                raise ValueError(
+                    f"line {line}: a key must be text, got {shown(key)} (YAML reads on, off, yes and no as true or "
+                    "false: put them in quotes)"
+                )
+            if key in seen:
+                raise ValueError(f"line {line}: the key {shown(key)} comes twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: see :func:`loads`; the message names the file.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return loads(str(path), file.read(MAX_BYTES + 1))
+
+
+def loads(name: str, content: bytes) -> dict[str, Any]:
+    """The mapping in the content of a YAML file called ``name``.
+
+    Raises:
+        ValueError: more than 1 MiB or 16 levels, aliases (a few lines of which can stand for gigabytes), no UTF-8, no
+            YAML, tags of Python, a key that comes twice or is no text, or no mapping.
+    """
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{name} is larger than {MAX_BYTES} bytes")
+    try:
+        text = content.decode("utf-8")
+        _check_events(text)
+        made = yaml.load(text, _Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not a text in UTF-8: byte {error.start} is 0x{content[error.start]:02x}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{name} is not YAML that is read here: {' '.join(str(error).split())}") from None
+    if not isinstance(made, dict):
+        raise ValueError(f"{name} must hold a mapping, got {shown(made)}")
+    return made
+
+
+def _line(mark: Any) -> int:
+    return int(mark.line) + 1
+
+
+def _check_events(text: str) -> None:
+    """Refuse aliases and deep nesting before anything is built: what builds it calls itself for each level."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {_line(event.start_mark)}: aliases (*name) are not taken, write the value out")
+        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+            depth += 1
+        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"line {_line(event.start_mark)}: more than {MAX_DEPTH} levels")

@@ -1,0 +1,95 @@
+"""YAML files that want memory or time, or surprise: refused in the file's name, on one line, at once."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from stochprune import studies
+from stochprune.studies import document
+
+STUDY = """
+title: T
+job: initialisation
+data: [digits]
+models: [lenet_300_100]
+seeds: 2
+grid: [{scores: [snip], sparsities: [0.5]}]
+settings: {per_class: 3}
+"""
+LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+NINES = "9" * 5000
+BAD = {
+    "billion laughs": (LAUGHS, "aliases"),
+    "an alias of itself": ("&a [*a]", "aliases"),
+    "a merge": (STUDY + "small: &s {seeds: 1}\nmore: {<<: *s}\n", "aliases"),
+    "deep lists": ("[" * 100_000, "levels"),
+    "deep mappings": ("{a: " * 1000, "levels"),
+    "deep blocks": ("- " * 500 + "a", "levels"),
+    "too large": ("#" * (1 << 20) + "\n" + STUDY, "larger than"),
+    "no UTF-8": (b"title: \xff", "byte 7 is 0xff"),
+    "a Python object": ("title: !!python/object/apply:os.system ['touch ran']", "constructor"),
+    "an unknown tag": ("title: !mine x", "constructor"),
+    "a key twice": (STUDY + "seeds: 3\n", "'seeds' comes twice"),
+    "a key twice inside": (STUDY.replace("per_class: 3", "per_class: 3, per_class: 4"), "'per_class' comes twice"),
+    "a key that is true": (STUDY + "on: 3\n", "a key must be text, got True"),
+    "a key that is a list": (STUDY + "? [a]\n: 3\n", r"a key must be text, got \['a'\]"),
+    "a list": ("[1, 2]", r"must hold a mapping, got \[1, 2\]"),
+    "nothing": ("", "must hold a mapping, got None"),
+    "two documents": (STUDY + "---\n" + STUDY, "single document"),
+    "no YAML": ("title: [", "expected"),
+    "a control character": ("title: \x00", "special characters"),
+    "a date that is none": ("title: 2026-99-99", "month"),
+    "a number of many digits": (f"seeds: {NINES}", "digits"),
+}
+CHANGES = [
+    (("seeds: 2", "seeds: [1.5]"), r"seeds must be an integer, got \[1.5\]"),
+    (("seeds: 2", "seeds: 1.5"), "seeds must be an integer, got 1.5"),
+    (("seeds: 2", "seeds: on"), "seeds must be an integer, got True"),
+    (("seeds: 2", "seeds: null"), "seeds must be an integer, got None"),
+    (("seeds: 2", "seeds: 1000000000"), "make 1000000000 cells"),
+    (("seeds: 2", "seeds: " + "9" * 100), "seeds must be below 2"),
+    (("title: T", "title: on"), "title must be text, got True"),
+    (("title: T", "title: 2026-01-01"), "title must be text, got datetime"),
+    (("title: T", "title: T\nname: ../../x"), r"name must be .*, got '../../x'"),
+    (("title: T", "title: T\nname: /etc/x"), r"name must be .*, got '/etc/x'"),
+    (("title: T", "title: T\nname: .."), r"name must be .*, got '..'"),
+    (("title: T", "title: T\nname: ''"), r"name must be .*, got ''"),
+    (("data: [digits]", "data: digits"), "data must be a list, got 'digits'"),
+    (("data: [digits]", "data: [no]"), "data must be text, got False"),
+    (("[0.5]", "[.nan]"), "sparsities must be a finite number, got nan"),
+    (("[0.5]", "[true]"), "sparsities must be a finite number, got True"),
+    (("[0.5]", f"[{'9' * 400}]"), "sparsities must be a finite number, got 999"),
+    (("per_class: 3", "weights: {lr: .inf}"), "weights: lr must be a finite number, got inf"),
+    (("per_class: 3", "weights: {lr: 1e400}"), "weights: lr must be a finite number, got '1e400'"),
+    (("{per_class: 3}", "[]"), r"must be a mapping, got \[\]"),
+    (("[snip]", "[{3: {}}]"), "key must be text, got 3"),
+    (("[snip]", "[3]"), "a score is a name"),
+]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_documents_are_refused_at_once(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    content, message = BAD[name]
+    (tmp_path / "mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    start = time.process_time()
+    with pytest.raises(ValueError, match=rf"mine.yaml .*{message}") as caught:
+        studies.load("mine.yaml")
+    assert time.process_time() - start < 2 and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_values_are_refused_in_the_name_of_file_and_key(tmp_path, change, message):
+    (tmp_path / "mine.yaml").write_text(STUDY.replace(*change, 1))
+    with pytest.raises(ValueError, match=f"mine.*{message}") as caught:
+        for cell in studies.load(tmp_path / "mine.yaml").cells("digits"):
+            assert cell
+        raise ValueError("mine: sparsity was taken")
+    assert "was taken" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_plain_document_is_read():
+    assert document.loads("x", b"a: [1, 2.5, {b: null}]\nc: 'on'\n") == {"a": [1, 2.5, {"b": None}], "c": "on"}
