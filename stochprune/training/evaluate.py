@@ -1,4 +1,4 @@
-"""Errors of deterministic and stochastic predictors, in per cent."""
+"""Errors of deterministic and stochastic predictors: per cent of wrong classes, or the mean of another loss."""
 
 from __future__ import annotations
 
@@ -7,28 +7,41 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
+from stochprune.training.labels import checked_loss
+from stochprune.training.loop import LossFunction
 
 
 @dataclass(frozen=True)
 class StochasticError:
-    """Errors in per cent of a network under random masks.
+    """Errors of a network under random masks, see :func:`error`.
 
     Attributes:
         mean: of single draws: the error of the stochastic predictor.
-        ensemble: of the average of the class probabilities over the draws.
+        ensemble: of the average over the draws of the class probabilities, or, with a loss, of the outputs.
     """
 
     mean: float
     ensemble: float
 
 
+@checked
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
-    """The model's outputs [n, classes] in evaluation mode; the mode is restored."""
-    device = next(model.parameters()).device
+    """The model's outputs [n, ...] for inputs [n, ...] in evaluation mode; the mode is restored.
+
+    Raises:
+        ValueError: no inputs, or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
+    if x.dim() == 0 or not len(x):
+        raise ValueError(f"predict: x must hold inputs [n, ...], at least one, got shape {tuple(x.shape)}")
+    device = next((parameter.device for parameter in model.parameters()), x.device)
     training = model.training
     model.eval()
     try:
@@ -37,20 +50,55 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
         model.train(training)
 
 
-def error(outputs: Tensor, y: Tensor) -> float:
-    """Share of examples, in per cent, whose largest output is not their label."""
-    return 100.0 * (outputs.argmax(dim=1) != y.to(outputs.device)).double().mean().item()
+@checked
+@torch.no_grad()
+def error(outputs: Tensor, y: Tensor, loss_fn: LossFunction | None = None) -> float:
+    """Share of examples, in per cent, whose largest output is not their label; or the loss, where one is given.
+
+    Args:
+        outputs: [n, classes], or [n, ...] for ``loss_fn``.
+        y: int64 labels [n], or targets for ``loss_fn``.
+        loss_fn: for regression and other errors, of (outputs, y), a mean over the examples such as ``F.mse_loss``.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, no examples, outputs that are NaN, or a loss that is no number.
+    """
+    y = y.to(outputs.device)
+    if not len(y.shape) or not len(y) or y.shape[:1] != outputs.shape[:1]:
+        raise ValueError(
+            f"error: outputs and y must be of as many examples, at least one, got {tuple(outputs.shape)} "
+            f"and {tuple(y.shape)}"
+        )
+    if bool(outputs.isnan().any()):
+        raise ValueError("error: outputs hold NaN")
+    if loss_fn is not None:
+        if loss_fn is F.mse_loss and y.shape != outputs.shape:  # torch would broadcast, and only warn
+            raise ValueError(f"error: outputs {tuple(outputs.shape)} and y {tuple(y.shape)} differ in shape")
+        return checked_loss(loss_fn(outputs, y)).item()
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or outputs.dim() != 2 or outputs.is_complex():
+        raise ValueError(
+            f"error: without loss_fn, outputs must be [n, classes] and y integer labels [n], got "
+            f"{tuple(outputs.shape)} and {y.dtype} {tuple(y.shape)}; for regression give loss_fn=F.mse_loss"
+        )
+    return 100.0 * (outputs.argmax(dim=1) != y).double().mean().item()
 
 
-def stochastic_error(model: nn.Module, x: Tensor, y: Tensor, draws: int = 10) -> StochasticError:
-    """The errors under ``draws`` fresh hard masks. The layers' draw counters and estimators stay as they were."""
+@checked
+def stochastic_error(
+    model: nn.Module, x: Tensor, y: Tensor, draws: int = 10, loss_fn: LossFunction | None = None
+) -> StochasticError:
+    """The errors under ``draws`` fresh hard masks. The layers' draw counters and estimators stay as they were.
+
+    Args:
+        loss_fn: for regression and other errors, see :func:`error`.
+    """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
     with _hard_masks(model), sampling(model):
         outputs = [predict(model, x) for _ in range(draws)]
-    singles = [error(output, y) for output in outputs]
-    mean_probability = torch.stack([output.softmax(dim=1) for output in outputs]).mean(dim=0)
-    return StochasticError(sum(singles) / draws, error(mean_probability, y))
+    singles = [error(output, y, loss_fn) for output in outputs]
+    parts = [output.softmax(dim=1) for output in outputs] if loss_fn is None else outputs
+    return StochasticError(sum(singles) / draws, error(torch.stack(parts).mean(dim=0), y, loss_fn))
 
 
 @contextlib.contextmanager

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from stochprune.data.pairs import pairs
 from stochprune.runs.checkpoint import Checkpoint
 from stochprune.runs.files import CheckpointError, Kinds, require
+from stochprune.training.labels import check_labels, checked_loss
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -92,7 +94,8 @@ def fit(
         One entry an epoch: ``epoch`` (from 1), ``loss`` (mean over its batches) and what ``measure`` gives.
 
     Raises:
-        ValueError: the loader gives no batches.
+        ValueError: the loader gives no batches, labels that do not fit the outputs, or a loss that is no scalar.
+        TypeError: a batch that is no pair of tensors.
         FloatingPointError: the loss is not finite. The parameters are as they were before that step.
         CheckpointError: see :meth:`Checkpoint.load`.
     """
@@ -105,9 +108,11 @@ def fit(
     while state.epoch < epochs and not state.stop:
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(state.epoch)
-        for x, y in islice(loader, state.batch, None):
+        for x, y in islice(pairs(loader, "train_loader"), state.batch, None):
             optimizer.zero_grad()
-            loss = loss_fn(model(x.to(device)), y.to(device)) + constraint.penalty()
+            outputs = model(x.to(device))
+            check_labels(loss_fn, outputs, y)
+            loss = checked_loss(loss_fn(outputs, y.to(device))) + constraint.penalty()
             state.loss = loss.item()
             if not math.isfinite(state.loss):
                 raise FloatingPointError(
@@ -123,7 +128,7 @@ def fit(
                 _save(state, optimizer, checkpoint)
             _notify(callbacks, "on_step", state)
         if state.batch == 0:
-            raise ValueError("the loader gave no batches")
+            raise ValueError("train_loader gave no batches; an iterator can be used once only, give a list or a loader")
         state.history.append({"epoch": state.epoch + 1, "loss": state.loss_sum / state.batch, **measure()})
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
         _notify(callbacks, "on_epoch", state)

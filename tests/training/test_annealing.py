@@ -99,10 +99,10 @@ def test_a_resumed_run_stays_on_the_curve(masked, loader, tmp_path):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Temperature(0.0, 1.0, 5), "start is no temperature, got 0.0"),
-        (lambda: Sparsity(0.1, 1.0, 5), r"end is no sparsity in \[0, 1\), got 1.0"),
-        (lambda: PriorStrength(-1.0, 1.0, 5), "start is no strength of at least 0, got -1.0"),
-        (lambda: Temperature(1.0, math.inf, 5), "end is no temperature, got inf"),
+        (lambda: Temperature(0.0, 1.0, 5), "start must be a temperature, got 0.0"),
+        (lambda: Sparsity(0.1, 1.0, 5), r"end must be a sparsity in \[0, 1\), got 1.0"),
+        (lambda: PriorStrength(-1.0, 1.0, 5), "start must be a strength of at least 0, got -1.0"),
+        (lambda: Temperature(1.0, math.inf, 5), "end must be a temperature, got inf"),
         (lambda: Sparsity(0.1, 0.5, 0), "steps must be at least 1 and begin 0, got 0 and 0"),
     ],
 )

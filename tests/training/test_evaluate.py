@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stochprune.nn import masked_layers
 from stochprune.training import error, predict, stochastic_error
@@ -42,3 +43,42 @@ def test_stochastic_error_is_over_hard_masks_and_leaves_the_model(masked, proble
 def test_no_draws(masked, problem):
     with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
         stochastic_error(masked(), *problem, draws=0)
+
+
+def test_errors_of_regression(masked, problem):
+    x, target = problem[0], problem[0][:, :3]
+    model = masked()
+    outputs = predict(model, x)
+    assert error(outputs, target, F.mse_loss) == pytest.approx((outputs - target).square().mean().item())
+    found = stochastic_error(model, x, target, draws=4, loss_fn=F.mse_loss)
+    assert 0 < found.ensemble < found.mean  # the square is convex
+    with pytest.raises(ValueError, match=r"integer labels.*\(60, 3\).*loss_fn=F.mse_loss"):
+        error(outputs, target)
+    with pytest.raises(ValueError, match=r"\(60, 3\) and y \(60,\)"):
+        error(outputs, target[:, 0], F.mse_loss)
+    with pytest.raises(ValueError, match="loss_fn must give a tensor of one number, got Tensor"):
+        error(outputs, target, lambda a, b: (a - b).square())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "y"),
+    [
+        (torch.ones(3), torch.zeros(3, dtype=torch.int64)),
+        (torch.ones(3, 2), torch.zeros(2, dtype=torch.int64)),
+        (torch.ones(3, 2), torch.zeros(3)),
+        (torch.ones(3, 2), torch.tensor(0)),
+        (torch.ones(0, 2), torch.zeros(0, dtype=torch.int64)),
+        (torch.full((3, 2), float("nan")), torch.zeros(3, dtype=torch.int64)),
+    ],
+)
+def test_outputs_and_labels_that_do_not_fit(outputs, y):
+    with pytest.raises(ValueError, match=r"error: .*outputs"):
+        error(outputs, y)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_predictions_in_no_parts(dense, problem, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        predict(dense, problem[0], batch_size)
+    with pytest.raises(ValueError, match=r"at least one, got shape \(0, 6\)"):
+        predict(dense, problem[0][:0])
