@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from stochprune.arguments import checked
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.folder import claim
 from stochprune.scores import prunable_weights
@@ -68,6 +69,7 @@ class _SoftThreshold(torch.autograd.Function):
         return grads[0], None
 
 
+@checked
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
     """``sign(w) max(|w| - threshold, 0)``; gradients pass through unchanged, so that pruned weights can return."""
     return _SoftThreshold.apply(weight, threshold)
@@ -104,6 +106,7 @@ class _Growth(Constraint):
             part.threshold.fill_(self.end * lats(int(part.steps) / self.total))
 
 
+@checked
 def train_soft_threshold(
     model: nn.Module,
     train_loader: Loader,
@@ -132,7 +135,7 @@ def train_soft_threshold(
         raise ValueError("soft-threshold pruning needs a train_loader of known length")
     weights = prunable_weights(model)
     layers = [model.get_submodule(name.rpartition(".")[0]) for name in weights]
-    start = fingerprint(model)
+    start = fingerprint(model) if folder else ""
     parts = [SoftThreshold(weight) for weight in weights.values()]
     for layer, part in zip(layers, parts, strict=True):
         parametrize.register_parametrization(layer, "weight", part)
