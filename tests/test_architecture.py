@@ -23,7 +23,7 @@ LAYERS = [
     {"backends"},
     {"reference", "native", "kernels", "cuda"},
     {"products", "patterns"},
-    {"rng", "seeding", "runs"},
+    {"rng", "seeding", "runs", "arguments"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "kernels").glob("*.py"))]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from stochprune.arguments import checked
 from stochprune.data.batches import Batches
 from stochprune.seeding import generator
 
@@ -22,6 +23,7 @@ class Augmented:
         flip: whether to mirror images.
     """
 
+    @checked
     def __init__(self, batches: Batches, pixels: int, flip: bool = False) -> None:
         if pixels < 0 or batches.x.dim() != 4 or pixels >= min(batches.x.shape[2:]):
             raise ValueError(f"{tuple(batches.x.shape)} are no images, or cannot be shifted by {pixels} pixels")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from stochprune.arguments import checked
 from stochprune.data.dataset import check_examples
 from stochprune.seeding import generator
 
@@ -29,6 +30,7 @@ class Batches:
         ValueError: no examples or no batch, lengths that differ, NaN inputs, a batch size or epoch out of range.
     """
 
+    @checked
     def __init__(
         self, x: Tensor, y: Tensor, batch_size: int, seed: int = 0, *, shuffle: bool = True, drop_last: bool = False
     ) -> None:
@@ -42,6 +44,7 @@ class Batches:
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.epoch = 0
 
+    @checked
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order the next iteration takes."""
         if epoch < 0:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stochprune.arguments import check_fields
+
 
 def check_examples(x: Tensor, y: Tensor, what: str) -> None:
     """Raise ``ValueError`` if there are no examples, if inputs and labels differ in number, or if an input is NaN."""
@@ -53,6 +55,7 @@ class Dataset:
     num_classes: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
             what = f"{self.name} ({part})"
             if x.dtype != torch.float32 or y.dtype != torch.int64:

@@ -7,10 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from stochprune.arguments import checked
 from stochprune.data.dataset import Dataset
 from stochprune.seeding import generator
 
 
+@checked
 def per_class(dataset: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """``count`` training examples of each class, in random order: inputs [classes * count, ...] and labels.
 
@@ -30,6 +32,7 @@ def per_class(dataset: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return dataset.train_x[order], dataset.train_y[order]
 
 
+@checked
 def subset(dataset: Dataset, examples: int) -> Dataset:
     """The data set with ``examples`` of its training examples, always the same ones; 0 stands for all.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from stochprune.models.gpt import gpt
+from stochprune.models.initialise import builder
 from stochprune.models.mlp import lenet_300_100
 from stochprune.models.pbb import pbb_cnn, pbb_fc
 from stochprune.models.resnet import resnet18, resnet20
@@ -29,6 +30,7 @@ BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
 DIMENSIONS = {"pbb_cnn": 3, "resnet20": 3, "resnet18": 3, "vgg16": 3, "vit": 3, "gpt": 1}
 
 
+@builder
 def build(name: str, dataset_shape: Sequence[int], num_classes: int, seed: int) -> nn.Module:
     """The network called ``name`` for inputs of one shape.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stochprune.models.initialise import initialised, normal_
+from stochprune.models.initialise import builder, initialised, normal_
 from stochprune.models.transformer import Block
 
 
@@ -31,6 +31,7 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
+@builder
 def gpt(vocabulary: int, context: int = 128, *, width: int = 192, depth: int = 6, heads: int = 3, seed: int) -> GPT:
     """A small GPT in the manner of GPT-2 (Radford et al. 2019), the output layer tied to the token embedding.
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stochprune.arguments import Function, checked
 from stochprune.seeding import generator
 
 Model = TypeVar("Model", bound=nn.Module)
 Fill = Callable[[Tensor, np.random.Generator], Tensor]
+
+
+def builder(function: Function) -> Function:
+    """Check the arguments of a function that builds a network: their kinds, and that every size is at least 1."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def build(*args: Any, **kwargs: Any) -> nn.Module:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            sizes = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+            if name != "seed" and any(isinstance(size, int) and size < 1 and size is not False for size in sizes):
+                raise ValueError(f"{function.__name__}: {name} must be at least 1, got {value}")
+        return function(*args, **kwargs)
+
+    return checked(build)  # type: ignore[return-value]
 
 
 @torch.no_grad()

@@ -8,9 +8,10 @@ from itertools import pairwise
 
 from torch import nn
 
-from stochprune.models.initialise import initialised
+from stochprune.models.initialise import builder, initialised
 
 
+@builder
 def mlp(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
     """Linear layers ``fc1``, ``fc2``, ... with ReLU between them, on flattened inputs.
 
@@ -37,6 +38,7 @@ def mlp(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
     return initialised(construct, seed)
 
 
+@builder
 def lenet_300_100(in_features: int = 784, num_classes: int = 10, *, seed: int) -> nn.Sequential:
     """LeNet-300-100 (LeCun, Bottou, Bengio and Haffner 1998) with ReLU, as the pruning literature has it.
 

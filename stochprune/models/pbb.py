@@ -7,15 +7,17 @@ from collections import OrderedDict
 
 from torch import nn
 
-from stochprune.models.initialise import initialised
+from stochprune.models.initialise import builder, initialised
 from stochprune.models.mlp import mlp
 
 
+@builder
 def pbb_fc(in_features: int = 784, num_classes: int = 10, *, seed: int) -> nn.Sequential:
     """Three hidden layers of 600: 1,196,400 weights with the default sizes. See :func:`stochprune.models.mlp.mlp`."""
     return mlp((in_features, 600, 600, 600, num_classes), seed=seed)
 
 
+@builder
 def pbb_cnn(in_channels: int = 1, size: tuple[int, int] = (28, 28), num_classes: int = 10, *, seed: int) -> nn.Module:
     """Two 3x3 convolutions (32, 64 channels), maximum pooling by 2, linear layers of 128 and ``num_classes``.
 
@@ -24,6 +26,8 @@ def pbb_cnn(in_channels: int = 1, size: tuple[int, int] = (28, 28), num_classes:
         num_classes: number of outputs.
         seed: 0 .. 2^64 - 1.
     """
+    if min(size) < 6:
+        raise ValueError(f"pbb_cnn: images must be at least 6 pixels high and wide, got {size[0]} x {size[1]}")
     pixels = 1
     for length in size:
         pixels *= (length - 4) // 2

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stochprune.models.initialise import initialised
+from stochprune.models.initialise import builder, initialised
 
 
 class BasicBlock(nn.Module):
@@ -30,6 +30,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
+@builder
 def resnet20(in_channels: int = 3, num_classes: int = 10, *, width: int = 16, seed: int) -> nn.Sequential:
     """ResNet-20 of He et al. 2016, section 4.2, for images of about 32 x 32: three stages of three blocks.
 
@@ -46,6 +47,7 @@ def resnet20(in_channels: int = 3, num_classes: int = 10, *, width: int = 16, se
     return initialised(lambda: _resnet(_small_stem(in_channels, width), (3, 3, 3), width, num_classes), seed)
 
 
+@builder
 def resnet18(
     in_channels: int = 3, num_classes: int = 10, *, width: int = 64, small_images: bool = True, seed: int
 ) -> nn.Sequential:

@@ -6,11 +6,12 @@ from collections import OrderedDict
 
 from torch import nn
 
-from stochprune.models.initialise import initialised
+from stochprune.models.initialise import builder, initialised
 
 _STAGES = (1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8)
 
 
+@builder
 def vgg16(in_channels: int = 3, num_classes: int = 10, *, width: int = 64, seed: int) -> nn.Sequential:
     """VGG-16 for images of about 32 x 32, as the pruning literature has it (``open_lth``, SynFlow).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stochprune.models.initialise import initialised, normal_
+from stochprune.models.initialise import builder, initialised, normal_
 from stochprune.models.transformer import Block
 
 
@@ -29,6 +29,7 @@ class ViT(nn.Module):
         return self.fc(self.norm(self.blocks(tokens)).mean(1))
 
 
+@builder
 def vit(
     in_channels: int = 3,
     size: tuple[int, int] = (32, 32),

@@ -25,6 +25,9 @@ class MaskedTransposedLinear(MaskedLayer):
     nf: int
     nx: int
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        raise TypeError(f"{type(self).__name__} is made by from_dense(module) alone, of a Conv1D of transformers")
+
     @classmethod
     def _stands_for(cls, dense: nn.Module) -> bool:
         return is_transformers_conv1d(dense)

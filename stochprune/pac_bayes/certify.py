@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stochprune.arguments import checked
 from stochprune.data.splits import Part, require_unseen
 from stochprune.nn import many_draws
 from stochprune.pac_bayes.certificate import FINE, Certificate, mask_seed
@@ -39,6 +40,7 @@ _CHUNKS = 50
 """Pauses of a run at most: for a checkpoint and the running certificate."""
 
 
+@checked
 def certify(
     posterior: Posterior,
     part: Part,

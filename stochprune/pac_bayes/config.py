@@ -6,7 +6,8 @@ import dataclasses
 from typing import Literal
 
 from stochprune import rng, scores
-from stochprune.training.config import _check_counts, _check_positive, check_fields, option
+from stochprune.arguments import check_fields
+from stochprune.training.config import _check_counts, _check_positive, option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stochprune.arguments import checked
 from stochprune.pac_bayes.posterior import MaskPosterior, Posterior
 from stochprune.pac_bayes.prior import Prior
 from stochprune.pac_bayes.weights import SpikeAndSlabPosterior, WeightPosterior
@@ -13,6 +14,7 @@ FAMILIES: dict[str, type[Posterior]] = {
 }
 
 
+@checked
 def make_posterior(prior: Prior, family: str) -> Posterior:
     """The posterior of a family, at its prior: ``masks``, ``gaussian`` (weights) or ``spike_and_slab`` (both).
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import functional, rng
+from stochprune.arguments import checked
 from stochprune.nn import MaskedLinear, layer_kl, masked_layers
 from stochprune.nn.layer import MaskedLayer
 from stochprune.pac_bayes.digests import ADDRESS
@@ -29,6 +30,7 @@ class Posterior(nn.Module):
         ValueError: layers that share a stream and not their logits, or these and no stream.
     """
 
+    @checked
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         prior.require_unedited("make_posterior")

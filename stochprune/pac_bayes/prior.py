@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import masks, rng, scores
+from stochprune.arguments import check, checked
 from stochprune.data.augment import Augmented
 from stochprune.data.splits import Part
 from stochprune.nn import convert, masked_layers, sampling
@@ -47,6 +48,8 @@ class Prior:
     tensors: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check("Prior", "model", nn.Module, self.model, TypeError)
+        check("Prior", "sigma", float, self.sigma, TypeError)
         if not isinstance(self.seen, (tuple, list)) or not all(isinstance(part, Part) for part in self.seen):
             raise ValueError(
                 f"Prior: seen must be a tuple of the parts of data.splits that the prior has seen, () for none, "
@@ -80,6 +83,7 @@ class Prior:
                 )
 
 
+@checked
 def train_prior(
     model: nn.Module,
     part: Part | None,

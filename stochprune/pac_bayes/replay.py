@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from stochprune import data, models
+from stochprune.arguments import checked
 from stochprune.data.splits import Part, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certificate import Certificate
@@ -44,6 +45,7 @@ class Replay:
     sample: dict[int, tuple[float, float]]
 
 
+@checked
 def replay(
     path: Path,
     draw: int,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stochprune.arguments import checked
 from stochprune.pac_bayes.certificate import Certificate
 from stochprune.pac_bayes.run import Run
 from stochprune.pac_bayes.verify import load_certificate, parsed_configuration
@@ -31,6 +32,7 @@ class Rerun:
     made_with: dict[str, tuple[Any, Any]]
 
 
+@checked
 def rerun(path: Path, *, data_dir: Path | None = None, device: str | torch.device = "cpu") -> Rerun:
     """Train the prior of a certificate anew, learn the posterior, certify it, and compare.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stochprune import data, models
+from stochprune.arguments import checked
 from stochprune.data.splits import split
 from stochprune.pac_bayes.certificate import Certificate
 from stochprune.pac_bayes.certify import certify, mean_loss
@@ -31,6 +32,7 @@ TEST_DRAWS = 5
 """Networks whose mean error on the test set is reported beside a certificate."""
 
 
+@checked
 def run_certify(
     config: RunConfig,
     *,

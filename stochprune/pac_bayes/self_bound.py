@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from stochprune.arguments import checked
 from stochprune.data.splits import Part, require_unseen
 from stochprune.pac_bayes.config import CertifyConfig, SelfBoundConfig
 from stochprune.pac_bayes.families import make_posterior
@@ -39,6 +40,7 @@ class SelfBoundResult:
     folder: Path | None
 
 
+@checked
 def self_bound(
     prior: Prior,
     part: Part,

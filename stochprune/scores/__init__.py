@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.scores._common import Examples, LossFunction, Score, prunable_weights
 from stochprune.scores.first_epochs import dissipating_gradients, k_starts
 from stochprune.scores.force import force, iterative_snip
@@ -61,6 +62,7 @@ _SCORES: dict[str, Score] = {
 }
 
 
+@checked
 def by_name(name: str) -> Score:
     """The score called ``name``.
 
@@ -72,6 +74,7 @@ def by_name(name: str) -> Score:
     return _SCORES[name]
 
 
+@checked
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for an unknown score, or an option that it does not have; the message lists its own."""
     known = [p.name for p in inspect.signature(by_name(name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -80,6 +83,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
 
 
+@checked
 def compute(
     name: str,
     model: nn.Module,
@@ -96,6 +100,8 @@ def compute(
         ValueError: an unknown name or option, and what the score itself raises.
     """
     check_options(name, options)
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"scores.compute: sparsity must lie in [0, 1), got {sparsity}")
     score = by_name(name)
     known = inspect.signature(score).parameters
     given = {key: value for key, value in {"sparsity": sparsity, "seed": seed}.items() if key in known}

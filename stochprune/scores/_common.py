@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from stochprune.arguments import checked
+from stochprune.data.pairs import pairs
 from stochprune.nn import masked_layers
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -21,6 +23,7 @@ Score = Callable[..., dict[str, Tensor]]
 """``(model, loss_fn, batches, **options)``. Scores without need of data take None for ``loss_fn`` and ``batches``."""
 
 
+@checked
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of linear, convolutional and masked layers by qualified name, tied weights once.
 
@@ -88,7 +91,7 @@ def gradients(
     if masks is not None:
         weights = {name: torch.where(masks[name], weight, 0) for name, weight in weights.items()}
     values: dict[Tensor, Tensor] = {parameters[name]: weight.requires_grad_() for name, weight in weights.items()}
-    for x, y in batches:
+    for x, y in pairs(batches, "batches"):
         grads = differentiate(loss_at(model, loss_fn, values, x, y), values.values())
         yield len(x), dict(zip(weights, grads, strict=True))
 
@@ -158,7 +161,7 @@ def _by_place(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str,
     return replaced
 
 
-def checked(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+def all_finite(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """``scores``, all of them finite.
 
     Raises:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from stochprune.data.pairs import pairs
 from stochprune.nn import MaskedLinear
 from stochprune.scores._common import Examples, call, wide
 
@@ -53,7 +54,7 @@ def input_sums(
     handles = [module.register_forward_pre_hook(look) for module in reached]
     device = next(model.parameters()).device
     try:
-        for x, _ in batches:
+        for x, _ in pairs(batches, "batches", labels=False):
             sums.clear()
             call(model, {}, x.to(device))
             missing = [name for name in names.values() if name not in sums]

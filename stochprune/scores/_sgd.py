@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from stochprune.data.pairs import pairs
 from stochprune.nn import masked_layers
 from stochprune.scores._common import LossFunction, differentiate, loss_at
 
@@ -43,7 +44,7 @@ def descend(
     """
     theta = dict(values)
     velocity: Values = {}
-    for x, y in batches:
+    for x, y in pairs(batches, "batches"):
         if not create_graph:
             theta = {parameter: value.detach().requires_grad_() for parameter, value in theta.items()}
         grads = dict(

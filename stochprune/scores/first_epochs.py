@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.masks import from_scores
 from stochprune.scores._common import (
     Examples,
     LossFunction,
-    checked,
+    all_finite,
     mean_over_examples,
     needed,
     prunable_weights,
@@ -26,6 +27,7 @@ from stochprune.scores.random import random
 from stochprune.seeding import generator
 
 
+@checked
 def dissipating_gradients(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -57,17 +59,18 @@ def dissipating_gradients(
     loss_fn, batches = needed("dissipating_gradients", loss_fn, batches)
     _check_epochs("dissipating_gradients", epochs)
     check_descent("dissipating_gradients", lr=lr, momentum=momentum)
-    feed = chain.from_iterable(repeat(repeatable(batches), epochs))
+    feed = _feed("dissipating_gradients", repeatable(batches), epochs)
     theta = descend(model, loss_fn, feed, starting_point(model), lr=lr, momentum=momentum)
     weights = prunable_weights(model)
     moved = {name: (wide(theta[weight]) - wide(weight)).abs() for name, weight in weights.items()}
-    scores = checked("dissipating_gradients", mean_over_examples([(1, moved)]))
+    scores = all_finite("dissipating_gradients", mean_over_examples([(1, moved)]))
     for name, weight in weights.items():
         limits = torch.finfo(scores[name].dtype)  # a weight that starts at 0 may move
         scores[name] = (scores[name] / wide(weight).abs().clamp_min(limits.tiny)).clamp_max(limits.max)
     return scores
 
 
+@checked
 def k_starts(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -120,7 +123,7 @@ def k_starts(
                 accumulated[weight] = accumulated[weight] + grads[weight].abs()
 
         begin = starting_point(model) | {weight: weight.detach() * mask for weight, mask in masks.items()}
-        feed = chain.from_iterable(repeat(batches, epochs))
+        feed = _feed("k_starts", batches, epochs)
         theta = descend(model, loss_fn, feed, begin, lr=lr, momentum=momentum, masks=masks, see=see)
         total = torch.zeros((), dtype=torch.float64)
         for weight, mask in masks.items():
@@ -133,6 +136,15 @@ def k_starts(
     if chosen is None:
         raise ValueError(f"k_starts: all {starts} starts diverged: lower lr, now {lr}")
     return chosen
+
+
+def _feed(score: str, batches: Examples, epochs: int) -> Examples:
+    """The batches of all epochs, at least one."""
+    feed = chain.from_iterable(repeat(batches, epochs))
+    first = next(feed, None)
+    if first is None:
+        raise ValueError(f"{score}: batches gave no examples")
+    return chain([first], feed)
 
 
 def _check_epochs(score: str, epochs: int) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.scores._common import (
     Examples,
     LossFunction,
-    checked,
+    all_finite,
     gradients,
     mean_over_examples,
     needed,
@@ -21,6 +22,7 @@ from stochprune.scores._common import (
 from stochprune.scores._rounds import Schedule, in_rounds
 
 
+@checked
 def force(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -53,6 +55,7 @@ def force(
     return _progressive("force", model, loss_fn, batches, sparsity, rounds, schedule, may_return=True)
 
 
+@checked
 def iterative_snip(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -90,4 +93,4 @@ def _progressive(
             return scores
         return {key: torch.where(masks[key], value, 0) for key, value in scores.items()}
 
-    return checked(name, in_rounds(score, sparsity, rounds, schedule))
+    return all_finite(name, in_rounds(score, sparsity, rounds, schedule))

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
+from stochprune.data.pairs import pairs
 from stochprune.scores._common import (
     Examples,
     LossFunction,
-    checked,
+    all_finite,
     differentiate,
     gradients,
     loss_at,
@@ -21,6 +23,7 @@ from stochprune.scores._common import (
 )
 
 
+@checked
 def grasp(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -63,7 +66,7 @@ def grasp(
     values: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in parameters.values()}
 
     def products() -> Iterator[tuple[int, dict[str, Tensor]]]:
-        for x, y in batches:
+        for x, y in pairs(batches, "batches"):
             grads = differentiate(loss_at(model, softened, values, x, y), values.values(), create_graph=True)
             flow = sum((mean[name].to(g) * g).sum() for name, g in zip(parameters, grads, strict=True))
             assert isinstance(flow, Tensor)
@@ -71,4 +74,4 @@ def grasp(
 
     product = mean_over_examples(products())
     scores = {name: wide(weight) * product[name] for name, weight in parameters.items()}
-    return checked("grasp", {name: score.abs() for name, score in scores.items()} if absolute else scores)
+    return all_finite("grasp", {name: score.abs() for name, score in scores.items()} if absolute else scores)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stochprune.scores._common import Examples, LossFunction, checked, prunable_weights
+from stochprune.arguments import checked
+from stochprune.scores._common import Examples, LossFunction, all_finite, prunable_weights
 
 
+@checked
 def magnitude(
     model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None
 ) -> dict[str, Tensor]:
@@ -18,4 +20,4 @@ def magnitude(
     Raises:
         ValueError: no prunable layer, or a weight that is not finite.
     """
-    return checked("magnitude", {name: weight.detach().abs() for name, weight in prunable_weights(model).items()})
+    return all_finite("magnitude", {name: weight.detach().abs() for name, weight in prunable_weights(model).items()})

@@ -7,10 +7,11 @@ from itertools import chain, cycle, islice
 import torch
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.scores._common import (
     Examples,
     LossFunction,
-    checked,
+    all_finite,
     differentiate,
     loss_at,
     mean_over_examples,
@@ -21,6 +22,7 @@ from stochprune.scores._common import (
 from stochprune.scores._sgd import check_descent, descend, starting_point
 
 
+@checked
 def prospr(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -98,4 +100,4 @@ def prospr(
         found = dict(zip(chosen, grads, strict=True))
     examples = sum(len(x) for x, _ in chain(head, [last]))
     mean = mean_over_examples([(examples, found)])
-    return checked("prospr", {name: value.abs() for name, value in mean.items()})
+    return all_finite("prospr", {name: value.abs() for name, value in mean.items()})

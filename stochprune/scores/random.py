@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.scores._common import Examples, LossFunction, prunable_weights
 from stochprune.seeding import generator
 
 
+@checked
 def random(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -58,6 +60,7 @@ def _shifted_ranks(score: Tensor, density: float) -> Tensor:
     return ((round(density * n) - 0.5 - ranks.double()) / max(1, n)).float()
 
 
+@checked
 def erk_densities(model: nn.Module, sparsity: float) -> dict[str, float]:
     """The densities of the Erdos-Renyi-kernel rule: proportional to (the sum of the weight's sizes) / (their product).
 

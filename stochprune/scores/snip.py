@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.scores._common import (
     Examples,
     LossFunction,
-    checked,
+    all_finite,
     gradients,
     mean_over_examples,
     needed,
@@ -18,6 +19,7 @@ from stochprune.scores._common import (
 )
 
 
+@checked
 def snip(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -51,4 +53,4 @@ def snip(
     if absolute == "batch":
         terms = ((size, {name: grad.abs() for name, grad in grads.items()}) for size, grads in terms)
     mean = mean_over_examples(terms)
-    return checked("snip", {name: (wide(w) * mean[name]).abs() for name, w in prunable_weights(model).items()})
+    return all_finite("snip", {name: (wide(w) * mean[name]).abs() for name, w in prunable_weights(model).items()})

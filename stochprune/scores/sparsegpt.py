@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.masks import from_scores, n_of_m
 from stochprune.scores._common import (
     Examples,
     LossFunction,
-    checked,
+    all_finite,
     mean_over_examples,
     repeatable,
     wide,
@@ -17,6 +18,7 @@ from stochprune.scores._common import (
 from stochprune.scores._inputs import input_sums, linear_layers
 
 
+@checked
 def sparsegpt(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -46,9 +48,10 @@ def sparsegpt(
     for name, layer in linear_layers(model).items():
         weight = wide(layer.weight).clone()
         scores[name] = (weight / _inverse_factor(moments[name], weight, damping).diagonal()).square()
-    return checked("sparsegpt", scores)
+    return all_finite("sparsegpt", scores)
 
 
+@checked
 @torch.no_grad()
 def sparsegpt_prune(
     model: nn.Module,
@@ -95,7 +98,7 @@ def sparsegpt_prune(
                 removed = torch.where(mask[:, j], 0, weight[:, j]) / factor[j, j]  # [out]
                 weight[:, j:] -= torch.outer(removed, factor[j, j:])
                 weight[:, j].masked_fill_(~mask[:, j], 0)
-        layer.weight.copy_(checked("sparsegpt_prune", {name: weight})[name])
+        layer.weight.copy_(all_finite("sparsegpt_prune", {name: weight})[name])
         masks[name] = mask
     return masks
 

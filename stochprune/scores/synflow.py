@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.nn import masked_layers
 from stochprune.scores._common import (
     Examples,
     LossFunction,
+    all_finite,
     call,
-    checked,
     differentiate,
     evaluation,
     prunable_weights,
@@ -20,6 +21,7 @@ from stochprune.scores._common import (
 from stochprune.scores._rounds import in_rounds
 
 
+@checked
 def synflow(
     model: nn.Module,
     loss_fn: LossFunction | None = None,
@@ -76,4 +78,4 @@ def synflow(
         return {name: w.detach() * grad for (name, w), grad in zip(weights.items(), grads, strict=True)}
 
     with evaluation(model):
-        return checked("synflow", in_rounds(score, sparsity, rounds))
+        return all_finite("synflow", in_rounds(score, sparsity, rounds))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stochprune.scores._common import Examples, LossFunction, checked, mean_over_examples, wide
+from stochprune.arguments import checked
+from stochprune.scores._common import Examples, LossFunction, all_finite, mean_over_examples, wide
 from stochprune.scores._inputs import input_sums, linear_layers
 
 
+@checked
 def wanda(model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None) -> dict[str, Tensor]:
     """``|w_ij| |x_j|``: the weight times the root mean square of its input over examples, for linear layers.
 
@@ -28,6 +30,6 @@ def wanda(model: nn.Module, loss_fn: LossFunction | None = None, batches: Exampl
     if batches is None:
         raise ValueError("wanda needs batches")
     squares = mean_over_examples(input_sums(model, batches, lambda x: x.square().sum(dim=0)))
-    return checked(
+    return all_finite(
         "wanda", {name: wide(layer.weight).abs() * squares[name].sqrt() for name, layer in linear_layers(model).items()}
     )

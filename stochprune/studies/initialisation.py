@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import masks, scores
+from stochprune.arguments import check_fields
 from stochprune.data import Batches, per_class
 from stochprune.runs.files import CheckpointError, Kinds, load_tensors, require, save_tensors
 from stochprune.studies.bench import Bench
-from stochprune.training.config import WeightConfig, _check_counts, check_fields, digest, option
+from stochprune.training.config import WeightConfig, _check_counts, digest, option
 
 ABLATIONS = ("none", "invert", "shuffle", "reinitialise", "rescale")
 

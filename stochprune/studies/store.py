@@ -55,7 +55,9 @@ def remember(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     require(found["result"], kinds, path)
     if found["configuration"] != json.loads(json.dumps(configuration)):
-        raise CheckpointError(f"{path} is the result of another configuration, or of other examples. Move it away to run this one.")
+        raise CheckpointError(
+            f"{path} is the result of another configuration, or of other examples. Move it away to run this one."
+        )
     return found
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from stochprune import bounds, rng
+from stochprune.arguments import check_fields
 from stochprune.functional import bernoulli_kl, masked_linear
 from stochprune.seeding import generator
 from stochprune.theory import lab_data, linear
 from stochprune.theory.flow import drift, flow, flow_divergence_bound, orthogonal_flow
 from stochprune.theory.linear import LinearModel
-from stochprune.training.config import _check_counts, _check_positive, check_fields, option
+from stochprune.training.config import _check_counts, _check_positive, option
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from stochprune.arguments import checked
 from stochprune.nn import masked_layers
 from stochprune.training.budget import KLBudget, PenaltyBudget, ShiftBudget
 from stochprune.training.loop import State
@@ -27,10 +28,11 @@ class Annealing:
 
     name = "value"
 
+    @checked
     def __init__(self, start: float, end: float, steps: int, begin: int = 0) -> None:
         for which, value in (("start", start), ("end", end)):
             if not (math.isfinite(value) and self.allows(value)):
-                raise ValueError(f"{type(self).__name__}: {which} is no {self.name}, got {value}")
+                raise ValueError(f"{type(self).__name__}: {which} must be a {self.name}, got {value}")
         if steps < 1 or begin < 0:
             raise ValueError(f"{type(self).__name__}: steps must be at least 1 and begin 0, got {steps} and {begin}")
         self.start, self.end, self.steps, self.begin = start, end, steps, begin

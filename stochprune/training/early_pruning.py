@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.training.loop import State
 
 
+@checked
 def similarity(a: Mapping[str, int], b: Mapping[str, int]) -> float:
     """``1 - mean over layers of |a - b| / (a + b)``: how alike two pruned networks are, by what their layers keep.
 
@@ -23,6 +25,7 @@ def similarity(a: Mapping[str, int], b: Mapping[str, int]) -> float:
     return 1 - sum(abs(a[name] - b[name]) / max(1, a[name] + b[name]) for name in a) / len(a)
 
 
+@checked
 def early_pruning_indicator(kept: Sequence[Mapping[str, int]], window: int = 5) -> float | None:
     """EPI: the mean similarity of the last network to each of the ``window`` before it; None until there are as many.
 
@@ -53,6 +56,7 @@ class PruneEarly:
         window: how many epochs back.
     """
 
+    @checked
     def __init__(
         self, masks: Callable[[nn.Module], Mapping[str, Tensor]], threshold: float = 0.983, window: int = 5
     ) -> None:

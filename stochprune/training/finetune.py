@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import rng
+from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.files import write_json
@@ -37,6 +38,7 @@ class FinetuneResult:
     folder: Path | None
 
 
+@checked
 def finetune(
     model: nn.Module,
     train_loader: Loader,

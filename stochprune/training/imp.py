@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stochprune import masks as mask_tools
 from stochprune import scores
+from stochprune.arguments import checked
 from stochprune.training.config import WeightConfig, _check_counts, check_fields, digest, option
 from stochprune.training.loop import Loader, LossFunction
 from stochprune.training.schedules import SCHEDULES, Schedule
@@ -78,6 +79,7 @@ def discount(before: Mapping[str, Tensor], after: Mapping[str, Tensor], ratio: f
     return min(1.0, max(impact, ratio))
 
 
+@checked
 def imp(
     model: nn.Module,
     train_loader: Loader,

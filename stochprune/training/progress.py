@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stochprune.arguments import checked
 from stochprune.training.loop import State
 
 
@@ -21,6 +22,7 @@ class ProgressBar:
         total: steps of all the trainings that the bar is given to; by default of the first, from its state.
     """
 
+    @checked
     def __init__(self, title: str, total: int | None = None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console, loss = Console(stderr=True), TextColumn("{task.fields[loss]}")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.folder import claim
 from stochprune.training.config import WeightConfig, digest
@@ -51,6 +52,7 @@ class FixedMasks(Constraint):
             parameter.masked_fill_(pruned, 0)
 
 
+@checked
 def train_weights(
     model: nn.Module,
     train_loader: Loader,

@@ -107,3 +107,8 @@ def test_a_weight_read_in_both_ways_is_refused():
     model[1].weight = model[0].weight
     with pytest.raises(ValueError, match=r"1\.weight is tied to 0\.weight, which has it transposed"):
         sp.convert(model)
+
+
+def test_it_is_made_by_from_dense_alone():
+    with pytest.raises(TypeError, match="MaskedTransposedLinear is made by from_dense"):
+        sp.nn.MaskedTransposedLinear(4, 8)

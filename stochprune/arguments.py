@@ -1,0 +1,153 @@
+"""Checks of arguments by their annotations: one rule for every public function and every configuration."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import math
+import numbers
+import reprlib
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+WORDS = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
+
+
+def checked(function: Function) -> Function:
+    """Check the kinds of a function's arguments before each call; for functions that are not called in a hot loop.
+
+    The call raises TypeError, which names the function, the argument, its value and what it must be. What an annotation
+    does not tell, such as the items of an iterator, passes.
+    """
+
+    @functools.cache
+    def kinds() -> inspect.Signature:  # at the first call: an annotation may name what is defined later
+        return inspect.signature(function, eval_str=True)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        signature = kinds()
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # raises the same, and names the function
+        for name, value in given.items():
+            parameter = signature.parameters[name]
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                check(function.__qualname__.removesuffix(".__init__"), name, parameter.annotation, value, TypeError)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def check_fields(record: Any) -> None:
+    """Check every field of a dataclass against its annotation; each configuration calls this first.
+
+    Numbers of numpy become Python's, so that they can be written and digested.
+
+    Raises:
+        ValueError: a value of another kind, NaN, infinity, or an unknown choice; the message names field and value.
+    """
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        what = type(record).__name__
+        check(what, name, kind, value, ValueError)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{what}: {name} must be {in_words(kind)}, got {shown(value)}")
+        if not all(is_finite(item) for item in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{what}: {name} must be finite, got {shown(value)}")
+        if isinstance(value, np.generic):
+            object.__setattr__(record, name, value.item())
+
+
+def check(what: str, name: str, kind: Any, value: Any, error: type[Exception]) -> None:
+    """Raise ``error`` if the value is not of the annotated kind."""
+    if not fits(kind, value):
+        raise error(f"{what}: {name} must be {in_words(kind)}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: short, on one line; of a tensor dtype and shape."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        kind = type(value).__name__
+        if isinstance(value, Tensor):
+            kind = "sparse " * (value.layout != torch.strided) + "meta " * value.is_meta + kind
+        return f"{kind} {value.dtype} {tuple(value.shape)}"
+    return " ".join(reprlib.repr(value).split())
+
+
+def fits(kind: Any, value: Any) -> bool:
+    """Whether a value is of the annotated kind, as far as the annotation tells."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if isinstance(kind, TypeVar):
+        return any(fits(part, value) for part in kind.__constraints__ or (kind.__bound__ or Any,))
+    if kind in (Any, inspect.Parameter.empty) or isinstance(kind, (str, ForwardRef)):
+        return True
+    if origin in (Union, types.UnionType):
+        return any(fits(part, value) for part in inner)
+    if origin is Literal:
+        return any(type(value) is type(choice) for choice in inner)  # an unknown choice is for the function to refuse
+    if kind is float:
+        return _is(numbers.Real, value) and not (isinstance(value, int) and abs(value) > sys.float_info.max)
+    if kind is int:
+        return _is(numbers.Integral, value)
+    if kind is Tensor:
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        return dense and not value.is_complex()
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if isinstance(origin, type):
+        return isinstance(value, origin) and _items_fit(origin, inner, value)
+    return (kind is None and value is None) or (isinstance(kind, type) and isinstance(value, kind))
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is anything but the numbers NaN, infinity and minus infinity."""
+    return not isinstance(value, (float, np.floating)) or math.isfinite(value)
+
+
+def _items_fit(origin: type, inner: tuple[Any, ...], value: Any) -> bool:
+    if issubclass(origin, collections.abc.Mapping):
+        return all(fits(inner[0], key) and fits(inner[1], item) for key, item in value.items())
+    if issubclass(origin, tuple) and inner[-1] is not Ellipsis:
+        return len(value) == len(inner) and all(fits(*pair) for pair in zip(inner, value, strict=True))
+    if issubclass(origin, collections.abc.Sequence):
+        return all(fits(inner[0], item) for item in value)
+    return True  # an iterator must not be used up
+
+
+def in_words(kind: Any) -> str:
+    """What an annotation asks for."""
+    if isinstance(kind, TypeVar):
+        return " or ".join(in_words(part) for part in kind.__constraints__ or (kind.__bound__ or object,))
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Tensor:
+        return "a dense and real torch.Tensor with values"
+    if kind in WORDS or kind is None:
+        return WORDS[kind or type(None)]
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(part) for part in inner)
+    if origin is collections.abc.Callable:
+        return "a function"
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+        return f"a mapping from {in_words(inner[0])} to {in_words(inner[1])}"
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Sequence):
+        items = inner[:1] if inner[-1] is Ellipsis or not issubclass(origin, tuple) else inner
+        return f"a {origin.__name__.lower()} of {', '.join(in_words(item) for item in items)}"
+    kind = origin or kind
+    return f"of class {kind.__module__.split('.')[0]}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)

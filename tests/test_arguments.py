@@ -1,0 +1,76 @@
+"""The kinds of arguments, from their annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stochprune.arguments import checked, fits, in_words
+
+T = TypeVar("T")
+FITTING = [
+    (int, [0, -1, 2**70, np.int64(3)], [True, 1.5, "1", None, torch.tensor(1)]),
+    (float, [0, 1.5, np.float32(2), -1e308, float("nan")], [10**400, True, "1", 1j, None]),
+    (str, ["", "x"], [b"x", None, 1]),
+    (bool, [True], [1, "true"]),
+    (int | None, [None, 3], [1.5, "x"]),
+    (Literal["a", "b"], ["a", "c"], [["a"], None]),
+    (
+        Tensor,
+        [torch.ones(1), nn.Parameter(torch.ones(1))],
+        [np.ones(1), [1.0], torch.eye(2).to_sparse(), torch.ones(1, device="meta"), 1j * torch.ones(1)],
+    ),
+    (nn.Module, [nn.ReLU()], [nn.ReLU, "x"]),
+    (Path | str, ["x", Path("x")], [b"x", 1]),
+    (tuple[float, ...], [(), (1.0, 2)], [[1.0], ("x",), (None,)]),
+    (tuple[int, str], [(1, "x")], [(1,), ("x", 1)]),
+    (Sequence[int], [[1], (1, 2)], ["12", {1}, [1.5], 3]),
+    (Mapping[str, Tensor], [{}, {"a": torch.ones(1)}], [{"a": 1}, {1: torch.ones(1)}, []]),
+    (Iterable[tuple[Tensor, Tensor]], [[], iter(())], [3, None]),
+    (Callable[[int], int], [len, int], ["len"]),
+    (Any, [1, None], []),
+    (T, [1, None], []),
+]
+
+
+@pytest.mark.parametrize(("kind", "good", "bad"), FITTING, ids=lambda value: str(value)[:30])
+def test_values_fit_their_annotations(kind, good, bad):
+    assert [value for value in good if not fits(kind, value)] == []
+    assert [value for value in bad if fits(kind, value)] == []
+    assert "typing" not in in_words(kind) or kind is Any
+
+
+@checked
+def scaled(x: Tensor, factor: float = 1.0, *names: str, later: Later | None = None) -> Tensor:
+    """Docstring."""
+    return x * factor
+
+
+class Later:
+    pass
+
+
+def test_a_checked_function_names_itself_the_argument_and_the_value():
+    x = torch.ones(2)
+    assert torch.equal(scaled(x, 2, "a", later=Later()), 2 * x)
+    with pytest.raises(TypeError, match=r"scaled: factor must be a number, got 'x'"):
+        scaled(x, factor="x")
+    with pytest.raises(TypeError, match=r"scaled: x must be a dense .*Tensor.*, got ndarray float64 \(3,\)"):
+        scaled(np.ones(3))
+    with pytest.raises(TypeError, match=r"scaled: later must be of class .*Later or None, got 3"):
+        scaled(x, later=3)
+    with pytest.raises(TypeError, match=r"scaled\(\) missing 1 required positional argument: 'x'"):
+        scaled()
+    assert scaled.__doc__ == "Docstring." and scaled.__name__ == "scaled"
+
+
+def test_a_refusal_is_one_short_line():
+    with pytest.raises(TypeError) as caught:
+        scaled([list(range(1000))] * 1000 + ["\n"])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
