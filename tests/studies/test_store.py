@@ -144,5 +144,5 @@ def test_what_is_kept_of_other_examples_under_the_same_name_is_refused(tmp_path,
     labels = digits.train_y.clone()
     labels[0] = (labels[0] + 1) % 10
     monkeypatch.setattr(data, "load", lambda *_, **__: dataclasses.replace(digits, train_y=labels))
-    with pytest.raises(CheckpointError, match="or of other examples|or examples differs"):
+    with pytest.raises(CheckpointError, match=r"or of other examples|or examples differs"):
         run(tmp_path)
