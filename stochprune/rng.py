@@ -152,9 +152,12 @@ def philox4x32(
 
     Raises:
         TypeError: ``counter`` is not four int64 tensors.
+        ValueError: ``rounds`` below 1.
     """
     if len(counter) != 4 or not all(isinstance(c, Tensor) and c.dtype == torch.int64 for c in counter):
         raise TypeError(f"philox4x32: counter must be four int64 tensors, got {counter!r}")
+    if integer("philox4x32", "rounds", rounds) < 1:
+        raise ValueError(f"philox4x32: rounds must be at least 1, got {rounds}")
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for i in range(rounds):
@@ -256,6 +259,13 @@ def _coordinates(
     """Rows [rows, 1], columns [1, cols], the draw and the seed's bits, int64, once the address is checked."""
     if device is None:
         device = next((v.device for v in (seed, draw) if isinstance(v, Tensor)), torch.device("cpu"))
+    elif not isinstance(device, torch.device | str):  # a number would ask for an accelerator
+        raise TypeError(f"{op}: device must be a torch.device or its name, got {device!r}")
+    else:
+        try:
+            device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"{op}: device must name a device such as cpu or cuda:0, got {device!r}") from error
     check_address(
         op,
         seed=seed,
@@ -288,11 +298,11 @@ def threshold_from_logits(logits: Tensor) -> Tensor:
         uint16 tensor of the same shape.
 
     Raises:
-        TypeError: ``logits`` is not a floating tensor.
+        TypeError: ``logits`` is not a dense floating tensor.
     """
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"threshold_from_logits: logits must be a floating tensor, got {kind}")
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.layout != torch.strided:
+        kind = f"{logits.dtype}, {logits.layout}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"threshold_from_logits: logits must be a dense floating tensor, got {kind}")
     scaled = torch.floor(torch.sigmoid(logits.detach().double()) * LEVELS + 0.5)
     return torch.nan_to_num(scaled, nan=1.0).clamp(1, LEVELS - 1).to(torch.int32).to(torch.uint16)
 

@@ -106,7 +106,7 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, command):
     out = [] if command == ["bench"] else ["--out", tmp_path]
     for device, message in (
         ("cuda:99", "there is no device cuda:99"),
-        ("gpu", "device must be cpu or cuda, got 'gpu'"),
+        ("gpu", "got 'gpu'"),
     ):
         result = invoke(*command, *out, "--device", device)
         assert result.exit_code == 1 and "Traceback" not in result.output

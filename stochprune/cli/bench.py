@@ -27,7 +27,7 @@ def bench(
     tokens: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = "1,16,128,512",
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the tensors.")] = "float32",
     device: Device = "",
-    seconds: Annotated[float, typer.Option(help="Time for each figure.", min=0.01)] = 0.3,
+    seconds: Annotated[float, typer.Option(help="Time for each figure.", min=0.01, max=600)] = 0.3,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First measure what the GPU's routes rest on.")
     ] = False,

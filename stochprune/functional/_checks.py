@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ def check_estimator(op: str, estimator: str, temperature: float) -> None:
         raise ValueError(f"{op}: unknown estimator {estimator!r}; known are: {', '.join(ESTIMATORS)}")
     if isinstance(temperature, bool | Tensor) or not hasattr(temperature, "__float__"):
         raise TypeError(f"{op}: temperature must be a number, got {temperature!r}")
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not 0 < temperature <= sys.float_info.max:  # an integer may be larger
         raise ValueError(f"{op}: temperature must be a positive number, got {temperature}")
 
 

@@ -134,6 +134,8 @@ def masked_weights(op: str, model: nn.Module, masks: Mapping[str, Tensor]) -> It
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
             raise ValueError(f"{op}: the mask of {name} must be bool {shape}, got {got}")
+        if mask.is_meta and not parameters[name].is_meta:
+            raise ValueError(f"{op}: the mask of {name} lies on the meta device and has no values")
     for name, mask in masks.items():
         weight = parameters[name].detach()
         yield name, weight, mask.to(weight.device)

@@ -89,8 +89,11 @@ def statistics(
     """The statistics of one layer from its kept weights [kept], and those of a reference of the same shape.
 
     Raises:
+        TypeError: a name that is no text.
         ValueError: more weights kept than the shape holds, or values that are no vector.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"statistics: name must be text, got {name!r}")
     size = math.prod(shape)
     for argument, kept in (("values", values), ("other", other)):
         if kept is not None and (not isinstance(kept, np.ndarray) or kept.ndim != 1 or len(kept) > size):

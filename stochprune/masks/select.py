@@ -137,7 +137,7 @@ def _keep_top(scores: Tensor, sparsity: float, sizes: Sequence[int], second: Ten
 
 def _evenly(positions: Tensor, sizes: Sequence[int]) -> Tensor:
     """int64 [t]: an order of [t] positions, ascending, in which the tensors they lie in take turns in proportion."""
-    borders = torch.tensor([0, *itertools.accumulate(sizes)], device=positions.device)
+    borders = torch.tensor([0, *itertools.accumulate(sizes)]).to(positions.device)
     tensor = torch.searchsorted(borders, positions, right=True) - 1
     first = torch.searchsorted(positions, borders)  # of each tensor, its first among the positions
     number = first.diff()

@@ -80,7 +80,11 @@ class MaskedLayer(MaskSource):
     ) -> None:
         super().__init__()
         # skip_init: the constructor would draw from torch's global generator.
-        dense = nn.utils.skip_init(self.dense_type, *args, device=device or "cpu", dtype=dtype, **kwargs)
+        try:
+            dense = nn.utils.skip_init(self.dense_type, *args, device=device or "cpu", dtype=dtype, **kwargs)
+        except RuntimeError as error:
+            what = f"{type(self).__name__}: torch.nn.{self.dense_type.__name__}"
+            raise ValueError(f"{what} does not take {args} {kwargs} device={device} dtype={dtype}: {error}") from error
         self._adopt(dense, keep, estimator=estimator, temperature=temperature, seed=seed, stream=stream)
         self._initialise(generator(seed, "initialise", self.stream))
 
@@ -260,7 +264,7 @@ def logits_of(op: str, keep: float | Tensor, weight: Tensor) -> Tensor:
     """Logits like ``weight`` whose sigmoid is ``keep``, a number or a tensor in the open interval (0, 1)."""
     if isinstance(keep, bool) or not isinstance(keep, int | float | np.floating | Tensor):
         raise TypeError(f"{op}: keep must be a number or a tensor, strictly between 0 and 1, got {keep!r}")
-    q = keep if isinstance(keep, Tensor) else torch.tensor(float(keep))
+    q = keep if isinstance(keep, Tensor) else torch.tensor(float(keep) if 0 < keep < 1 else math.nan)
     if isinstance(keep, Tensor) and keep.shape != weight.shape:
         raise ValueError(f"{op}: keep {tuple(keep.shape)} and weight {tuple(weight.shape)} differ in shape")
     if not q.is_meta and not bool(((q > 0) & (q < 1)).all()):

@@ -74,10 +74,10 @@ def replay(
         FileNotFoundError: files of the data set are missing.
     """
     certificate = load_certificate(path)
-    if isinstance(draw, bool) or not isinstance(draw, int) or not 0 <= draw < certificate.draws:
+    if not 0 <= draw < certificate.draws:
         raise ValueError(f"{path} has the draws 0 .. {certificate.draws - 1}, got {draw}")
-    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
-        raise ValueError(f"replay: sample must be an integer of at least 0, got {sample!r}")
+    if sample < 0:
+        raise ValueError(f"replay: sample must be at least 0, got {sample}")
     posterior, part = _rebuild(path, certificate, data_dir, device_of(device))
     trial = trial_of(posterior, part, certificate)
     trial.start()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stochprune.arguments import checked
 from stochprune.data.splits import digests_of_split
 from stochprune.pac_bayes.certificate import FINE, FORMAT, Certificate, mask_seed
 from stochprune.pac_bayes.config import CertifyConfig, PriorConfig, RunConfig, SelfBoundConfig
@@ -23,6 +24,7 @@ _LARGEST = 10**7
 """Examples of a data set whose split is drawn again."""
 
 
+@checked
 def load_certificate(path: Path) -> Certificate:
     """Read a certificate and verify it.
 

@@ -107,8 +107,8 @@ def _moments(model: nn.Module, batches: Examples | None, damping: float) -> dict
     """By weight name the second moment of the inputs, [in, in]."""
     if batches is None:
         raise ValueError("sparsegpt needs batches")
-    if not damping > 0:
-        raise ValueError(f"damping must be positive, got {damping}")
+    if not 0 < damping < 1e300:
+        raise ValueError(f"damping must be positive and finite, got {damping}")
     return mean_over_examples(input_sums(model, batches, lambda x: x.T @ x))
 
 
@@ -119,6 +119,6 @@ def _inverse_factor(moment: Tensor, weight: Tensor, damping: float) -> Tensor:
     dead = h.diagonal() == 0
     weight[:, dead] = 0
     h.diagonal()[dead] = 1
-    h.diagonal().add_(damping * h.diagonal().mean())
+    h.diagonal().add_(float(damping) * h.diagonal().mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
     return torch.linalg.cholesky(inverse, upper=True).to(weight.dtype)

@@ -77,6 +77,7 @@ BAD = {
     "spike_and_slab_linear": [*LINEAR, {"rho": torch.ones(3)}],
 }  # fmt: skip
 AT_RNG = {"rows": 2, "cols": 3, "seed": 1, "draw": 2, "stream": 3}
+ONE = torch.tensor(1)
 BAD_RNG = {
     **{
         name: [
@@ -90,9 +91,13 @@ BAD_RNG = {
     },
     "check_address": [{"draw": 2**32 - 1, "samples": 2}, {"draw": torch.tensor([1, 2]), "samples": 2}],
     "integer": [{"value": v} for v in NOT_INTEGERS],
-    "philox4x32": [{"counter": (1, 2, 3, 4)}, {"counter": (torch.tensor(1),) * 3}],
+    "philox4x32": [
+        {"counter": (1, 2, 3, 4)},
+        {"counter": (ONE,) * 3},
+        *({"rounds": v} for v in (-1, 1.5)),
+    ],
     "as_int64": [{"value": v} for v in (-1, 2**64, 1.5, True)],
-    "threshold_from_logits": [{"logits": [1.0]}, {"logits": torch.tensor([1])}],
+    "threshold_from_logits": [{"logits": v} for v in ([1.0], torch.tensor([1]), torch.eye(2).to_sparse())],
     "stream": [{"name": 3}, {"name": None}],
     "streams": [{"names": "weight"}, {"names": [1]}],
 }
@@ -101,7 +106,7 @@ BASE_RNG = {
     "normal": AT_RNG,
     "check_address": {"op": "check_address"},
     "integer": {"op": "integer", "name": "value"},
-    "philox4x32": {"key": (1, 2)},
+    "philox4x32": {"key": (1, 2), "counter": (ONE,) * 4},
 }
 
 

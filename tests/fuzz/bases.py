@@ -5,7 +5,6 @@ A base is a function that makes fresh keyword arguments. A new public function w
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -340,26 +339,6 @@ def trainers() -> dict[str, Callable[[], dict[str, Any]]]:
     bounds = (PriorConfig, SelfBoundConfig, CertifyConfig, RunConfig)
     learning = SelfBoundConfig(epochs=1, batch_size=10)
     drawing = CertifyConfig(draws=20, draw_examples=8)
-    account = {
-        "m": 100,
-        "delta": 0.05,
-        "delta_draws": 0.01,
-        "priors": 1,
-        "posteriors": 1,
-        "kl": {"a": 1.0},
-        "loss": "zero_one",
-        "monte_carlo": "kl",
-        "planned": 3,
-        "unit": 0.25,
-        "losses": [0, 1, 2],
-        "draw_examples": 4,
-        "seed": 0,
-        "mask_seed": 0,
-        "data": "mine",
-        "model": "0" * 64,
-        "certified": "0" * 64,
-        "prior_saw": [],
-    }
     return {
         **{f"training.{kind.__name__}": lambda kind=kind: fields(kind) for kind in (*configs, IMPConfig)},
         **{f"pac_bayes.{kind.__name__}": lambda kind=kind: fields(kind) for kind in bounds},
@@ -402,7 +381,6 @@ def trainers() -> dict[str, Callable[[], dict[str, Any]]]:
             "identity": "x",
             **once,
         },
-        "pac_bayes.Certificate": lambda: copy.deepcopy(account),
         "pac_bayes.Prior": lambda: {"model": masked(), "seen": (part(),), "sigma": 0.01},
         "pac_bayes.Posterior": lambda: {"prior": prior()},
         "pac_bayes.make_posterior": lambda: {"prior": prior(), "family": "masks"},
@@ -436,7 +414,14 @@ def trainers() -> dict[str, Callable[[], dict[str, Any]]]:
             "callbacks": (),
         },
         "pac_bayes.load_certificate": lambda: {"path": Path("values.json")},
-        "pac_bayes.replay": lambda: {"path": Path("values.json"), "draw": 0, "data_dir": None, "device": "cpu"},
+        "pac_bayes.replay": lambda: {
+            "path": Path("values.json"),
+            "draw": 0,
+            "data_dir": None,
+            "device": "cpu",
+            "sample": 2,
+        },
+        "pac_bayes.rerun": lambda: {"path": Path("values.json"), "data_dir": None, "device": "cpu"},
         "pac_bayes.run_certify": lambda: {
             "config": RunConfig(data="mnist"),
             "data_dir": Path("empty"),
@@ -481,7 +466,7 @@ def calls() -> dict[str, Callable[[], dict[str, Any]]]:
 
 # Records that the package gives out and nobody makes, exceptions and types.
 NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult"}
-NO_CALL |= {"Replay", "LayerStatistics"}
+NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer"}
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:

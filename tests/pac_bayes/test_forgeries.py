@@ -131,12 +131,15 @@ def test_the_draws_of_a_replay_are_others_each_time(honest):
     samples = [tuple(replay(honest / NAME, 3, sample=5).sample) for _ in range(4)]
     assert len(set(samples)) > 1 and all(len(sample) == 5 and 3 not in sample for sample in samples)
     assert len(replay(honest / NAME, 3, sample=1000).sample) == 59
-    for bad in ({"sample": -1}, {"sample": 1.5}, {"sample": True}):
-        with pytest.raises(ValueError, match="sample must be an integer of at least 0"):
-            replay(honest / NAME, 3, **bad)
-    for draw in (-1, 60, 1.5, True):
+    with pytest.raises(ValueError, match="sample must be at least 0, got -1"):
+        replay(honest / NAME, 3, sample=-1)
+    for draw in (-1, 60):
         with pytest.raises(ValueError, match=r"has the draws 0 \.\. 59, got"):
             replay(honest / NAME, draw)
+    for value in (1.5, True):
+        for bad in ({"draw": 3, "sample": value}, {"draw": value}):
+            with pytest.raises(TypeError, match=f"replay: .* must be an integer, got {value}"):
+                replay(honest / NAME, **bad)
 
 
 def test_no_byte_of_a_certificate_may_change(path):

@@ -148,10 +148,10 @@ def test_unknown_family(prior):
 
 
 def test_tied_weights_are_refused_by_weight_posteriors(prior):
-    tied = copy.deepcopy(prior)
-    tied.model.fc1.weight = tied.model.fc2.weight
+    model = copy.deepcopy(prior.model)
+    model.fc1.weight = model.fc2.weight
     with pytest.raises(ValueError, match="layers that share no weight"):
-        make_posterior(tied, "gaussian")
+        make_posterior(Prior(model, prior.seen, prior.sigma), "gaussian")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -116,7 +116,7 @@ def test_training_on_other_data_is_no_start(tmp_path, monkeypatch):
         digits,
         dataclasses.replace(digits, train_x=digits.train_x.flip(0), train_y=digits.train_y.flip(0)),
     ):
-        monkeypatch.setattr(data, "load", lambda *_, dataset=dataset: dataset)
+        monkeypatch.setattr(data, "load", lambda *_, dataset=dataset, **__: dataset)
         with pytest.raises(ValueError, match="train for longer"):
             run_bounds(config, out=tmp_path)
     states = [torch.load(path, weights_only=True) for path in tmp_path.glob("*/dense/checkpoint.pt")]
