@@ -125,7 +125,9 @@ def _following(code: list[Instruction]) -> list[list[int]]:
         operation = instruction.name.split(".")[0]
         if operation in ("BRA", "CALL"):
             yield index[int(instruction.operands[-1], 16)]
-        if (operation not in ("BRA", "EXIT", "RET") or instruction.conditional) and i + 1 < len(code):
+        # BRA.U !UP0, 0x10 and BRA.DIV UR4, 0x10 take their condition as an operand
+        conditional = instruction.conditional or (operation == "BRA" and len(instruction.operands) > 1)
+        if (operation not in ("BRA", "EXIT", "RET") or conditional) and i + 1 < len(code):
             yield i + 1
 
     return [list(after(i)) for i in range(len(code))]

@@ -73,6 +73,12 @@ def test_both_ways_of_a_branch_are_followed() -> None:
     assert found(listing(*(line.replace("R6", "R10") for line in code))) == [(0, 3)]
 
 
+@pytest.mark.parametrize("branch", ["BRA.U !UP0, 0x0030", "BRA.DIV UR4, 0x0030", "BRA P1, 0x0030"])
+def test_a_branch_whose_condition_is_an_operand_may_not_be_taken(branch: str) -> None:
+    code = ["HGMMA.64x16x16.F32.BF16 R24, R8, gdesc[UR4], R24, gsb0", branch, "MOV R8, R2", "EXIT"]
+    assert found(listing(*code)) == [(0, 2)]
+
+
 @pytest.mark.parametrize(
     "line, registers",
     [
