@@ -19,8 +19,11 @@ from pathlib import Path
 
 from bench.gpu import summary
 from bench.gpu.driver import run
-from bench.gpu.journal import Journal, Row, folders
+from bench.gpu.journal import Journal, Row, folders, say
 from bench.gpu.steps import STEPS, Step
+
+
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # after which the rest is left and the ledger's row written
 
 
 def chosen(names: str, minutes: float | None, steps: Sequence[Step] = STEPS) -> list[Step]:
@@ -48,8 +51,8 @@ def finish(rows: Sequence[Row], journal: Journal) -> None:
     """Write the ledger's row, then print the table."""
     row = summary.ledger(rows)
     paths = journal.save(summary.file_name(row), summary.dumps(row))
-    print(summary.text(row))
-    print("wrote", ", ".join(map(str, paths)) or "nothing: no folder could be written", flush=True)
+    say(summary.text(row))
+    say("wrote " + (", ".join(map(str, paths)) or "nothing: no folder could be written"))
 
 
 def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> int:
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
         return 2
     journal = Journal(time.strftime("%Y%m%d-%H%M%S"), folders())
     stop: list[int] = []
-    before = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in ENDS}
     try:
         status = run(wanted, journal, lambda: bool(stop))
         if status != 2:

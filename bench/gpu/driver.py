@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bench.gpu.job import REPLACE
-from bench.gpu.journal import Journal, Row
+from bench.gpu.journal import Journal, Row, say
 from bench.gpu.steps import Step
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +191,7 @@ def _show(row: Row) -> None:
         text = f"skipped: {row['skipped']}"
     else:
         text = json.dumps(row.get("found"), default=str)
-    print(f"{row['step']:>9}  {row['case']}  {text[:200]}", flush=True)
+    say(f"{row['step']:>9}  {row['case']}  {text[:200]}")
 
 
 def run_step(step: Step, journal: Journal, stopped: Callable[[], bool], end: float) -> tuple[Row, str | None]:
@@ -236,9 +236,11 @@ def run(steps: Sequence[Step], journal: Journal, stopped: Callable[[], bool] = l
     for step in steps:
         row, unusable = run_step(step, journal, stopped, end)
         counts = f"{row['done']} done, {row['failed']} failed, {row['left']} left"
-        print(f"{step.name:>9}  {counts}, {row['seconds']} s", flush=True)
+        say(f"{step.name:>9}  {counts}, {row['seconds']} s")
         if unusable:
-            print(unusable, file=sys.stderr)
-            return 2
+            say(unusable, sys.stderr)
+            if not any(done["ok"] for done in journal.rows()):
+                return 2
+            row["ok"] = False  # the GPU was there: the steps that are left may find it again
         status |= not row["ok"]
     return status

@@ -6,12 +6,13 @@ before the next case starts. A folder that cannot be written is named once on th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 RESULTS = Path(__file__).parents[1] / "results"
 Row = dict[str, Any]
@@ -21,6 +22,12 @@ def folders() -> list[Path]:
     """Where results go: the folder that ``OUT`` names, if it is set, and ``bench/results``."""
     out = os.environ.get("OUT")
     return [*([Path(out)] if out else []), RESULTS]
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line, if anybody still listens: neither a closed pipe nor a lost terminal ends the check."""
+    with contextlib.suppress(OSError):
+        print(text, file=file or sys.stdout, flush=True)
 
 
 class Journal:
@@ -38,7 +45,7 @@ class Journal:
             for folder in self.folders
         ]
         if not any(taken):
-            print(line.decode(), end="", flush=True)
+            say(line.decode().rstrip())
 
     def save(self, name: str, text: str) -> list[Path]:
         """Write a whole file to every folder that takes it, and return the paths."""
@@ -66,7 +73,7 @@ class Journal:
         except OSError as error:
             if folder not in self._refused:
                 self._refused.add(folder)
-                print(f"gpu-check cannot write to {folder}: {error}", file=sys.stderr, flush=True)
+                say(f"gpu-check cannot write to {folder}: {error}", sys.stderr)
             return False
         return True
 

@@ -107,6 +107,26 @@ def test_a_machine_without_a_gpu_ends_it(monkeypatch: pytest.MonkeyPatch, place:
     assert status == 2 and "good" not in found and found["unusable"]["error"] == "no GPU here"
 
 
+def test_a_gpu_that_is_lost_later_ends_nothing(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    monkeypatch.setenv("FAULTS", "unusable good")
+    assert gpu_check.main([], [Step("first", "works", 30, 20), FAULTS, Step("next", "works", 30, 20)]) == 1
+    found = rows(place / "results")
+    assert found["first", "one"]["ok"] and found["next", "one"]["ok"] and found["faults", "unusable"]["ok"] is False
+    (path,) = (place / "results").glob("gpu-unknown*.json")
+    assert json.loads(path.read_text())["steps"]["next"]["passed"] == 1
+
+
+def test_nobody_has_to_listen(place: Path) -> None:
+    """The terminal is gone, or `head` has read enough."""
+    read, write = os.pipe()
+    os.close(read)
+    with driver(place, "good-1 raises good-2", stdout=write, stderr=write) as process:
+        os.close(write)
+    assert process.returncode == 1
+    cases = {case: row["ok"] for (_, case), row in rows(place / "results").items()}
+    assert cases["good-2"] and cases["(step)"] is False and list((place / "results").glob("gpu-unknown*.json"))
+
+
 def test_out_is_written_too(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.setenv("OUT", str(place / "out" / "new"))
     check(monkeypatch, place, "good")
@@ -157,8 +177,8 @@ def test_a_line_that_was_cut_harms_no_other(place: Path) -> None:
     assert [row["case"] for row in journal.read(path)] == [1, 3]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_end_of_the_driver_leaves_the_rows(place: Path, number: signal.Signals) -> None:
+def driver(place: Path, faults: str, **options: Any) -> subprocess.Popen[bytes]:
+    """The check of these cases in a process of its own."""
     code = f"""
 import sys
 from pathlib import Path
@@ -168,10 +188,12 @@ from bench.gpu.steps import Step
 journal.RESULTS = Path({str(place / "results")!r})
 sys.exit(gpu_check.main([], [Step("faults", "faults", 60, 30)]))
 """
-    environment = {**os.environ, "FAULTS": "good-1 good-2 hangs never"}
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    ) as process:
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "FAULTS": faults}, **options)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_the_end_of_the_driver_leaves_the_rows(place: Path, number: signal.Signals) -> None:
+    with driver(place, "good-1 good-2 hangs never", stdout=subprocess.DEVNULL) as process:
         while not (place / "child").exists() or not (place / "child").read_text():
             time.sleep(0.02)
             assert process.poll() is None
@@ -180,6 +202,8 @@ sys.exit(gpu_check.main([], [Step("faults", "faults", 60, 30)]))
     assert gone([worker])
     cases = {case: row["ok"] for (_, case), row in rows(place / "results").items()}
     assert cases["good-1"] and cases["good-2"] and "never" not in cases
+    if number != signal.SIGKILL:
+        assert list((place / "results").glob("gpu-unknown*.json"))
     assert gpu_check.main(["--summary", str(place / "results")]) == 0
     ledger = json.loads((place / "results" / "gpu-unknown-unknown-source-unknown.json").read_text())
     assert ledger["steps"]["faults"]["passed"] == 2 and not ledger["steps"]["faults"]["complete"]
