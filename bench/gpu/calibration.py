@@ -6,6 +6,7 @@ from typing import Any
 
 from bench.gpu import device
 from bench.gpu.device import healthy as healthy
+from bench.gpu.device import lost as lost
 from stochprune import backends
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from bench import draws
 from bench.gpu import device
 from bench.gpu.device import healthy as healthy
+from bench.gpu.device import lost as lost
 from stochprune.pac_bayes.certify import DRAWS
 
 ROUNDS = 5

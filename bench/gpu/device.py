@@ -43,13 +43,19 @@ def synchronize() -> None:
 
 def healthy() -> bool:
     """Return True unless an earlier error has stayed in this process: in its CUDA context, or in torch's graphs."""
-    if _failed_captures:
-        return False
+    return not _failed_captures and lost() is None
+
+
+def lost() -> str | None:
+    """The error that has stayed in this process, if one has; one that goes away with its report is none."""
+    with contextlib.suppress(RuntimeError):
+        synchronize()
+        return None
     try:
         synchronize()
-    except RuntimeError:
-        return False
-    return True
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def ways() -> tuple[str, ...]:

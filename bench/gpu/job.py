@@ -90,15 +90,17 @@ def each(job: Job, module: ModuleType) -> None:
     for name in job.mine(module.cases()):
         job.begin(name)
         try:
-            row = job.record(name, True, _result(job, name, module.run(name)))
+            found = _result(job, name, module.run(name))
+            if late := getattr(module, "lost", lambda: None)():
+                raise Failed(f"the case ended well, but left an error: {late}", found)
+            row = job.record(name, True, found)
         except Skip as why:
             row = job.record(name, None, skipped=str(why))
         except Unusable as why:
             job.end(job.record(name, False, error=str(why)))
             raise
         except Exception as error:
-            found = error.found if isinstance(error, Failed) else None
-            row = job.record(name, False, found, error=error_text(error))
+            row = job.record(name, False, getattr(error, "found", None), error=error_text(error))
         well = module.healthy()
         job.end(row)
         if not well:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.gpu import device
 from bench.gpu.device import healthy as healthy
+from bench.gpu.device import lost as lost
 from bench.gpu.job import Failed
 from stochprune import backends
 from stochprune.functional import masked_linear

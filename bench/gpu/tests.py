@@ -25,7 +25,7 @@ class Recorder:
     """A plugin of pytest: this lane's tests alone, and a row for each."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.sick = job, False
+        self.job = job
         self._reports: list[pytest.TestReport] = []
 
     @pytest.hookimpl(trylast=True)
@@ -51,18 +51,20 @@ class Recorder:
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Write the row."""
+        late = device.lost()
         failed = [report for report in self._reports if report.failed]
         skipped = [report for report in self._reports if report.skipped]
         if failed:
             text = "\n".join(report.longreprtext for report in failed)
             row = self.job.record(nodeid, False, error=text[-LENGTH:])
-            self.sick = not device.healthy()
+        elif late:
+            row = self.job.record(nodeid, False, error=f"the test ended well, but left an error: {late}")
         elif skipped:
             row = self.job.record(nodeid, None, skipped=skipped[0].longreprtext[-300:])
         else:
             row = self.job.record(nodeid, True)
         self.job.end(row)
-        if self.sick:
+        if late:
             leave(REPLACE)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.baselines import CONTENDERS, Forward
 from bench.gpu import device
 from bench.gpu.device import healthy as healthy
+from bench.gpu.device import lost as lost
 from bench.memory import saved_bytes
 from stochprune.functional import masked_linear
 
@@ -94,6 +95,8 @@ def attempt(measure: Callable[[], Any]) -> Any:
     try:
         return measure()
     except Exception as error:
+        if device.lost():  # an error of a kernel, and nothing that is measured after it is right
+            raise
         return f"{type(error).__name__}: {error}"[:300]
 
 

@@ -3,7 +3,8 @@
     python -m bench.gpu.worker MODULE < job.json
 
 The module names its cases by ``cases()`` and runs one by ``run(case)``, which returns, or yields in parts, what is to
-stand in the case's row; ``healthy()`` says after each case whether the process can run another. Or the module has its
+stand in the case's row; ``healthy()`` says after each case whether the process can run another, and ``lost()``, where
+the module has it, which error of the GPU it left. Or the module has its
 own loop, ``work(job)``.
 What the driver is to know goes through a pipe: ``plan``, ``begin``, ``end`` and ``unusable``, one JSON object a line.
 """

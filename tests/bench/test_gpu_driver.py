@@ -65,17 +65,18 @@ def gone(pids: list[int]) -> bool:
 def test_every_case_has_its_row(
     monkeypatch: pytest.MonkeyPatch, place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    faults = "good-1 raises good-2 segfault good-3 exits skips sticky good-4 parts"
+    faults = "good-1 raises good-2 segfault good-3 exits skips sticky good-4 parts late good-5"
     status, found = check(monkeypatch, place, faults)
     assert status == 1
-    assert [name for name, row in found.items() if row["ok"]] == ["good-1", "good-2", "good-3", "good-4"]
+    assert [name for name, row in found.items() if row["ok"]] == ["good-1", "good-2", "good-3", "good-4", "good-5"]
     assert found["parts"]["ok"] is False and "after a part" in found["parts"]["error"]
     assert any(row.get("found") == {"first": 1} for row in written(place / "results"))  # its first part
     assert found["skips"]["ok"] is None and found["skips"]["skipped"] == "not built"
     assert "a wrong shape" in found["raises"]["error"] and "illegal memory" in found["sticky"]["error"]
     assert "SIGSEGV" in found["segfault"]["error"] and "faults.py" in found["segfault"]["log"]
+    assert found["late"]["ok"] is False and "illegal memory" in found["late"]["error"] and found["late"]["found"]
     assert "exit status 1" in found["exits"]["error"]
-    assert found["(step)"]["restarts"] == 3 and found["(step)"]["failed"] == 5 and found["(step)"]["complete"]
+    assert found["(step)"]["restarts"] == 4 and found["(step)"]["failed"] == 6 and found["(step)"]["complete"]
     assert "SIGSEGV" in capfd.readouterr().out
 
 

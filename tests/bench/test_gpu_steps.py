@@ -172,7 +172,30 @@ def test_a_lost_context_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(device, "synchronize", lost)
-    assert not device.healthy()
+    assert not device.healthy() and "illegal memory" in str(device.lost())
+
+
+def test_an_error_that_goes_with_its_report_is_no_lost_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [RuntimeError("CUDA error: out of memory")]
+
+    def once() -> None:
+        while errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(device, "synchronize", once)
+    assert device.lost() is None and device.healthy()
+
+
+def test_a_kernel_that_fails_while_it_is_timed_fails_its_case(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no contender that cannot be captured, whose eager times would stand."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device, "graph_us", fail)
+    monkeypatch.setattr(device, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        list(times.run(f"{times.Size(1, 24, 40)} | dense"))
 
 
 def test_launches_are_counted_by_name() -> None:

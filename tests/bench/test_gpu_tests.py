@@ -27,6 +27,8 @@ FILES = {
             pytest_faults.lost.append("the context")
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         def test_after(): pass
+        def test_late(): pytest_faults.lost.append("an illegal memory access")
+        def test_last(): pass
         @pytest.mark.slow
         def test_slow(): raise AssertionError
         @pytest.fixture
@@ -56,12 +58,13 @@ def test_every_test_has_its_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     found = {row["case"].split("::")[-1].rsplit("/", 1)[-1]: row for row in rows}
     assert len(found) == len(rows)  # none twice, though the lanes' workers were replaced
     assert {name: row["ok"] for name, row in found.items()} == {
-        **dict.fromkeys(("test_good", "test_after"), True),
-        **dict.fromkeys(("test_bad", "test_segfault", "test_hang", "test_sticky", "test_teardown"), False),
+        **dict.fromkeys(("test_good", "test_after", "test_last"), True),
+        **dict.fromkeys(("test_bad", "test_segfault", "test_hang", "test_sticky", "test_late", "test_teardown"), False),
         **dict.fromkeys(("test_two.py", "(step)"), False),
         "test_skipped": None,
     }
     assert "assert 1 == 2" in found["test_bad"]["error"] and "no_such_module" in found["test_two.py"]["error"]
     assert "SIGSEGV" in found["test_segfault"]["error"] and "nothing after 5 s" in found["test_hang"]["error"]
     assert "illegal memory" in found["test_sticky"]["error"] and "teardown" in found["test_teardown"]["error"]
+    assert "illegal memory" in found["test_late"]["error"]
     assert "not here" in found["test_skipped"]["skipped"] and found["(step)"]["complete"]

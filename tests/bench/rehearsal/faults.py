@@ -24,6 +24,10 @@ def healthy() -> bool:
     return not errors
 
 
+def lost() -> str | None:
+    return errors[0] if errors else None
+
+
 def run(case: str) -> dict[str, Any] | Iterator[dict[str, Any]]:
     kind = case.split("-")[0]
     if errors:
@@ -33,6 +37,8 @@ def run(case: str) -> dict[str, Any] | Iterator[dict[str, Any]]:
     if kind == "sticky":
         errors.append(case)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    if kind == "late":  # the kernel fails after the case has looked
+        errors.append("CUDA error: an illegal memory access was encountered")
     if kind == "segfault":
         ctypes.string_at(0)
     if kind == "exits":

@@ -11,7 +11,7 @@ from bench import gpu
 
 lost: list[str] = []  # tests/bench/test_gpu_tests.py's own files append to it
 
-gpu.device = SimpleNamespace(require=lambda: None, healthy=lambda: not lost)
+gpu.device = SimpleNamespace(require=lambda: None, lost=lambda: lost[0] if lost else None)
 sys.modules["bench.gpu.device"] = gpu.device
 
 tests = importlib.import_module("bench.gpu.tests")
