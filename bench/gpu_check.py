@@ -22,7 +22,6 @@ from bench.gpu.driver import run
 from bench.gpu.journal import Journal, Row, folders, say
 from bench.gpu.steps import STEPS, Step
 
-
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # after which the rest is left and the ledger's row written
 
 

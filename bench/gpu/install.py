@@ -9,14 +9,16 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.job import LENGTH, Unusable, tool
+from bench.gpu.job import LENGTH, Unusable, die_with_parent, tool
 
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "unknown"
+SAID_SECONDS = 10
 SOURCES = ("stochprune/**/*.py", "kernels/*.py", "csrc/**/*", "bench/**/*.py", "CMakeLists.txt", "setup.py")
 PIP = ("-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--editable", ".")
 METADATA = ("setup.py", "-q", "egg_info")  # without which the package cannot be imported from its folder either
@@ -77,13 +79,24 @@ def version(name: str) -> str:
 
 
 def said(command: list[str], pattern: str = r"(\S+)") -> str:
-    """What a program prints, found by the pattern's group."""
-    try:
-        ended = tool(command, cwd=ROOT, timeout=15)
-    except (OSError, subprocess.TimeoutExpired):
-        return UNKNOWN
-    found = re.search(pattern, ended.stdout)
-    return found[1].strip() if ended.returncode == 0 and found else UNKNOWN
+    """What a program prints within ten seconds, found by the pattern's group.
+
+    It prints to a file, and its end is not waited for: one that the driver of a GPU holds cannot be killed.
+    """
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
+            )
+            status = process.wait(SAID_SECONDS)
+        except OSError:
+            return UNKNOWN
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return UNKNOWN
+        output.seek(0)
+        found = re.search(pattern, output.read().decode(errors="replace"))
+    return found[1].strip() if status == 0 and found else UNKNOWN
 
 
 def source() -> str:

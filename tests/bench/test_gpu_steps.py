@@ -6,8 +6,10 @@ import importlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -293,6 +295,18 @@ def test_versions_without_git_nvcc_and_driver(machine: None, tool: Callable[[str
     tool("nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'")
     found = install.run("versions")
     assert found["commit"] == "unknown" and found["nvcc"] == "13.0"
+
+
+def test_a_program_that_hangs_costs_no_versions(
+    machine: None, tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor does one that the driver of a GPU holds, so that no signal ends it."""
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: None)
+    monkeypatch.setattr(install, "SAID_SECONDS", 0.5)
+    tool("nvidia-smi", f"echo $$ > {tmp_path}/child; exec /bin/sleep 60")
+    start = time.monotonic()
+    assert install.run("versions")["driver"] == "unknown" and time.monotonic() - start < 30
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
 def test_the_package_is_built_for_one_gpu_and_in_place_where_pip_fails(
