@@ -46,10 +46,18 @@ def chosen(names: str, minutes: float | None, steps: Sequence[Step] = STEPS) -> 
     ]
 
 
-def finish(rows: Sequence[Row], journal: Journal) -> None:
+def identified(wanted: list[Step], steps: Sequence[Step]) -> list[Step]:
+    """The steps, and before them the versions where the step that tells them is not among them."""
+    first = steps[0]
+    if first.name != "install" or any(step.name == "install" for step in wanted):
+        return wanted
+    return [Step("versions", first.module.replace("install", "versions"), 30, 30), *wanted]
+
+
+def finish(rows: Sequence[Row], journal: Journal, run: str = "") -> None:
     """Write the ledger's row, then print the table."""
     row = summary.ledger(rows)
-    paths = journal.save(summary.file_name(row), summary.dumps(row))
+    paths = journal.save(summary.file_name(row, run), summary.dumps(row))
     say(summary.text(row))
     say("wrote " + (", ".join(map(str, paths)) or "nothing: no folder could be written"))
 
@@ -76,9 +84,9 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     stop: list[int] = []
     before = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in ENDS}
     try:
-        status = run(wanted, journal, lambda: bool(stop))
+        status = run(identified(wanted, steps), journal, lambda: bool(stop))
         if status != 2:
-            finish(journal.rows(), journal)
+            finish(journal.rows(), journal, journal.run)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

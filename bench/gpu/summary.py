@@ -6,7 +6,8 @@ It needs neither torch nor a GPU, so that it can be made again anywhere: ``pytho
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def ledger(rows: Sequence[Row]) -> Row:
     times = dict(found.get("times", {}))
     ceilings = times.pop("ceilings", {})
     return {
-        "versions": found.get("install", {}).get("versions", {}),
+        "versions": {**found.get("versions", {}), **found.get("install", {})}.get("versions", {}),
         "steps": {name: state(rows) for name, rows in by.items()},
         "failures": {f"{r['step']} {r['case']}": last_line(r.get("error")) for r in last.values() if failed(r)},
         "skipped": {
@@ -91,13 +92,27 @@ def state(rows: Sequence[Row]) -> Row:
     }
 
 
-def microseconds(row: Row, part: str) -> float | None:
-    """A part's time: inside a graph, or eagerly where it could not be captured."""
-    for name in ("graph_us", "eager_us"):
-        value = row.get(part, {}).get(name)
-        if isinstance(value, float | int):
-            return float(value)
-    return None
+WAYS = {"graph_us": "in a graph", "eager_us": "eagerly"}
+Times = dict[str, float]  # by contender
+Term = Callable[[Times], float | None]
+
+
+def timed(contenders: dict[str, Row], part: str) -> dict[str, Times]:
+    """What a part took, by the way it was timed; a contender that could not be captured has no time in a graph."""
+    found = {way: {name: row.get(part, {}).get(kind) for name, row in contenders.items()} for kind, way in WAYS.items()}
+    return {
+        way: {name: float(value) for name, value in times.items() if isinstance(value, float | int)}
+        for way, times in found.items()
+    }
+
+
+def compared(ways: dict[str, Times], over: Term, under: Term) -> tuple[float | None, str | None]:
+    """The ratio of two terms that were timed in one way, in a graph if both were, and that way."""
+    for way, times in ways.items():
+        a, b = over(times), under(times)
+        if a is not None and b:
+            return a / b, way
+    return None, None
 
 
 def figures(times: Sequence[Row], ceilings: Row) -> Iterator[Row]:
@@ -106,20 +121,18 @@ def figures(times: Sequence[Row], ceilings: Row) -> Iterator[Row]:
         m, n, k, masters, masks = size
         if masters != "bf16" or masks != "one":
             continue
-        forward, step = (
-            {name: microseconds(row, part) for name, row in contenders.items()} for part in ("forward", "step")
-        )
-        ours = {"forward": best(forward), "step": best(step)}
+        forward, step = timed(contenders, "forward"), timed(contenders, "step")
         copy = ceilings.get("copy_tb_per_s")
+        floor = 4 * n * k / copy / 1e6 if copy else None  # weights and logits once
         if m <= 64:
-            floor = 4 * n * k / copy / 1e6 if copy else None  # weights and logits once
-            yield figure("forward, share of the byte floor", size, 0.80, ratio(floor, ours["forward"]), True)
-            yield figure("forward, compile over ours", size, 2.5, ratio(forward.get("compile"), ours["forward"]), True)
+            share = compared(forward, lambda _, floor=floor: floor, best)
+            yield figure("forward, share of the byte floor", size, 0.80, share, True)
+            yield figure("forward, compile over ours", size, 2.5, compared(forward, contender("compile"), best), True)
         if m == 128:
-            yield figure("step, compile over ours", size, 1.4, ratio(step.get("compile"), ours["step"]), True)
+            yield figure("step, compile over ours", size, 1.4, compared(step, contender("compile"), best), True)
         if m >= 4096:
-            yield figure("step, ours over dense", size, 1.08, ratio(ours["step"], step.get("dense")), False)
-            yield figure("step, compile over ours", size, 1.02, ratio(step.get("compile"), ours["step"]), True)
+            yield figure("step, ours over dense", size, 1.08, compared(step, best, contender("dense")), False)
+            yield figure("step, compile over ours", size, 1.02, compared(step, contender("compile"), best), True)
 
 
 def sizes(times: Iterable[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
@@ -130,28 +143,33 @@ def sizes(times: Iterable[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
     return found
 
 
-def best(times: dict[str, float | None]) -> float | None:
+def best(times: Times) -> float | None:
     """The least time of our ways."""
-    return min((t for name, t in times.items() if name in OURS and t is not None), default=None)
+    return min((t for name, t in times.items() if name in OURS), default=None)
 
 
-def ratio(a: float | None, b: float | None) -> float | None:
-    """a / b, where both were measured."""
-    return None if a is None or not b else a / b
+def contender(name: str) -> Term:
+    """The time of one contender."""
+    return lambda times: times.get(name)
 
 
-def figure(name: str, size: tuple[Any, ...], goal: float, found: float | None, at_least: bool) -> Row:
+def figure(
+    name: str, size: tuple[Any, ...], goal: float, compared: tuple[float | None, str | None], at_least: bool
+) -> Row:
     """One line of the ledger's table."""
+    found, way = compared
     reached = None if found is None else (found >= goal if at_least else found <= goal)
-    return {"figure": name, "m": size[0], "n": size[1], "k": size[2], "goal": goal, "found": found, "reached": reached}
+    at = {"m": size[0], "n": size[1], "k": size[2]}
+    return {"figure": name, **at, "goal": goal, "found": found, "timed": way, "reached": reached}
 
 
-def file_name(row: Row) -> str:
-    """Of the ledger's row: GPU, date and commit, or the digest of the source where git told none."""
+def file_name(row: Row, run: str = "") -> str:
+    """Of the ledger's row: GPU, the run or else the date, and commit, or the digest of the source without git."""
     v = row["versions"]
     commit = v.get("commit", UNKNOWN)
     state = commit[:10] if commit != UNKNOWN else f"source-{v.get('source', UNKNOWN)}"
-    return f"gpu-{str(v.get('gpu', UNKNOWN)).replace(' ', '-')}-{v.get('date', UNKNOWN)}-{state}.json"
+    gpu = re.sub(r"[^\w.-]+", "-", str(v.get("gpu", UNKNOWN)))
+    return f"gpu-{gpu}-{run or v.get('date', UNKNOWN)}-{state}.json"
 
 
 def text(row: Row) -> str:
@@ -175,7 +193,8 @@ def text(row: Row) -> str:
     for f in row["figures"]:
         verdict = {True: "reached", False: "missed", None: "not measured"}[f["reached"]]
         value = "-" if f["found"] is None else f"{f['found']:.2f}"
-        lines.append(f"M {f['m']:>5} {f['n']}x{f['k']}  {f['figure']:<34} {value:>6}  goal {f['goal']:<5} {verdict}")
+        end = f"goal {f['goal']:<5} {verdict} {f['timed'] or ''}".rstrip()
+        lines.append(f"M {f['m']:>5} {f['n']}x{f['k']}  {f['figure']:<34} {value:>6}  {end}")
     failures = [f"FAILED {name}: {why}" for name, why in list(row["failures"].items())[:40]]
     return "\n".join([*lines, *failures])
 

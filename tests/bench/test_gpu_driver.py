@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from bench import gpu_check
-from bench.gpu import journal
+from bench.gpu import journal, summary
 from bench.gpu.journal import Journal
-from bench.gpu.steps import Step
+from bench.gpu.steps import STEPS, Step
 
 HERE = Path(__file__).parent / "rehearsal"
 ROOT = HERE.parents[2]
@@ -224,6 +224,14 @@ def test_steps_are_chosen_and_scaled() -> None:
     for names, minutes, named in (("smok", None, "smok"), ("", -1.0, "-1")):
         with pytest.raises(ValueError, match=named):
             gpu_check.chosen(names, minutes)
+
+
+def test_every_run_tells_its_machine() -> None:
+    (smoke,) = gpu_check.chosen("smoke", None)
+    assert [step.name for step in gpu_check.identified([smoke], STEPS)] == ["versions", "smoke"]
+    assert gpu_check.identified(list(STEPS), STEPS) == list(STEPS)
+    row = {"step": "versions", "case": "versions", "ok": True, "found": {"gpu": "A"}}
+    assert summary.ledger([row])["versions"] == {"gpu": "A"}
 
 
 def test_a_summary_of_nothing_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

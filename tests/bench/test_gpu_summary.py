@@ -51,9 +51,10 @@ def test_the_figures() -> None:
     floor = 4 * 4096**2 / 4.0 / 1e6  # microseconds
     assert found["forward, share of the byte floor", 16] == (pytest.approx(floor / 20), True)
     assert found["forward, compile over ours", 16] == (3.0, True)
-    assert found["step, ours over dense", 4096] == (pytest.approx(2 / 3), True)  # ours eagerly
+    assert found["step, ours over dense", 4096] == (pytest.approx(1.0), True)  # both eagerly
+    assert {f["figure"]: f["timed"] for f in row["figures"] if f["m"] == 4096}["step, ours over dense"] == "eagerly"
     assert found["step, compile over ours", 4096] == (None, None)
-    assert summary.figure("", (1, 2, 3), 1.08, 1.2, at_least=False)["reached"] is False
+    assert summary.figure("", (1, 2, 3), 1.08, (1.2, "eagerly"), at_least=False)["reached"] is False
 
 
 def test_the_steps_and_the_failures() -> None:
@@ -100,6 +101,18 @@ def test_runs_of_two_sources_are_told_apart(tmp_path: Path, capsys: pytest.Captu
         )
     assert gpu_check.main(["--summary", str(tmp_path)]) == 0
     assert "source: b, c" in capsys.readouterr().err
+
+
+def test_compile_that_cannot_be_captured_is_compared_eagerly() -> None:
+    """Its eager time over our graph's would be mostly the host's time, and the figure reached without being so."""
+    rows = [timed(16, "prepass", 20.0, 50.0), timed(16, "compile", "RuntimeError: no", "RuntimeError: no")]
+    found = {f["figure"]: f["found"] for f in summary.ledger(rows)["figures"]}
+    assert found["forward, compile over ours"] == 1.0
+
+
+def test_rows_of_one_day_and_odd_names_stay_apart() -> None:
+    row = {"versions": {**VERSIONS, "gpu": "GPU w/ Max-Q (80 GB)"}}
+    assert summary.file_name(row, "20261121-1000") == f"gpu-GPU-w-Max-Q-80-GB--20261121-1000-{'a' * 10}.json"
 
 
 def test_the_name_without_git() -> None:

@@ -74,7 +74,7 @@ def mock_machine() -> None:
 
 if len(sys.argv) > 1 and sys.argv[1].startswith("mocked."):  # a worker
     step = sys.argv[1].removeprefix("mocked.")
-    if step == "install":  # before it the package cannot be imported
+    if step in ("install", "versions"):  # before it the package cannot be imported
         mock_machine()
     else:
         mock()
