@@ -24,7 +24,7 @@ SQUARE, WIDE = (4096, 4096), (8192, 8192)
 MLP = ((14336, 4096), (4096, 14336))  # N, K of Llama 3 8B
 FIRST = ("dense", "in_register", "prepass", "compile")
 THEN = ("bits", "cuda", "eager", "bernoulli", "seed replay")
-ROTATED = 1 << 28  # bytes of weights and logits in one graph: several times the second-level cache
+ROTATED = 1 << 28  # bytes of weights in one graph: several times the second-level cache, for the dense layer too
 
 
 class Size(NamedTuple):
@@ -134,7 +134,7 @@ def calls(
         return torch.randn(*shape, generator=generator, device=device.DEVICE, dtype=dtype).requires_grad_()
 
     masters = torch.float32 if size.masters == "fp32" else torch.bfloat16
-    count = min(4, max(1, ROTATED // (2 * masters.itemsize * size.n * size.k)))
+    count = min(8, max(2, ROTATED // (masters.itemsize * size.n * size.k)))
     x, bias, grad = tensor(size.m, size.k), tensor(size.n), tensor(size.m, size.n).detach()
     sets = [[tensor(size.n, size.k, dtype=masters) for _ in range(2)] for _ in range(count)]
     if size.masks == "each":

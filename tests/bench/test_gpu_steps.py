@@ -107,6 +107,16 @@ def test_every_contender_is_timed_in_a_graph_and_eagerly(small: None) -> None:
         assert "no launch" in found["step"]["launches"]  # on a CPU
 
 
+@pytest.mark.parametrize("size", [size for size, _ in times.PLAN[1::9]], ids=str)
+def test_the_weights_of_a_graph_exceed_the_cache(monkeypatch: pytest.MonkeyPatch, size: times.Size) -> None:
+    """Those alone: the dense layer reads no logits, and its weights must not lie in the cache either."""
+    monkeypatch.setattr(torch, "Generator", MagicMock())
+    monkeypatch.setattr(torch, "randn", lambda *shape, dtype, **_: torch.empty(shape, dtype=dtype, device="meta"))
+    forwards, steps, owned = times.calls(size, times.CONTENDERS["dense"], True)
+    weight = owned[3]
+    assert len(forwards) == len(steps) <= 8 and len(steps) * weight.nbytes >= 2 * 60e6  # an H200's has 60 MB
+
+
 @pytest.mark.parametrize("case", [times.Size(128, 4096, 14336, "fp32"), times.Size(16, 8, 24, masks="each")])
 def test_a_size_is_read_back(case: times.Size) -> None:
     assert times.Size.read(str(case)) == case
@@ -130,6 +140,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, getattr(module, name))
     module.graph.return_value.__exit__.return_value = False  # errors pass
+    monkeypatch.setattr(torch.cuda, "Event", module.Event)
+    module.Event.return_value.elapsed_time.return_value = 12.0
     module.do_bench.side_effect = lambda run, **_: (run(), 12.0)[1]
     monkeypatch.setattr("triton.testing.do_bench", module.do_bench)
     monkeypatch.setattr(device, "_failed_captures", [])
@@ -141,7 +153,8 @@ def test_a_graph_holds_every_run_and_its_time_is_shared(cuda: MagicMock) -> None
     runs = [lambda i=i: calls.append(i) for i in range(4)]
     assert device.graph_us(runs) == 12_000 / 4 and device.eager_us(runs[0]) == 12_000
     assert calls == [0, 1, 2, 3, 0, 1, 2, 3, 0]  # before the capture, in it, and eagerly
-    cuda.CUDAGraph.return_value.replay.assert_called_once_with()
+    assert cuda.CUDAGraph.return_value.replay.call_count == 5 + 5  # of 12 ms each, and no cache is cleared
+    cuda.do_bench.assert_called_once()  # eagerly
     assert device.healthy()
 
 
