@@ -22,7 +22,8 @@ from stochprune.functional import masked_linear
 TOKENS = (16, 64, 128, 4096)
 SQUARE, WIDE = (4096, 4096), (8192, 8192)
 MLP = ((14336, 4096), (4096, 14336))  # N, K of Llama 3 8B
-FIRST = ("dense", "in_register", "prepass", "compile")
+FIRST = ("dense", "in_register", "prepass")
+COMPILE = ("compile",)  # after the others: it compiles for long, and may hang until it is killed
 THEN = ("bits", "cuda", "eager", "bernoulli", "seed replay")
 ROTATED = 1 << 28  # bytes of weights in one graph: several times the second-level cache, for the dense layer too
 
@@ -48,13 +49,13 @@ class Size(NamedTuple):
 
 
 PLAN: list[tuple[Size, str]] = [
-    *((Size(m, *SQUARE), c) for m in TOKENS for c in FIRST),
-    *((Size(m, *WIDE), c) for m in TOKENS for c in FIRST),
-    *((Size(m, *SQUARE, "fp32"), c) for m in (128, 4096) for c in FIRST),
+    *((Size(m, *SQUARE), c) for some in (FIRST, COMPILE) for m in TOKENS for c in some),
+    *((Size(m, *WIDE), c) for some in (FIRST, COMPILE) for m in TOKENS for c in some),
+    *((Size(m, *SQUARE, "fp32"), c) for m in (128, 4096) for c in (*FIRST, *COMPILE)),
     *((Size(16, *SQUARE, masks="each"), c) for c in ("in_register", "eager")),
     *((Size(m, *SQUARE), c) for c in THEN for m in TOKENS),
-    *((Size(m, n, k), c) for n, k in MLP for m in (128, 4096) for c in FIRST),
-    *((Size(m, *SQUARE), c) for m in (1, 256, 512, 1024, 16384) for c in (*FIRST, "bits")),
+    *((Size(m, n, k), c) for n, k in MLP for m in (128, 4096) for c in (*FIRST, *COMPILE)),
+    *((Size(m, *SQUARE), c) for m in (1, 256, 512, 1024, 16384) for c in (*FIRST, *COMPILE, "bits")),
 ]
 
 
