@@ -62,6 +62,7 @@ compile-gates: $(READY) $(OLD)/.ready
 	for python in $(BIN)/python $(OLD)/bin/python; do \
 	  $$python -m tests.kernels.unsettled && $$python -m bench.compile_table --check || exit 1; \
 	done
+	rm -f .benchmarks/launches.pickle
 	$(BIN)/python -O -m pytest --assert=plain -q -n 0 -p tests.recorder --record .benchmarks/launches.pickle tests/gpu || true
 	for python in $(BIN)/python $(OLD)/bin/python; do $$python -m bench.recorded .benchmarks/launches.pickle || exit 1; done
 

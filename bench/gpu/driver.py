@@ -40,7 +40,7 @@ class Lane:
 
     def __init__(self, step: Step, number: int, journal: Journal, deadline: Callable[[], float]) -> None:
         self.step, self.number, self.journal, self.deadline = step, number, journal, deadline
-        self.log = journal.log()
+        self.log: Path | None = None
         self.plan: list[str] | None = None  # None until a worker could name its cases
         self.done: list[str] = []
         self.failed = self.restarts = 0
@@ -68,6 +68,7 @@ class Lane:
     def _worker(self) -> str | None:
         """Run one worker to its end; None if all was done, else why it ended before."""
         self._case, self._since = None, time.monotonic()
+        self.log = self.journal.log()  # the disk of the last one may be full by now
         with self._output() as output:
             self._log_start = output.tell()
             process, pipe = self._start(output)

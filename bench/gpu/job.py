@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -124,8 +125,9 @@ def error_text(error: BaseException) -> str:
 
 def leave(status: int) -> None:
     """End at once: the clean end of a process whose GPU hangs may take for ever."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+ROOM = 1 << 20  # bytes
 RESULTS = Path(__file__).parents[1] / "results"
 Row = dict[str, Any]
 
@@ -21,7 +23,7 @@ Row = dict[str, Any]
 def folders() -> list[Path]:
     """Where results go: the folder that ``OUT`` names, if it is set, and ``bench/results``."""
     out = os.environ.get("OUT")
-    return [*([Path(out)] if out else []), RESULTS]
+    return [*([Path(out).absolute()] if out else []), RESULTS]  # the workers run in another folder
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -54,10 +56,10 @@ class Journal:
         ]
 
     def log(self) -> Path | None:
-        """The file for what the workers print: in the first folder that takes it."""
+        """The file for what the workers print, which no full disk may stop: in the first folder that has room."""
         for folder in self.folders:
             path = folder / f"gpu-check-{self.run}.log"
-            if self._try(folder, lambda _: path.open("ab").close()):  # noqa: B023 - called at once
+            if self._try(folder, lambda _: _open_log(path)):  # noqa: B023 - called at once
                 return path
         return None
 
@@ -76,6 +78,12 @@ class Journal:
                 say(f"gpu-check cannot write to {folder}: {error}", sys.stderr)
             return False
         return True
+
+
+def _open_log(path: Path) -> None:
+    path.open("ab").close()
+    if shutil.disk_usage(path).free < ROOM:
+        raise OSError("the disk is full")
 
 
 def _append(path: Path, line: bytes) -> None:

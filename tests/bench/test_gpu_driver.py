@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,13 @@ def test_out_is_written_too(monkeypatch: pytest.MonkeyPatch, place: Path) -> Non
     assert sorted(p.suffix for p in (place / "out" / "new").iterdir()) == [".json", ".jsonl", ".log"]
 
 
+def test_out_may_be_relative(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("OUT", "out")
+    check(monkeypatch, place, "good")
+    assert rows(place / "out")["faults", "good"]["ok"]
+
+
 def test_a_folder_that_takes_nothing_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +169,16 @@ for case in range(4):
     printed = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [row["case"] for row in (*kept, *printed)] == [0, 1, 2, 3] and kept and printed
     assert "cannot write" in ended.stderr
+
+
+def test_a_full_disk_does_not_take_what_workers_print(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """A worker that cannot print ends, and its case with it; the other folder has room."""
+    monkeypatch.setenv("OUT", str(place / "out"))
+    free = {place / "out": 0, place / "results": journal.ROOM}
+    monkeypatch.setattr(journal.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path.parent]))
+    check(monkeypatch, place, "segfault")
+    assert (place / "results" / next((place / "out").glob("*.log")).name).read_text()
+    assert not next((place / "out").glob("*.log")).read_text() and rows(place / "out") == rows(place / "results")
 
 
 def test_where_nothing_can_be_written_the_rows_are_printed(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
