@@ -47,11 +47,15 @@ class CMakeBuild(build_ext):
         configure = [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={work / 'lib'}",
             f"-DSTOCHPRUNE_CUDA={cuda}",
         ]
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(work), *configure], check=True)
         subprocess.run([cmake, "--build", str(work), "--parallel"], check=True)
+        new = target.with_suffix(".new")  # a linker that is killed leaves half a file, which would crash every import
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(work / "lib" / target.name, new)
+        new.replace(target)
 
 
 setup(
