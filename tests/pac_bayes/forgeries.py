@@ -10,16 +10,18 @@ from typing import Any
 from unittest import mock
 
 from stochprune import data
-from stochprune.data.splits import digests_of_split, split
+from stochprune.data.splits import Part, digests_of_split, split
 from stochprune.models import build
 from stochprune.nn import convert
 from stochprune.pac_bayes import Prior, RunConfig, load_certificate, make_posterior, run_certify
-from stochprune.pac_bayes.certify import model_digest
+from stochprune.pac_bayes.certify import certify, model_digest
 from stochprune.pac_bayes.prior import train_prior
 from stochprune.pac_bayes.verify import parsed_configuration
 from stochprune.runs.files import load_tensors, save_tensors, write_json
 
 Forgery = Callable[[Path], None]
+MADE = ("m", "kl", "unit", "losses", "prior", "model", "certified", "prior_saw", "prior_sizes")
+"""Fields of a certificate that follow from a prior, a posterior and a part."""
 
 
 def restate(path: Path, configured: dict[str, Any] | None = None, **changes: Any) -> None:
@@ -69,6 +71,14 @@ def a_tenth_of_the_losses_lowered(path: Path) -> None:
     restate(path, losses=losses)
 
 
+def the_last_draws_left_out(path: Path) -> None:
+    restate(path, {"certify.draws": 40}, losses=load_certificate(path).losses[:40], planned=40)
+
+
+def without_a_configuration(path: Path) -> None:
+    dataclasses.replace(load_certificate(path), configuration=None, m=10**9, priors=1, posteriors=1).save(path)
+
+
 def the_worst_draws_left_out(path: Path) -> None:
     losses = sorted(load_certificate(path).losses)[:40]
     restate(path, losses=losses, planned=40)
@@ -106,6 +116,40 @@ def halved_divergence(path: Path) -> None:
     restate(path, kl={name: value / 2 for name, value in load_certificate(path).kl.items()})
 
 
+def with_draws_of_its_own(
+    path: Path, prior: Prior, part: Part, shift: float = 0.0, fraction: float | None = None
+) -> None:
+    """In the place of the honest certificate that of this prior, and a posterior ``shift`` from it in every logit."""
+    old = load_certificate(path)
+    posterior = make_posterior(prior, "masks")
+    for layer in posterior.layers.values():
+        layer.mask_logits.data.add_(shift)
+    save_tensors(path.parent / "prior.pt", prior.model.state_dict())
+    save_tensors(path.with_suffix(".pt"), posterior.model.state_dict())
+    config = parsed_configuration(old.configuration, path).certify
+    made = certify(posterior, part, config, priors=old.priors, posteriors=old.posteriors, data=old.data)
+    changes = {field: getattr(made, field) for field in MADE}
+    restate(path, {} if fraction is None else {"prior.prior_fraction": fraction}, **changes)
+
+
+def another_posterior_with_its_draws(path: Path) -> None:
+    _, prior, parts = rebuilt(path)
+    with_draws_of_its_own(path, prior, parts.certify, shift=-1.0)
+
+
+def another_prior_with_its_draws(path: Path) -> None:
+    _, prior, parts = rebuilt(path)
+    prior.model.load_state_dict(load_tensors(path.with_suffix(".pt")))
+    with_draws_of_its_own(path, Prior(prior.model, prior.seen, prior.sigma), parts.certify)
+
+
+def a_data_free_prior_with_its_draws(path: Path) -> None:
+    config, prior, _ = rebuilt(path)
+    dataset = data.load(config.data, standardised=False)
+    whole = split(dataset.train_x, dataset.train_y, 0.0, config.seed).certify
+    with_draws_of_its_own(path, Prior(prior.model, (), prior.sigma), whole, fraction=0.0)
+
+
 def a_prior_trained_on_the_certifying_part(path: Path) -> None:
     """All else is honest: the posterior is learnt from that prior, and its draws are made."""
     config, _, parts = rebuilt(path)
@@ -130,19 +174,30 @@ FORGERIES: dict[str, Forgery] = {
     "posteriors = 1": lambda path: restate(path, posteriors=1),
     "delta = 0.98": lambda path: restate(path, delta=0.98),
     "delta = 0.98, in the configuration too": lambda path: restate(path, {"certify.delta": 0.98}, delta=0.98),
+    "delta_draws = 0.97, in the configuration too": lambda path: restate(
+        path, {"certify.delta_draws": 0.97}, delta_draws=0.97
+    ),
+    "other families left out, in the configuration too": lambda path: restate(
+        path, {"posteriors": ["masks"]}, priors=1, posteriors=2
+    ),
+    "m = 10^9 and no counts, the configuration left out": without_a_configuration,
     "every loss 0 but one": losses_of_zero_but_one,
     "a tenth of the losses lowered": a_tenth_of_the_losses_lowered,
     "the worst draws left out": the_worst_draws_left_out,
+    "the last draws left out, in the configuration too": the_last_draws_left_out,
     "another seed of the masks": lambda path: restate(path, mask_seed=5),
     "another seed of the draws": lambda path: restate(path, seed=5),
     "nothing seen by the prior": lambda path: restate(path, prior_saw=[], prior_sizes=[]),
     "another part seen by the prior": lambda path: restate(path, prior_saw=["0" * 64]),
     "a trained prior called data-free": a_trained_prior_called_data_free,
+    "a trained prior called data-free, its networks drawn": a_data_free_prior_with_its_draws,
     "another data set's name": lambda path: restate(path, data="mnist"),
     "another data set's name, in the configuration too": lambda path: restate(path, {"data": "mnist"}, data="mnist"),
     "a divergence halved": halved_divergence,
     "another posterior": another_posterior,
+    "another posterior, its networks drawn": another_posterior_with_its_draws,
     "another prior": another_prior,
+    "another prior, its networks drawn": another_prior_with_its_draws,
     "a prior trained on the certifying part": a_prior_trained_on_the_certifying_part,
     "another test error": lambda path: restate(path, notes={**load_certificate(path).notes, "test_error": 0.0}),
 }

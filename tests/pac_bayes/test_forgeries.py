@@ -35,6 +35,12 @@ from tests.pac_bayes.forgeries import FORGERIES, restate, table
 DOCS = Path(__file__).parents[2] / "docs" / "bounds.md"
 CHECKS = ("verify", "replay", "rerun")
 TABLE = {name: dict(zip(CHECKS, found, strict=True)) for name, *found in table(DOCS.read_text(), "| forgery")}
+UNSEEN = {
+    "delta_draws = 0.97, in the configuration too",
+    "other families left out, in the configuration too",
+    "the last draws left out, in the configuration too",
+}
+"""What an honest run of another configuration would give: a choice made afterwards, which no file can show."""
 SMALL = RunConfig(
     posteriors=("masks", "gaussian"),
     prior=PriorConfig(prior_epochs=2),
@@ -97,7 +103,7 @@ def test_a_forgery_is_found_where_the_documentation_says(name, path, data_dir):
     FORGERIES[name](path)
     found = {check: "no" if passes(check, path, data_dir) else "yes" for check in CHECKS}
     assert found == TABLE[name]
-    assert found["rerun"] == "yes"
+    assert found["rerun"] == ("no" if name in UNSEEN else "yes")
     content = json.loads(path.read_text())
     print(f"{name}: {honest_bound:.4f} forged to {content['bound']:.4f}")
 
