@@ -46,7 +46,7 @@ def bounds(
     folder, results = run_bounds(BoundsConfig(**values), data_dir=data_dir, out=out, device=device)
     draw(results, folder / "results.png")
     console.print(table(results))
-    console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)
+    console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)
 
 
 def table(results: dict[str, Any]) -> Table:

@@ -74,7 +74,7 @@ def certify(
     folder, results = run_certify(RunConfig(**values), data_dir=data_dir, out=out, device=device)
     draw_certificates(results, folder / "results.png")
     console.print(certificate_table(results))
-    console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)
+    console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)
 
 
 def _verify(console: Console, path: Path) -> None:

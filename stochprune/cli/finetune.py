@@ -35,4 +35,4 @@ def finetune(
     folder, results = run_study(StudyConfig(**values, finetune=tuning), data_dir=data_dir, out=out, device=device)
     report.draw(results, folder / "results.png")
     console.print(report.table(results))
-    console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True)
+    console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)

@@ -38,7 +38,7 @@ def linear_lab(
         write_json(folder / "results.json", {"versions": versions(), **results})
         draw(results, folder)
     console.print(_table(results))
-    console.print(f"{folder}/results.json and four pictures", highlight=False, soft_wrap=True)
+    console.print(f"{folder}/results.json and four pictures", highlight=False, soft_wrap=True, markup=False)
 
 
 def _table(results: dict[str, Any]) -> Table:

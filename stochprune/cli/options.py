@@ -87,7 +87,9 @@ def one_line_ends(command: Command) -> Command:
             with stop_signals():
                 command(*arguments, **options)
         except Stopped as stopped:
-            kept = f"{stopped.folder} keeps what is done" if stopped.folder else "no run had begun"
+            kept = "no run had begun"
+            if stopped.folder is not None:  # that of a rerun is gone by now
+                kept = f"{stopped.folder} keeps what is done" if stopped.folder.is_dir() else "nothing is kept"
             _end(f"{stopped}: {kept}; run the same command again to go on", 128 + stopped.signal)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed

@@ -32,4 +32,4 @@ def study(
     console = Console()
     folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out, device=device)
     console.print(Markdown(tables.markdown(results)))
-    console.print(f"{folder}/results.json, {folder}/tables.md", highlight=False, soft_wrap=True)
+    console.print(f"{folder}/results.json, {folder}/tables.md", highlight=False, soft_wrap=True, markup=False)

@@ -71,6 +71,23 @@ def test_signals_end_in_one_line_and_the_run_goes_on(tmp_path, monkeypatch, name
     assert invoke(name, tmp_path).exit_code == 0
 
 
+def test_a_rerun_that_is_stopped_keeps_nothing_and_says_so(tmp_path, monkeypatch):
+    """Its folder is a temporary one."""
+    assert invoke("certify", tmp_path).exit_code == 0
+    path = next(tmp_path.rglob("masks-prior.json"))
+    for at in (1, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{FILES}.replace", on_call(at, os.replace, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+            result = CliRunner().invoke(app, ["certify", "--verify", str(path), "--rerun", "--device", "cpu"])
+        assert result.exit_code == 128 + signal.SIGTERM and result.stderr.count("\n") == 1
+        assert "nothing is kept" in result.stderr
+
+
+def test_the_folder_that_is_printed_is_the_one_that_was_written(tmp_path):
+    result = invoke("linear-lab", tmp_path / "runs [red]final[/x]")
+    assert result.exit_code == 0 and str(tmp_path / "runs [red]final[/x]" / "linear-lab-") in result.stdout
+
+
 @pytest.mark.parametrize("name", ["finetune", "certify", "study", "linear-lab"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch, name, number):
