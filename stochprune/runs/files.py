@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
 import re
 import secrets
 import stat
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,8 @@ PARTIAL = re.compile(r"\.partial-[0-9]+-[0-9a-f]{8}")
 """Names of the files that :func:`replacing` writes to."""
 MOST_BYTES = 1 << 28
 """Of a JSON file."""
+DEEPEST = 32
+"""Levels of a JSON file."""
 LARGEST = 1 << 64
 """Integers of a JSON file lie between its negative and itself."""
 MARK = b"stochprune-sha256"
@@ -107,6 +109,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         content = _parsed(data.decode())
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__} where an object must be")
+        _require_shallow(content)
         stated = content.pop("digest", None)
         found = _digest(content)
     except RecursionError:
@@ -124,6 +127,16 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 def _file_of(content: Mapping[str, Any]) -> bytes:
     return f"{json.dumps({**content, 'digest': _digest(content)}, indent=1)}\n".encode()
+
+
+def _require_shallow(content: dict[str, Any]) -> None:
+    """Refuse what takes the square of its size to write, which is how a digest is compared."""
+    level: list[Any] = [content]
+    for _ in range(DEEPEST):
+        inner = (child for each in level for child in (each.values() if isinstance(each, dict) else each))
+        if not (level := [child for child in inner if isinstance(child, dict | list)]):
+            return
+    raise RecursionError
 
 
 def _parsed(text: str) -> Any:
@@ -221,10 +234,15 @@ def load_tensors(path: Path, what: str = "checkpoint") -> Any:
             left -= len(block)
         if digest.digest() != tail.removeprefix(MARK):
             raise CheckpointError(f"{path} cannot be read: it was changed after it was written. {_ANY}")
-        file.seek(0)
         try:
+            with zipfile.ZipFile(file) as packed:
+                if sum(part.file_size for part in packed.infolist()) > size:  # torch writes nothing compressed
+                    raise ValueError("it is compressed")
+            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # torch's reader fails in many ways on a file that was written to deceive it
             raise CheckpointError(f"{path} cannot be read: it is no {what} of this program. {_ANY}") from error
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
@@ -68,18 +71,31 @@ def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, as far as they are missing, and wait until their names are on disk."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    missing = list(itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents)))
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def _lock_file(path: Path) -> BinaryIO:
+    """The file, made if missing, and never one that a link names: it will be overwritten."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "r+b")
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+    raise CheckpointError(f"{path} is no lock of this program: it is not a regular file. Remove it")
 
 
 def _locked(folder: Path, wait: bool) -> BinaryIO | None:
     """The lock file of a folder, locked until it is closed; None where the file system cannot."""
     while True:
         with contextlib.ExitStack() as attempt:
-            lock = attempt.enter_context((folder / LOCK).open("a+b"))
+            lock = attempt.enter_context(_lock_file(folder / LOCK))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import os
+import random
 import resource
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from stochprune.runs import CheckpointError, load_tensors, read_json, save_tensors, write_json
-from stochprune.runs.files import require
+from stochprune.runs.files import MARK, require
 
 READERS = {"json": lambda path: read_json(path, "result"), "tensors": load_tensors}
 WRITERS = {
@@ -83,6 +87,54 @@ def test_json_of_others_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(CheckpointError, match=r"x\.json") as caught:
         read_json(path, "result")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("depth", [32, 500, 900])
+def test_deep_json_is_refused_before_its_digest_is_compared(tmp_path, depth):
+    """To write it takes depth times its size: half a minute here."""
+    path, content = tmp_path / "x.json", "[" * depth + ",".join(["1"] * 400_000) + "]" * depth
+    digest = hashlib.sha256(f'{{"a":{content}}}'.encode()).hexdigest()
+    path.write_text(f'{{"a":{content},"digest":"{digest}"}}')
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match=r"x\.json is no result: it is nested too deeply"):
+        read_json(path, "result")
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_tensors_of_a_forger_are_refused_in_one_line(tmp_path):
+    """With a digest that is right, so that torch's reader meets them."""
+    path, numbers, refused = tmp_path / "x.pt", random.Random(0), 0
+    save_tensors(path, {"x": torch.arange(3), "y": [{"z": torch.ones(2, 2)}, (None, 1.5)]})
+    whole = path.read_bytes()[: -len(MARK) - 32]
+    first = whole.index(b"\x80\x02}")
+    last = whole.index(b"PK", first)
+    for _ in range(600):
+        data = bytearray(whole)
+        for _ in range(3):
+            data[numbers.randrange(first, last)] = numbers.randrange(256)
+        path.write_bytes(data + MARK + hashlib.sha256(data).digest())
+        try:
+            load_tensors(path)
+        except CheckpointError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 300
+
+
+def test_compressed_tensors_are_refused(tmp_path):
+    """A megabyte may hold a gigabyte. torch compresses nothing when it writes."""
+    path, packed = tmp_path / "x.pt", io.BytesIO()
+    save_tensors(path, {"x": torch.zeros(1000)})
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as small:
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    packed.seek(0)
+    assert torch.load(packed, weights_only=True)["x"].shape == (1000,)
+    data = packed.getvalue()
+    path.write_bytes(data + MARK + hashlib.sha256(data).digest())
+    with pytest.raises(CheckpointError, match=r"x\.pt cannot be read: it is no checkpoint of this program"):
+        load_tensors(path)
 
 
 def test_huge_files_are_refused_at_once(tmp_path):

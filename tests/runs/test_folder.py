@@ -54,6 +54,32 @@ def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+def test_a_lock_that_is_no_file_is_refused_and_never_written_through(tmp_path, kind):
+    """Whoever may write to the folder could otherwise empty any file of the user's."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("mine"), run.mkdir()
+    make = {
+        "link": lambda path: path.symlink_to(mine),
+        "dangling": lambda path: path.symlink_to("nowhere"),
+        "folder": Path.mkdir,
+        "pipe": os.mkfifo,
+    }
+    make[kind](run / ".lock")
+    with pytest.raises(CheckpointError, match=r"\.lock is no lock of this program"), claim(run):
+        pass
+    assert mine.read_text() == "mine" and [path.name for path in run.iterdir()] == [".lock"]
+
+
+def test_many_folders_above_one_another(tmp_path):
+    with claim(deep := tmp_path.joinpath(*["a"] * 1500)):
+        assert deep.is_dir()
+    for path in (deep, *deep.parents):  # more than rmtree can
+        if path == tmp_path:
+            break
+        path.rmdir()
+
+
 def test_waiting(tmp_path, capsys):
     entered, leave = threading.Event(), threading.Event()
 
