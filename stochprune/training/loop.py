@@ -157,13 +157,34 @@ def _restore(state: State, optimizer: torch.optim.Optimizer, checkpoint: Checkpo
     require(payload, {"model": dict, "optimizer": dict, "position": dict}, path)
     position = require(payload["position"], State.POSITION, path)
     _check_position(position, state, path)
+    settings = [_settings(group) for group in optimizer.param_groups]
     try:
         state.model.load_state_dict(payload["model"])
         optimizer.load_state_dict(payload["optimizer"])
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        _check_optimizer(settings, optimizer)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} does not fit the model or its optimizer: {error}") from error
     for name in State.POSITION:
         setattr(state, name, position[name])
+
+
+def _settings(group: dict[str, Any]) -> dict[str, type]:
+    """Names and types of what an optimizer keeps for a group; a rate that was given as 1 becomes 1.0."""
+    return {name: float if type(value) is int else type(value) for name, value in group.items()}
+
+
+def _check_optimizer(settings: list[dict[str, type]], optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if what was loaded has other settings, or a state of another shape."""
+    for expected, group in zip(settings, optimizer.param_groups, strict=True):
+        if _settings(group) != expected:
+            raise ValueError("its settings have other names or types")
+        found = [(tensor, optimizer.state[tensor]) for tensor in group["params"] if tensor in optimizer.state]
+        for tensor, values in found:
+            if values.keys() != found[0][1].keys():
+                raise ValueError("the states of two parameters differ in their keys")
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and value.ndim and value.shape != tensor.shape:
+                    raise ValueError(f"{name} is {tuple(value.shape)} for a parameter {tuple(tensor.shape)}")
 
 
 def _check_position(position: dict[str, Any], state: State, path: Path) -> None:
@@ -177,7 +198,8 @@ def _check_position(position: dict[str, Any], state: State, path: Path) -> None:
     if not (
         0 <= epoch <= state.epochs
         and 0 <= batch <= (step if length is None else length)
-        and step >= epoch + batch
+        and epoch + batch <= step
+        and (length is None or step <= epoch * length + batch)
         and (epoch > 0 or step == batch)
         and epochs == list(range(1, epoch + 1))
         and (step == 0 or math.isfinite(position["loss"]))

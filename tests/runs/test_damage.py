@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from stochprune.runs import CheckpointError, load_tensors, read_json, save_tensors
 from tests.runs.owners import OWNERS, TRAINERS
@@ -77,6 +78,10 @@ def test_a_run_on_a_damaged_file_ends_as_before_or_is_refused(finished, tmp_path
     assert read
 
 
+def moments_of(payload: dict) -> list[dict]:
+    return list(payload["optimizer"]["state"].values()) if "optimizer" in payload else []
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize(
     "change",
@@ -91,6 +96,13 @@ def test_a_run_on_a_damaged_file_ends_as_before_or_is_refused(finished, tmp_path
         lambda payload: payload["position"].update(loss=float("nan")) if "position" in payload else None,
         lambda payload: payload["position"].update(steps_per_epoch=5) if "position" in payload else None,
         lambda payload: payload["optimizer"]["param_groups"].clear() if "optimizer" in payload else None,
+        lambda payload: payload["optimizer"]["param_groups"][0].pop("lr") if "optimizer" in payload else None,
+        lambda payload: payload["optimizer"]["param_groups"][0].update(lr="1") if "optimizer" in payload else None,
+        lambda payload: [moments.pop("exp_avg", None) for moments in moments_of(payload)[:1]],
+        lambda payload: [moments.update(exp_avg=torch.zeros(1)) for moments in moments_of(payload)],
+        lambda payload: [moments.update(exp_avg=torch.zeros(2, 3, 5, 6)) for moments in moments_of(payload)],
+        lambda payload: payload["position"].update(step=10**6) if "position" in payload else None,
+        lambda payload: payload["model"].update({3: torch.ones(1)}) if "model" in payload else None,
         lambda payload: payload["model"].clear() if "model" in payload else None,
         lambda payload: payload["losses"].append(10**6) if "losses" in payload else None,
         lambda payload: payload["losses"].extend([0] * 99) if "losses" in payload else None,
