@@ -74,7 +74,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     axes[0].set_ylabel("test error (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 1.6), frameon=False, fontsize=8)
-    figure.suptitle(results["title"], fontsize=11)
+    figure.suptitle(results["title"], fontsize=11, parse_math=False)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
 

@@ -51,7 +51,8 @@ def run(
     Raises:
         ValueError: an unknown data set, model or device, a name that no folder can have, or files that are not there.
         CheckpointError: a file of a former run that cannot be read, or another process is running this study. Other
-            studies may run at the same time: each waits for a cell that another is running.
+            studies may run at the same time: each waits for a cell that another is running. Those of job ``finetune``
+            that share a folder, as they differ in scores, sparsities or seeds alone, do not wait and are refused.
     """
     place = device_of(device)
     folder = out / f"{file_name(plan.name, 'the name of a study')}-{digest(plan)}"

@@ -48,3 +48,9 @@ def test_random_masks_alone_and_diverged_trainings(tmp_path):
     found += [{**row, "arm": "rescale", "error": None if row["seed"] else 4.0} for row in found if row["sparsity"]]
     figures.draw({"title": "T", "rows": found}, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
+
+
+def test_a_title_is_text_and_no_formula(tmp_path):
+    r"""Such as one that states a price: $\frac$ ends matplotlib's own parser, after the whole study."""
+    figures.draw({"title": r"for $\frac$ a run", "rows": rows(["a"], ["none"])}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
