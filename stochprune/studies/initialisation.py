@@ -144,7 +144,7 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
         when: {name: torch.from_numpy(values.astype(np.float32)) for name, values in by.items()}
         for when, by in kept.items()
     }
-    save_tensors(folder / "kept.pt", {"cell": cell.folder, **tensors})
+    save_tensors(folder / "kept.pt", {"cell": cell.folder, "examples": bench.examples, **tensors})
     return {
         "error": error,
         "diverged": diverged,
@@ -154,16 +154,22 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     }
 
 
-def load_kept(folder: Path, cell: Cell) -> dict[str, dict[str, np.ndarray]]:
+def load_kept(folder: Path, cell: Cell, examples: str) -> dict[str, dict[str, np.ndarray]]:
     """The kept weights of a cell that was run: by ``before`` and ``after``, and by layer, float32 [kept].
 
+    Args:
+        examples: the digest of the data.
+
     Raises:
-        CheckpointError: the file is damaged, or of another cell.
+        CheckpointError: the file is damaged, or of another cell or other data.
     """
     path = folder / "kept.pt"
-    content = require(load_tensors(path, "cell"), {"cell": str, "before": dict, "after": dict}, path)
-    if content["cell"] != cell.folder:
-        raise CheckpointError(f"{path} is of another cell, {content['cell']}. Move the folder away to run this one.")
+    content = require(load_tensors(path, "cell"), {"cell": str, "examples": str, "before": dict, "after": dict}, path)
+    if (content["cell"], content["examples"]) != (cell.folder, examples):
+        raise CheckpointError(
+            f"{path} is of another cell or of other data ({content['cell']}, {content['examples']:.12}). Move the "
+            "folder away to run this one."
+        )
     return {when: {name: values.numpy() for name, values in content[when].items()} for when in ("before", "after")}
 
 

@@ -113,7 +113,7 @@ def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.
                         for row in result[when]
                     ]
             bar.begin("distances between layers")
-            distances += _distances(found, out / "cells")
+            distances += _distances(found, out / "cells", bench.examples)
     return {"hours": seconds / 3600, "rows": rows, "layers": layers, "distances": distances}
 
 
@@ -129,11 +129,12 @@ def _which(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _distances(cells: Mapping[Cell, Rows], root: Path) -> Rows:
+def _distances(cells: Mapping[Cell, Rows], root: Path, examples: str) -> Rows:
     """From each mask to its ablations and to a random mask: by layer, before and after training.
 
     Args:
         cells: with the layers of each.
+        examples: the digest of the data.
     """
     rows: Rows = []
     for base, layers in cells.items():
@@ -144,9 +145,9 @@ def _distances(cells: Mapping[Cell, Rows], root: Path) -> Rows:
         for c in cells:
             if (c.score, c.ablation, c.data, c.model, c.sparsity, c.seed) == ("random", "none", *place):
                 others["random"] = c
-        kept = load_kept(root / base.folder, base)
+        kept = load_kept(root / base.folder, base, examples)
         for arm, other in others.items():
-            their = load_kept(root / other.folder, other)
+            their = load_kept(root / other.folder, other, examples)
             for when, layer in itertools.product(_times(base.settings), layers):
                 name = layer["name"]
                 found = masks.statistics(name, kept[when][name], tuple(layer["shape"]), their[when][name])

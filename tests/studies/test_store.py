@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stochprune import data, studies
-from stochprune.runs import CheckpointError, read_json, write_json
+from stochprune.runs import CheckpointError, load_tensors, read_json, save_tensors, write_json
 from stochprune.studies.store import remember
 from tests.runs.owners import run_finetune_study, run_initialisation
 
@@ -116,6 +116,15 @@ def test_kept_weights_of_another_cell_are_refused(tmp_path):
     first, second = sorted(tmp_path.rglob("kept.pt"))[:2]
     shutil.copy(first, second)
     with pytest.raises(CheckpointError, match=r"kept\.pt is of another cell"):
+        run_initialisation(tmp_path)
+
+
+def test_kept_weights_of_other_data_are_refused(tmp_path):
+    """The same cell of a run on files of the same name: it would give other distances."""
+    run_initialisation(tmp_path)
+    for path in tmp_path.rglob("kept.pt"):
+        save_tensors(path, load_tensors(path) | {"examples": "0" * 64})
+    with pytest.raises(CheckpointError, match=r"kept\.pt is of another cell or of other data"):
         run_initialisation(tmp_path)
 
 
