@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -34,7 +35,7 @@ class Rule:
         Raises:
             ValueError: the rule does not allow it.
         """
-        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        number = value.item() if _holds_numbers(value) and value.numel() == 1 else value
         kinds: Any = Integral if self.whole else Real  # mypy knows no order of these
         if isinstance(number, bool) or not isinstance(number, kinds):
             raise ValueError
@@ -44,6 +45,11 @@ class Rule:
             return value.double()
         # Numpy's small integers overflow without a word, its small floats round.
         return int(number) if self.whole else float(number)
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether it is a dense tensor, and on a device that keeps values."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 _COUNT = Rule("be an integer of at least 1, and at most 2^53", 1, 1 << 53, whole=True)  # exact in float64
@@ -80,8 +86,8 @@ def losses(function: str, values: object) -> np.ndarray:
     Raises:
         ValueError: they are something else.
     """
-    if isinstance(values, Tensor) and not values.is_complex():
-        values = values.detach().cpu().double().numpy()
+    if isinstance(values, Tensor):
+        values = None if values.is_complex() or not _holds_numbers(values) else values.detach().cpu().double().numpy()
     try:
         given = np.asarray(values)
     except ValueError:  # a ragged list

@@ -28,7 +28,9 @@ GOOD = {
     "catoni": {"risk": 0.1, "kl": 1.0, "m": 100, "delta": 0.05, "beta": 2.0, "choices": 3},
     "chernoff": {"risk": 0.1, "m": 100, "delta": 0.05, "choices": 3},
 }
+NO_VALUES = [torch.tensor([0.1], device="meta"), torch.tensor([0.1]).to_sparse()]
 NO_NUMBER = [NAN, -INF, "0.1", None, [0.1], 0.1j, True, torch.tensor([0.1, 0.2]), torch.tensor(NAN), torch.tensor(0.1j)]
+NO_NUMBER += NO_VALUES
 COUNT = [0, -5, 1.5, 3.0, INF, 10**400, np.float64(3.0), np.bool_(True), *NO_NUMBER]
 SHARE = [-0.1, 1.0000001, INF, *NO_NUMBER]
 NATS = [-1e-9, 10**400, *NO_NUMBER]
@@ -45,6 +47,7 @@ BAD = {
         [0.1, NAN],
         torch.tensor([0.1, NAN]),
         torch.tensor([0.1, 0.2], dtype=torch.complex64),
+        *NO_VALUES,
         [],
         [[0.1], [0.2]],
         [[0.1], [0.2, 0.3]],
