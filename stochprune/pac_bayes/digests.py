@@ -7,16 +7,24 @@ import json
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ADDRESS = ("mask_seed", "mask_draw")
 """Buffers that say which network is drawn next, and nothing of the distribution."""
+_PRIOR = "prior_logits"
+"""A masked layer's buffer for its divergence, on which no output depends."""
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """By name the tensors that a model's outputs may depend on: its state, and the buffers that it does not save."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return {n: b for n, b in buffers.items() if n.rpartition(".")[2] != _PRIOR} | model.state_dict(keep_vars=True)
 
 
 def tensor_digests(model: nn.Module) -> dict[str, str]:
-    """By name in the ``state_dict``: the digest of dtype, shape and bytes; without the addresses of draws."""
+    """By name: the digest of dtype, shape and bytes of each tensor; without the addresses of draws."""
     found = {}
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(tensors_of(model).items()):
         if name.rpartition(".")[2] not in ADDRESS:
             tensor = value.detach().cpu().contiguous()
             content = hashlib.blake2s(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

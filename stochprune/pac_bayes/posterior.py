@@ -13,7 +13,7 @@ from stochprune import functional, rng
 from stochprune.arguments import checked
 from stochprune.nn import MaskedLinear, layer_kl, masked_layers
 from stochprune.nn.layer import MaskedLayer
-from stochprune.pac_bayes.digests import ADDRESS
+from stochprune.pac_bayes.digests import ADDRESS, tensors_of
 from stochprune.pac_bayes.local import LOCAL, draw_pre_activations, draw_weights
 from stochprune.pac_bayes.prior import Prior
 
@@ -52,8 +52,8 @@ class Posterior(nn.Module):
         """
         self.prior.require_unedited(function)
         learnt = {id(tensor) for tensor, _ in self.curvatures()}
-        start = self.prior.model.state_dict()
-        for name, value in self.model.state_dict(keep_vars=True).items():
+        start = tensors_of(self.prior.model)
+        for name, value in tensors_of(self.model).items():
             if id(value) in learnt or name.rpartition(".")[2] in ADDRESS:
                 continue
             if name not in start or not _equal(value, start[name]):

@@ -45,9 +45,9 @@ class Hidden(nn.Module):
 class Updating(nn.Module):
     """Its statistics take in the examples that it sees, though they change no output yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, saved: bool = True) -> None:
         super().__init__()
-        self.register_buffer("total", torch.zeros(12))
+        self.register_buffer("total", torch.zeros(12), persistent=saved)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.total += x.sum(0)
@@ -113,6 +113,7 @@ DEPENDENT: dict[str, tuple[Callable[[], nn.Module], str]] = {  # and what the re
     "stays in training": (lambda: Stubborn(12), "middle stays in training mode"),
     "hidden in training": (Hidden, "fails on a batch of 1"),
     "changed buffer": (Updating, "changes middle.total"),
+    "changed buffer outside of the state": (lambda: Updating(saved=False), "changes middle.total"),
     "dropout in evaluation": (lambda: Layer(lambda _, x: F.dropout(x, 0.5, training=True)), "middle (Layer)"),
     "global generator": (lambda: Layer(lambda _, x: x + torch.randn_like(x)), "middle (Layer)"),
 }

@@ -41,6 +41,26 @@ def test_a_network_that_depends_on_more_than_the_example_is_refused(name, part):
     assert str(refusal.value).startswith("certify: ") and named in str(refusal.value)
 
 
+def masked_class(value: float) -> nn.Module:
+    """Gives the last of three classes, which no label has, a fixed output."""
+    return Layer(lambda _, x: torch.cat([x[:, :2], torch.full_like(x[:, 2:], value)], 1))
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan, -1e4, -1e9, -1e30])
+def test_a_masked_class_hides_no_dependence_and_refuses_no_network(value, part):
+    part = replace(part, y=part.y % 2)
+    honest = nn.Sequential(network(nn.Identity()), masked_class(value))
+    certify(make_posterior(Prior(convert(honest), ()), "masks"), part, QUICK)
+    dependent = nn.Sequential(network(Layer(lambda _, x: x - x.mean(0))), masked_class(value))
+    with pytest.raises(ValueError, match=r"another output in a batch of 20"):
+        certify(make_posterior(Prior(convert(dependent), ()), "masks"), part, QUICK)
+
+
+def test_a_common_offset_of_the_outputs_counts_as_rounding(part):
+    offset = nn.Sequential(network(nn.Identity()), Layer(lambda _, x: x + 1e5))
+    certify(make_posterior(Prior(convert(offset), ()), "masks"), part, QUICK)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("draw_examples", [2, 64, 0])
 def test_refused_for_every_posterior_and_size_of_batch(family, draw_examples, part):
