@@ -48,6 +48,7 @@ class _Shared:
         device = layers[0].weight.device.type
         if torch.is_autocast_enabled(device) and layers[0].weight.dtype != torch.float64:
             self.options["dtype"] = torch.get_autocast_dtype(device)
+        self.versions = self.versions_now()
         self.index: dict[int, int] = {}  # by a masked weight's memory, the number of its layer
         self.again: list[Tensor] = []
         self.saved = self.left = 0  # how often autograd saved one of them, and how often it will still ask
@@ -58,6 +59,11 @@ class _Shared:
         self.index = {weight.data_ptr(): i for i, weight in enumerate(given)}
         return dict(zip(self.layers, given, strict=True))
 
+    def versions_now(self) -> list[int]:
+        """How often each weight and its logits were changed in place."""
+        tensors = [tensor for layer in self.layers for tensor in (layer.weight, layer.mask_logits)]
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
     def form(self) -> list[Tensor]:
         """The masked weights of the layers."""
         return masked_weights(
@@ -67,6 +73,11 @@ class _Shared:
     def take(self, i: int) -> Tensor:
         """The i-th masked weight for backward; all of them are formed at the first call and dropped after the last."""
         if not self.again:
+            if self.versions_now() != self.versions:
+                raise RuntimeError(
+                    "one_launch: a weight or its mask_logits were changed in place after the forward, and backward "
+                    "needs them as they were; step the optimiser after backward"
+                )
             with torch.no_grad():
                 self.again, self.left = self.form(), self.saved
         weight = self.again[i]

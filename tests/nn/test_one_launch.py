@@ -139,3 +139,16 @@ def test_a_group_that_cannot_be_formed_leaves_no_layer_with_a_weight(model, x):
     with pytest.raises(ValueError, match="NaN"), sp.nn.one_launch(model):
         pass
     assert not any(layer.given_weight is not None for layer in sp.nn.masked_layers(model).values())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["weight", "mask_logits"])
+def test_a_change_in_place_before_backward_is_refused(model, x, name, frozen):
+    model.requires_grad_(not frozen)
+    x.requires_grad_()
+    with sp.nn.one_launch(model):
+        y = model(x)
+    with torch.no_grad():
+        getattr(next(iter(sp.nn.masked_layers(model).values())), name).mul_(-3)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        torch.autograd.grad(y.sum(), x)
