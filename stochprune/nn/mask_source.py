@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import rng
+from stochprune.nn.repetition import SEVERAL, Awaiting
 
 # What a layer holds for the moment: a copy of it starts without.
-MOMENTARY = ("given_weight", "draws_a_forward", "_last_draw", "_checkpointed", "_repeated_in")
+MOMENTARY = ("given_weight", "draws_a_forward", "_last_draw", "_awaiting", "_repeated_in")
 
 
 class MaskSource(nn.Module):
@@ -36,7 +37,7 @@ class MaskSource(nn.Module):
     given_weight: Tensor | None = None
     draws_a_forward: int = 1
     _last_draw: Tensor | None = None
-    _checkpointed: int = 0
+    _awaiting: Awaiting | None = None
     _repeated_in: int = -1  # autograd's number of the backward that repeated a forward
 
     def _start_source(
@@ -65,8 +66,8 @@ class MaskSource(nn.Module):
     def next_draw(self) -> Tensor:
         """The draw of this forward, int64 [1], or its draws [D] inside ``many_draws``; advances the counter.
 
-        A forward inside a backward pass is activation checkpointing at work: it repeats the latest draw and advances
-        nothing.
+        A forward inside a backward pass is activation checkpointing at work: it repeats the draw of the forward that it
+        stands for and advances nothing.
 
         Raises:
             RuntimeError: the counter ran out, or several checkpointed forwards await their backward, so that none of
@@ -77,25 +78,24 @@ class MaskSource(nn.Module):
             following = self.mask_draw + self.draws_a_forward
             self.mask_draw.copy_(following)
             return self._draws(following - self.draws_a_forward)
-        # Non-reentrant checkpointing takes hold of a forward by hooks on the tensors it saves; the reentrant kind does
-        # not, and shows only where one backward repeats several forwards.
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        hooked = hooks is not None and not getattr(hooks[0], "of_one_launch", False)
         backward = torch._C._current_graph_task_id()
         if backward != -1 and self._last_draw is not None:
-            if self._checkpointed > 1 or (not hooked and backward == self._repeated_in):
-                raise RuntimeError(
-                    "activation checkpointing: this masked layer ran several times before one backward; run each "
-                    "forward's backward first, or give draws to stochprune.functional"
-                )
-            self._checkpointed, self._repeated_in = 0, backward
-            return self._last_draw
+            return self._repeated(self._last_draw, backward)
         if self.mask_draw.device.type == "cpu" and int(self.mask_draw) + self.draws_a_forward > rng.DRAW_LIMIT:
             raise RuntimeError("the draw counter ran past 2^32 - 1: give the layer another seed")
         self._last_draw = self._draws(self.mask_draw.clone())
         self.mask_draw += self.draws_a_forward
-        self._checkpointed += hooked
+        self._awaiting = self._awaiting or Awaiting()
+        self._awaiting.add(self._last_draw)
         return self._last_draw
+
+    def _repeated(self, latest: Tensor, backward: int) -> Tensor:
+        """The draw of the forward that is repeated in ``backward``; where nothing tells which it is, the latest."""
+        draw = self._awaiting.find() if self._awaiting is not None else None
+        if draw is None and backward == self._repeated_in:
+            raise RuntimeError(SEVERAL)
+        self._repeated_in = backward
+        return latest if draw is None else draw
 
     def _draws(self, first: Tensor) -> Tensor:
         if self.draws_a_forward == 1:

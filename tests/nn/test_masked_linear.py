@@ -128,7 +128,50 @@ def test_checkpointing_repeats_the_draw(linear, x):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("together", [False, True])
+def test_a_checkpointed_forward_keeps_its_draw_whatever_runs_before_its_backward(linear, x, use_reentrant):
+    x = x.clone().requires_grad_()
+    layer, plain = (MaskedLinear.from_linear(copy.deepcopy(linear), 0.5) for _ in range(2))
+
+    def run(checkpointed):
+        return checkpoint(layer, x, use_reentrant=use_reentrant) if checkpointed else plain(x)
+
+    kept = []  # graphs whose backward was run
+    for _ in range(2):
+        for checkpointed in (True, False):
+            run(checkpointed)  # a loss that is dropped
+            student = run(checkpointed)
+            with torch.no_grad():
+                teacher = run(checkpointed)
+            other = (layer if checkpointed else plain)(x)
+            kept.append((student - teacher + other).square().sum())
+            kept[-1].backward()
+    for p, q in zip(layer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_saved_tensor_hooks_that_are_no_checkpoint_confuse_nothing(linear, x):
+    layer, plain = (MaskedLinear.from_linear(copy.deepcopy(linear), 0.5) for _ in range(2))
+    for _ in range(2):
+        with torch.autograd.graph.save_on_cpu():
+            loss = layer(x).square().sum()
+        loss.backward()
+        plain(x).square().sum().backward()
+    checkpoint(layer, x, use_reentrant=False).square().sum().backward()
+    plain(x).square().sum().backward()
+    assert torch.equal(layer.mask_logits.grad, plain.mask_logits.grad)
+
+
+def test_reentrant_checkpoints_of_one_layer_are_told_apart(linear, x):
+    x = x.clone().requires_grad_()
+    layer, plain = (MaskedLinear.from_linear(copy.deepcopy(linear), 0.5) for _ in range(2))
+    for run in (lambda: checkpoint(layer, x, use_reentrant=True), lambda: plain(x)):
+        first, second = run().square().sum(), run().square().sum()
+        first.backward()
+        (second + run().square().sum()).backward()
+    torch.testing.assert_close(layer.mask_logits.grad, plain.mask_logits.grad)
+
+
+@pytest.mark.parametrize(("use_reentrant", "together"), [(False, False), (False, True), (True, True)])
 def test_checkpointed_forwards_that_cannot_be_told_apart_are_refused(linear, x, use_reentrant, together):
     layer = MaskedLinear.from_linear(linear, 0.5)
     x = x.clone().requires_grad_()
