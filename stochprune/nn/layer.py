@@ -183,7 +183,9 @@ class MaskedLayer(MaskSource):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the dense layer on x under a mask: drawn, the evaluation mode's, or that of a weight which is given."""
         if self.given_weight is not None:
-            return self._dense_forward(x, self.given_weight, *args, **kwargs)
+            if self.given_weight.dtype == self.weight.dtype or torch.is_autocast_enabled(x.device.type):
+                return self._dense_forward(x, self.given_weight, *args, **kwargs)
+            return self._masked_forward(x, *args, **kwargs, **self.address(self.given_draw))
         if self.samples_now:
             return self._masked_forward(x, *args, **kwargs, **self.address())
         return self._thresholded_forward(x, *args, **kwargs)

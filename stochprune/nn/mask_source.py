@@ -13,7 +13,7 @@ from stochprune import rng
 from stochprune.nn.repetition import SEVERAL, Awaiting
 
 # What a layer holds for the moment: a copy of it starts without.
-MOMENTARY = ("given_weight", "draws_a_forward", "_last_draw", "_awaiting", "_repeated_in")
+MOMENTARY = ("given_weight", "given_draw", "draws_a_forward", "_last_draw", "_awaiting", "_repeated_in")
 
 
 class MaskSource(nn.Module):
@@ -25,6 +25,7 @@ class MaskSource(nn.Module):
         estimator, temperature: may be changed at any time.
         stream: the layer's address in the mask contract.
         given_weight: None, or the masked weight that forwards use instead of drawing, see :func:`given_weights`.
+        given_draw: None, or the draw of its mask.
         draws_a_forward: how many masks a forward draws, more than 1 inside ``many_draws``.
     """
 
@@ -35,6 +36,7 @@ class MaskSource(nn.Module):
     mask_draw: Tensor
     sample: bool | None = None
     given_weight: Tensor | None = None
+    given_draw: Tensor | None = None
     draws_a_forward: int = 1
     _last_draw: Tensor | None = None
     _awaiting: Awaiting | None = None
@@ -48,11 +50,11 @@ class MaskSource(nn.Module):
         self.register_buffer("mask_seed", torch.tensor([rng.as_int64(seed)], device=device))
         self.register_buffer("mask_draw", torch.zeros(1, dtype=torch.int64, device=device))
 
-    def address(self) -> dict[str, Any]:
-        """What the ops of :mod:`stochprune.functional` take for this forward; advances the draw counter."""
+    def address(self, draw: Tensor | None = None) -> dict[str, Any]:
+        """What the ops of :mod:`stochprune.functional` take for this forward; without ``draw`` the counter advances."""
         return {
             "seed": self.mask_seed,
-            "draw": self.next_draw().squeeze(0),
+            "draw": (self.next_draw() if draw is None else draw).squeeze(0),
             "stream": self.stream,
             "estimator": self.estimator,
             "temperature": self.temperature,
@@ -107,13 +109,18 @@ class MaskSource(nn.Module):
 
 
 @contextlib.contextmanager
-def given_weights(weights: Mapping[MaskSource, Tensor]) -> Iterator[None]:
-    """Inside the context each layer runs with the masked weight given here, and draws nothing."""
-    before = {layer: layer.given_weight for layer in weights}
+def given_weights(
+    weights: Mapping[MaskSource, Tensor], draws: Mapping[MaskSource, Tensor] | None = None
+) -> Iterator[None]:
+    """Inside the context each layer runs with the masked weight given here, and draws nothing.
+
+    A weight of another dtype than the layer's is for autocast; where that is off, the layer masks its own by ``draws``.
+    """
+    before = {layer: (layer.given_weight, layer.given_draw) for layer in weights}
     for layer, weight in weights.items():
-        layer.given_weight = weight
+        layer.given_weight, layer.given_draw = weight, (draws or {}).get(layer)
     try:
         yield
     finally:
         for layer, earlier in before.items():
-            layer.given_weight = earlier
+            layer.given_weight, layer.given_draw = earlier

@@ -38,9 +38,10 @@ class _Shared:
 
     def __init__(self, layers: list[MaskedLayer]) -> None:
         self.layers = layers
+        self.draws: dict[MaskSource, Tensor] = {layer: layer.next_draw() for layer in layers}
         self.options: dict[str, Any] = {
             "seeds": torch.cat([layer.mask_seed for layer in layers]),
-            "draws": torch.cat([layer.next_draw() for layer in layers]),
+            "draws": torch.cat([*self.draws.values()]),
             "streams": [layer.stream for layer in layers],
             "estimator": layers[0].estimator,
             "temperature": layers[0].temperature,
@@ -139,5 +140,6 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
         return weight.as_strided(shape, stride, weight.storage_offset())
 
     pack.of_one_launch = True  # type: ignore[attr-defined]  # layers tell checkpointing by its hooks
-    with given_weights(given), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    draws = {layer: draw for group in shared for layer, draw in group.draws.items()}
+    with given_weights(given, draws), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield model

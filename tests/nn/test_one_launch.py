@@ -119,6 +119,28 @@ def test_autocast_and_frozen_weights(model, x):
     assert model.fc.weight.grad is None and model.fc.mask_logits.grad is not None
 
 
+def test_a_layer_with_autocast_off_runs_in_full_precision_under_the_same_mask(model, x):
+    class FullPrecision(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            with torch.autocast("cpu", enabled=False):
+                return self.inner(x.float())
+
+    model.fc = FullPrecision(model.fc)
+    model.bn1 = torch.nn.Sequential(model.bn1, FullPrecision(sp.nn.MaskedConv2d(4, 4, 1, keep=0.5)))
+    clone = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, grads = step(model, x, together=True)
+        expected, others = step(clone, x, together=False)
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=1e-2)
+    for name in ("fc.inner.weight", "fc.inner.mask_logits", "fc.inner.bias"):
+        torch.testing.assert_close(grads[name], others[name], rtol=5e-2, atol=5e-2)
+    assert int(model.fc.inner.mask_draw) == 1 and model.fc.inner.given_draw is None
+
+
 def test_an_error_inside_leaves_the_layers_as_they_were(model):
     with pytest.raises(RuntimeError), sp.nn.one_launch(model):
         model(torch.ones(2, 5, 8, 8))
