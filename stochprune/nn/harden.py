@@ -12,6 +12,8 @@ from stochprune.masks.select import check_cut, emptied, from_scores, why_empty
 from stochprune.nn.convert import _replace
 from stochprune.nn.gated_branch import gated_branches
 from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.nn.masked_transposed import MaskedTransposedLinear
+from stochprune.nn.selection import COMPUTED
 
 
 def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global") -> nn.Module:
@@ -24,7 +26,7 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
             :func:`stochprune.masks.from_scores`. Default: those that the evaluation mode drops, whose probability is
             below one half.
         scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` each layer's apart, ``"row"`` each
-            output's.
+            output's (in transposed convolutions each input channel's).
 
     Returns:
         The model.
@@ -35,12 +37,16 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
     Raises:
         TypeError: a model that is not a module, a sparsity that is not a number.
         ValueError: no masked layer, gated branches that are still there, NaN logits, a sparsity outside [0, 1) or for a
-            layer that has its own (n:m), an unknown scope, or a layer left with no weight.
+            layer that has its own (n:m), an unknown scope, a weight that is computed (weight_norm,
+            spectral_norm, prune), or a layer left with no weight.
     """
     check_cut("harden", 0.0 if sparsity is None else sparsity, scope)
     layers = layers_of("harden", model)
     if gates := gated_branches(model):
         raise ValueError(f"harden: {', '.join(gates)} are gated branches: call drop_branches(model) first")
+    for name, layer in layers.items():
+        if layer._parameters.get("weight") is None:
+            raise ValueError(f"harden: {name} ({type(layer).__name__}) {COMPUTED}")
     first = {id(layer.weight): name for name, layer in reversed(layers.items())}
     once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
     for name, layer in once.items():
@@ -85,9 +91,16 @@ def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str)
             raise ValueError(
                 f"harden: {name} keeps a fixed number of weights ({kind}): give no sparsity, got {sparsity}"
             )
-    logits = {name: layer.mask_logits.detach() for name, layer in layers.items()}
+
+    def rows_first(name: str, values: Tensor) -> Tensor:
+        """Transpose values like the logits of a layer whose outputs are columns, for the cut of each output."""
+        return values.mT if scope == "row" and isinstance(layers[name], MaskedTransposedLinear) else values
+
+    logits = {name: rows_first(name, layer.mask_logits.detach()) for name, layer in layers.items()}
     magnitudes = {name: layer.of_logits(layer.weight.detach().abs()) for name, layer in layers.items()}
-    masks = from_scores(logits, sparsity, scope, ties=magnitudes, allow_empty=True)
+    ties = {name: rows_first(name, values) for name, values in magnitudes.items()}
+    cut = from_scores(logits, sparsity, scope, ties=ties, allow_empty=True)
+    masks = {name: rows_first(name, mask) for name, mask in cut.items()}
     if empty := emptied(masks):
         raise ValueError(f"harden: {why_empty('logit', logits, empty, sparsity, scope)}")
     if sparsity > 0 and all(bool(mask.all()) for mask in masks.values()):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.layer import MaskedLayer, masked_layers
 from stochprune.nn.masked_conv import (
     MaskedConv1d,
     MaskedConv2d,
@@ -37,6 +37,7 @@ _MASKED: dict[type[nn.Module], type[MaskedLayer]] = {
         MaskedEmbedding,
     )
 }
+COMPUTED = "has a weight that is computed (weight_norm, spectral_norm, prune): make it permanent first"
 _FUSED = "runs in one fused function of torch that takes its weights as they are"
 _REFUSED = {
     nn.MultiheadAttention: f"{_FUSED}; write the attention with nn.Linear and F.scaled_dot_product_attention",
@@ -106,6 +107,8 @@ def select(
             outer = next((outer for outer in obstacles if name in _weights_of(model, outer)), None)
             if outer is not None:
                 raise ValueError(f"convert: {name} cannot be masked: {outer or 'the model'} {obstacles[outer]}")
+            if name in masked_layers(model):
+                raise ValueError(f"convert: {name} is masked already; leave it out, or harden the model first")
             raise ValueError(f"convert: no layer to convert has the weight {name!r}; there are: {', '.join(names)}")
         found = [group for group in found if not masks.keys().isdisjoint(group.layers)]
     if not found:
@@ -168,7 +171,7 @@ def _obstacle(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "is lazy: run the model once first"
     if parametrize.is_parametrized(module) or module._parameters.get("weight") is None:
-        return "has a weight that is computed (weight_norm, spectral_norm, prune): make it permanent first"
+        return COMPUTED
     if not module.weight.is_floating_point():  # type: ignore[operator]
         return f"has a weight of {module.weight.dtype}: convert the model before it is quantised"
     if masked_type(module) is None:

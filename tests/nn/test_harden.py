@@ -10,6 +10,8 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 import stochprune as sp
 from stochprune.nn import MaskedLinear
@@ -124,3 +126,29 @@ def test_nan_logits_prune_nothing_silently(name, estimator):
     if name != "gated branch":
         with pytest.raises(ValueError, match=rf"harden: 1 of \d+ mask_logits of {key} are NaN"):
             sp.harden(copy.deepcopy(model), None if layer.own_sparsity else 0.5)
+
+
+def test_rows_are_outputs_where_the_weight_is_transposed():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    with torch.device("meta"):
+        dense = conv1d(6, 4)
+    dense.weight, dense.bias = nn.Parameter(torch.ones(4, 6)), nn.Parameter(torch.zeros(6))
+    layer = sp.nn.MaskedTransposedLinear.from_dense(dense, 0.6)
+    with torch.no_grad():
+        layer.mask_logits.copy_(numbers(4, 6))
+    kept = sp.harden(layer, 0.5, "row").weight.ne(0)
+    assert kept.sum(0).tolist() == [2] * 6 and kept.sum(1).tolist() != [3] * 4
+
+
+def _prune(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize("reparametrise", [weight_norm, nn.utils.weight_norm, _prune])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_computed_weights_are_refused_with_the_way_out(reparametrise):
+    model = network()
+    reparametrise(model[1])
+    with pytest.raises(ValueError, match=r"harden: 1\.weight .* make it permanent first"):
+        sp.harden(model, 0.5)
+    assert isinstance(model[0], MaskedLinear)

@@ -64,6 +64,12 @@ def test_names_and_types(options, expected):
     assert names(model) == expected
 
 
+def test_masks_of_what_is_masked_already_are_refused():
+    model = sp.convert(mixed(), include="up.*")
+    with pytest.raises(ValueError, match=r"up\.weight is masked already; leave it out, or harden"):
+        sp.convert(model, {"up.weight": torch.ones(8, 3, 2, 2, dtype=torch.bool)})
+
+
 def test_masks_choose_and_may_name_embeddings():
     masks = {"table.weight": torch.ones(10, 8, dtype=torch.bool), "up.weight": torch.ones(8, 3, 2, 2, dtype=torch.bool)}
     assert names(sp.convert(mixed(), masks)) == set(masks)
