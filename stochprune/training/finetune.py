@@ -57,7 +57,7 @@ def finetune(
 
     Args:
         model: a model from :func:`stochprune.convert`. Its layers take the estimator, temperature and seed of
-            ``config``.
+            ``config``. Logits that require no gradient stay as they are, and outside of the budget.
         train_loader: batches (x, y): a ``DataLoader``, :class:`stochprune.data.Batches` or any iterable that can be
             iterated anew each epoch.
         loss_fn: of (model(x), y), a scalar.
@@ -68,7 +68,8 @@ def finetune(
             :class:`stochprune.training.loop.State`; for example a :class:`stochprune.training.ProgressBar`.
 
     Raises:
-        ValueError: no masked layer, an empty loader, or logits that the budget cannot hold.
+        ValueError: no masked layer, none whose logits require gradients, an empty loader, a loss without a gradient, or
+            logits that the budget cannot hold.
         FloatingPointError: the loss is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
@@ -79,7 +80,9 @@ def finetune(
     for layer in layers.values():
         layer.estimator, layer.temperature = config.estimator, config.temperature
         layer.mask_seed.fill_(rng.as_int64(config.seed))
-    logits = list({id(layer.mask_logits): layer.mask_logits for layer in layers.values()}.values())
+    logits = [tensor for tensor in {layer.mask_logits: None for layer in layers.values()} if tensor.requires_grad]
+    if not logits:
+        raise ValueError("finetune: no mask_logits of the model require gradients: there is nothing to train")
     kept_at_start = [tensor.detach() >= 0 for tensor in logits]
     budget = make_budget(config, logits)
 

@@ -37,3 +37,13 @@ def checked_loss(loss: object) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"loss_fn must give a tensor of one number, got {shown(loss)}")
     return loss
+
+
+def trained_loss(loss: object) -> Tensor:
+    """The loss, if it is one number with a gradient; else raise ``ValueError``."""
+    if not checked_loss(loss).requires_grad:
+        raise ValueError(
+            "loss_fn gave a loss without a gradient: something in it or in the model detaches (detach, item, no_grad, "
+            "argmax), or no parameter that it depends on requires gradients"
+        )
+    return checked_loss(loss)

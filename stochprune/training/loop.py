@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stochprune.data.pairs import pairs
 from stochprune.runs.checkpoint import Checkpoint
 from stochprune.runs.files import CheckpointError, Kinds, require
-from stochprune.training.labels import check_labels, checked_loss
+from stochprune.training.labels import check_labels, trained_loss
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +112,7 @@ def fit(
             optimizer.zero_grad()
             outputs = model(x.to(device))
             check_labels(loss_fn, outputs, y)
-            loss = checked_loss(loss_fn(outputs, y.to(device))) + constraint.penalty()
+            loss = trained_loss(loss_fn(outputs, y.to(device))) + constraint.penalty()
             state.loss = loss.item()
             if not math.isfinite(state.loss):
                 raise FloatingPointError(

@@ -80,5 +80,18 @@ def test_a_loss_that_is_no_number(dense, user):
         TRAINERS[user](dense, [(X, Y)], loss_fn=lambda outputs, y: outputs.sum(1))
 
 
+@pytest.mark.parametrize("user", TRAINERS)
+def test_a_loss_without_a_gradient(dense, user):
+    with pytest.raises(ValueError, match=r"loss_fn gave a loss without a gradient: .*detaches"):
+        TRAINERS[user](dense, [(X, Y)], loss_fn=lambda outputs, y: outputs.detach().sum())
+
+
+def test_a_loss_without_a_gradient_is_no_budget_alone(dense):
+    with pytest.raises(ValueError, match="without a gradient"):
+        training.finetune(
+            sp.convert(dense), [(X, Y)], FinetuneConfig(1, budget="kl"), loss_fn=lambda outputs, y: outputs.sum().data
+        )
+
+
 def test_probabilities_and_ignored_labels_are_labels(dense):
     training.train_weights(dense, [(X, torch.full((4, 3), 1 / 3)), (X, torch.tensor([0, -100, 2, 1]))], ONCE)

@@ -83,6 +83,21 @@ def test_frozen_leaves_the_weights(masked, loader):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("budget", ["shift", "penalty", "kl", "none"])
+def test_logits_that_require_no_gradient_stay(masked, loader, budget):
+    model = masked()
+    first, *others = logits_of(model)
+    first.requires_grad_(False)
+    before, kept = first.clone(), expected_kept(others).item()
+    result = finetune(model, loader, FinetuneConfig(epochs=2, budget=budget))
+    assert torch.equal(first, before) and not first.requires_grad
+    assert result.history[-1]["budget_error"] == pytest.approx(expected_kept(others).item() / kept - 1, abs=1e-9)
+    for tensor in others:
+        tensor.requires_grad_(False)
+    with pytest.raises(ValueError, match="finetune: no mask_logits of the model require gradients"):
+        finetune(model, loader)
+
+
 def test_joint_trains_the_weights(masked, loader):
     model = masked()
     before = state_of(model)
