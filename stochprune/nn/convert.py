@@ -42,7 +42,8 @@ def convert(
 
     Which layers: linear, convolutional and transposed convolutional ones, and ``Conv1D`` of transformers; embeddings
     only if they share their weight with one of these, if ``masks`` name them or if ``include`` does. Attention,
-    recurrent and parametrised layers of torch are refused by name, unless they are excluded.
+    recurrent and parametrised layers of torch are refused by name, unless they are excluded. A mask acts in its layer's
+    forward: exclude layers whose weight the model reads itself, as in ``F.linear(x, layer.weight)``.
 
     Args:
         model: the model; itself a layer, its masked layer is returned.

@@ -32,7 +32,8 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
         The model.
 
     Warns:
-        UserWarning: nothing is pruned, and not because the sparsity is 0.
+        UserWarning: nothing is pruned, and not because the sparsity is 0; weights that never ran under a mask, where
+            others did.
 
     Raises:
         TypeError: a model that is not a module, a sparsity that is not a number.
@@ -53,6 +54,7 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
         if count := int(layer.mask_logits.isnan().sum()):
             of = layer.mask_logits.numel()
             raise ValueError(f"harden: {count} of {of} mask_logits of {name} are NaN: go back to an earlier checkpoint")
+    _warn_of_idle(layers, first)
     masks = _of_evaluation(once) if sparsity is None else _of_sparsity(once, sparsity, scope)
     replacements: dict[nn.Module, nn.Module] = {}
     weights: dict[int, Tensor] = {}
@@ -62,6 +64,18 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
         dense.weight = weights.setdefault(id(layer.weight), dense.weight)
         replacements[layer] = dense
     return _replace(model, replacements)
+
+
+def _warn_of_idle(layers: Mapping[str, MaskedLayer], first: Mapping[int, str]) -> None:
+    """Warn of weights of which no layer ever drew a mask, where other layers did; ``first``: a name for each weight."""
+    drew = {first[id(layer.weight)] for layer in layers.values() if int(layer.mask_draw) or layer.sample is False}
+    idle = [name for name in layers if name in first.values() and name not in drew]
+    if idle and any(int(layer.mask_draw) for layer in layers.values()):
+        warnings.warn(
+            f"harden: {', '.join(idle)} never ran under a mask, as other layers did: where a model reads a layer's "
+            f"weight itself, as in F.linear(x, layer.weight), it is not masked. Exclude such layers in convert",
+            stacklevel=3,
+        )
 
 
 def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:

@@ -44,6 +44,30 @@ def test_nothing_pruned_is_said_with_the_numbers():
         sp.harden(network(), 0.5)
 
 
+class ReadsTheWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = network((4, 4, 4))
+        self.twin = copy.copy(self.inner[1])  # another name of the weight, which never runs
+
+    def forward(self, x):
+        return nn.functional.linear(self.inner[1](x), self.inner[0].weight)
+
+
+def test_a_weight_that_never_ran_under_a_mask_is_named():
+    model = ReadsTheWeight()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sp.harden(copy.deepcopy(model), 0.5)  # nothing ran
+        model(numbers(2, 4))
+        frozen = copy.deepcopy(model)
+        frozen.inner[0].sample = False
+        sp.harden(frozen, 0.5)
+    with pytest.warns(UserWarning, match=r"harden: inner\.0\.weight never ran under a mask, as other") as caught:
+        sp.harden(model, 0.5)
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize("scope", ["global", "layer", "row"])
 def test_equal_probabilities_are_cut_by_magnitude(scope):
     """Barely trained logits are equal: cut by the order of names, late layers lost all of their weights."""
