@@ -187,3 +187,13 @@ def test_names_of_models_part_their_streams():
         sp.nn.gate_branches(model, "0", name=name)[0].gate.stream for model, name in zip(networks(), "ab", strict=True)
     ]
     assert gates == [sp.rng.stream("a.0.gate.weight"), sp.rng.stream("b.0.gate.weight")]
+
+
+def test_full_backward_hooks_move_with_their_layers(net, generator):
+    seen, layers = [], net.body
+    hook = layers[0].register_full_backward_hook(lambda layer, *_: seen.append(type(layer)))
+    x = torch.randn(3, layers[0].in_features, generator=generator, requires_grad=True)
+    for change in (sp.convert, lambda model: sp.harden(model, 0.5)):
+        change(layers)[0](x).sum().backward()
+    assert seen == [MaskedLinear, nn.Linear]
+    hook.remove()
