@@ -66,6 +66,7 @@ class MaskedLayer(MaskSource):
     weight: Tensor
     bias: Tensor | None
     mask_logits: Tensor
+    _blank: bool = False  # True from the meta device to the first checkpoint with the layer's mask
 
     def __init__(
         self,
@@ -171,6 +172,7 @@ class MaskedLayer(MaskSource):
         weight = dense.weight
         assert isinstance(weight, Tensor)
         check_estimator(type(self).__name__, estimator, temperature)
+        self._blank = weight.is_meta
         self.weight, self.mask_logits = weight, nn.Parameter(self._initial_logits(keep, weight))
         self.register_parameter("bias", getattr(dense, "bias", None))
         for name in self.settings:
@@ -252,10 +254,17 @@ class MaskedLayer(MaskSource):
         return torch.where(gate > 0 if mask is None else mask, weight, 0.0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("mask_logits", "mask_seed", "mask_draw"):
-            if not getattr(self, name).is_meta:  # else there is nothing yet that could stay
+        names = ("mask_logits", "mask_seed", "mask_draw")
+        if self._blank:  # there is nothing yet that could stay: torch names what the checkpoint lacks
+            self._blank = any(prefix + name not in state_dict for name in names)
+        else:
+            for name in names:
                 state_dict.setdefault(prefix + name, getattr(self, name).detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._blank = self._blank or self.mask_logits.is_meta  # to_empty() gives it memory without values
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         logits = self.mask_logits.detach()

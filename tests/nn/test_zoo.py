@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 import stochprune as sp
 from stochprune.nn.layer import MaskedLayer
 from tests.nn.zoo import ZOO, make
+
+MASK = ("mask_logits", "mask_seed", "mask_draw")
 
 
 def kinds(base: type) -> set[type]:
@@ -24,3 +29,18 @@ ABSTRACT = {"MaskedLayer", "RandomLayer"}
 def test_no_layer_has_a_forward_of_its_own():
     """The base's forward knows of given weights, of thresholds and of draws; a layer that forgot one was wrong."""
     assert not [kind for kind in kinds(MaskedLayer) if kind.forward is not MaskedLayer.forward]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_dense_checkpoint_leaves_no_mask_without_values(name):
+    """A layer that was on the meta device has memory without values: what gives it no mask is named as missing."""
+    source, _ = make(name)
+    whole = source.state_dict()
+    dense = {key: value for key, value in whole.items() if not key.endswith(MASK)}
+    assert source.load_state_dict(dense).missing_keys == []  # the mask that is there stays
+    empty = make(name)[0].to("meta").to_empty(device="cpu")
+    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*mask_logits.*mask_seed.*mask_draw"):
+        empty.load_state_dict(dense)
+    empty.load_state_dict(whole)
+    assert all(torch.equal(value, whole[key]) for key, value in empty.state_dict().items())
+    assert empty.load_state_dict(dense).missing_keys == []
