@@ -35,18 +35,25 @@ class Tile(NamedTuple):
         return next((tile for tile in tiles if x.shape[1] <= tile.tokens), tiles[-1])
 
 
-def usable(dtype: torch.dtype, device: torch.device, aligned: bool = True) -> list[Tile]:
-    """The device's tiles for one dtype, the widest last: float32 takes more registers and shared memory."""
-    most = 128 if dtype.itemsize == 2 else 32 if aligned else 16
-    return [tile for tile in (TILES[capability(device)] if aligned else ODD) if tile.tokens <= most]
+def usable(dtype: torch.dtype, device: torch.device, aligned: bool = True) -> tuple[Tile, ...]:
+    """The device's tiles for one dtype, the widest last."""
+    row = capability(device)
+    if aligned:
+        return (HALF if dtype.itemsize == 2 else FLOAT)[row]
+    return ODD_HALF[row] if dtype.itemsize == 2 else ODD_HALF[row][:1]
 
 
-# by the major compute capability; checked for spills by the compile table
-AMPERE = (Tile(64, 16, 4, 2), Tile(64, 32, 4, 2), Tile(64, 64, 8, 3))
-HOPPER = (Tile(64, 16, 4, 4), Tile(64, 32, 4, 4), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3))
-TILES = {8: AMPERE, 9: HOPPER}
-ODD = (Tile(64, 16, 8, 2), Tile(64, 32, 8, 1), Tile(64, 64, 8, 1))
-"""For matrices that are not aligned, on every device: each element takes registers for an address of its own."""
+# By the major compute capability; the compile table checks them for spills. float32 takes more registers and memory.
+HALF = {
+    8: (Tile(64, 16, 4, 2), Tile(64, 32, 4, 2), Tile(64, 64, 8, 3)),
+    9: (Tile(64, 16, 4, 4), Tile(64, 32, 4, 4), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3)),
+}
+FLOAT = {8: (Tile(64, 16, 8, 2), Tile(64, 32, 4, 2)), 9: HALF[9][:2]}
+# For matrices that are not aligned: each element takes registers for an address of its own.
+ODD_HALF = {
+    8: (Tile(64, 16, 8, 2), Tile(64, 32, 8, 1)),
+    9: (Tile(64, 16, 8, 2), Tile(64, 32, 8, 1), Tile(64, 64, 8, 1)),
+}
 
 
 def capability(device: torch.device) -> int:

@@ -31,17 +31,23 @@ class Tile(NamedTuple):
     stages: int
 
 
-TILES = {8: Tile(32, 64, 4, 3), 9: Tile(64, 128, 8, 2)}  # by the row of the device
+# By the row of the device; matrices that are not aligned take half of the tokens.
+TILES = {8: Tile(32, 64, 4, 3), 9: Tile(64, 128, 8, 2)}
+ODD = {8: Tile(16, 32, 4, 1), 9: Tile(64, 64, 8, 1)}
+
+
+def tile_for(*matrices: Tensor) -> Tile:
+    """The tile for matrices on one device."""
+    return (TILES if aligned(*matrices) else ODD)[capability(matrices[0].device)]
 
 
 def one_pass_fits(x: Tensor, *others: Tensor) -> bool:
     """Return True if x [D, M, K] has one draw and few tokens, of 16 bits: float32 would not fit the registers.
 
     Args:
-        others: the matrices that are read beside x; they leave half as many tokens if they are not aligned.
+        others: the matrices that are read beside x.
     """
-    most = TILES[capability(x.device)].tokens // (1 if aligned(x, *others) else 2)
-    return x.shape[0] == 1 and 1 <= x.shape[1] <= most and x.element_size() == 2
+    return x.shape[0] == 1 and 1 <= x.shape[1] <= tile_for(x, *others).tokens and x.element_size() == 2
 
 
 @triton.jit(do_not_specialize=["stream", "temperature", "M", "steps"])
@@ -134,7 +140,7 @@ def one_pass(
     dx = torch.empty(M, K, dtype=x.dtype, device=x.device)
     if not dx.numel():
         return dx
-    tile = TILES[capability(x.device)]
+    tile = tile_for(x, grad, weight, logits)
     programs = triton.cdiv(K, GROUP.value)
     steps, shares = split(triton.cdiv(N, tile.rows), programs, x.device)
     partial = dx if shares == 1 else torch.empty(shares, M, K, dtype=torch.float32, device=x.device)
@@ -168,7 +174,7 @@ def one_pass(
             ROWS=tile.rows,
             TOKENS=max(16, triton.next_power_of_2(M)),
             num_warps=tile.warps,
-            num_stages=tile.stages if aligned(x, grad, weight, logits) else 1,
+            num_stages=tile.stages,
             enable_fp_fusion=False,
         )
     if shares > 1:

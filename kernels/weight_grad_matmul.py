@@ -16,7 +16,7 @@ from stochprune.products import Divergence, Mask
 from .estimators import masked, pull, slope
 from .matmul import precision, strides
 from .philox import GROUP, load_key, uniforms
-from .tiles import locate, offsets
+from .tiles import aligned, locate, offsets
 
 COLS = 64
 WARPS = 8
@@ -142,6 +142,6 @@ def weight_grad_matmul(
             COLS=COLS,
             TOKENS=min(tokens, max(16, triton.next_power_of_2(M))),
             num_warps=WARPS,
-            num_stages=STAGES,
+            num_stages=STAGES if aligned(grad, x, weight, logits) else 1,  # else an address for each element
             enable_fp_fusion=False,
         )
