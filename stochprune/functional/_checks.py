@@ -64,7 +64,7 @@ def sizes(op: str, name: str, value: int | Sequence[int], dimensions: int) -> li
     given *= dimensions if len(given) == 1 else 1
     least = int("padding" not in name)
     whole = (isinstance(n, int | torch.SymInt) and not isinstance(n, bool) for n in given)
-    if len(given) != dimensions or not all(whole) or min(given) < least:
+    if len(given) != dimensions or not all(whole) or not (least <= min(given) and max(given) < 1 << 31):
         raise ValueError(f"{op}: {name} must be {dimensions} integers of at least {least}, got {value!r}")
     return given
 
@@ -109,6 +109,8 @@ def spread(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not hasattr(value, "__float__"):
             raise TypeError(f"{op}: {name} must be a tensor or a number, got {value!r}")
+        if abs(value) > sys.float_info.max and isinstance(value, int):
+            raise ValueError(f"{op}: {name} must be a number that a float can hold, got {value}")
         value = torch.tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     check_floating(op, **{name: value})
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from stochprune.arguments import fits, shown
 from stochprune.masks.ablate import masked_weights
 
 
@@ -89,11 +90,13 @@ def statistics(
     """The statistics of one layer from its kept weights [kept], and those of a reference of the same shape.
 
     Raises:
-        TypeError: a name that is no text.
+        TypeError: a name that is no text, a shape that is no tuple of integers.
         ValueError: more weights kept than the shape holds, or values that are no vector.
     """
     if not isinstance(name, str):
         raise TypeError(f"statistics: name must be text, got {name!r}")
+    if not fits(tuple[int, ...], shape):
+        raise TypeError(f"statistics: shape of {name} must be a tuple of integers, got {shown(shape)}")
     size = math.prod(shape)
     for argument, kept in (("values", values), ("other", other)):
         if kept is not None and (not isinstance(kept, np.ndarray) or kept.ndim != 1 or len(kept) > size):

@@ -193,9 +193,11 @@ def _check(op: str, what: str, scores: Mapping[str, Tensor]) -> None:
     if not isinstance(scores, Mapping):
         raise TypeError(f"{op}: {what}s must be a dictionary of tensors by weight name, got {type(scores).__name__}")
     for name, score in scores.items():
-        if not isinstance(score, Tensor) or not score.is_floating_point():
-            got = score.dtype if isinstance(score, Tensor) else f"a {type(score).__name__}"
-            raise TypeError(f"{op}: the {what} of {name} must be floating, got {got}")
+        if not isinstance(name, str):
+            raise TypeError(f"{op}: {what}s must have weight names as keys, got {name!r}")
+        if not isinstance(score, Tensor) or not score.is_floating_point() or score.layout != torch.strided:
+            got = f"{score.dtype}, {score.layout}" if isinstance(score, Tensor) else f"a {type(score).__name__}"
+            raise TypeError(f"{op}: the {what} of {name} must be a dense floating tensor, got {got}")
         if bool(score.isnan().any()):
             raise ValueError(f"{op}: {int(score.isnan().sum())} of {score.numel()} {what}s of {name} are NaN")
     if not any(score.numel() for score in scores.values()):
@@ -221,6 +223,6 @@ def check_masks(op: str, masks: Mapping[str, Tensor]) -> None:
     if not isinstance(masks, Mapping):
         raise TypeError(f"{op}: masks must be a dictionary of bool tensors by weight name, got {type(masks).__name__}")
     for name, mask in masks.items():
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-            raise TypeError(f"{op}: the mask of {name} must be a bool tensor, True where kept, got {got}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.layout != torch.strided:
+            got = f"{mask.dtype}, {mask.layout}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise TypeError(f"{op}: the mask of {name} must be a dense bool tensor, True where kept, got {got}")

@@ -91,7 +91,7 @@ REALS = {
     **{"sparsity": (0, 1), "temperature": (0, 1e308), "delta": (0, 1), "delta_draws": (0, 1), "keep": (0, 1)},
     **{"keep_kept": (0, 1), "keep_pruned": (0, 1), "damping": (0, 1e300), "lr": (0, 1e300), "momentum": (0, 1)},
     **{"risk": (0, 1e300), "mean": (0, 1), "q": (0, 1), "p": (0, 1), "lam": (0, 1e300), "beta": (0, 1e300)},
-    **{"sigma": (0, 1e300), "prior_sigma": (0, 1e300), "threshold": (0, 1), "kl": (0, 1e309)},
+    **{"sigma": (0, 1e308), "prior_sigma": (0, 1e308), "threshold": (0, 1), "kl": (0, 1e309)},
 }
 SLOW = {"epochs", "draws", "rounds", "steps", "starts", "retrain_epochs", "cycles", "rows", "cols", "planned", "depth"}
 SLOW |= {"samples", "width", "in_features", "out_features", "num_classes", "vocabulary", "context", "num_embeddings"}

@@ -136,7 +136,7 @@ def test_a_sparsity_out_of_range_is_named(sparsity: float, shown: str) -> None:
 def test_bad_scores_are_named() -> None:
     with pytest.raises(ValueError, match=r"2 of 3 scores of b are NaN"):
         masks.from_scores({"a": torch.ones(3), "b": torch.tensor([1.0, torch.nan, torch.nan])}, 0.5)
-    with pytest.raises(TypeError, match=r"the score of a must be floating, got torch\.int64"):
+    with pytest.raises(TypeError, match=r"the score of a must be .*floating.*int64"):
         masks.from_scores({"a": torch.arange(3)}, 0.5)
     with pytest.raises(ValueError, match="scope must be one of 'global', 'layer', 'row', got 'local'"):
         masks.from_scores({"a": torch.ones(3)}, 0.5, "local")
