@@ -43,8 +43,8 @@ OWN_NAMES = {"a": "weights[0]", "b": "weights[1]", "logits_a": "logits[0]", "log
 X, W, L = torch.ones(2, 16), torch.ones(6, 16), torch.zeros(6, 16)
 C, K = torch.ones(2, 4, 5, 5), torch.ones(6, 4, 3, 3)
 LINEAR = [{"estimator": "hard"}, {"temperature": 0}, {"temperature": "1"}, {"x": torch.ones(2, 15)}, {"bias": W[0]}]
-CONV = [{"stride": 0}, {"stride": 1.5}, {"stride": 2**32}, {"padding": -1}, {"padding": "some"}, {"dilation": (1, 1, 1, 1)}, {"groups": 5},
-        {"groups": 1.5}, {"x": torch.ones(1)}, {"bias": torch.ones(5)}]  # fmt: skip
+CONV = [{"stride": 0}, {"stride": 1.5}, {"padding": -1}, {"padding": "some"}, {"dilation": (1, 1, 1, 1)}, {"groups": 5},
+        {"groups": 1.5}, {"stride": 2**32}, {"x": torch.ones(1)}, {"bias": torch.ones(5)}]  # fmt: skip
 TRANSPOSED = [{"output_padding": 7}, {"padding": 9}, *[bad for bad in CONV if "padding" not in bad]]
 NUMBERS = [bad for bad in CONV if bad != {"padding": "some"}] + [{"padding": "same"}]
 BAD = {
