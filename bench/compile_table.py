@@ -67,7 +67,7 @@ class Case(NamedTuple):
 
     @property
     def aligned(self) -> bool:
-        """Whether rows of weights start at multiples of 16 elements, as Triton must know for wide loads."""
+        """Return True if rows of weights start at multiples of 16 elements, as Triton must know for wide loads."""
         return self.shape[0] % 16 == self.shape[1] % 16 == 0
 
     def run(self) -> None:
@@ -230,7 +230,7 @@ SCALARS = 11
 
 
 def specialise(case: Case, arch: int) -> Specialisation:
-    """What Triton would compile for a case's first launch."""
+    """Return what Triton would compile for a case's first launch."""
     row = 9 if arch >= 90 else 8
     with (
         recorded(arch) as launches,

@@ -1,4 +1,4 @@
-"""What the kernels make of their integer arguments, seen in Triton's first form of each program; needs no GPU.
+"""Check what the kernels make of their integer arguments, in Triton's first form of each program; needs no GPU.
 
     python -m bench.front_end    # exit status 1 on a fault
 
@@ -69,7 +69,7 @@ def narrow_products(program: str) -> list[str]:
 
 
 def faults(case: Case) -> Iterator[str]:
-    """What is wrong with the kernel that serves a case."""
+    """List what is wrong with the kernel that serves a case."""
     specialisation = specialise(case, ARCH)
     name = ".".join(specialisation.kernel)
     yield from (f"{name}: {product}" for product in narrow_products(specialisation.ir(ARCH)))
@@ -81,7 +81,7 @@ def faults(case: Case) -> Iterator[str]:
 
 
 def many_draws() -> Iterator[str]:
-    """What a GPU would refuse of the launches that serve many draws at once."""
+    """List what a GPU would refuse of the launches that serve many draws at once."""
     half, numbers = torch.bfloat16, meta(DRAWS, dtype=torch.int64)
     weight, x = meta(8, 64, dtype=half), meta(DRAWS, 2, 64, dtype=half)
     y, mask = meta(DRAWS, 2, 8, dtype=half), Mask(numbers[:1], numbers, 1, "straight_through", 1.0)

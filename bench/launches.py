@@ -27,7 +27,7 @@ its address, and a few words in the first-level cache cost less than still small
 
 
 class Specialisation(NamedTuple):
-    """What Triton compiles a kernel for; it holds no object of Triton's, so that it can be stored."""
+    """A kernel's specialisation; it holds no object of Triton's, so that it can be stored."""
 
     kernel: tuple[str, str]  # module and name
     signature: dict[str, str]
@@ -62,7 +62,7 @@ class Specialisation(NamedTuple):
         return str(self.source().make_ir(target, options, *helpers, context))
 
     def source(self) -> ASTSource:
-        """What Triton's compiler takes."""
+        """Return the arguments of Triton's compiler."""
         return ASTSource(self.function, self.signature, self.constants, self.attributes)
 
 

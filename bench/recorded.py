@@ -30,7 +30,7 @@ KNOWN = Path(".benchmarks/specialisations.jsonl")
 
 
 class Result(NamedTuple):
-    """What one specialisation compiled to."""
+    """The code that one specialisation compiled to."""
 
     registers: int
     stack: int

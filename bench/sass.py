@@ -39,7 +39,7 @@ class Hazard(NamedTuple):
 
 
 class Code(NamedTuple):
-    """What a kernel was compiled to."""
+    """The code that a kernel was compiled to."""
 
     registers: int  # a thread
     stack: int  # bytes a thread: spilled registers

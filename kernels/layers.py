@@ -55,7 +55,7 @@ def layers_of(weights: Sequence[Tensor], logits: Sequence[Tensor], streams: Sequ
 
 
 _captured: list[Layers] = []
-"""What CUDA graphs read at each replay; nobody tells when a graph ends, so it stays."""
+"""Tables that CUDA graphs read at each replay; nobody tells when a graph ends, so they stay."""
 
 
 def capturing(device: torch.device) -> bool:

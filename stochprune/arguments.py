@@ -86,7 +86,7 @@ def shown(value: Any) -> str:
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of the annotated kind, as far as the annotation tells."""
+    """Return True if a value is of the annotated kind, as far as the annotation tells."""
     origin, inner = get_origin(kind), get_args(kind)
     if isinstance(kind, TypeVar):
         return any(fits(part, value) for part in kind.__constraints__ or (kind.__bound__ or Any,))
@@ -115,7 +115,7 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is anything but the numbers NaN, infinity and minus infinity."""
+    """Return True if a value is anything but the numbers NaN, infinity and minus infinity."""
     return not isinstance(value, (float, np.floating)) or math.isfinite(value)
 
 
@@ -130,7 +130,7 @@ def _items_fit(origin: type, inner: tuple[Any, ...], value: Any) -> bool:
 
 
 def in_words(kind: Any) -> str:
-    """What an annotation asks for."""
+    """Say in words what an annotation asks for."""
     if isinstance(kind, TypeVar):
         return " or ".join(in_words(part) for part in kind.__constraints__ or (kind.__bound__ or object,))
     origin, inner = get_origin(kind), get_args(kind)

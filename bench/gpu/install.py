@@ -41,7 +41,7 @@ def run(case: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Of the GPU, its driver, torch, Triton, the compiler and our source; ``unknown`` where they cannot be told.
+    """Return the versions of all that a time depends on, the GPU to our source; ``unknown`` where they cannot be told.
 
     Raises:
         Unusable: torch sees no GPU.
@@ -79,7 +79,7 @@ def version(name: str) -> str:
 
 
 def said(command: list[str], pattern: str = r"(\S+)") -> str:
-    """What a program prints within ten seconds, found by the pattern's group.
+    """Return the part of a program's output that the pattern's group matches; ten seconds at most.
 
     It prints to a file, and its end is not waited for: one that the driver of a GPU holds cannot be killed.
     """

@@ -1,4 +1,4 @@
-"""What a step's module is given: cases run one after the other, and a row is on the disk before the next case."""
+"""The job of a step's module: cases run one after the other, and a row is on the disk before the next case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Unusable(Exception):
 
 
 class Skip(Exception):
-    """What a case needs is not there; its row says so and does not count as a failure."""
+    """Something that a case needs is not there; its row says so and does not count as a failure."""
 
 
 class Failed(Exception):
@@ -39,7 +39,7 @@ class Failed(Exception):
 
 
 class Job:
-    """What a worker is to do: every ``lanes``-th case of a step but those that have been done."""
+    """A worker's task: every ``lanes``-th case of a step but those that have been done."""
 
     def __init__(
         self, step: str, journal: Journal, pipe: int, lane: int = 0, lanes: int = 1, done: Sequence[str] = ()
@@ -109,7 +109,7 @@ def each(job: Job, module: ModuleType) -> None:
 
 
 def _result(job: Job, name: str, found: Row | Iterator[Row]) -> Row:
-    """What a case found; one that finds it in several parts yields all it has after each, and that is recorded too."""
+    """Return what a case found; a case in several parts yields all it has after each, and that is recorded too."""
     if isinstance(found, dict):
         return found
     last: Row = {}

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def folders() -> list[Path]:
-    """Where results go: the folder that ``OUT`` names, if it is set, and ``bench/results``."""
+    """Return the folders for results: the one that ``OUT`` names, if it is set, and ``bench/results``."""
     out = os.environ.get("OUT")
     return [*([Path(out).absolute()] if out else []), RESULTS]  # the workers run in another folder
 
@@ -64,7 +64,7 @@ class Journal:
         return None
 
     def rows(self) -> list[Row]:
-        """What any of the folders holds of this run: the longest file."""
+        """Return the longest file of this run in any of the folders."""
         found = [read(folder / f"gpu-check-{self.run}.jsonl") for folder in self.folders]
         return max(found, key=len)
 

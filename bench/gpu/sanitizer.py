@@ -26,7 +26,7 @@ def healthy() -> bool:
 
 
 def run(case: str) -> dict[str, Any]:
-    """What compute-sanitizer says of one way.
+    """Return what compute-sanitizer says of one way.
 
     Raises:
         Skip: the tool is missing, the way is, or the tool cannot watch this machine's GPU.

@@ -32,7 +32,7 @@ def gather(place: Path) -> list[Row]:
 
 
 def mixed(place: Path) -> dict[str, list[str]]:
-    """What differs between the runs in a folder that is to be the same, by name."""
+    """Return by name what differs between the runs in a folder and should be the same."""
     paths = sorted(place.glob("gpu-check-*.jsonl")) if place.is_dir() else [place]
     found = [row["found"] for path in paths for row in read(path) if row.get("case") == "versions" and row.get("ok")]
     values = {name: sorted({str(versions.get(name)) for versions in found}) for name in SAME}
@@ -69,7 +69,7 @@ def ledger(rows: Sequence[Row]) -> Row:
 
 
 def failed(row: Row) -> bool:
-    """Whether a case failed; a step's own row counts nothing twice."""
+    """Return True if a case failed; a step's own row counts nothing twice."""
     return row.get("ok") is False and row["case"] != "(step)"
 
 
@@ -79,7 +79,7 @@ def last_line(error: Any) -> str:
 
 
 def state(rows: Sequence[Row]) -> Row:
-    """What became of a step; without its own row, it was cut off."""
+    """Return what became of a step; without its own row, it was cut off."""
     cases = [row for row in rows if row["case"] != "(step)"]
     own = next((row for row in rows if row["case"] == "(step)"), {})
     return {
@@ -98,7 +98,7 @@ Term = Callable[[Times], float | None]
 
 
 def timed(contenders: dict[str, Row], part: str) -> dict[str, Times]:
-    """What a part took, by the way it was timed; a contender that could not be captured has no time in a graph."""
+    """Return a part's time by the way it was timed; a contender that could not be captured has none in a graph."""
     found = {way: {name: row.get(part, {}).get(kind) for name, row in contenders.items()} for kind, way in WAYS.items()}
     return {
         way: {name: float(value) for name, value in times.items() if isinstance(value, float | int)}
@@ -164,7 +164,7 @@ def figure(
 
 
 def file_name(row: Row, run: str = "") -> str:
-    """Of the ledger's row: GPU, the run or else the date, and commit, or the digest of the source without git."""
+    """Name the ledger's row: GPU, the run or else the date, and commit, or the digest of the source without git."""
     v = row["versions"]
     commit = v.get("commit", UNKNOWN)
     state = commit[:10] if commit != UNKNOWN else f"source-{v.get('source', UNKNOWN)}"
@@ -173,7 +173,7 @@ def file_name(row: Row, run: str = "") -> str:
 
 
 def text(row: Row) -> str:
-    """What ends the check: short enough to be the last page of a log."""
+    """Return the text that ends the check: short enough to be the last page of a log."""
     v = row["versions"]
     lines = ["", f"{v.get('gpu', UNKNOWN)}, torch {v.get('torch')}, Triton {v.get('triton')}, commit {v.get('commit')}"]
     for name, step in row["steps"].items():

@@ -92,7 +92,7 @@ def run(case: str) -> Iterator[dict[str, Any]]:
 
 
 def attempt(measure: Callable[[], Any]) -> Any:
-    """What is measured, or the error's text: a contender that cannot be captured still has its eager times."""
+    """Measure, or return the error's text: a contender that cannot be captured still has its eager times."""
     try:
         return measure()
     except Exception as error:
@@ -103,7 +103,7 @@ def attempt(measure: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def taken(contender: str) -> Iterator[Callable[[Tensor, Tensor, Tensor], Forward]]:
-    """What makes the contender's forward; inside, our own way is forced if it is one."""
+    """Give the function of the contender's forward; inside, our own way is forced if it is one."""
     if contender in CONTENDERS:
         yield CONTENDERS[contender]
     else:

@@ -1,4 +1,4 @@
-"""What the arguments of the bounds may be: one rule for each name."""
+"""Rules for the arguments of the bounds: one for each name."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Rule:
 
 
 def _holds_numbers(value: Any) -> bool:
-    """Whether it is a dense tensor, and on a device that keeps values."""
+    """Return True if it is a dense tensor on a device that keeps values."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 

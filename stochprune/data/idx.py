@@ -21,7 +21,7 @@ from stochprune.arguments import checked
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 8
 _MAX_BYTES = 1 << 30
-"""Of the values: a header of a few bytes may state any size, and a small gzip file may hold it."""
+"""Bytes of the values: a header of a few bytes may state any size, and a small gzip file may hold it."""
 
 
 @checked

@@ -1,4 +1,4 @@
-"""What a batch must be: a pair of inputs and labels."""
+"""Checks of batches: each must be a pair of inputs and labels."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ FUNCTIONS = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): "reconstruct" for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): "frombuffer" for core in ("core", "_core")},
 }
-"""What a file may name, by module and name, and the method that plays it."""
+"""Globals that a file may name, by module and name, and the method that plays each."""
 
 
 def _given_out(made: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the ops share of autograd: results that own their memory, what a product saves, and that backward is last."""
+"""Autograd for all ops: results that own their memory, what a product saves, and that backward is last."""
 
 from __future__ import annotations
 

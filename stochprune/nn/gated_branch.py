@@ -51,7 +51,7 @@ class GatedBranch(nn.Module):
 
 
 class Dropped(nn.Module):
-    """What is left of a dropped branch: 0, which any tensor can be added to.
+    """The rest of a dropped branch: 0, which any tensor can be added to.
 
     Args:
         like_input: give zeros like the input, to which a shortcut can be added in place. Known of normalisation layers,

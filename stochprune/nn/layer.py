@@ -142,7 +142,7 @@ class MaskedLayer(MaskSource):
 
     @classmethod
     def dense_name(cls) -> str:
-        """What the layer stands for, in words."""
+        """Name the kind of layer that this one stands for."""
         return f"torch.nn.{cls.dense_type.__name__}"
 
     def _configure(self) -> None:

@@ -51,7 +51,7 @@ class MaskSource(nn.Module):
         self.register_buffer("mask_draw", torch.zeros(1, dtype=torch.int64, device=device))
 
     def address(self, draw: Tensor | None = None) -> dict[str, Any]:
-        """What the ops of :mod:`stochprune.functional` take for this forward; without ``draw`` the counter advances."""
+        """Return the address for the ops of this forward; without ``draw`` the counter advances."""
         return {
             "seed": self.mask_seed,
             "draw": (self.next_draw() if draw is None else draw).squeeze(0),
@@ -62,7 +62,7 @@ class MaskSource(nn.Module):
 
     @property
     def samples_now(self) -> bool:
-        """Whether the next forward draws a mask, unless it is given a weight."""
+        """True if the next forward draws a mask, unless it is given a weight."""
         return self.training if self.sample is None else self.sample
 
     def next_draw(self) -> Tensor:

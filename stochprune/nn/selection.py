@@ -122,7 +122,7 @@ def select(
 def wanted(
     model: nn.Module, names: Sequence[str], include: Selectors | None, exclude: Selectors | None, default: bool = True
 ) -> bool:
-    """Whether ``include`` (without it the default) and ``exclude`` choose a weight of these names."""
+    """Return True if ``include`` (without it the default) and ``exclude`` choose a weight of these names."""
     if not (default if include is None else any(_matches(model, name, include) for name in names)):
         return False
     return exclude is None or not any(_matches(model, name, exclude) for name in names)
@@ -180,7 +180,7 @@ def _obstacle(module: nn.Module) -> str | None:
 
 
 def inside(name: str, outer: str) -> bool:
-    """Whether the module or parameter ``name`` is ``outer`` or lies in it."""
+    """Return True if the module or parameter ``name`` is ``outer`` or lies in it."""
     return not outer or name == outer or name.startswith(f"{outer}.")
 
 

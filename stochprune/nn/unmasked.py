@@ -1,4 +1,4 @@
-"""What convert says of the weights that it leaves without masks."""
+"""The warning of convert for weights that it leaves without masks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def warn_of_unmasked(
 
 
 def _is_weight(module: nn.Module, parameter: Tensor) -> bool:
-    """Whether a parameter may be the factor of a product: a matrix or more, of none of the kinds that are not."""
+    """Return True if a parameter may be the factor of a product: a matrix or more, and no table or norm."""
     if isinstance(module, MaskedLayer | nn.Embedding | nn.EmbeddingBag) or "norm" in type(module).__name__.lower():
         return False
     return parameter.dim() > 1 and parameter.shape[0] > 1 and sum(size > 1 for size in parameter.shape) > 1

@@ -107,7 +107,7 @@ class Certificate:
         return {name: getattr(self, name) for name in names}
 
     def digests(self) -> dict[str, str]:
-        """Of the configuration and of the draws' losses."""
+        """Return the digests of the configuration and of the draws' losses."""
         return {"configuration": digest_of(self.configuration), "draws": digest_of(self.losses)}
 
     def save(self, path: Path) -> None:

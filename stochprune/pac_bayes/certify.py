@@ -161,7 +161,7 @@ def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
 
 
 def trial_of(posterior: Posterior, part: Part, certificate: Certificate) -> Trial:
-    """What shows whether the network may be certified: whoever draws losses of a certificate tries it first."""
+    """The trial of a network: whoever draws losses of a certificate runs it first."""
     return Trial(posterior, part, min(certificate.draw_examples or len(part), _BATCH), certificate.seed)
 
 

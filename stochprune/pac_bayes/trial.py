@@ -1,4 +1,4 @@
-"""Whether a network is a function of one example and its address: what a certificate asks for, tried on a few.
+"""Trial on a few examples that a network is a function of one example and its address, as a certificate asks.
 
 A certificate bounds the loss of one example at a time, and the draws are made in batches. That is the same where an
 example's output depends on nothing but the example and the network that was drawn: not on the other examples of its
@@ -142,7 +142,7 @@ class Trial:
         )
 
     def _eps(self, outputs: Tensor) -> float:
-        """Of the coarsest dtype at work."""
+        """The eps of the coarsest dtype at work."""
         device = outputs.device.type
         dtypes = {outputs.dtype, *(p.dtype for p in self.posterior.model.parameters() if p.is_floating_point())}
         if torch.is_autocast_enabled(device):
@@ -193,7 +193,7 @@ def _differences(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _rounding(a: Tensor, b: Tensor, eps: float) -> Tensor:
-    """What rounding may explain of a difference of outputs [n, classes], by class."""
+    """Return the difference of outputs [n, classes] that rounding may explain, by class."""
     rows = torch.cat([a, b])
     finite = rows.isfinite()
     rows = rows.masked_fill(~finite, 0.0)

@@ -90,7 +90,7 @@ def parsed_configuration(content: Any, path: Path) -> RunConfig:
 
 
 def counts(config: RunConfig) -> tuple[int, int]:
-    """Of the priors and of the certificates of a run, among which one may choose afterwards."""
+    """Count the priors and the certificates of a run, among which one may choose afterwards."""
     return len(config.posteriors), len(config.posteriors) * (1 + len(config.objectives))
 
 
@@ -179,7 +179,7 @@ def _check_fields(certificate: Certificate, path: Path) -> None:
 
 
 def _check_configuration(certificate: Certificate, path: Path) -> None:
-    """What follows from the configuration of a run."""
+    """Check what follows from the configuration of a run."""
     config, beside = parsed_configuration(certificate.configuration, path), path.parent / CONFIGURATION
     if beside.exists() and read_configuration(beside) != config:
         raise ValueError(f"{beside} is not the configuration that {path} carries")

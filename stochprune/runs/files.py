@@ -19,7 +19,7 @@ import torch
 PARTIAL = re.compile(r"\.partial-[0-9]+-[0-9a-f]{8}")
 """Names of the files that :func:`replacing` writes to."""
 MOST_BYTES = 1 << 28
-"""Of a JSON file."""
+"""Bytes of a JSON file."""
 DEEPEST = 32
 """Levels of a JSON file."""
 LARGEST = 1 << 64
@@ -213,7 +213,7 @@ class _Hashed:
 
 
 def load_tensors(path: Path, what: str = "checkpoint") -> Any:
-    """What :func:`save_tensors` was given, on the CPU; no code in the file is run.
+    """Return what :func:`save_tensors` was given, on the CPU; no code in the file is run.
 
     Args:
         what: names the kind of file in messages.

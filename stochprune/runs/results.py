@@ -1,4 +1,4 @@
-"""What a result depends on."""
+"""Versions and the device: what a result depends on."""
 
 from __future__ import annotations
 

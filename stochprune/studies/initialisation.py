@@ -115,7 +115,7 @@ KINDS: Kinds = {
     "before": list,
     "after": list,
 }
-"""Of what :func:`run_cell` returns."""
+"""Keys and types of what :func:`run_cell` returns."""
 
 
 def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:

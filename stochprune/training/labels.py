@@ -1,4 +1,4 @@
-"""What labels must be, where the loss is torch's cross-entropy: its own messages name neither argument nor batch."""
+"""Checks of labels for torch's cross-entropy, whose own messages name neither argument nor batch."""
 
 from __future__ import annotations
 
