@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import data, masks, models, scores
+from stochprune.arguments import check_fields
 from stochprune.data import Batches, Dataset
 from stochprune.nn import convert, masked_layers
 from stochprune.runs.device import device_of
@@ -38,7 +39,7 @@ from stochprune.runs.results import versions
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
 from stochprune.studies.store import remember
-from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, check_fields, digest, option
+from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, digest, option
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
 from stochprune.training.progress import ProgressBar

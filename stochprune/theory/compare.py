@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import bounds, data, rng
+from stochprune.arguments import check_fields
 from stochprune.data.splits import Part, Split, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certify import certify
@@ -30,7 +31,7 @@ from stochprune.runs.results import versions
 from stochprune.theory import comparators, compression, sketch
 from stochprune.theory.spectral import norm_lower, norm_upper
 from stochprune.theory.subject import Subject, network, next_mask, weights_of
-from stochprune.training.config import WeightConfig, _check_counts, _check_positive, check_fields, digest, option
+from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
 from stochprune.training.progress import ProgressBar
 from stochprune.training.weights import train_weights
 

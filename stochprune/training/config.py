@@ -8,11 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import reprlib
-import sys
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from stochprune import rng
+from stochprune.arguments import check_fields
 
 
 def option(default: Any, help: str) -> Any:
@@ -25,40 +24,6 @@ def digest(config: Any, exclude: tuple[str, ...] = ()) -> str:
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude}
     text = json.dumps({"class": type(config).__name__, **values}, sort_keys=True)
     return hashlib.blake2s(text.encode()).hexdigest()[:12]
-
-
-def check_fields(config: Any) -> None:
-    """Check every field of a configuration against its annotation; each configuration calls this first.
-
-    Raises:
-        ValueError: a value of another kind, NaN, infinity, or an unknown choice; the message names field and value.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _fits(kind, value):
-            raise ValueError(f"{type(config).__name__}: {name} must be {_in_words(kind)}, got {reprlib.repr(value)}")
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(get_args(kind)[0], item) for item in value)
-    if kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and abs(value) <= sys.float_info.max  # False for NaN, infinity and integers beyond
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _in_words(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if get_origin(kind) is tuple:
-        return f"a tuple, each item {_in_words(get_args(kind)[0])}"
-    words = {float: "a finite number", int: "an integer", str: "text", bool: "True or False"}
-    return words.get(kind) or f"of class {kind.__name__}"
 
 
 def _check_counts(config: Any, minimum: int, *names: str) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from stochprune import masks as mask_tools
 from stochprune import scores
-from stochprune.arguments import checked
-from stochprune.training.config import WeightConfig, _check_counts, check_fields, digest, option
+from stochprune.arguments import check_fields, checked
+from stochprune.training.config import WeightConfig, _check_counts, digest, option
 from stochprune.training.loop import Loader, LossFunction
 from stochprune.training.schedules import SCHEDULES, Schedule
 from stochprune.training.weights import train_weights

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from stochprune.arguments import checked
+from stochprune.arguments import check_fields, checked
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.folder import claim
 from stochprune.scores import prunable_weights
-from stochprune.training.config import WeightConfig, _check_positive, check_fields, digest, option
+from stochprune.training.config import WeightConfig, _check_positive, digest, option
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, follow
 from stochprune.training.weights import make_optimizer

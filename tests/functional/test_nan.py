@@ -37,7 +37,7 @@ def on_each(monkeypatch):
 
 
 def nans(op: Op, tensors: dict[str, Tensor]) -> list[Tensor] | str:
-    """Where results and gradients are NaN, or the refusal."""
+    """Return where results and gradients are NaN, or the refusal."""
     tensors = {n: t.detach().clone().requires_grad_(t.requires_grad) for n, t in tensors.items()}
     try:
         results = op.run(**tensors)

@@ -1,4 +1,4 @@
-"""What the fuzz puts in the place of an argument, and which of it an argument may take."""
+"""Values that the fuzz puts in the place of an argument, and which of them an argument may take."""
 
 from __future__ import annotations
 
