@@ -25,7 +25,10 @@ import torch
 
 MULTIPROCESSORS = 132  # of an H200
 ARCH = 90
-WITH_STORAGE = ("test_capture.py", "test_commands.py", "test_layers.py", "test_scores.py")
+WITHOUT_TRITON = ("test_cuda_backend.py", "test_scores.py")
+"""Files of tests that launch CUDA C++ kernels, or work in float64, which the reference serves."""
+REPEATS = 2  # for tests.gpu.test_repeats
+WITH_STORAGE = ("test_capture.py", "test_commands.py", "test_layers.py")
 """Files of tests that ask for values, or go through torch.library, which makes no launches for empty tensors."""
 
 
@@ -94,6 +97,9 @@ def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> tor
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if item.path.name not in WITHOUT_TRITON]
+    for module in {item.module for item in items if hasattr(item.module, "REPEATS")}:
+        module.REPEATS = REPEATS
     for item in items:
         item.own_markers = [marker for marker in item.own_markers if marker.name not in ("skip", "skipif")]
 
