@@ -39,7 +39,7 @@ sanitize: $(READY)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(BIN)/python -m tests.with_extension $(SANITIZED)/_C*.so -q --capture=sys -m "not slow" \
 	  -k "not triton and not cuda and not reference" $(SANITIZED_TESTS)
-SANITIZED_TESTS := tests/test_native.py tests/native tests/test_backend_contract.py tests/test_backend_edges.py \
+SANITIZED_TESTS := tests/test_native.py tests/native tests/backends \
   tests/test_mask_fuzz.py
 
 # The CPU benchmark: every contender in one run, then the tables and the ledger. About fifteen minutes on two cores.

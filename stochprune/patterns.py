@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from stochprune import rng
+from stochprune.address import Mask
 
 LEVELS = 1 << 16
 SIZES = (2, 4, 8)
@@ -91,11 +92,13 @@ def probabilities(logits: Tensor, n: int) -> Tensor:
     return torch.diff(c, dim=-1, prepend=torch.zeros_like(c[..., :1])).double() / LEVELS
 
 
-def mask(logits: Tensor, n: int, m: int, seed: Tensor, draw: Tensor, stream: int) -> Tensor:
-    """The mask [N, K] that the contract draws, as 0 and 1 in float64."""
+def mask(logits: Tensor, pattern: tuple[int, int], at: Mask) -> Tensor:
+    """The mask [N, K] that the contract draws at an address of one draw, as 0 and 1 in float64."""
     if logits.isnan().any():
         raise ValueError("logits contain NaN")
-    u = rng.uniform16(*logits.shape, seed=seed, draw=draw, stream=stream, device=logits.device)[:, ::m]
+    n, m = pattern
+    offsets = {"row_offset": at.row, "col_offset": at.col, "device": logits.device}
+    u = rng.uniform16(*logits.shape, seed=at.seed, draw=at.draw[0], stream=at.stream, **offsets)[:, ::m]
     chosen = (u[..., None] >= levels(groups(logits, m), n)).sum(-1)  # [N, K / m]
     return kept(n, m, logits.double())[chosen].flatten(-2)
 

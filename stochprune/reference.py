@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stochprune import patterns, rng
+from stochprune import materialised, patterns, rng
+from stochprune.address import KLTerm, Logits, Mask, Masks
 
 NAME = "reference"
 
@@ -20,33 +21,36 @@ STRETCH = (-0.1, 1.1)
 """The interval to which the hard concrete mask is stretched before it is clamped to [0, 1] (Louizos et al. 2018)."""
 
 
-def keep_mask(threshold: Tensor, seed: Tensor, draw: Tensor, stream: int, row_offset: int, col_offset: int) -> Tensor:
-    """bool [N, K]: which weights are kept under thresholds [N, K] (integers 0 .. 32768)."""
-    rows, cols = threshold.shape
-    u = rng.uniform16(
-        rows,
-        cols,
-        seed=seed,
-        draw=draw,
-        stream=stream,
-        row_offset=row_offset,
-        col_offset=col_offset,
-        device=threshold.device,
-    )
-    return (u & 0x7FFF) < threshold.to(torch.int32)
+def supports(*tensors: Tensor) -> bool:
+    """Return True: the reference takes every tensor."""
+    return True
 
 
-def threshold_from_logits(logits: Tensor) -> Tensor:
+def describe() -> str:
+    """Return nothing worth telling."""
+    return ""
+
+
+def uniforms(rows: int, cols: int, mask: Mask, device: torch.device) -> Tensor:
+    """int32 [rows, cols]: the fifteen random bits of each weight under the first draw of ``mask``."""
+    at = {"row_offset": mask.row, "col_offset": mask.col, "device": device}
+    return rng.uniform16(rows, cols, seed=mask.seed, draw=mask.draw[0], stream=mask.stream, **at) & 0x7FFF
+
+
+def keep_mask(threshold: Tensor, *, mask: Mask) -> Tensor:
+    """bool [N, K]: which weights are kept under thresholds [N, K] (integers 0 .. 32768), of one draw."""
+    return uniforms(*threshold.shape, mask, threshold.device) < threshold.to(torch.int32)
+
+
+def threshold_from_logits(logits: Logits) -> Tensor:
     """uint16, the shape of ``logits``."""
     if logits.isnan().any():
         raise ValueError("logits contain NaN")
     return rng.threshold_from_logits(logits)
 
 
-def factor(
-    logits: Tensor, seed: Tensor, draw: Tensor, stream: int, estimator: str, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """The estimator's mask z and its slope dz/dlogit, both [N, K] in at least float32.
+def factor(logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
+    """The estimator's mask z of one draw and its slope dz/dlogit, both [N, K] in at least float32.
 
     straight_through: z the hard mask, the slope that of its mean sigmoid(logit) (Bengio et al. 2013).
     concrete: z the binary concrete variable, its own slope (Maddison et al. 2017).
@@ -56,20 +60,20 @@ def factor(
     """
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     mean = torch.sigmoid(exact)
-    if estimator == "expected":
+    if mask.estimator == "expected":
         return mean, mean * (1 - mean)
-    u = rng.uniform16(*logits.shape, seed=seed, draw=draw, stream=stream, device=logits.device) & 0x7FFF
+    u = uniforms(*logits.shape, mask, logits.device)
     hard = (u < threshold_from_logits(logits).to(torch.int32)).to(exact.dtype)
-    if estimator == "straight_through":
+    if mask.estimator == "straight_through":
         return hard, mean * (1 - mean)
     v = (u.double() + 0.5) / rng.LEVELS
-    soft = torch.sigmoid((exact - torch.logit(v).to(exact.dtype)) / temperature)
-    slope = soft * (1 - soft) / temperature
-    if estimator == "hard_concrete":
+    soft = torch.sigmoid((exact - torch.logit(v).to(exact.dtype)) / mask.temperature)
+    slope = soft * (1 - soft) / mask.temperature
+    if mask.estimator == "hard_concrete":
         low, high = STRETCH
         stretched = soft * (high - low) + low
         return stretched.clamp(0, 1), torch.where((stretched > 0) & (stretched < 1), slope * (high - low), 0)
-    return (soft if estimator == "concrete" else hard), slope
+    return (soft if mask.estimator == "concrete" else hard), slope
 
 
 def times(z: Tensor, values: Tensor, estimator: str) -> Tensor:
@@ -77,22 +81,12 @@ def times(z: Tensor, values: Tensor, estimator: str) -> Tensor:
     return torch.where(z.bool(), values, 0) if estimator.startswith("straight_through") else z * values
 
 
-def masked_linear(
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-) -> Tensor:
+def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
     """y [D, M, N] of x [D, M, K], weight and logits [N, K], bias [N]; slice d under the mask of ``draw[d]``."""
     out = []
-    for i in range(len(draw)):
-        z, _ = factor(logits, seed, draw[i], stream, estimator, temperature)
-        out.append(F.linear(x[i], times(z, weight, estimator).to(x.dtype), bias))
+    for i in range(len(mask.draw)):
+        z, _ = factor(logits, mask.one(i))
+        out.append(F.linear(x[i], times(z, weight, mask.estimator).to(x.dtype), bias))
     return torch.stack(out) if out else x.new_zeros(0, x.shape[1], weight.shape[0])
 
 
@@ -100,36 +94,30 @@ def masked_linear_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    need_x: bool,
-    need_weight: bool,
-    need_logits: bool,
-    prior_logits: Tensor | None = None,
-    kl_grad: Tensor | None = None,
+    logits: Logits,
+    *,
+    mask: Mask,
+    needs: tuple[bool, bool, bool],
+    kl: KLTerm | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients dx [D, M, K], dweight [N, K] and dlogits [N, K] of grad [D, M, N]; None where not needed.
 
-    With the logits of a prior [N, K], dlogits is also that of the masks' divergence from it, whose gradient is kl_grad
-    (a float64 scalar).
+    With ``kl``, dlogits is also the gradient of that divergence.
     """
+    need_x, need_weight, need_logits = needs
     wide = torch.promote_types(weight.dtype, torch.float32)
     dx = []
     dweight, dlogits = torch.zeros_like(weight, dtype=wide), torch.zeros_like(weight, dtype=wide)
-    for i in range(len(draw)):
-        z, slope = factor(logits, seed, draw[i], stream, estimator, temperature)
+    for i in range(len(mask.draw)):
+        z, slope = factor(logits, mask.one(i))
         if need_x:
-            dx.append(grad[i] @ times(z, weight, estimator).to(grad.dtype))
+            dx.append(grad[i] @ times(z, weight, mask.estimator).to(grad.dtype))
         if need_weight or need_logits:
             g = (grad[i].mT @ x[i]).to(wide)  # [N, K]: dL/d(z * weight)
-            dweight += times(z, g, estimator)
+            dweight += times(z, g, mask.estimator)
             dlogits += g * weight * slope
-    if prior_logits is not None and kl_grad is not None:
-        pull, _ = bernoulli_kl_backward(kl_grad, logits, prior_logits, True, False)
+    if kl is not None:
+        pull, _ = bernoulli_kl_backward(kl.grad, logits, kl.prior_logits, needs=(True, False))
         assert pull is not None
         dlogits += pull
     return (
@@ -141,12 +129,9 @@ def masked_linear_backward(
 
 def masked_weight(
     weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
+    logits: Logits,
+    *,
+    mask: Mask,
     dtype: torch.dtype,
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
@@ -157,24 +142,20 @@ def masked_weight(
     (int64 [R]) only those rows, [D, R, ...]. The result may be scratch memory, valid until the backend's next call.
     A backend may append to ``memo`` what spares :func:`weight_grad` of the same masks some work.
     """
-    out = weight.new_empty(len(draw), *weight.shape, dtype=dtype)
-    for i in range(len(draw)):
-        z, _ = factor(logits.flatten(1), seed, draw[i], stream, estimator, temperature)
-        out[i] = times(z.view(weight.shape), weight, estimator)
+    out = weight.new_empty(len(mask.draw), *weight.shape, dtype=dtype)
+    for i in range(len(mask.draw)):
+        z, _ = factor(Logits(logits.flatten(1)), mask.one(i))
+        out[i] = times(z.view(weight.shape), weight, mask.estimator)
     return out if rows is None else out[:, rows]
 
 
 def weight_grad(
     grad: Tensor,
     weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    need_weight: bool,
-    need_logits: bool,
+    logits: Logits,
+    *,
+    mask: Mask,
+    needs: tuple[bool, bool],
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -183,54 +164,72 @@ def weight_grad(
     Summed over draws; they may lie in the memory of ``grad``. With ``rows`` (int64 [R]), as in
     :func:`masked_weight`, grad is [D, R, ...] and the results are [R, ...].
     """
+    need_weight, need_logits = needs
     wide = torch.promote_types(weight.dtype, torch.float32)
     part = slice(None) if rows is None else rows
     dweight, dlogits = (grad.new_zeros(grad.shape[1:], dtype=wide) for _ in range(2))
-    for i in range(len(draw)):
-        z, slope = factor(logits.flatten(1), seed, draw[i], stream, estimator, temperature)
+    for i in range(len(mask.draw)):
+        z, slope = factor(Logits(logits.flatten(1)), mask.one(i))
         g = grad[i].to(wide)
-        dweight += times(z.view(weight.shape)[part], g, estimator)
+        dweight += times(z.view(weight.shape)[part], g, mask.estimator)
         dlogits += g * (weight * slope.view(weight.shape))[part]
     return dweight.to(weight.dtype) if need_weight else None, dlogits.to(logits.dtype) if need_logits else None
 
 
+def masked_weights(
+    weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, dtype: torch.dtype
+) -> list[Tensor]:
+    """z * weight of many layers in ``dtype``, each shaped like its weight; none of them is scratch memory."""
+    return materialised.masked_weights(masked_weight, weights, logits, masks=masks, dtype=dtype)
+
+
+def multi_layer_grads(
+    grads: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    logits: Sequence[Logits],
+    *,
+    masks: Masks,
+    needs: tuple[bool, bool],
+) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+    """dweight and dlogits of many layers from the gradients of :func:`masked_weights`; None where not needed."""
+    return materialised.multi_layer_grads(weight_grad, grads, weights, logits, masks=masks, needs=needs)
+
+
 def nm_masked_weight(
-    weight: Tensor, logits: Tensor, n: int, m: int, seed: Tensor, draw: Tensor, stream: int, dtype: torch.dtype
+    weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, dtype: torch.dtype
 ) -> Tensor:
     """z * weight [D, N, K] in ``dtype``, z the n:m mask of each draw (:mod:`stochprune.patterns`)."""
-    out = weight.new_empty(len(draw), *weight.shape, dtype=dtype)
-    for i in range(len(draw)):
-        out[i] = torch.where(patterns.mask(logits, n, m, seed, draw[i], stream).bool(), weight, 0)
+    out = weight.new_empty(len(mask.draw), *weight.shape, dtype=dtype)
+    for i in range(len(mask.draw)):
+        out[i] = torch.where(patterns.mask(logits, pattern, mask.one(i)).bool(), weight, 0)
     return out
 
 
 def nm_weight_grad(
     grad: Tensor,
     weight: Tensor,
-    logits: Tensor,
-    n: int,
-    m: int,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    need_weight: bool,
-    need_logits: bool,
+    logits: Logits,
+    pattern: tuple[int, int],
+    *,
+    mask: Mask,
+    needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """dweight and dlogits [N, K] of grad [D, N, K] = dL/d(z * weight), summed over draws; None where not needed.
 
     dweight = grad z, and dlogits is grad weight times the Jacobian of the inclusion probabilities.
     """
+    need_weight, need_logits = needs
     wide = torch.promote_types(weight.dtype, torch.float32)
     dweight, summed = torch.zeros_like(weight, dtype=wide), torch.zeros_like(weight, dtype=wide)
-    for i in range(len(draw)):
+    for i in range(len(mask.draw)):
         if need_weight:
-            dweight += torch.where(patterns.mask(logits, n, m, seed, draw[i], stream).bool(), grad[i].to(wide), 0)
+            dweight += torch.where(patterns.mask(logits, pattern, mask.one(i)).bool(), grad[i].to(wide), 0)
         summed += grad[i]
-    dlogits = patterns.inclusion_grad(summed * weight, logits, n, m).to(logits.dtype) if need_logits else None
+    dlogits = patterns.inclusion_grad(summed * weight, logits, *pattern).to(logits.dtype) if need_logits else None
     return dweight.to(weight.dtype) if need_weight else None, dlogits
 
 
-def moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def moments(weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean q w and variance q (1 - q) w^2 + q softplus(rho)^2 [N, K] in ``dtype``; q = sigmoid(logits).
 
     q is 1 without logits, the last term 0 without rho.
@@ -240,7 +239,7 @@ def moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: to
 
 
 def moments_grad(
-    dmean: Tensor, dvariance: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | None
+    dmean: Tensor, dvariance: Tensor, weight: Tensor, logits: Logits | None, rho: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dweight, dlogits and drho [N, K] (None without the input) from the gradients for mean and variance."""
     w, q, slope, sigma = _random(weight, logits, rho)
@@ -250,7 +249,7 @@ def moments_grad(
     return dweight.to(weight.dtype), None if logits is None else dlogits.to(logits.dtype), drho
 
 
-def _random(weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _random(weight: Tensor, logits: Logits | None, rho: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """w, q, q (1 - q) and sigma, in at least float32."""
     if logits is not None and logits.isnan().any():
         raise ValueError("logits contain NaN")
@@ -264,33 +263,33 @@ def _random(weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[
     return w, q, slope, sigma
 
 
-def normal(rows: int, cols: int, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:
-    """float32 [D, rows, cols] on the draw's device: the contract's normals of the block from ``row_offset`` on."""
-    each = [
-        rng.normal(rows, cols, seed=seed, draw=d, stream=stream, row_offset=row_offset, device=draw.device)
-        for d in draw
-    ]
-    return torch.stack(each).float() if each else torch.empty(0, rows, cols, device=draw.device)
+def normals(rows: int, cols: int, mask: Mask) -> Tensor:
+    """float64 [D, rows, cols] on the draw's device: the contract's normals of each draw."""
+    at = {"seed": mask.seed, "stream": mask.stream, "row_offset": mask.row, "col_offset": mask.col}
+    each = [rng.normal(rows, cols, draw=d, device=mask.draw.device, **at) for d in mask.draw]
+    return torch.stack(each) if each else torch.empty(0, rows, cols, dtype=torch.float64, device=mask.draw.device)
 
 
-def gaussian_weight(mu: Tensor, rho: Tensor, seed: Tensor, draw: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
+def normal(rows: int, cols: int, *, mask: Mask) -> Tensor:
+    """float32 [D, rows, cols] on the draw's device: the contract's normals of each draw."""
+    return normals(rows, cols, mask).float()
+
+
+def gaussian_weight(mu: Tensor, rho: Tensor, *, mask: Mask, dtype: torch.dtype) -> Tensor:
     """mu + softplus(rho) e [D, N, K] in ``dtype``, under the contract's normals e of each draw; mu and rho [N, K]."""
-    e = [rng.normal(*mu.shape, seed=seed, draw=d, stream=stream, device=mu.device) for d in draw]
     wide = torch.promote_types(mu.dtype, torch.float32)
-    out = [(mu.to(wide) + F.softplus(rho.to(wide), threshold=80) * x.to(wide)).to(dtype) for x in e]
-    return torch.stack(out) if out else mu.new_empty(0, *mu.shape, dtype=dtype)
+    sigma = F.softplus(rho.to(wide), threshold=80)
+    return (mu.to(wide) + sigma * normals(mu.shape[0], mu.shape[1], mask).to(wide)).to(dtype)
 
 
-def gaussian_grad(grad: Tensor, rho: Tensor, seed: Tensor, draw: Tensor, stream: int) -> Tensor:
+def gaussian_grad(grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor:
     """drho [N, K] of grad [D, N, K] = dL/d(mu + softplus(rho) e), summed over draws."""
     wide = torch.promote_types(rho.dtype, torch.float32)
-    total = torch.zeros_like(rho, dtype=wide)
-    for g, d in zip(grad, draw, strict=True):
-        total += g * rng.normal(*rho.shape, seed=seed, draw=d, stream=stream, device=rho.device).to(wide)
+    total = (grad * normals(rho.shape[0], rho.shape[1], mask).to(wide)).sum(0)
     return (total * torch.sigmoid(rho.to(wide))).to(rho.dtype)
 
 
-def bernoulli_kl(logits: Tensor, prior_logits: Tensor) -> Tensor:
+def bernoulli_kl(logits: Logits, prior_logits: Logits) -> Tensor:
     """float64 scalar, nats: the sum of kl(q || p) over weights, q = threshold / 32768 and p = sigmoid(prior_logits).
 
     Of one shape. NaN if an input is; infinite where a prior logit is.
@@ -303,20 +302,20 @@ def bernoulli_kl(logits: Tensor, prior_logits: Tensor) -> Tensor:
 
 
 def bernoulli_kl_backward(
-    grad: Tensor, logits: Tensor, prior_logits: Tensor, need_logits: bool, need_prior: bool
+    grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients for logits, of the smooth function, and for prior_logits; None where not needed."""
     dlogits = dprior = None
     prior = prior_logits.double()
-    if need_logits:
+    if needs[0]:
         wide = logits.double()
         dlogits = (grad * (wide - prior) * _slope(wide)).masked_fill(logits.isinf(), 0).to(logits.dtype)
-    if need_prior:
+    if needs[1]:
         dprior = (grad * (torch.sigmoid(prior) - _sampled(logits))).to(prior_logits.dtype)
     return dlogits, dprior
 
 
-def gaussian_kl(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Tensor | None) -> Tensor:
+def gaussian_kl(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Logits | None) -> Tensor:
     """float64 scalar, nats: the sum of q KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)) over weights.
 
     Of one shape; q = threshold / 32768 of the logits, 1 without. NaN if an input is, or a deviation is not positive.
@@ -333,7 +332,8 @@ def gaussian_kl_backward(
     sigma: Tensor,
     prior_mu: Tensor,
     prior_sigma: Tensor,
-    logits: Tensor | None,
+    logits: Logits | None,
+    *,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients for the five inputs in their order, for logits of the smooth function; None where not needed."""

@@ -22,7 +22,8 @@ LAYERS = [
     {"functional"},
     {"backends"},
     {"reference", "native", "kernels", "cuda"},
-    {"products", "patterns"},
+    {"materialised", "patterns"},
+    {"address"},
     {"rng", "seeding", "runs", "arguments"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

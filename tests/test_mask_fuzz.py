@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stochprune import patterns, reference, rng
+from stochprune.address import Mask
 
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
@@ -53,29 +54,33 @@ def one_round(numbers: np.random.Generator) -> None:
     seed = torch.tensor([rng.as_int64(near(numbers, rng.SEED_LIMIT - 1, 1))])
     draw, stream = torch.tensor([near(numbers, rng.DRAW_LIMIT, 1)]), near(numbers, rng.STREAM_LIMIT, 1)
     dtype = [torch.float32, torch.bfloat16][numbers.integers(2)]
-    at = (seed, draw, stream)
+    at = Mask(seed, draw, stream)
     logits = logits_of(numbers, rng.uniform16(rows, cols, seed=seed, draw=draw, stream=stream) & 0x7FFF, dtype)
 
     levels = rng.threshold_from_logits(logits)
     assert torch.equal(native.threshold_from_logits(logits).int(), levels.int())
     offsets = near(numbers, rng.ROW_LIMIT, rows), near(numbers, rng.COLUMN_LIMIT, cols)
-    assert torch.equal(native.keep_mask(levels, *at, *offsets), reference.keep_mask(levels, *at, *offsets))
+    far = at._replace(row=offsets[0], col=offsets[1])
+    assert torch.equal(native.keep_mask(levels, mask=far), reference.keep_mask(levels, mask=far))
 
-    kept, weight = reference.keep_mask(levels, *at, 0, 0), torch.ones_like(logits)
-    masked = native.masked_weight(weight, logits, *at, "straight_through", 1.0, dtype)[0] != 0
-    assert torch.equal(masked, kept)
-    dweight, slope = native.weight_grad(weight[None].clone(), weight, logits, *at, "straight_through", 1.0, True, True)
-    assert torch.equal(dweight != 0, kept) and slope.isfinite().all()
+    weight = torch.ones_like(logits)
+    for here in (at, far):
+        kept = reference.keep_mask(levels, mask=here)
+        masked = native.masked_weight(weight, logits, mask=here, dtype=dtype)[0] != 0
+        assert torch.equal(masked, kept)
+        grads = native.weight_grad(weight[None].clone(), weight, logits, mask=here, needs=(True, True))
+        assert torch.equal(grads[0] != 0, kept) and grads[1].isfinite().all()
 
     n, m = PATTERNS[numbers.integers(len(PATTERNS))]
     group = logits[:, : cols // m * m].contiguous()
     if group.numel():
-        pattern = native.nm_masked_weight(torch.ones_like(group), group, n, m, *at, dtype)[0] != 0
-        assert torch.equal(pattern, patterns.mask(group, n, m, seed, draw[0], stream) != 0)
+        for here in (at, far._replace(col=offsets[1] // m * m)):
+            pattern = native.nm_masked_weight(torch.ones_like(group), group, (n, m), mask=here, dtype=dtype)[0] != 0
+            assert torch.equal(pattern, patterns.mask(group, (n, m), here) != 0)
 
     logits[numbers.integers(rows), numbers.integers(cols)] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
-        native.masked_weight(weight, logits, *at, "straight_through", 1.0, dtype)
+        native.masked_weight(weight, logits, mask=at, dtype=dtype)
     with pytest.raises(ValueError, match="NaN"):
         native.threshold_from_logits(logits)
 
