@@ -1,48 +1,44 @@
 """bernoulli_kl: the divergence of the masks that are drawn from those of a prior, summed over the weights.
 
-The operators ``stochprune::bernoulli_kl`` and ``stochprune::bernoulli_kl_backward`` dispatch to a backend. Each is one
-pass over the two inputs. Backward takes its own: to store the gradient in forward would move as many bytes.
+Forward and backward are one pass each over the two inputs: to store the gradient in forward would move as many bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import backends
-from stochprune.functional._autograd import differentiable_once
-from stochprune.functional._checks import check_floating, check_same_device, explain_nan, named, spread
+from stochprune.address import Logits
+from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+from stochprune.functional._op import Op
 
 _OP = "bernoulli_kl"
 
 
-@torch.library.custom_op("stochprune::bernoulli_kl", mutates_args=())
 def _forward(logits: Tensor, prior_logits: Tensor) -> Tensor:
-    kl: Tensor = backends.resolve(logits, prior_logits).bernoulli_kl(logits, prior_logits)
+    kl = backends.resolve(logits, prior_logits).bernoulli_kl(Logits(logits), Logits(prior_logits))
     explain_nan(kl, logits=logits, prior_logits=prior_logits)
     return kl
 
 
-@_forward.register_fake
-def _(logits: Tensor, prior_logits: Tensor) -> Tensor:
+def _fake(logits: Tensor, prior_logits: Tensor) -> Tensor:
     return logits.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("stochprune::bernoulli_kl_backward", mutates_args=())
 def _backward(
     grad: Tensor, logits: Tensor, prior_logits: Tensor, need_logits: bool, need_prior: bool
 ) -> tuple[Tensor, Tensor]:
-    backend = backends.resolve(logits, prior_logits)
-    grads = backend.bernoulli_kl_backward(grad, logits, prior_logits, need_logits, need_prior)
+    backend, needs = backends.resolve(logits, prior_logits), (need_logits, need_prior)
+    grads = backend.bernoulli_kl_backward(grad, Logits(logits), Logits(prior_logits), needs=needs)
     dlogits, dprior = (t.new_empty(0) if g is None else g for g, t in zip(grads, (logits, prior_logits), strict=True))
     return dlogits, dprior
 
 
-@_backward.register_fake
-def _(grad: Tensor, logits: Tensor, prior_logits: Tensor, need_logits: bool, need_prior: bool) -> tuple[Tensor, Tensor]:
-    needs = (need_logits, need_prior)
+def _fake_backward(grad: Tensor, logits: Tensor, prior_logits: Tensor, *needs: bool) -> tuple[Tensor, Tensor]:
     dlogits, dprior = (t.new_empty(t.shape if n else 0) for t, n in zip((logits, prior_logits), needs, strict=True))
     return dlogits, dprior
 
@@ -51,13 +47,12 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _backward(grad, *ctx.saved_tensors, *ctx.needs_input_grad)
+def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = backward(grad, *ctx.saved_tensors, *ctx.needs_input_grad)
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+_bernoulli_kl = Op(_OP, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:
@@ -90,5 +85,5 @@ def divergence(op: str, logits: Tensor, prior_logits: Tensor | float) -> Tensor:
     check_floating(op, logits=logits)
     prior = spread(op, "prior_logits", prior_logits, logits)
     check_same_device(op, logits=logits, prior_logits=prior)
-    kl: Tensor = named(op, _forward, logits, prior)
+    kl: Tensor = _bernoulli_kl(op, logits, prior)
     return kl

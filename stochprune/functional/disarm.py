@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
+from stochprune.address import Logits
 from stochprune.functional._checks import check_floating, named
 from stochprune.functional.keep_mask import keep_mask
 
@@ -72,7 +73,7 @@ def antithetic_gradient(
         at = {"seed": seed, "draw": draw, "stream": streams[name]}
         rng.check_address(op, **at)
         rows = tensor.detach().reshape(len(tensor) if tensor.dim() else 1, tensor.shape[1:].numel())
-        levels = named(op, backends.resolve(rows).threshold_from_logits, rows)
+        levels = named(op, backends.resolve(rows).threshold_from_logits, Logits(rows))
         count = levels.to(torch.int32)
         kept = keep_mask(levels, **at)
         # 1 - v < q is v > 1 - q: what the complement's threshold does not keep.

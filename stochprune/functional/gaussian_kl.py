@@ -1,39 +1,38 @@
 """gaussian_kl and spike_and_slab_kl: divergences of random weights from a prior, summed over the weights.
 
-Both rest on the operators ``stochprune::gaussian_kl`` and ``stochprune::gaussian_kl_backward``, where each weight
-counts with its probability of being kept if logits are given. Each is one pass over the inputs.
+Both rest on one op, where each weight counts with its probability of being kept if logits are given. Forward and
+backward are one pass each over the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import backends
-from stochprune.functional._autograd import differentiable_once
-from stochprune.functional._checks import check_floating, check_same_device, explain_nan, named, spread
+from stochprune.address import Logits
+from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+from stochprune.functional._op import Op
 from stochprune.functional.bernoulli_kl import divergence
 
 _OP = "gaussian_kl"
 
 
-@torch.library.custom_op("stochprune::gaussian_kl", mutates_args=())
 def _forward(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Tensor | None) -> Tensor:
     inputs = [mu, sigma, prior_mu, prior_sigma] + ([] if logits is None else [logits])
-    kl: Tensor = backends.resolve(*inputs).gaussian_kl(mu, sigma, prior_mu, prior_sigma, logits)
+    levels = None if logits is None else Logits(logits)
+    kl = backends.resolve(*inputs).gaussian_kl(mu, sigma, prior_mu, prior_sigma, levels)
     explain_nan(kl, mu=mu, prior_mu=prior_mu, logits=logits, sigma=sigma, prior_sigma=prior_sigma)
     return kl
 
 
-@_forward.register_fake
-def _(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Tensor | None) -> Tensor:
+def _fake(mu: Tensor, *rest: Any) -> Tensor:
     return mu.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("stochprune::gaussian_kl_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     mu: Tensor,
@@ -44,24 +43,16 @@ def _backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     inputs = [mu, sigma, prior_mu, prior_sigma] + ([] if logits is None else [logits])
+    levels = None if logits is None else Logits(logits)
     backend = backends.resolve(*inputs)
-    grads = backend.gaussian_kl_backward(grad, mu, sigma, prior_mu, prior_sigma, logits, needs)
+    grads = backend.gaussian_kl_backward(grad, mu, sigma, prior_mu, prior_sigma, levels, needs=needs)
     return [mu.new_empty(0) if g is None else g for g in grads]
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    mu: Tensor,
-    sigma: Tensor,
-    prior_mu: Tensor,
-    prior_sigma: Tensor,
-    logits: Tensor | None,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    inputs = (mu, sigma, prior_mu, prior_sigma, logits)
+def _fake_backward(grad: Tensor, *args: Any) -> list[Tensor]:
+    *inputs, needs = args
     return [
-        t.new_empty(t.shape) if n and t is not None else mu.new_empty(0) for t, n in zip(inputs, needs, strict=True)
+        grad.new_empty(0) if t is None else t.new_empty(t.shape if n else 0) for t, n in zip(inputs, needs, strict=True)
     ]
 
 
@@ -69,13 +60,12 @@ def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _backward(grad, *ctx.saved_tensors, list(ctx.needs_input_grad))
+def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = backward(grad, *ctx.saved_tensors, list(ctx.needs_input_grad))
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+_gaussian_kl = Op(_OP, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def _gaussian(
@@ -85,7 +75,7 @@ def _gaussian(
     sigma = spread(op, "sigma", sigma, mu)
     prior_mu, prior_sigma = spread(op, "prior_mu", prior_mu, mu), spread(op, "prior_sigma", prior_sigma, mu)
     check_same_device(op, mu=mu, sigma=sigma, prior_mu=prior_mu, prior_sigma=prior_sigma, logits=logits)
-    kl: Tensor = named(op, _forward, mu, sigma, prior_mu, prior_sigma, logits)
+    kl: Tensor = _gaussian_kl(op, mu, sigma, prior_mu, prior_sigma, logits)
     return kl
 
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from stochprune.functional._checks import check_estimator, check_floating
+from stochprune.functional._address import check_estimator
+from stochprune.functional._checks import check_floating
 from stochprune.reference import STRETCH
 
 

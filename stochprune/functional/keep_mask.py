@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._checks import address, check_tensor, check_values, one_draw
+from stochprune.functional._address import Address
+from stochprune.functional._checks import check_tensor, check_values
 
 
 def keep_mask(
@@ -35,9 +36,8 @@ def keep_mask(
         raise TypeError(f"keep_mask: threshold must be uint16, got {threshold.dtype}")
     if threshold.dim() != 2:
         raise ValueError(f"keep_mask: threshold must be a matrix [N, K], got shape {tuple(threshold.shape)}")
-    rows, cols = threshold.shape
-    size = {"rows": rows, "cols": cols, "row_offset": row_offset, "col_offset": col_offset}
-    at = one_draw("keep_mask", address("keep_mask", seed, draw, stream, threshold.device, **size))
+    at = Address(seed, draw, stream, row_offset=row_offset, col_offset=col_offset)
+    mask = at.one_draw("keep_mask", threshold.device, *threshold.shape)
     if threshold.dtype == torch.uint16:
         bits = threshold.view(torch.int16)  # 32768 has the bits of the lowest number, what is larger of others < 0
         outside = (bits < 0) & (bits != -rng.LEVELS)
@@ -46,4 +46,4 @@ def keep_mask(
     if outside.any():
         raise ValueError(f"keep_mask: thresholds must lie in 0 .. {rng.LEVELS}, got {int(threshold[outside][0])}")
     threshold = threshold.to(torch.uint16)
-    return backends.resolve(threshold).keep_mask(threshold, *at, int(row_offset), int(col_offset))
+    return backends.resolve(threshold).keep_mask(threshold, mask=mask)

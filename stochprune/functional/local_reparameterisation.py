@@ -1,39 +1,46 @@
 """Local reparameterisation (Kingma, Salimans and Welling 2015): noise on pre-activations in place of masks on weights.
 
 A sum of many independent weights is nearly Gaussian, so its mean and its variance, each a product with the weights'
-moments, say enough: ``y ~ N(mean, variance)``, one normal for each pre-activation of each example. The operators
-``stochprune::local_reparameterisation`` and its backward save the inputs and the variances.
+moments, say enough: ``y ~ N(mean, variance)``, one normal for each pre-activation of each example. The inputs and the
+standard deviations are saved for backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import backends
-from stochprune.functional._autograd import differentiable_once, reshaped
-from stochprune.functional._checks import address, check_floating, check_same_device, in_product_dtype, named, one_draw
-from stochprune.functional._product import LINEAR, convolution, product, product_grads
+from stochprune.address import Logits, Mask
+from stochprune.functional import _product
+from stochprune.functional._address import Address
+from stochprune.functional._geometry import Convolution, Sizes
+from stochprune.functional._inputs import Inputs, convolution, linear
+from stochprune.functional._op import Op, reshaped
+
+
+def _flat(*tensors: Tensor | None) -> list[Tensor]:
+    return [t.flatten(1) for t in tensors if t is not None]
 
 
 def _moments(x: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and variance of every weight, like ``weight``, in the dtype of x: one pass over the weights."""
-    flat = [None if t is None else t.flatten(1) for t in (weight, logits, rho)]
-    backend = backends.resolve(x, *(t for t in flat if t is not None))
-    mean, variance = backend.moments(*flat, x.dtype)
+    backend = backends.resolve(x, *_flat(weight, logits, rho))
+    levels = None if logits is None else Logits(logits.flatten(1))
+    sigma = None if rho is None else rho.flatten(1)
+    mean, variance = backend.moments(weight.flatten(1), levels, sigma, x.dtype)
     return mean.view(weight.shape), variance.view(weight.shape)
 
 
-def _noise(y: Tensor, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:
+def _noise(y: Tensor, mask: Mask) -> Tensor:
     """The normals [D, M, ...] of the pre-activations y [M, ...]: row the example, column the flattened position."""
-    normals = backends.resolve(y).normal(len(y), y[:1].numel(), seed, draw, stream, row_offset)
-    return normals.view(len(draw), *y.shape).to(y.dtype)
+    normals = backends.resolve(y).normal(len(y), y[:1].numel(), mask=mask)
+    return normals.view(len(mask.draw), *y.shape).to(y.dtype)
 
 
-@torch.library.custom_op("stochprune::local_reparameterisation", mutates_args=())
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -43,27 +50,22 @@ def _forward(
     seed: Tensor,
     draw: Tensor,
     stream: int,
-    row_offset: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    row: int,
+    geometry: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    geometry = (stride, padding, dilation, groups)
+    """y [D, M, N, ...] and its deviation [M, N, ...] of x [M, K, ...]."""
     mean, variance = _moments(x, weight, logits, rho)
-    y = product(x, mean, bias, geometry)
+    y = _product.multiply(x, mean, bias, geometry)
     # Clamped: convolutions through transforms (Winograd, Fourier) may fall short of zero by a rounding.
-    deviation = product(x.square(), variance, None, geometry).clamp_min(0).sqrt()
-    return torch.addcmul(y, deviation, _noise(y, seed, draw, stream, row_offset)), deviation
+    deviation = _product.multiply(x.square(), variance, None, geometry).clamp_min(0).sqrt()
+    return torch.addcmul(y, deviation, _noise(y, Mask(seed, draw, stream, row=row))), deviation
 
 
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, logits: Any, rho: Any, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Any:
-    y = product(x, weight.to(x.dtype).contiguous(), None, rest[2:])  # the moments are contiguous, like the normals
+def _fake(x: Tensor, weight: Tensor, logits: Any, rho: Any, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Any:
+    y = _product.multiply(x, weight.to(x.dtype).contiguous(), None, rest[-1])  # the moments are contiguous
     return torch.addcmul(y, y, y.new_empty(draw.shape[0], *y.shape)), torch.empty_like(y)
 
 
-@torch.library.custom_op("stochprune::local_reparameterisation_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     deviation: Tensor,
@@ -74,45 +76,37 @@ def _backward(
     seed: Tensor,
     draw: Tensor,
     stream: int,
-    row_offset: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    row: int,
+    geometry: Sequence[int],
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    geometry = (stride, padding, dilation, groups)
     mean, variance = _moments(x, weight, logits, rho)
-    noise = _noise(deviation, seed, draw, stream, row_offset)
+    noise = _noise(deviation, Mask(seed, draw, stream, row=row))
     # d sqrt(v) / dv has no value at v = 0, where the noise has no part: an input of zeros, or sure weights.
     dvariance = torch.where(deviation > 0, (grad * noise).sum(0) / (2 * deviation), 0)
-    dx, dmean = product_grads(grad.sum(0), x, mean, geometry, need_x, need_weights)
-    dsquare, dspread = product_grads(dvariance, x.square(), variance, geometry, need_x, need_weights)
-    found = [x.new_empty(0) for _ in range(4)]  # an operator may not return one tensor twice
-    if dx is not None and dsquare is not None:
-        found[0] = dx + 2 * x * dsquare
-    if dmean is None or dspread is None:
-        return found[0], found[1], found[2], found[3]
-    flat = [None if t is None else t.flatten(1) for t in (dmean, dspread, weight, logits, rho)]
-    backend = backends.resolve(x, *(t for t in flat if t is not None))
-    grads = backend.moments_grad(*flat)
-    for i, g in enumerate(grads):
-        found[i + 1] = found[i + 1] if g is None else g.reshape(weight.shape).contiguous()
-    return found[0], found[1], found[2], found[3]
+    needs = (need_x, need_weights)
+    dx, dmean = _product.differentiate(grad.sum(0), x, mean, geometry, needs)
+    dsquare, dspread = _product.differentiate(dvariance, x.square(), variance, geometry, needs)
+    grads: Sequence[Tensor | None] = []
+    if dmean is not None and dspread is not None:
+        backend = backends.resolve(x, *_flat(dmean, dspread, weight, logits, rho))
+        levels = None if logits is None else Logits(logits.flatten(1))
+        sigma = None if rho is None else rho.flatten(1)
+        grads = backend.moments_grad(dmean.flatten(1), dspread.flatten(1), weight.flatten(1), levels, sigma)
+    dweight, dlogits, drho = _product.empties((weight, logits, rho), grads, x)
+    return x.new_empty(0) if dx is None or dsquare is None else dx + 2 * x * dsquare, dweight, dlogits, drho
 
 
-@_backward.register_fake
-def _(grad: Tensor, deviation: Tensor, x: Tensor, weight: Tensor, logits: Any, rho: Any, *rest: Any) -> Any:
-    *geometry, need_x, need_weights = rest[4:]
-    found = [x.new_empty(0)]
+def _fake_backward(grad: Tensor, deviation: Tensor, *args: Any) -> Any:
+    x, *weights = args[:4]
+    geometry, need_x, need_weights = args[-3:]
+    dx = x.new_empty(0)
     if need_x:
-        dx, _ = product_grads(grad.sum(0), x, weight.to(x.dtype).contiguous(), geometry, True, False)
-        assert dx is not None
-        found = [dx + x * dx]
-    for t in (weight, logits, rho):
-        found.append(t.new_empty(t.shape) if need_weights and t is not None else x.new_empty(0))
-    return tuple(found)
+        dx, _ = _product.differentiate(grad.sum(0), x, weights[0].to(x.dtype).contiguous(), geometry, (True, False))
+        dx = dx + x * dx
+    likes = [x.new_empty(0) if t is None or not need_weights else t.new_empty(t.shape) for t in weights]
+    return dx, *likes
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -123,52 +117,36 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     need = ctx.needs_input_grad
     grads: tuple[Tensor | None, ...] = (None,) * 4
     dbias = None
     if grad is not None:
-        grads = _backward(grad, *ctx.saved_tensors, *ctx.options, need[0], any(need[1:4]))
+        grads = backward(grad, *ctx.saved_tensors, *ctx.options, need[0], any(need[1:4]))
         grads = tuple(g if needed else None for g, needed in zip(grads, need, strict=False))
         if ctx.has_bias and need[4]:
             dbias = grad.sum((0, 1, *range(3, grad.dim())))
     return *grads, dbias, *([None] * (2 + len(ctx.options)))
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-differentiable_once(
-    _backward, "local reparameterisation is differentiable once: backward has no derivative (double backward)"
-)
+_local = Op("local_reparameterisation", _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
-def _call(
-    op: str,
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor | None,
-    rho: Tensor | None,
-    bias: Tensor | None,
-    seed: int | Tensor,
-    draw: int | Tensor,
-    stream: int,
-    row_offset: int,
-    samples: int | None,
-    *geometry: Any,
-) -> Tensor:
-    check_floating(op, x=x, weight=weight, logits=logits, rho=rho, bias=bias)
-    check_same_device(op, x=x, weight=weight, logits=logits, rho=rho, bias=bias)
-    if logits is None and rho is None:
+def _one_draw(op: str, at: Address) -> Address:
+    if isinstance(at.draw, Tensor) and at.draw.numel() != 1:
+        raise ValueError(f"{op}: one draw at a time, got {at.draw.numel()} draws; samples takes several")
+    return at
+
+
+def _sample(op: str, given: Inputs, weights: dict[str, Tensor | None], at: Address, geometry: Sequence[int]) -> Tensor:
+    """The result for inputs that are checked, under the address ``at``, whose rows are the examples."""
+    if weights["logits"] is None and weights["rho"] is None:
         raise ValueError(f"{op}: nothing is random: give logits, rho or both")
-    for name, tensor in (("logits", logits), ("rho", rho)):
-        if tensor is not None and tensor.shape != weight.shape:
-            raise ValueError(f"{op}: {name} {tuple(tensor.shape)} and weight {tuple(weight.shape)} differ in shape")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
-    at = address(op, seed, draw, stream, x.device, samples=samples, rows=x.shape[0], row_offset=row_offset)
-    at = one_draw(op, at) if samples is None else at
-    x, bias = in_product_dtype(op, x, "weight", weight, bias)
-    y: Tensor = named(op, _forward, x, weight, logits, rho, bias, *at, int(row_offset), *geometry)[0]
-    return y if samples is not None else reshaped(y, y.shape[1:])
+    x = given.x[0]
+    mask = at.mask(op, x.device, len(x), 0)
+    y: Tensor = _local(op, x, *weights.values(), given.bias, *mask[:3], mask.row, geometry)[0]
+    samples = () if at.samples is None else y.shape[:1]
+    return reshaped(y, (*samples, *given.leading, *y.shape[2:]))
 
 
 def local_reparameterised_linear(
@@ -214,12 +192,9 @@ def local_reparameterised_linear(
         RuntimeError: on differentiating twice.
     """
     op = "local_reparameterised_linear"
-    check_floating(op, x=x, weight=weight)
-    if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"{op}: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
-    flat = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(x.shape[:-1].numel(), 0)
-    y = _call(op, flat, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *LINEAR)
-    return reshaped(y, (*y.shape[: y.dim() - 2], *x.shape[:-1], weight.shape[0]))
+    weights = {"weight": weight, "logits": logits, "rho": rho}
+    at = _one_draw(op, Address(seed, draw, stream, samples=samples, row_offset=row_offset))
+    return _sample(op, linear(op, x, weights, bias, at.first()), weights, at, _product.LINEAR)
 
 
 def local_reparameterised_conv(
@@ -234,9 +209,9 @@ def local_reparameterised_conv(
     stream: int,
     row_offset: int = 0,
     samples: int | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
     """A convolution of one, two or three dimensions under local reparameterisation.
@@ -246,17 +221,19 @@ def local_reparameterised_conv(
     the example, its column the row-major position in [N, *T].
 
     Args:
-        x: [M, C, *S], floating.
+        x: [C, *S] or [M, C, *S], floating.
         weight, logits, rho: [N, C / groups, *kernel].
-        stride, padding, dilation, groups: as in torch's convolution.
+        stride, padding, dilation, groups: as in torch's convolution, with padding ``"same"`` and ``"valid"``.
 
     Returns:
-        [M, N, *T]; [S, M, N, *T] with ``samples``.
+        [N, *T] or [M, N, *T]; [S, ...] of these with ``samples``.
 
     Raises:
         TypeError, ValueError, RuntimeError: as for the linear layer.
     """
     op = "local_reparameterised_conv"
-    check_floating(op, x=x, weight=weight)
-    geometry = convolution(op, x, weight, stride, padding, dilation, groups)
-    return _call(op, x, weight, logits, rho, bias, seed, draw, stream, row_offset, samples, *geometry)
+    weights = {"weight": weight, "logits": logits, "rho": rho}
+    at = _one_draw(op, Address(seed, draw, stream, samples=samples, row_offset=row_offset))
+    form = Convolution(stride, padding, dilation, groups)
+    given, geometry = convolution(op, x, weights, bias, at.first(), form)
+    return _sample(op, given, weights, at, geometry)

@@ -5,26 +5,21 @@ Nothing but the indices, weight, logits and the integers is saved for backward; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._autograd import differentiable_once, reshaped
-from stochprune.functional._checks import (
-    address,
-    check_estimator,
-    check_floating,
-    check_same_device,
-    check_tensor,
-    named,
-)
+from stochprune.address import Logits, Mask
+from stochprune.functional._address import Address
+from stochprune.functional._checks import check_floating, check_same_device, check_tensor
+from stochprune.functional._op import Op, reshaped
 
 _OP = "masked_embedding"
 
 
-@torch.library.custom_op("stochprune::masked_embedding", mutates_args=())
 def _forward(
     indices: Tensor,
     weight: Tensor,
@@ -34,6 +29,8 @@ def _forward(
     stream: int,
     estimator: str,
     temperature: float,
+    row: int,
+    col: int,
     padding_idx: int,
 ) -> Tensor:
     """y [D, T, K] of int64 indices [D, T]; slice d under the mask of ``draw[d]``. padding_idx: for backward."""
@@ -41,20 +38,18 @@ def _forward(
         low, high = (int(value) for value in indices.aminmax())
         if low < 0 or high >= len(weight):
             raise IndexError(f"{_OP}: indices must lie in 0 .. {len(weight) - 1}, got {low if low < 0 else high}")
-    backend = backends.resolve(weight, logits)
+    backend, mask = backends.resolve(weight, logits), Mask(seed, draw, stream, estimator, temperature, row, col)
     y = weight.new_empty(*indices.shape, weight.shape[1])
     for d, rows in enumerate(indices):
-        options = (seed, draw[d : d + 1], stream, estimator, temperature)
-        y[d] = backend.masked_weight(weight, logits, *options, weight.dtype, rows=rows)[0]
+        options = {"mask": mask.one(d), "dtype": weight.dtype}
+        y[d] = backend.masked_weight(weight, Logits(logits), rows=rows, **options)[0]
     return y
 
 
-@_forward.register_fake
-def _(indices: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+def _fake(indices: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return weight.new_empty(*indices.shape, weight.shape[1])
 
 
-@torch.library.custom_op("stochprune::masked_embedding_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     indices: Tensor,
@@ -65,27 +60,29 @@ def _backward(
     stream: int,
     estimator: str,
     temperature: float,
+    row: int,
+    col: int,
     padding_idx: int,
     need_weight: bool,
     need_logits: bool,
 ) -> tuple[Tensor, Tensor]:
-    backend = backends.resolve(weight, logits)
+    backend, mask = backends.resolve(weight, logits), Mask(seed, draw, stream, estimator, temperature, row, col)
+    needs = (need_weight, need_logits)
     wide = torch.promote_types(weight.dtype, torch.float32)
     sums = [
         like.new_zeros(like.shape if need else 0, dtype=wide)
-        for like, need in ((weight, need_weight), (logits, need_logits))
+        for like, need in zip((weight, logits), needs, strict=True)
     ]
     for d, rows in enumerate(indices):
         g = grad[d].masked_fill((rows == padding_idx).unsqueeze(1), 0)  # a copy, which the backend may overwrite
-        options = (seed, draw[d : d + 1], stream, estimator, temperature, need_weight, need_logits)
-        for total, part in zip(sums, backend.weight_grad(g[None], weight, logits, *options, rows=rows), strict=True):
+        parts = backend.weight_grad(g[None], weight, Logits(logits), mask=mask.one(d), needs=needs, rows=rows)
+        for total, part in zip(sums, parts, strict=True):
             if part is not None:
                 total.index_add_(0, rows, part.to(wide))
     return sums[0].to(weight.dtype), sums[1].to(logits.dtype)
 
 
-@_backward.register_fake
-def _(grad: Tensor, indices: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake_backward(grad: Tensor, indices: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     need_weight, need_logits = rest[-2:]
     return weight.new_empty(weight.shape if need_weight else 0), logits.new_empty(logits.shape if need_logits else 0)
 
@@ -95,23 +92,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(indices, weight, logits, seed, draw)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[1:3]
-    grads = _backward(grad, *ctx.saved_tensors, *ctx.options, *needs)
+    grads = backward(grad, *ctx.saved_tensors, *ctx.options, *needs)
     return None, *(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * (2 + len(ctx.options))
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
-
-
-@_forward.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], indices: Tensor, *rest: Any) -> tuple[Tensor, int]:
+def _over_indices(apply: Any, info: Any, in_dims: tuple[Any, ...], indices: Tensor, *rest: Any) -> Any:
+    """vmap over the indices alone: one call looks them all up."""
     if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
-        raise NotImplementedError(f"{_OP}: vmap goes over indices only; give draw as a vector for many masks at once")
+        return NotImplemented
     batched = indices.movedim(in_dims[0], 1)  # [D, B, T]: the draws stay outermost
-    y = _forward(batched.flatten(1, 2), *rest)
+    y = apply(batched.flatten(1, 2), *rest)
     return y.unflatten(1, batched.shape[1:3]), 1
+
+
+_masked_embedding = Op(
+    _OP, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads, vmap=_over_indices
+)
 
 
 def masked_embedding(
@@ -125,6 +123,8 @@ def masked_embedding(
     estimator: str = "straight_through",
     temperature: float = 1.0,
     samples: int | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
     padding_idx: int | None = None,
 ) -> Tensor:
     """Rows of a table under a stochastic mask: ``(z * weight)[indices]``.
@@ -138,6 +138,7 @@ def masked_embedding(
         logits: [N, K], floating; the probability of keeping is sigmoid(logits).
         seed, draw, stream, estimator, temperature: as for masked_linear.
         samples: S masks for the same indices: draws draw .. draw + S - 1.
+        row_offset, col_offset: as for masked_linear; indices count the rows of ``weight``.
         padding_idx: a row that gets no gradient, -N .. N - 1.
 
     Returns:
@@ -151,7 +152,6 @@ def masked_embedding(
             unknown estimator, an integer out of range.
         RuntimeError: on differentiating twice.
     """
-    check_estimator(_OP, estimator, temperature)
     check_tensor(_OP, "indices", indices)
     check_floating(_OP, weight=weight, logits=logits)
     check_same_device(_OP, indices=indices, weight=weight, logits=logits)
@@ -161,11 +161,11 @@ def masked_embedding(
         raise ValueError(f"{_OP}: weight must be a matrix [N, K], got shape {tuple(weight.shape)}")
     if logits.shape != weight.shape:
         raise ValueError(f"{_OP}: logits {tuple(logits.shape)} and weight {tuple(weight.shape)} differ in shape")
-    size = {"rows": weight.shape[0], "cols": weight.shape[1]}
-    at = address(_OP, seed, draw, stream, indices.device, samples=samples, **size)
+    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    mask = at.mask(_OP, indices.device, *weight.shape)
     padding = _padding_row(padding_idx, len(weight))
 
-    draws = len(at.draw)
+    draws = len(mask.draw)
     many = samples is not None or draws != 1
     if many and samples is None:
         if indices.dim() < 1 or indices.shape[0] != draws:
@@ -177,7 +177,7 @@ def masked_embedding(
     else:
         inner = indices.shape
         slices = indices.reshape(1, inner.numel()).expand(draws, -1)
-    y = named(_OP, _forward, slices.long(), weight, logits, *at, estimator, temperature, padding)
+    y = _masked_embedding(_OP, slices.long(), weight, logits, *mask, padding)
     return reshaped(y, (*((draws,) if many else ()), *inner, weight.shape[1]))
 
 

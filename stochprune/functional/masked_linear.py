@@ -1,6 +1,5 @@
 """masked_linear: ``y = x (z * W)^T + b`` with a stochastic mask z that is drawn where it is used and never stored.
 
-The two operators ``stochprune::masked_linear`` and ``stochprune::masked_linear_backward`` dispatch to a backend.
 Nothing but x, weight, logits and the integers is saved for backward; the mask is drawn again.
 """
 
@@ -8,18 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stochprune import backends
-from stochprune.functional._autograd import differentiable_once, masked_product
-from stochprune.functional._checks import check_estimator, named
-from stochprune.functional._linear import slices
+from stochprune.address import Logits, Mask
+from stochprune.functional._address import Address
+from stochprune.functional._inputs import linear
+from stochprune.functional._op import product
 
 _OP = "masked_linear"
 
 
-@torch.library.custom_op("stochprune::masked_linear", mutates_args=())
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -30,27 +28,13 @@ def _forward(
     stream: int,
     estimator: str,
     temperature: float,
+    row: int,
+    col: int,
 ) -> Tensor:
-    backend = backends.resolve(x, weight, logits)
-    return backend.masked_linear(x, weight, logits, bias, seed, draw, stream, estimator, temperature)
+    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
+    return backends.resolve(x, weight, logits).masked_linear(x, weight, Logits(logits), bias, mask=mask)
 
 
-@_forward.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
-
-
-@torch.library.custom_op("stochprune::masked_linear_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -61,48 +45,27 @@ def _backward(
     stream: int,
     estimator: str,
     temperature: float,
+    row: int,
+    col: int,
     need_x: bool,
     need_weight: bool,
     need_logits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    mask, needs = Mask(seed, draw, stream, estimator, temperature, row, col), (need_x, need_weight, need_logits)
     backend = backends.resolve(x, weight, logits)
-    needs = (need_x, need_weight, need_logits)
-    grads = backend.masked_linear_backward(grad, x, weight, logits, seed, draw, stream, estimator, temperature, *needs)
-    dx, dweight, dlogits = (t.new_empty(0) if g is None else g for g, t in zip(grads, (x, weight, logits), strict=True))
-    return dx, dweight, dlogits
+    dx, dweight, dlogits = backend.masked_linear_backward(grad, x, weight, Logits(logits), mask=mask, needs=needs)
+    return (
+        x.new_empty(0) if dx is None else dx,
+        weight.new_empty(0) if dweight is None else dweight,
+        logits.new_empty(0) if dlogits is None else dlogits,
+    )
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    need_x: bool,
-    need_weight: bool,
-    need_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    needs = (need_x, need_weight, need_logits)
-    dx, dweight, dlogits = (t.new_empty(t.shape if n else 0) for t, n in zip((x, weight, logits), needs, strict=True))
-    return dx, dweight, dlogits
+def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
 
 
-masked_product(_forward, _backward)
-differentiable_once(_backward, "masked_linear is differentiable once: its backward has no derivative (double backward)")
-
-
-@_forward.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
-        raise NotImplementedError("masked_linear: vmap goes over x only; give draw as a vector for many masks at once")
-    batched = x.movedim(in_dims[0], 1)  # [D, B, M, K]: the draws stay outermost
-    y = _forward(batched.flatten(1, 2), *rest)
-    return y.unflatten(1, batched.shape[1:3]), 1
+_masked_linear = product(_OP, _forward, _backward, fake=_fake)
 
 
 def masked_linear(
@@ -117,6 +80,8 @@ def masked_linear(
     estimator: str = "straight_through",
     temperature: float = 1.0,
     samples: int | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
 ) -> Tensor:
     """A linear layer under a stochastic mask: ``x (z * weight)^T + bias``.
 
@@ -154,6 +119,7 @@ def masked_linear(
         stream: 0 .. 2^31 - 1, the layer (:func:`stochprune.rng.stream`).
         estimator, temperature: see above.
         samples: S masks of the same x: draws draw .. draw + S - 1.
+        row_offset, col_offset: global position of ``weight[0, 0]``, where the weight is a shard of a larger one.
 
     Returns:
         [..., N] in x's dtype; [S, ..., N] with ``samples``; [D, ..., N] with a vector of draws.
@@ -164,8 +130,6 @@ def masked_linear(
             integer out of range.
         RuntimeError: on differentiating twice.
     """
-    check_estimator(_OP, estimator, temperature)
-    given = slices(_OP, x, {"weight": weight, "logits": logits}, bias, seed, draw, stream, samples)
-    options = (*given.address, estimator, temperature)
-    y = named(_OP, _forward, given.x, weight, logits, given.bias, *options)
-    return given.restore(y)
+    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    given = linear(_OP, x, {"weight": weight, "logits": logits}, bias, at)
+    return given.restore(_masked_linear(_OP, given.x, weight, logits, given.bias, *given.mask))

@@ -6,20 +6,22 @@ through the mask: with two ops it would be written to memory, read and added, as
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import backends
-from stochprune.functional._autograd import differentiable_once
-from stochprune.functional._checks import check_estimator, check_floating, explain_nan, named
-from stochprune.functional._linear import slices
+from stochprune.address import KLTerm, Logits, Mask
+from stochprune.functional._address import Address
+from stochprune.functional._checks import check_floating, explain_nan
+from stochprune.functional._inputs import linear
+from stochprune.functional._op import Op
 
 _OP = "masked_linear_kl"
 
 
-@torch.library.custom_op("stochprune::masked_linear_kl", mutates_args=())
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -31,20 +33,21 @@ def _forward(
     stream: int,
     estimator: str,
     temperature: float,
+    row: int,
+    col: int,
 ) -> tuple[Tensor, Tensor]:
     backend = backends.resolve(x, weight, logits, prior_logits)
-    y = backend.masked_linear(x, weight, logits, bias, seed, draw, stream, estimator, temperature)
-    kl = backend.bernoulli_kl(logits, prior_logits)
+    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
+    y = backend.masked_linear(x, weight, Logits(logits), bias, mask=mask)
+    kl = backend.bernoulli_kl(Logits(logits), Logits(prior_logits))
     explain_nan(kl, logits=logits, prior_logits=prior_logits)
     return y, kl
 
 
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], x.shape[1], weight.shape[0]), logits.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("stochprune::masked_linear_kl_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     kl_grad: Tensor,
@@ -57,19 +60,21 @@ def _backward(
     stream: int,
     estimator: str,
     temperature: float,
+    row: int,
+    col: int,
     need_x: bool,
     need_weight: bool,
     need_logits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = backends.resolve(x, weight, logits, prior_logits)
-    at, needs = (seed, draw, stream, estimator, temperature), (need_x, need_weight, need_logits)
-    grads = backend.masked_linear_backward(grad, x, weight, logits, *at, *needs, prior_logits, kl_grad)
+    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
+    needs, kl = (need_x, need_weight, need_logits), KLTerm(Logits(prior_logits), kl_grad)
+    grads = backend.masked_linear_backward(grad, x, weight, Logits(logits), mask=mask, needs=needs, kl=kl)
     dx, dweight, dlogits = (t.new_empty(0) if g is None else g for g, t in zip(grads, (x, weight, logits), strict=True))
     return dx, dweight, dlogits
 
 
-@_backward.register_fake
-def _(grad: Tensor, kl_grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _fake_backward(grad: Tensor, kl_grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> Any:
     needs = rest[-3:]
     dx, dweight, dlogits = (t.new_empty(t.shape if n else 0) for t, n in zip((x, weight, logits), needs, strict=True))
     return dx, dweight, dlogits
@@ -81,19 +86,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.has_bias = bias is not None
 
 
-def _differentiate(ctx: Any, grad: Tensor, kl_grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, logits, prior_logits, seed, draw = ctx.saved_tensors
+def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor, kl_grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:3]
     grads: tuple[Tensor | None, ...] = (None, None, None)
     if any(needs):
-        grads = _backward(grad, kl_grad, x, weight, logits, prior_logits, seed, draw, *ctx.options, *needs)
+        grads = backward(grad, kl_grad, *ctx.saved_tensors, *ctx.options, *needs)
         grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
     dbias = grad.sum((0, 1)) if ctx.has_bias and ctx.needs_input_grad[4] else None
     return *grads, None, dbias, *([None] * (2 + len(ctx.options)))
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+_masked_linear_kl = Op(_OP, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def masked_linear_kl(
@@ -109,6 +112,8 @@ def masked_linear_kl(
     estimator: str = "straight_through",
     temperature: float = 1.0,
     samples: int | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """A linear layer under a stochastic mask, and the divergence of its masks from a prior.
 
@@ -117,7 +122,8 @@ def masked_linear_kl(
 
     Args:
         prior_logits: [N, K], floating, fixed.
-        x, weight, logits, bias, seed, draw, stream, estimator, temperature, samples: as for masked_linear.
+        x, weight, logits, bias, seed, draw, stream, estimator, temperature, samples, row_offset, col_offset: as for
+            masked_linear.
 
     Returns:
         The layer's output, and the divergence in nats: a float64 scalar.
@@ -126,12 +132,11 @@ def masked_linear_kl(
         TypeError, RuntimeError: as for masked_linear.
         ValueError: as for masked_linear; a prior that requires a gradient or contains NaN.
     """
-    check_estimator(_OP, estimator, temperature)
     check_floating(_OP, prior_logits=prior_logits)
     if prior_logits.requires_grad:
         raise ValueError(f"{_OP}: the prior is fixed, but prior_logits requires a gradient; bernoulli_kl trains it")
     weights: dict[str, Tensor | None] = {"weight": weight, "logits": logits, "prior_logits": prior_logits}
-    given = slices(_OP, x, weights, bias, seed, draw, stream, samples)
-    options = (*given.address, estimator, temperature)
-    y, kl = named(_OP, _forward, given.x, weight, logits, prior_logits, given.bias, *options)
+    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    given = linear(_OP, x, weights, bias, at)
+    y, kl = _masked_linear_kl(_OP, given.x, weight, logits, prior_logits, given.bias, *given.mask)
     return given.restore(y), kl

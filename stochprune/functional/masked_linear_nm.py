@@ -1,25 +1,24 @@
 """masked_linear_nm: a linear layer under an N:M mask, drawn where it is used and never stored.
 
-The operators ``stochprune::masked_linear_nm`` and its backward dispatch to a backend; nothing but the inputs is saved.
+Nothing but the inputs is saved for backward; the mask is drawn again.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import backends, patterns
-from stochprune.functional._autograd import differentiable_once, masked_product
-from stochprune.functional._checks import named
-from stochprune.functional._linear import slices
+from stochprune.address import Logits, Mask
+from stochprune.functional import _product
+from stochprune.functional._address import Address
+from stochprune.functional._inputs import linear
+from stochprune.functional._op import product
 
 _OP = "masked_linear_nm"
 
 
-@torch.library.custom_op("stochprune::masked_linear_nm", mutates_args=())
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -28,23 +27,23 @@ def _forward(
     seed: Tensor,
     draw: Tensor,
     stream: int,
+    row: int,
+    col: int,
     n: int,
     m: int,
 ) -> Tensor:
-    backend = backends.resolve(x, weight, logits)
-    y = x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
-    for i in range(len(draw)):
-        masked = backend.nm_masked_weight(weight, logits, n, m, seed, draw[i : i + 1], stream, x.dtype)
-        y[i] = F.linear(x[i], masked[0], bias)
-    return y
+    backend, mask = backends.resolve(x, weight, logits), Mask(seed, draw, stream, row=row, col=col)
+
+    def weights(part: slice) -> Tensor:
+        return backend.nm_masked_weight(weight, Logits(logits), (n, m), mask=mask.part(part), dtype=x.dtype)
+
+    return _product.forward(x, weight, bias, weights, _product.LINEAR)
 
 
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
 
 
-@torch.library.custom_op("stochprune::masked_linear_nm_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -53,38 +52,31 @@ def _backward(
     seed: Tensor,
     draw: Tensor,
     stream: int,
+    row: int,
+    col: int,
     n: int,
     m: int,
     need_x: bool,
     need_weight: bool,
     need_logits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backend = backends.resolve(x, weight, logits)
-    dx = x.new_empty(x.shape if need_x else 0)
-    sums: list[Tensor | None] = [None, None]
-    for i in range(len(draw)):
-        at = (n, m, seed, draw[i : i + 1], stream)
-        if need_x:
-            dx[i] = grad[i] @ backend.nm_masked_weight(weight, logits, *at, x.dtype)[0]
-        if need_weight or need_logits:
-            g = (grad[i].mT @ x[i]).to(weight.dtype)[None]  # [1, N, K]: dL/d(z * weight)
-            grads = backend.nm_weight_grad(g, weight, logits, *at, need_weight, need_logits)
-            sums = [p if total is None or p is None else total + p for total, p in zip(sums, grads, strict=True)]
-    dweight, dlogits = (
-        t.new_zeros(0) if total is None else total for total, t in zip(sums, (weight, logits), strict=True)
-    )
+    backend, mask = backends.resolve(x, weight, logits), Mask(seed, draw, stream, row=row, col=col)
+    levels, needs = Logits(logits), (need_weight, need_logits)
+
+    def weights(part: slice) -> Tensor:
+        return backend.nm_masked_weight(weight, levels, (n, m), mask=mask.part(part), dtype=x.dtype)
+
+    def through(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        wide = g.to(weight.dtype)
+        return backend.nm_weight_grad(wide, weight, levels, (n, m), mask=mask.part(part), needs=needs)
+
+    wanted = (need_x, need_weight or need_logits)
+    dx, grads = _product.backward(grad, x, weight, weights, through, _product.LINEAR, wanted)
+    dweight, dlogits = _product.empties((weight, logits), grads, x)
     return dx, dweight, dlogits
 
 
-@_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, needs = (x, weight, logits), rest[-3:]
-    dx, dweight, dlogits = (t.new_empty(t.shape if need else 0) for t, need in zip(inputs, needs, strict=True))
-    return dx, dweight, dlogits
-
-
-masked_product(_forward, _backward)
-differentiable_once(_backward, f"{_OP} is differentiable once: its backward has no derivative (double backward)")
+_masked_linear_nm = product(_OP, _forward, _backward, fake=_fake)
 
 
 def masked_linear_nm(
@@ -98,6 +90,8 @@ def masked_linear_nm(
     draw: int | Tensor,
     stream: int,
     samples: int | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
 ) -> Tensor:
     """A linear layer that keeps exactly n of every m neighbouring weights of a row: ``x (z * weight)^T + bias``.
 
@@ -125,8 +119,11 @@ def masked_linear_nm(
             range.
         RuntimeError: on differentiating twice.
     """
-    given = slices(_OP, x, {"weight": weight, "logits": logits}, bias, seed, draw, stream, samples)
+    at = Address(seed, draw, stream, samples=samples, row_offset=row_offset, col_offset=col_offset)
+    given = linear(_OP, x, {"weight": weight, "logits": logits}, bias, at)
     n, m = patterns.parse(pattern, _OP)
     patterns.check(_OP, n, m, weight.shape[1])
-    y = named(_OP, _forward, given.x, weight, logits, given.bias, *given.address, n, m)
-    return given.restore(y)
+    if given.mask.col % m:
+        raise ValueError(f"{_OP}: col_offset must be a multiple of {m}, the size of a group, got {given.mask.col}")
+    options = (*given.mask[:3], given.mask.row, given.mask.col, n, m)
+    return given.restore(_masked_linear_nm(_OP, given.x, weight, logits, given.bias, *options))

@@ -3,74 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import backends, rng
-from stochprune.functional._autograd import reshaped
-from stochprune.functional._checks import (
-    FLOATING,
-    check_estimator,
-    check_floating,
-    check_same_device,
-    check_tensor,
-    named,
-)
+from stochprune.address import Logits, Masks
+from stochprune.functional._address import check_estimator
+from stochprune.functional._checks import FLOATING, check_floating, check_same_device, check_tensor, named
+from stochprune.functional._op import reshaped
 
 _OP = "masked_weights"
-
-
-class _Masks(NamedTuple):
-    """Which masks: the arguments of a backend's functions after weights and logits."""
-
-    seeds: Tensor  # int64 [L]
-    draws: Tensor  # int64 [L]
-    streams: Sequence[int]
-    estimator: str
-    temperature: float
-
-    def one(self, i: int) -> tuple[Tensor, Tensor, int, str, float]:
-        """Those of the i-th layer."""
-        return self.seeds[i : i + 1], self.draws[i : i + 1], self.streams[i], self.estimator, self.temperature
-
-
-def _form(backend: ModuleType, weights: list[Tensor], logits: list[Tensor], masks: _Masks, dtype: torch.dtype) -> Any:
-    if hasattr(backend, "masked_weights"):
-        formed = backend.masked_weights(weights, logits, *masks, dtype)  # views of one piece of memory
-        return [reshaped(z, z.shape) for z in formed]
-    layers = enumerate(zip(weights, logits, strict=True))
-    return [backend.masked_weight(w, t, *masks.one(i), dtype)[0].clone() for i, (w, t) in layers]
 
 
 class _MaskedWeights(torch.autograd.Function):
     """One node for all layers: its backward runs when the gradients of all of them are there."""
 
     @staticmethod
-    def forward(ctx: Any, masks: _Masks, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-        weights, logits = [*tensors[: len(tensors) // 2]], [*tensors[len(tensors) // 2 :]]
+    def forward(ctx: Any, masks: Masks, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights, logits = _halves(tensors)
         ctx.save_for_backward(*tensors)
         ctx.masks = masks
         results = tensors[0].new_empty(0, dtype=dtype)  # the backend is to write these as well
-        return tuple(_form(backends.resolve(*tensors, results), weights, logits, masks, dtype))
+        formed = backends.resolve(*tensors, results).masked_weights(weights, logits, masks=masks, dtype=dtype)
+        return tuple(reshaped(z, z.shape) for z in formed)  # they may be views of one piece of memory
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, len(grads)
-        weights, logits = [*tensors[:count]], [*tensors[count:]]
+        weights, logits = _halves(tensors)
         backend = backends.resolve(*tensors, *grads)
         needs = any(ctx.needs_input_grad[2 : 2 + count]), any(ctx.needs_input_grad[2 + count :])
-        if hasattr(backend, "weight_grads"):
-            found = backend.weight_grads(grads, weights, logits, *ctx.masks, *needs)
-        else:
-            layers = enumerate(zip(grads, weights, logits, strict=True))
-            pairs = [backend.weight_grad(g[None].clone(), w, t, *ctx.masks.one(i), *needs) for i, (g, w, t) in layers]
-            found = zip(*pairs, strict=True)
+        found = backend.multi_layer_grads(grads, weights, logits, masks=ctx.masks, needs=needs)
         dweights, dlogits = ([None] * count if part is None else part for part in found)
         return None, None, *dweights, *dlogits
+
+
+def _halves(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Logits]]:
+    count = len(tensors) // 2
+    return tensors[:count], [Logits(t) for t in tensors[count:]]
 
 
 def masked_weights(
@@ -83,6 +56,8 @@ def masked_weights(
     estimator: str = "straight_through",
     temperature: float = 1.0,
     dtype: torch.dtype | None = None,
+    row_offsets: Sequence[int] | None = None,
+    col_offsets: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """``z * weight`` of many layers as tensors for torch's own products, differentiable in weights and logits.
 
@@ -96,6 +71,7 @@ def masked_weights(
         streams: 0 .. 2^31 - 1, of each layer.
         estimator, temperature: see :func:`stochprune.functional.masked_linear`.
         dtype: of the results; default that of the weights.
+        row_offsets, col_offsets: of each layer, the global position of its first weight where it is a shard.
 
     Raises:
         TypeError: a tensor that is not floating.
@@ -104,7 +80,10 @@ def masked_weights(
         RuntimeError: on differentiating twice.
     """
     check_estimator(_OP, estimator, temperature)
-    for name, given in (("weights", weights), ("logits", logits), ("streams", streams)):
+    lists = {"weights": weights, "logits": logits, "streams": streams}
+    lists |= {"row_offsets": row_offsets} if row_offsets is not None else {}
+    lists |= {"col_offsets": col_offsets} if col_offsets is not None else {}
+    for name, given in lists.items():
         if isinstance(given, Tensor) or not hasattr(given, "__len__"):
             raise TypeError(f"{_OP}: {name} must be a list, one for each layer, got {type(given).__name__}")
     for name, numbers in (("seeds", seeds), ("draws", draws)):
@@ -114,9 +93,10 @@ def masked_weights(
     if dtype is not None and dtype not in FLOATING:
         raise TypeError(f"{_OP}: dtype must be one of {', '.join(map(str, FLOATING))}, got {dtype}")
     count = len(weights)
-    if not count or not count == len(logits) == len(streams) == seeds.numel() == draws.numel():
-        lengths = f"{count}, {len(logits)}, {len(streams)}, {seeds.numel()} and {draws.numel()}"
-        raise ValueError(f"{_OP}: weights, logits, streams, seeds and draws must be as many, got {lengths}")
+    lengths = {name: len(given) for name, given in lists.items()} | {"seeds": seeds.numel(), "draws": draws.numel()}
+    if not count or {*lengths.values()} != {count}:
+        raise ValueError(f"{_OP}: {', '.join(lengths)} must be as many, got {', '.join(map(str, lengths.values()))}")
+    rows, cols = row_offsets or [0] * count, col_offsets or [0] * count
     for i, (weight, logit, stream) in enumerate(zip(weights, logits, streams, strict=True)):
         check_floating(_OP, **{f"weights[{i}]": weight, f"logits[{i}]": logit})
         check_same_device(_OP, **{"weights[0]": weights[0], f"weights[{i}]": weight, f"logits[{i}]": logit})
@@ -125,9 +105,11 @@ def masked_weights(
                 f"{_OP}: weights[{i}] {tuple(weight.shape)} and logits[{i}] {tuple(logit.shape)} must be of one shape, "
                 "of two and more dimensions"
             )
-        rng.check_address(_OP, stream=stream, rows=weight.shape[0], cols=weight.shape[1:].numel())
+        size = {"rows": weight.shape[0], "cols": weight.shape[1:].numel()}
+        rng.check_address(_OP, stream=stream, **size, row_offset=rows[i], col_offset=cols[i])
     seeds, draws = seeds.flatten(), draws.flatten()
     rng.check_address(_OP, draw=draws)
     check_same_device(_OP, **{"weights[0]": weights[0]}, seeds=seeds, draws=draws)
-    masks = _Masks(seeds, draws, tuple(int(stream) for stream in streams), estimator, temperature)
+    numbers = [tuple(int(number) for number in each) for each in (streams, rows, cols)]
+    masks = Masks(seeds, draws, numbers[0], estimator, temperature, numbers[1], numbers[2])
     return [*named(_OP, _MaskedWeights.apply, masks, dtype or weights[0].dtype, *weights, *logits)]

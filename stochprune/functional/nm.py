@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import backends, patterns
-from stochprune.functional._autograd import reshaped
-from stochprune.functional._checks import address, check_floating, check_same_device, named, one_draw, spread
+from stochprune.address import Logits
+from stochprune.functional._address import Address
+from stochprune.functional._checks import check_floating, check_same_device, named, spread
+from stochprune.functional._op import Op, reshaped
 
 _GROUPS_AT_ONCE = 1 << 15  # of 70 patterns in float64: 18 MB
 
@@ -41,12 +43,9 @@ def nm_keep_mask(logits: Tensor, *, pattern: str, seed: int | Tensor, draw: int 
     """
     op = "nm_keep_mask"
     n, m = _matrix(op, pattern, logits)
-    size = {"rows": logits.shape[0], "cols": logits.shape[1]}
-    at = one_draw(op, address(op, seed, draw, stream, logits.device, **size))
-    backend = backends.resolve(logits)
-    given = (torch.ones_like(logits), logits, n, m, *at, logits.dtype)
-    kept: Tensor = named(op, backend.nm_masked_weight, *given)
-    return kept[0] != 0
+    mask = Address(seed, draw, stream).one_draw(op, logits.device, logits.shape[0], logits.shape[1])
+    backend, one = backends.resolve(logits), torch.ones_like(logits)
+    return named(op, backend.nm_masked_weight, one, Logits(logits), (n, m), mask=mask, dtype=logits.dtype)[0] != 0
 
 
 def nm_inclusion(logits: Tensor, pattern: str) -> Tensor:
@@ -73,7 +72,6 @@ def _chunks(logits: Tensor, prior: Tensor, m: int) -> Iterator[tuple[slice, Tens
         yield part, flat[part].double(), against[part].double()
 
 
-@torch.library.custom_op("stochprune::nm_kl", mutates_args=())
 def _kl(logits: Tensor, prior_logits: Tensor, n: int, m: int) -> Tensor:
     total = logits.new_zeros((), dtype=torch.float64)
     for _, own, prior in _chunks(logits, prior_logits, m):
@@ -82,12 +80,10 @@ def _kl(logits: Tensor, prior_logits: Tensor, n: int, m: int) -> Tensor:
     return total
 
 
-@_kl.register_fake
-def _(logits: Tensor, prior_logits: Tensor, n: int, m: int) -> Tensor:
+def _fake(logits: Tensor, prior_logits: Tensor, n: int, m: int) -> Tensor:
     return logits.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("stochprune::nm_kl_backward", mutates_args=())
 def _kl_backward(grad: Tensor, logits: Tensor, prior_logits: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
     dlogits, dprior = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (logits, prior_logits))
     for part, own, prior in _chunks(logits, prior_logits, m):
@@ -99,8 +95,7 @@ def _kl_backward(grad: Tensor, logits: Tensor, prior_logits: Tensor, n: int, m: 
     return dlogits, dprior
 
 
-@_kl_backward.register_fake
-def _(grad: Tensor, logits: Tensor, prior_logits: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+def _fake_backward(grad: Tensor, logits: Tensor, prior_logits: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape), prior_logits.new_empty(prior_logits.shape)
 
 
@@ -109,12 +104,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.pattern = inputs[2:]
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _kl_backward(grad, *ctx.saved_tensors, *ctx.pattern)
+def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = backward(grad, *ctx.saved_tensors, *ctx.pattern)
     return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None, None
 
 
-_kl.register_autograd(_differentiate, setup_context=_save)
+_nm_kl = Op("nm_kl", _kl, _kl_backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:
@@ -140,7 +135,7 @@ def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:
     n, m = _matrix(op, pattern, logits)
     prior = spread(op, "prior_logits", prior_logits, logits)
     check_same_device(op, logits=logits, prior_logits=prior)
-    kl: Tensor = _kl(logits, prior, n, m)
+    kl: Tensor = _nm_kl(op, logits, prior, n, m)
     if kl.device.type == "cpu" and not torch.compiler.is_compiling() and bool(kl.isnan()):
         raise ValueError(f"{op}: logits or prior_logits contain NaN")
     return kl

@@ -1,60 +1,68 @@
 """Linear layers and convolutions whose weights are Gaussian, or Gaussian under a stochastic mask.
 
-The operators ``stochprune::spike_and_slab`` and its backward form the weights of one draw at a time; nothing but
-the inputs is saved for backward, normals and mask are drawn again.
+Nothing but the inputs is saved for backward; normals and mask are drawn again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import backends
-from stochprune.functional._autograd import differentiable_once, masked_product, reshaped
-from stochprune.functional._checks import (
-    address,
-    check_estimator,
-    check_floating,
-    check_same_device,
-    in_product_dtype,
-    named,
-)
-from stochprune.functional._linear import slices
-from stochprune.functional._product import LINEAR, convolution, product, product_grads
+from stochprune.address import Logits, Mask
+from stochprune.functional import _product
+from stochprune.functional._address import Address
+from stochprune.functional._geometry import Convolution, Sizes
+from stochprune.functional._inputs import convolution, linear
+from stochprune.functional._op import product
 
 
-def _sampled(
-    backend: ModuleType,
-    mu: Tensor,
-    rho: Tensor,
-    logits: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    options: tuple[int, str, float],
-    dtype: torch.dtype,
-) -> Tensor:
-    """The weights of one draw (int64 [1]), like ``mu``."""
-    slab = (mu.flatten(1), rho.flatten(1), seed, draw, options[0])
-    if logits is None:
-        return backend.gaussian_weight(*slab, dtype)[0].view(mu.shape)
-    wide = backend.gaussian_weight(*slab, mu.dtype)[0]
-    return backend.masked_weight(wide, logits.flatten(1), seed, draw, *options, dtype)[0].view(mu.shape)
+class _RandomWeights:
+    """The weights of some draws, [d, *mu.shape] in the dtype of x, and the gradients through them."""
+
+    def __init__(self, x: Tensor, mu: Tensor, rho: Tensor, logits: Tensor | None, mask: Mask) -> None:
+        self.backend = backends.resolve(x, mu, rho, *([] if logits is None else [logits]))
+        self.shape, self.dtype, self.mask = mu.shape, x.dtype, mask
+        self.mu, self.rho = mu.flatten(1), rho.flatten(1)
+        self.logits = None if logits is None else Logits(logits.flatten(1))
+
+    def form(self, part: slice) -> Tensor:
+        mask = self.mask.part(part)
+        if self.logits is None:
+            slabs = self.backend.gaussian_weight(self.mu, self.rho, mask=mask, dtype=self.dtype)
+            return slabs.view(-1, *self.shape)
+        if len(mask.draw) == 1:
+            return self._masked(mask, self.logits).view(1, *self.shape)
+        # Cloned: what is masked lies in scratch memory.
+        each = [self._masked(mask.one(i), self.logits).clone() for i in range(len(mask.draw))]
+        return torch.cat(each).view(-1, *self.shape)
+
+    def _masked(self, one: Mask, logits: Logits) -> Tensor:
+        return self.backend.masked_weight(self._slab(one), logits, mask=one, dtype=self.dtype)
+
+    def _slab(self, one: Mask) -> Tensor:
+        return self.backend.gaussian_weight(self.mu, self.rho, mask=one, dtype=self.mu.dtype)[0]
+
+    def grads(self, part: slice, grad: Tensor, needs: tuple[bool, bool, bool]) -> list[Tensor | None]:
+        """dmu, drho and dlogits [N, K] of grad [d, *mu.shape], summed over the draws; None where not needed."""
+        need_mu, need_rho, need_logits = needs
+        sums: list[Tensor | None] = [None] * 3
+        for i, g in enumerate(grad.to(self.mu.dtype)):
+            one, dweight, dlogits = self.mask.part(part).one(i), g.reshape(1, *self.mu.shape), None
+            if self.logits is not None:
+                wanted = (need_mu or need_rho, need_logits)
+                slab = self._slab(one)
+                dslab, dlogits = self.backend.weight_grad(dweight, slab, self.logits, mask=one, needs=wanted)
+                dweight = dweight if dslab is None else dslab[None]
+            drho = self.backend.gaussian_grad(dweight, self.rho, mask=one) if need_rho else None
+            found = (dweight[0] if need_mu else None, drho, dlogits if need_logits else None)
+            sums = [_product.plus(*pair) for pair in zip(sums, found, strict=True)]
+        return sums
 
 
-def _outputs(x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> Tensor:
-    """Uninitialised [D, M, N, ...] of x [D, M, ...]."""
-    if not geometry[0]:
-        return x.new_empty(*x.shape[:2], len(weight))
-    stride, padding, dilation, _ = geometry
-    sizes = zip(x.shape[3:], weight.shape[2:], stride, padding, dilation, strict=True)
-    return x.new_empty(*x.shape[:2], len(weight), *((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in sizes))
-
-
-@torch.library.custom_op("stochprune::spike_and_slab", mutates_args=())
 def _forward(
     x: Tensor,
     mu: Tensor,
@@ -66,26 +74,18 @@ def _forward(
     stream: int,
     estimator: str,
     temperature: float,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    row: int,
+    col: int,
+    geometry: Sequence[int],
 ) -> Tensor:
-    backend = backends.resolve(x, mu, rho, *([] if logits is None else [logits]))
-    geometry, options = (stride, padding, dilation, groups), (stream, estimator, temperature)
-    y = _outputs(x, mu, geometry)
-    for i in range(len(draw)):
-        weight = _sampled(backend, mu, rho, logits, seed, draw[i : i + 1], options, x.dtype)
-        y[i] = product(x[i], weight, bias, geometry)
-    return y
+    weights = _RandomWeights(x, mu, rho, logits, Mask(seed, draw, stream, estimator, temperature, row, col))
+    return _product.forward(x, mu, bias, weights.form, geometry)
 
 
-@_forward.register_fake
-def _(x: Tensor, mu: Tensor, *rest: Any) -> Tensor:
-    return _outputs(x, mu, rest[-4:])
+def _fake(x: Tensor, mu: Tensor, *rest: Any) -> Tensor:
+    return _product.fake_forward(x, mu, rest[-1])
 
 
-@torch.library.custom_op("stochprune::spike_and_slab_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -97,52 +97,26 @@ def _backward(
     stream: int,
     estimator: str,
     temperature: float,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    row: int,
+    col: int,
+    geometry: Sequence[int],
     need_x: bool,
     need_mu: bool,
     need_rho: bool,
     need_logits: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backend = backends.resolve(x, mu, rho, *([] if logits is None else [logits]))
-    geometry, options = (stride, padding, dilation, groups), (stream, estimator, temperature)
-    dx = x.new_empty(x.shape if need_x else 0)
+    weights = _RandomWeights(x, mu, rho, logits, Mask(seed, draw, stream, estimator, temperature, row, col))
     needs = (need_mu, need_rho, need_logits and logits is not None)
-    sums: list[Tensor | None] = [None, None, None]
-    for i in range(len(draw)):
-        one = draw[i : i + 1]
-        # Without need of dx only the shape of the weights is looked at.
-        weight = _sampled(backend, mu, rho, logits, seed, one, options, x.dtype) if need_x else mu.to(x.dtype)
-        dx_i, outer = product_grads(grad[i], x[i], weight, geometry, need_x, any(needs))
-        if dx_i is not None:
-            dx[i] = dx_i
-        if outer is None:
-            continue
-        dweight, dlogits = outer.to(mu.dtype).flatten(1), None  # [N, K]: dL/d(weight), through the mask if there is one
-        if logits is not None:
-            slab = backend.gaussian_weight(mu.flatten(1), rho.flatten(1), seed, one, stream, mu.dtype)[0]
-            given = (dweight[None], slab, logits.flatten(1), seed, one, *options)
-            dweight, dlogits = backend.weight_grad(*given, need_mu or need_rho, needs[2])
-        drho = backend.gaussian_grad(dweight[None], rho.flatten(1), seed, one, stream) if need_rho else None
-        parts = (dweight if need_mu else None, drho, dlogits if needs[2] else None)
-        sums = [p if total is None or p is None else total + p for total, p in zip(sums, parts, strict=True)]
-    dmu, drho, dlogit = (mu.new_empty(0) if total is None else total.view(mu.shape) for total in sums)
-    return dx, dmu, drho, dlogit
 
+    def through(part: slice, g: Tensor) -> Sequence[Tensor | None]:
+        return weights.grads(part, g, needs)
 
-@_backward.register_fake
-def _(grad: Tensor, x: Tensor, mu: Tensor, rho: Tensor, logits: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    inputs, needs = (x, mu, rho, mu if logits is None else logits), (*rest[-4:-1], rest[-1] and logits is not None)
-    dx, dmu, drho, dlogits = (t.new_empty(t.shape if need else 0) for t, need in zip(inputs, needs, strict=True))
+    dx, grads = _product.backward(grad, x, mu, weights.form, through, geometry, (need_x, any(needs)))
+    dmu, drho, dlogits = _product.empties((mu, rho, logits), grads, x)
     return dx, dmu, drho, dlogits
 
 
-masked_product(_forward, _backward, trained=4)
-differentiable_once(
-    _backward, "spike and slab layers are differentiable once: backward has no derivative (double backward)"
-)
+_spike_and_slab = product("spike_and_slab", _forward, _backward, fake=_fake, trained=4)
 
 
 def spike_and_slab_linear(
@@ -158,6 +132,8 @@ def spike_and_slab_linear(
     estimator: str = "straight_through",
     temperature: float = 1.0,
     samples: int | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
 ) -> Tensor:
     """A linear layer with random weights: ``x (z (mu + softplus(rho) e))^T + bias``, e standard normal.
 
@@ -175,7 +151,7 @@ def spike_and_slab_linear(
         mu, rho: [N, K], floating; the standard deviation is softplus(rho).
         logits: [N, K], floating, or None.
         bias: [N] or None.
-        seed, draw, stream, estimator, temperature, samples: as for masked_linear.
+        seed, draw, stream, estimator, temperature, samples, row_offset, col_offset: as for masked_linear.
 
     Returns:
         [..., N] in x's dtype; [S, ..., N] with ``samples``; [D, ..., N] with a vector of draws.
@@ -187,10 +163,10 @@ def spike_and_slab_linear(
         RuntimeError: on differentiating twice.
     """
     op = "spike_and_slab_linear"
-    check_estimator(op, estimator, temperature)
-    given = slices(op, x, {"mu": mu, "rho": rho, "logits": logits}, bias, seed, draw, stream, samples)
-    options = (*given.address, estimator, temperature, *LINEAR)
-    return given.restore(named(op, _forward, given.x, mu, rho, logits, given.bias, *options))
+    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    given = linear(op, x, {"mu": mu, "rho": rho, "logits": logits}, bias, at)
+    y = _spike_and_slab(op, given.x, mu, rho, logits, given.bias, *given.mask, _product.LINEAR)
+    return given.restore(y)
 
 
 def spike_and_slab_conv(
@@ -206,9 +182,11 @@ def spike_and_slab_conv(
     estimator: str = "straight_through",
     temperature: float = 1.0,
     samples: int | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    row_offset: int = 0,
+    col_offset: int = 0,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
     """A convolution of one, two or three dimensions with random weights, as :func:`spike_and_slab_linear`, which see.
@@ -216,34 +194,18 @@ def spike_and_slab_conv(
     Normals and masks are those of the matrix ``mu.flatten(1)``.
 
     Args:
-        x: [M, C, *S], floating. With a vector of D draws: [D, M, C, *S], slice d under ``draw[d]``.
+        x: [C, *S] or [M, C, *S], floating. With a vector of D draws: [D, ...] of either, slice d under ``draw[d]``.
         mu, rho, logits: [N, C / groups, *kernel]; logits may be None.
-        stride, padding, dilation, groups: as in torch's convolution.
+        stride, padding, dilation, groups: as in torch's convolution, with padding ``"same"`` and ``"valid"``.
 
     Returns:
-        [M, N, *T]; [S, M, N, *T] with ``samples``; [D, M, N, *T] with a vector of draws.
+        [N, *T] or [M, N, *T]; [S, ...] of these with ``samples``; [D, ...] with a vector of draws.
 
     Raises:
         TypeError, ValueError, RuntimeError: as for the linear layer.
     """
     op = "spike_and_slab_conv"
-    check_estimator(op, estimator, temperature)
-    check_floating(op, x=x, mu=mu, rho=rho, logits=logits, bias=bias)
-    check_same_device(op, x=x, mu=mu, rho=rho, logits=logits, bias=bias)
-    for name, tensor in (("rho", rho), ("logits", logits)):
-        if tensor is not None and tensor.shape != mu.shape:
-            raise ValueError(f"{op}: {name} {tuple(tensor.shape)} and mu {tuple(mu.shape)} differ in shape")
-    x, bias = in_product_dtype(op, x, "mu", mu, bias)
-    size = {"rows": mu.shape[0], "cols": mu.shape[1:].numel()}
-    at = address(op, seed, draw, stream, x.device, samples=samples, **size)
-    draws = len(at.draw)
-    apart = samples is None and draws != 1  # each draw has an x of its own
-    if apart and (x.dim() != mu.dim() + 1 or x.shape[0] != draws):
-        raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
-    many = x if apart else x.expand(draws, *x.shape)  # [D, M, C, *S]
-    geometry = convolution(op, many[0], mu, stride, padding, dilation, groups)
-    if bias is not None and bias.shape != mu.shape[:1]:
-        raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit mu {tuple(mu.shape)}")
-    options = (*at, estimator, temperature, *geometry)
-    y: Tensor = named(op, _forward, many, mu, rho, logits, bias, *options)
-    return y if samples is not None or apart else reshaped(y, y.shape[1:])
+    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    form = Convolution(stride, padding, dilation, groups)
+    given, geometry = convolution(op, x, {"mu": mu, "rho": rho, "logits": logits}, bias, at, form)
+    return given.restore(_spike_and_slab(op, given.x, mu, rho, logits, given.bias, *given.mask, geometry))

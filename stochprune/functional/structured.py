@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,38 +10,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import backends
-from stochprune.functional._autograd import reshaped
-from stochprune.functional._checks import address, check_estimator, check_floating, named
-from stochprune.functional._linear import slices
+from stochprune.address import Logits, Mask
+from stochprune.functional._address import Address
+from stochprune.functional._checks import check_floating
+from stochprune.functional._inputs import linear
+from stochprune.functional._op import Op, reshaped
 
 Block = tuple[int, int]
 
 
-@torch.library.custom_op("stochprune::mask", mutates_args=())
-def _mask(logits: Tensor, seed: Tensor, draw: Tensor, stream: int, estimator: str, temperature: float) -> Tensor:
-    backend = backends.resolve(logits)
-    options = (seed, draw, stream, estimator, temperature, logits.dtype)
-    z: Tensor = backend.masked_weight(torch.ones_like(logits), logits, *options)
-    return z.clone()  # it may lie in scratch memory
+def _forward(
+    logits: Tensor, seed: Tensor, draw: Tensor, stream: int, estimator: str, temperature: float, row: int, col: int
+) -> Tensor:
+    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
+    one, backend = torch.ones_like(logits), backends.resolve(logits)
+    return backend.masked_weight(one, Logits(logits), mask=mask, dtype=logits.dtype).clone()  # it may be scratch memory
 
 
-@_mask.register_fake
-def _(logits: Tensor, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
+def _fake(logits: Tensor, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
     return logits.new_empty(draw.shape[0], *logits.shape)
 
 
-@torch.library.custom_op("stochprune::mask_backward", mutates_args=())
-def _mask_backward(
-    grad: Tensor, logits: Tensor, seed: Tensor, draw: Tensor, stream: int, estimator: str, temperature: float
+def _backward(
+    grad: Tensor,
+    logits: Tensor,
+    seed: Tensor,
+    draw: Tensor,
+    stream: int,
+    estimator: str,
+    temperature: float,
+    row: int,
+    col: int,
 ) -> Tensor:
-    backend = backends.resolve(logits)
-    options = (seed, draw, stream, estimator, temperature)
-    dlogits: Tensor = backend.weight_grad(grad.clone(), torch.ones_like(logits), logits, *options, False, True)[1]
+    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
+    one, backend = torch.ones_like(logits), backends.resolve(logits)
+    _, dlogits = backend.weight_grad(grad.clone(), one, Logits(logits), mask=mask, needs=(False, True))
+    assert dlogits is not None
     return dlogits
 
 
-@_mask_backward.register_fake
-def _(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+def _fake_backward(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
@@ -49,11 +58,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(logits, seed, draw)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _mask_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
+def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor | None, ...]:
+    return backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * (2 + len(ctx.options))
 
 
-_mask.register_autograd(_differentiate, setup_context=_save)
+_mask = Op("mask", _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def mask(
@@ -65,6 +74,8 @@ def mask(
     estimator: str = "straight_through",
     temperature: float = 1.0,
     samples: int | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
 ) -> Tensor:
     """The stochastic mask z itself, differentiable in its logits, for masks of anything but single weights.
 
@@ -72,6 +83,7 @@ def mask(
         logits: [N, ...], floating; the address of an entry is its place in ``logits.flatten(1)``.
         seed, draw, stream, estimator, temperature, samples: as in :func:`stochprune.functional.masked_linear`, which
             lists the estimators' values and slopes.
+        row_offset, col_offset: global position of ``logits[0, 0]``.
 
     Returns:
         The shape and dtype of ``logits``; [S, N, ...] with ``samples``; [D, N, ...] with a vector of draws.
@@ -80,14 +92,13 @@ def mask(
         TypeError, ValueError: as for masked_linear.
     """
     op = "mask"
-    check_estimator(op, estimator, temperature)
     check_floating(op, logits=logits)
     if logits.dim() < 2:
         raise ValueError(f"{op}: logits must have at least two dimensions, got shape {tuple(logits.shape)}")
-    size = {"rows": logits.shape[0], "cols": logits.shape[1:].numel()}
-    at = address(op, seed, draw, stream, logits.device, samples=samples, **size)
-    z: Tensor = named(op, _mask, logits, *at, estimator, temperature)
-    return z if samples is not None or len(at.draw) != 1 else reshaped(z, logits.shape)
+    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    mask = at.mask(op, logits.device, logits.shape[0], logits.shape[1:].numel())
+    z: Tensor = _mask(op, logits, *mask)
+    return z if samples is not None or len(mask.draw) != 1 else reshaped(z, logits.shape)
 
 
 def expand_blocks(z: Tensor, block: Block) -> Tensor:
@@ -132,6 +143,8 @@ def masked_linear_blocks(
     estimator: str = "straight_through",
     temperature: float = 1.0,
     samples: int | None = None,
+    row_offset: int = 0,
+    col_offset: int = 0,
 ) -> Tensor:
     """A linear layer whose weights are kept or pruned in blocks: ``x (z * weight)^T + bias``, z constant on each block.
 
@@ -146,6 +159,7 @@ def masked_linear_blocks(
         logits: [n, k], floating; n divides N and k divides K.
         bias: [N] or None.
         seed, draw, stream, estimator, temperature, samples: as in :func:`stochprune.functional.masked_linear`.
+        row_offset, col_offset: global position of ``logits[0, 0]``, counted in blocks.
 
     Returns:
         [..., N] in x's dtype; [S, ..., N] with ``samples``; [D, ..., N] with a vector of draws.
@@ -156,11 +170,11 @@ def masked_linear_blocks(
             integer out of range.
     """
     op = "masked_linear_blocks"
-    check_estimator(op, estimator, temperature)
     check_floating(op, logits=logits)
-    given = slices(op, x, {"weight": weight}, bias, seed, draw, stream, samples)
+    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    given = linear(op, x, {"weight": weight}, bias, at)
     block = block_of(op, tuple(weight.shape), tuple(logits.shape))
-    z = named(op, _mask, logits, *given.address, estimator, temperature)
+    z: Tensor = _mask(op, logits, *given.mask)
     narrow = z.to(given.x.dtype)
     if block == (1, weight.shape[1]):
         y = F.linear(given.x, weight.to(given.x.dtype)) * narrow.mT  # [D, M, N] by [D, 1, N]

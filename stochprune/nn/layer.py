@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import functional, rng
-from stochprune.functional._checks import check_estimator
+from stochprune.functional._address import check_estimator
 from stochprune.nn.mask_source import MaskSource
 from stochprune.seeding import generator
 

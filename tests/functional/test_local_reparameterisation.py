@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ import torch.nn.functional as F
 from stochprune import rng
 from stochprune.functional import local_reparameterised_conv, local_reparameterised_linear, spike_and_slab_linear
 
-op = sys.modules["stochprune.functional.local_reparameterisation"]
+OPS = torch.ops.stochprune
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 RANDOM = [("logits",), ("rho",), ("logits", "rho")]
 
@@ -82,11 +80,14 @@ def test_gradients_are_finite_where_the_variance_vanishes(generator):
 
 def test_operators_pass_opcheck(generator):
     x, weight, logits, rho, bias = tensors(generator, dtype=torch.float32).values()
-    options = (torch.tensor([1]), torch.tensor([2]), 3, 0, [], [], [], 1)
-    torch.library.opcheck(op._forward, (x, weight, logits, rho, bias, *options))
-    torch.library.opcheck(op._forward, (x, weight, logits, None, None, *options))
+    options = (torch.tensor([1]), torch.tensor([2]), 3, 0, [])
+    torch.library.opcheck(OPS.local_reparameterisation.default, (x, weight, logits, rho, bias, *options))
+    torch.library.opcheck(OPS.local_reparameterisation.default, (x, weight, logits, None, None, *options))
     detached = [t.detach() for t in (x, weight, logits, rho)]
-    torch.library.opcheck(op._backward, (torch.ones(1, 4, 3), torch.ones(4, 3), *detached, *options, True, True))
+    torch.library.opcheck(
+        OPS.local_reparameterisation_backward.default,
+        (torch.ones(1, 4, 3), torch.ones(4, 3), *detached, *options, True, True),
+    )
 
 
 @pytest.mark.parametrize("last", [("x",), ("weight",), ("x", "weight")], ids="+".join)
@@ -97,12 +98,18 @@ def test_channels_last_passes_opcheck(last, generator):
         t.to(memory_format=torch.channels_last if name in last else torch.contiguous_format)
         for name, t in (("x", x), ("weight", weight), ("weight", logits))
     )
-    options = (torch.tensor([1]), torch.tensor([2, 3]), 3, 0, [1, 1], [0, 0], [1, 1], 1)
-    torch.library.opcheck(op._forward, (x, weight, logits, None, None, *options), test_utils="test_faketensor")
-    y, deviation = op._forward(x, weight, logits, None, None, *options)
+    options = (torch.tensor([1]), torch.tensor([2, 3]), 3, 0, [1, 1, 0, 0, 1, 1, 0, 0, 0, 1])
+    torch.library.opcheck(
+        OPS.local_reparameterisation.default,
+        (x, weight, logits, None, None, *options),
+        test_utils="test_faketensor",
+    )
+    y, deviation = OPS.local_reparameterisation(x, weight, logits, None, None, *options)
     given = (grad, deviation, x, weight, logits, None, *options, True, True)
-    torch.library.opcheck(op._backward, given, test_utils="test_faketensor")
-    plain, _ = op._forward(x.contiguous(), weight.contiguous(), logits.contiguous(), None, None, *options)
+    torch.library.opcheck(OPS.local_reparameterisation_backward.default, given, test_utils="test_faketensor")
+    plain, _ = OPS.local_reparameterisation(
+        x.contiguous(), weight.contiguous(), logits.contiguous(), None, None, *options
+    )
     torch.testing.assert_close(y, plain)
 
 

@@ -13,7 +13,8 @@ import stochprune as sp
 from stochprune import functional, rng
 from stochprune.functional import masked_conv2d
 
-op = sys.modules["stochprune.functional._convolution"]
+op = sys.modules["stochprune.functional._product"]
+OPS = torch.ops.stochprune
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 
@@ -132,7 +133,7 @@ def test_a_vector_of_draws_gives_each_example_its_own_mask(transposed, scratch, 
     inputs = tensors(generator, (5, 4, 7, 6), (4, 6, 3, 3) if transposed else (6, 4, 3, 3), 6)
     x, *rest = inputs
     draws = torch.tensor([7, 0, 2**32 - 1, 3, 7])
-    groups = [part.stop - part.start for part in op._parts(x.unsqueeze(1), rest[0])]  # of each convolution
+    groups = [part.stop - part.start for part in op._parts(x.unsqueeze(1), rest[0], [1])]  # of each convolution
     assert groups == {1: [1] * 5, 2 * 8 * 216: [2, 2, 1], 1 << 30: [5]}[scratch]
     y = masked(x, *rest, **{**AT, "draw": draws})
     apart = torch.stack([masked(x[i], *rest, **{**AT, "draw": int(draws[i])}) for i in range(5)])
@@ -170,14 +171,18 @@ def test_expected_passes_gradcheck(generator):
 @pytest.mark.parametrize("transposed, draws", [(False, 1), (True, 1), (False, 3)])
 def test_operators_pass_opcheck(transposed, draws, generator):
     x, weight, logits, bias = tensors(generator, (1, 4, 7, 6), (4, 4, 3, 3), dtype=torch.float32)
-    numbers = (torch.tensor([1]), torch.arange(draws), 3, "straight_through", 1.0)
+    numbers = (torch.tensor([1]), torch.arange(draws), 3, "straight_through", 1.0, 0, 0)
     geometry = op.Geometry((2, 2), (1, 1), (1, 1), transposed, (0, 0), 1).packed()
     assert op.Geometry.of(geometry).packed() == geometry
     x = x.detach().expand(draws, 1, *x.shape[1:]).clone().requires_grad_()
-    torch.library.opcheck(op.masked_convolution, (x, weight, logits, bias, *numbers, geometry))
+    operator = OPS.masked_convolution.default
+    torch.library.opcheck(operator, (x, weight, logits, bias, *numbers, geometry))
     detached = [t.detach() for t in (x, weight, logits)]
-    grad = torch.ones_like(op.masked_convolution(*detached, None, *numbers, geometry))
-    torch.library.opcheck(op._backward, (grad, *detached, *numbers, geometry, True, False, True))
+    grad = torch.ones_like(operator(*detached, None, *numbers, geometry))
+    torch.library.opcheck(
+        OPS.masked_convolution_backward.default,
+        (grad, *detached, *numbers, geometry, True, False, True),
+    )
 
 
 def test_compiled_gives_the_eager_bits_without_recompiling(generator):
@@ -226,7 +231,7 @@ def test_frozen_tensors_get_no_gradient_computed(generator, monkeypatch):
     needs = []
     backend = sp.backends.resolve(x, weight, logits)
     original = backend.weight_grad
-    monkeypatch.setattr(backend, "weight_grad", lambda *a, **k: needs.append(a[-2:]) or original(*a, **k))
+    monkeypatch.setattr(backend, "weight_grad", lambda *a, **k: needs.append(k["needs"]) or original(*a, **k))
     masked_conv2d(x.detach(), weight.detach(), logits, bias, **AT).sum().backward()
     masked_conv2d(x, weight, logits.detach(), bias, **AT).sum().backward()
     masked_conv2d(x, weight.detach(), logits.detach(), bias, **AT).sum().backward()
@@ -245,8 +250,19 @@ def test_vmap_over_the_input(generator):
     batch = torch.stack([x, 2 * x, 3 * x])
     got = torch.vmap(lambda t: masked_conv2d(t, weight, logits, bias, **AT))(batch)
     torch.testing.assert_close(got, torch.stack([masked_conv2d(t, weight, logits, bias, **AT) for t in batch]))
-    with pytest.raises(NotImplementedError, match="vmap goes over x only"):
-        torch.vmap(lambda w: masked_conv2d(x, w, logits, bias, **AT))(torch.stack([weight, weight]))
+    weights = torch.stack([weight, 2 * weight])
+    got = torch.vmap(lambda w: masked_conv2d(x, w, logits, bias, **AT))(weights)
+    torch.testing.assert_close(got, torch.stack([masked_conv2d(x, w, logits, bias, **AT) for w in weights]))
+
+
+def test_per_example_gradients_by_torch_func(generator):
+    x, weight, logits, bias = (t.detach() for t in tensors(generator))
+    loss = lambda weight, logits, x: masked_conv2d(x, weight, logits, bias, **AT).sin().sum()  # noqa: E731
+    got = torch.vmap(torch.func.grad(loss, (0, 1)), (None, None, 0))(weight, logits, x)
+    for i, example in enumerate(x):
+        inputs = [t.clone().requires_grad_() for t in (weight, logits)]
+        for g, expected in zip(got, torch.autograd.grad(loss(*inputs, example), inputs), strict=True):
+            torch.testing.assert_close(g[i], expected)
 
 
 def test_autocast_computes_in_its_dtype_and_leaves_gradients_wide(generator):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ import torch.nn.functional as F
 from stochprune import native, rng
 from stochprune.functional import masked_embedding
 
-op = sys.modules["stochprune.functional.masked_embedding"]
+OPS = torch.ops.stochprune
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 INDICES = torch.tensor([[3, 0, 39], [3, 17, 3]])
@@ -94,10 +92,13 @@ def test_one_index_and_none(generator):
 
 def test_operators_pass_opcheck(generator):
     weight, logits = table(generator, torch.float32)
-    options = (torch.tensor([1]), torch.tensor([2, 7]), 3, "straight_through", 1.0, 17)
-    torch.library.opcheck(op._forward, (INDICES, weight, logits, *options))
+    options = (torch.tensor([1]), torch.tensor([2, 7]), 3, "straight_through", 1.0, 0, 0, 17)
+    torch.library.opcheck(OPS.masked_embedding.default, (INDICES, weight, logits, *options))
     grad = torch.ones(2, 3, 70)
-    torch.library.opcheck(op._backward, (grad, INDICES, weight.detach(), logits.detach(), *options, True, False))
+    torch.library.opcheck(
+        OPS.masked_embedding_backward.default,
+        (grad, INDICES, weight.detach(), logits.detach(), *options, True, False),
+    )
 
 
 def test_compiled_gives_the_eager_bits(generator):

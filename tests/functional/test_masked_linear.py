@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ import stochprune as sp
 from stochprune import rng
 from stochprune.functional import masked_linear
 
-op = sys.modules["stochprune.functional.masked_linear"]
+OPS = torch.ops.stochprune
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 DRAWS = 4_000  # of the Monte Carlo tests
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
@@ -120,11 +119,11 @@ def test_concrete_gradient_is_unbiased_for_the_loss_over_concrete_masks(generato
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_operators_pass_opcheck(estimator, generator):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
-    options = (torch.tensor([1]), torch.tensor([2]), 3, estimator, 1.0)
-    torch.library.opcheck(op._forward, (x[None], weight, logits, bias, *options))
+    options = (torch.tensor([1]), torch.tensor([2]), 3, estimator, 1.0, 0, 0)
+    torch.library.opcheck(OPS.masked_linear.default, (x[None], weight, logits, bias, *options))
     detached = [t.detach() for t in (x[None], weight, logits)]
     grad = torch.ones(1, 4, 6)
-    torch.library.opcheck(op._backward, (grad, *detached, *options, True, False, True))
+    torch.library.opcheck(OPS.masked_linear_backward.default, (grad, *detached, *options, True, False, True))
 
 
 def test_compiled_gives_the_eager_bits_without_recompiling(generator):
@@ -179,7 +178,7 @@ def test_frozen_tensors_get_no_gradient_computed(generator, monkeypatch):
     needs = []
     backend = sp.backends.resolve(x, weight, logits)
     original = backend.masked_linear_backward
-    monkeypatch.setattr(backend, "masked_linear_backward", lambda *a: needs.append(a[-3:]) or original(*a))
+    monkeypatch.setattr(backend, "masked_linear_backward", lambda *a, **k: needs.append(k["needs"]) or original(*a, **k))
     masked_linear(x.detach(), weight.detach(), logits, bias, **AT).sum().backward()
     masked_linear(x, weight, logits.detach(), bias, **AT).sum().backward()
     assert needs == [(False, False, True), (True, True, False)]
@@ -226,8 +225,23 @@ def test_vmap_over_the_input(generator):
     batch = torch.stack([x, 2 * x, 3 * x])
     got = torch.vmap(lambda t: masked_linear(t, weight, logits, bias, **AT))(batch)
     torch.testing.assert_close(got, masked_linear(batch, weight, logits, bias, **AT))
-    with pytest.raises(NotImplementedError, match="vmap goes over x only"):
-        torch.vmap(lambda w: masked_linear(x, w, logits, bias, **AT))(torch.stack([weight, weight]))
+    weights = torch.stack([weight, 2 * weight])
+    got = torch.vmap(lambda w: masked_linear(x, w, logits, bias, **AT))(weights)
+    torch.testing.assert_close(got, torch.stack([masked_linear(x, w, logits, bias, **AT) for w in weights]))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_per_example_gradients_by_torch_func(estimator, generator):
+    x, weight, logits, bias = (t.detach() for t in tensors(generator))
+
+    def loss(weight, logits, bias, x):
+        return masked_linear(x, weight, logits, bias, **AT, estimator=estimator).sin().sum()
+
+    got = torch.vmap(torch.func.grad(loss, (0, 1, 2, 3)), (None, None, None, 0))(weight, logits, bias, x)
+    for i, row in enumerate(x):
+        inputs = [t.clone().requires_grad_() for t in (weight, logits, bias, row)]
+        for g, expected in zip(got, torch.autograd.grad(loss(*inputs), inputs), strict=True):
+            torch.testing.assert_close(g[i], expected)
 
 
 def test_autocast_computes_in_its_dtype_and_leaves_gradients_wide(generator):

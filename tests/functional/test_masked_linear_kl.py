@@ -10,6 +10,8 @@ from stochprune.functional import bernoulli_kl, masked_linear, masked_linear_kl
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 AT = {"seed": 3, "draw": 5, "stream": 7}
 
+OPS = torch.ops.stochprune
+
 
 @pytest.fixture
 def tensors(generator):
@@ -48,12 +50,12 @@ def test_one_of_the_results_may_be_unused(tensors, used):
 def test_the_operators_are_well_formed(tensors):
     t = tensors
     x, seed, draw = t["x"].detach()[:1].requires_grad_(), torch.tensor([1]), torch.tensor([2])
-    options = (seed, draw, 3, "straight_through", 1.0)
-    forward = torch.ops.stochprune.masked_linear_kl.default
+    options = (seed, draw, 3, "straight_through", 1.0, 0, 0)
+    forward = OPS.masked_linear_kl.default
     torch.library.opcheck(forward, (x, t["weight"], t["logits"], t["prior_logits"], t["bias"], *options))
     grads = (torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(1)), torch.tensor(2.0, dtype=torch.float64))
     inputs = [tensor.detach() for tensor in (x, t["weight"], t["logits"], t["prior_logits"])]
-    backward = torch.ops.stochprune.masked_linear_kl_backward.default
+    backward = OPS.masked_linear_kl_backward.default
     torch.library.opcheck(backward, (*grads, *inputs, *options, True, True, True))
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from stochprune import patterns
 from stochprune.functional import masked_linear_nm, nm_inclusion, nm_keep_mask, nm_kl
 
-op = sys.modules["stochprune.functional.masked_linear_nm"]
+OPS = torch.ops.stochprune
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 PATTERNS = ["2:4", "1:4", "4:8"]
 
@@ -118,15 +118,17 @@ def test_draws_samples_and_vmap(generator):
 
 def test_operators_pass_opcheck(generator):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
-    options = (torch.tensor([1]), torch.tensor([2]), 3, 2, 4)
-    torch.library.opcheck(op._forward, (x[None], weight, logits, bias, *options))
+    options = (torch.tensor([1]), torch.tensor([2]), 3, 0, 0, 2, 4)
+    torch.library.opcheck(OPS.masked_linear_nm.default, (x[None], weight, logits, bias, *options))
     detached = [t.detach() for t in (x[None], weight, logits)]
-    torch.library.opcheck(op._backward, (torch.ones(1, 4, 6), *detached, *options, True, False, True))
-    module = sys.modules["stochprune.functional.nm"]
-    torch.library.opcheck(module._kl, (logits, weight.detach(), 2, 4))
+    torch.library.opcheck(
+        OPS.masked_linear_nm_backward.default,
+        (torch.ones(1, 4, 6), *detached, *options, True, False, True),
+    )
+    torch.library.opcheck(OPS.nm_kl.default, (logits, weight.detach(), 2, 4))
     columns = logits.detach().mT.contiguous().mT  # as a transposed layer hands them over
     given = (torch.ones((), dtype=torch.float64), columns, weight.detach(), 2, 4)
-    torch.library.opcheck(module._kl_backward, given, test_utils="test_faketensor")
+    torch.library.opcheck(OPS.nm_kl_backward.default, given, test_utils="test_faketensor")
 
 
 def test_nothing_weight_sized_is_saved(generator):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from stochprune import rng
 from stochprune.functional import masked_linear, spike_and_slab_conv, spike_and_slab_linear
 
-op = sys.modules["stochprune.functional.spike_and_slab"]
+OPS = torch.ops.stochprune
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 
 
@@ -152,8 +151,8 @@ def test_convolutions_of_a_vector_of_draws(slab_only, generator):
 def test_convolution_operators_pass_opcheck(generator):
     x = torch.randn(1, 2, 2, 5, 5, generator=generator)
     mu, rho, logits = (t.requires_grad_() for t in torch.randn(3, 3, 2, 2, 2, generator=generator).unbind())
-    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0, [2, 1], [1, 0], [1, 2], 1)
-    torch.library.opcheck(op._forward, (x, mu, rho, logits, None, *options))
+    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0, 0, 0, [2, 1, 1, 0, 1, 2, 0, 0, 0, 1])
+    torch.library.opcheck(OPS.spike_and_slab.default, (x, mu, rho, logits, None, *options))
 
 
 def test_draws_samples_and_vmap(generator):
@@ -173,11 +172,11 @@ def test_draws_samples_and_vmap(generator):
 def test_operators_pass_opcheck(slab_only, generator):
     x, mu, rho, logits, bias = tensors(generator, dtype=torch.float32).values()
     logits = None if slab_only else logits
-    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0, [], [], [], 1)
-    torch.library.opcheck(op._forward, (x[None], mu, rho, logits, bias, *options))
+    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0, 0, 0, [])
+    torch.library.opcheck(OPS.spike_and_slab.default, (x[None], mu, rho, logits, bias, *options))
     grad = torch.ones(1, 4, 6)
     detached = [None if t is None else t.detach() for t in (x[None], mu, rho, logits)]
-    torch.library.opcheck(op._backward, (grad, *detached, *options, True, True, False, True))
+    torch.library.opcheck(OPS.spike_and_slab_backward.default, (grad, *detached, *options, True, True, False, True))
 
 
 @pytest.mark.slow

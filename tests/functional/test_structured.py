@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ import torch.nn.functional as F
 from stochprune import keep_mask, rng
 from stochprune.functional import mask, masked_linear_blocks
 
-op = sys.modules["stochprune.functional.structured"]
+OPS = torch.ops.stochprune
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 SHAPES = {"rows": (6, 1), "columns": (1, 8), "blocks": (3, 2), "weights": (6, 8), "all": (1, 1)}  # of logits, [6, 8]
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
@@ -88,7 +86,7 @@ def test_no_masked_weight_is_saved(kind, generator):
 
 def test_mask_passes_opcheck(generator):
     logits = torch.randn(3, 4, generator=generator).requires_grad_()
-    torch.library.opcheck(op._mask, (logits, torch.tensor([1]), torch.tensor([2, 3]), 5, "concrete", 0.5))
+    torch.library.opcheck(OPS.mask.default, (logits, torch.tensor([1]), torch.tensor([2, 3]), 5, "concrete", 0.5, 0, 0))
 
 
 @pytest.mark.slow

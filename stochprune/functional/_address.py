@@ -1,0 +1,79 @@
+"""The address of a call's masks, as the user gives it: checked once, here, and turned into a Mask."""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stochprune import rng
+from stochprune.address import Mask
+
+ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
+
+
+def check_estimator(op: str, estimator: str, temperature: float) -> None:
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"{op}: unknown estimator {estimator!r}; known are: {', '.join(ESTIMATORS)}")
+    if isinstance(temperature, bool | Tensor) or not hasattr(temperature, "__float__"):
+        raise TypeError(f"{op}: temperature must be a number, got {temperature!r}")
+    if not 0 < temperature <= sys.float_info.max:  # an integer may be larger
+        raise ValueError(f"{op}: temperature must be a positive number, got {temperature}")
+
+
+class Address(NamedTuple):
+    """The arguments of the public functions that say which masks: none of them is checked yet."""
+
+    seed: int | Tensor
+    draw: int | Tensor
+    stream: int
+    estimator: str = "straight_through"
+    temperature: float = 1.0
+    samples: int | None = None
+    row_offset: int = 0
+    col_offset: int = 0
+
+    def mask(self, op: str, device: torch.device, rows: int, cols: int) -> Mask:
+        """Check everything and return the mask on ``device``: one draw, ``samples`` draws, or those given.
+
+        Args:
+            op: the function that messages name.
+            rows, cols: of the weight as a matrix.
+
+        Raises:
+            TypeError, ValueError: see :func:`stochprune.rng.check_address`; an unknown estimator, a temperature that is
+                not positive.
+        """
+        check_estimator(op, self.estimator, self.temperature)
+        offsets = {"row_offset": self.row_offset, "col_offset": self.col_offset}
+        size = {"rows": rows, "cols": cols}
+        stream = self.stream
+        rng.check_address(op, seed=self.seed, draw=self.draw, samples=self.samples, stream=stream, **size, **offsets)
+        for name, value in (("seed", self.seed), ("draw", self.draw)):
+            if isinstance(value, Tensor) and value.device != device:
+                raise ValueError(f"{op}: {name} lies on {value.device}, the other tensors on {device}")
+        options = (self.estimator, float(self.temperature), int(self.row_offset), int(self.col_offset))
+        return Mask(self._seeds(device), self._draws(device), int(stream), *options)
+
+    def first(self) -> Address:
+        """Return the address of the first draw, without offsets."""
+        return self._replace(samples=None, row_offset=0, col_offset=0)
+
+    def _seeds(self, device: torch.device) -> Tensor:
+        seed = self.seed
+        return seed.reshape(1) if isinstance(seed, Tensor) else torch.tensor([rng.as_int64(seed)], device=device)
+
+    def _draws(self, device: torch.device) -> Tensor:
+        draw, count = self.draw, 1 if self.samples is None else int(self.samples)
+        if not isinstance(draw, Tensor):
+            return torch.arange(int(draw), int(draw) + count, device=device)
+        return draw.reshape(-1) if self.samples is None else draw.reshape(1) + torch.arange(count, device=device)
+
+    def one_draw(self, op: str, device: torch.device, rows: int, cols: int) -> Mask:
+        """Return the mask, which must be of one draw."""
+        mask = self.mask(op, device, rows, cols)
+        if len(mask.draw) != 1:
+            raise ValueError(f"{op}: one draw at a time, got {len(mask.draw)} draws")
+        return mask

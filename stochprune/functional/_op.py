@@ -1,0 +1,197 @@
+"""One differentiable op in three forms: eager, under torch.func, and in compiled graphs.
+
+Eager calls go through a thin ``torch.autograd.Function`` straight to the backend. Under ``torch.func`` the same
+functions are composed with vmap rules. ``torch.compile``, export and fake tensors see a ``torch.library`` operator,
+which costs several times the work of a small layer and so serves them alone. All three compute the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, str, bool, list))
+"""Types of arguments that backends take as they are; a subclass of Tensor goes through the dispatcher."""
+
+
+def reshaped(result: Tensor, shape: Sequence[int]) -> Tensor:
+    """A fresh ``result`` in another shape over the same memory, which autograd does not take for a view.
+
+    A view made inside an operator refuses in-place changes (``ReLU(inplace=True)``), and one made outside pays two
+    copies of the gradient for them. The caller must drop ``result``: the two tensors share no version counter.
+
+    Args:
+        result: a tensor that nobody else holds, as saved for backward or as an input.
+        shape: one that a view of ``result`` can have.
+    """
+    return torch.ops.aten._unsafe_view(result, shape)
+
+
+class Op:
+    """One op of flat arguments, differentiable once.
+
+    Args:
+        name: of the operators ``stochprune::name`` and ``stochprune::name_backward``.
+        forward: annotated as ``torch.library`` asks; returns a tensor, or a tuple.
+        backward: annotated likewise; returns the gradients, an empty tensor for each that is not wanted.
+        fakes: forward and backward on tensors without values.
+        save: ``(ctx, inputs, output)``, keeps what ``grads`` needs.
+        grads: ``(ctx, backward, *grads)``, the gradients of all arguments by this form of ``backward``.
+        vmap: ``(apply, info, in_dims, *args)``, a faster rule for vmap than a loop, or NotImplemented where it has
+            none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
+        *,
+        fakes: tuple[Callable[..., Any], Callable[..., Any]],
+        save: Callable[[Any, tuple[Any, ...], Any], None],
+        grads: Callable[..., tuple[Tensor | None, ...]],
+        vmap: Callable[..., Any] | None = None,
+    ) -> None:
+        faster = vmap
+
+        def refuse(ctx: Any, *grads: Tensor) -> None:
+            raise RuntimeError(f"{name} is differentiable once: its backward has no derivative (double backward)")
+
+        self.operator = torch.library.custom_op(f"stochprune::{name}", forward, mutates_args=())
+        self.backward = torch.library.custom_op(f"stochprune::{name}_backward", backward, mutates_args=())
+        self.operator.register_fake(fakes[0])
+        self.backward.register_fake(fakes[1])
+        self.operator.register_autograd(lambda ctx, *g: grads(ctx, self.backward, *g), setup_context=save)
+        self.backward.register_autograd(refuse)
+        self.operator.register_vmap(_rule(self.operator, vmap))
+
+        class Backward(Function):
+            """The backward pass as a node of its own, where somebody may differentiate it or vmap over it."""
+
+            @staticmethod
+            def forward(*args: Any) -> Any:
+                return backward(*args)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None: ...
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Tensor) -> None:
+                refuse(ctx, *grads)
+
+            vmap = staticmethod(_rule(lambda *args: Backward.apply(*args), None))
+
+        class Composed(Function):
+            """The op under torch.func."""
+
+            @staticmethod
+            def forward(*args: Any) -> Any:
+                return forward(*args)
+
+            setup_context = staticmethod(save)
+
+            @staticmethod
+            def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
+                return grads(ctx, Backward.apply, *g)
+
+            vmap = staticmethod(_rule(lambda *args: Composed.apply(*args), faster))
+
+        class Eager(Function):
+            """The op in eager code."""
+
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Any:
+                output = forward(*args)
+                save(ctx, args, output)
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
+                # Gradients are recorded here under create_graph alone.
+                return grads(ctx, Backward.apply if torch.is_grad_enabled() else backward, *g)
+
+        self._eager, self._composed = Eager.apply, Composed.apply
+
+    def __call__(self, op: str, *args: Any) -> Any:
+        """Run the op by the form that fits; what a backend refuses is told in the name of the function ``op``."""
+        try:
+            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+                return self.operator(*args)
+            if torch._C._functorch.peek_interpreter_stack() is not None:
+                return self._composed(*args)
+            for argument in args:
+                if type(argument) not in _PLAIN:
+                    return self.operator(*args)
+            return self._eager(*args)
+        except ValueError as error:
+            raise ValueError(f"{op}: {error}") from None
+
+
+def _rule(apply: Callable[..., Any], faster: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return the vmap rule of ``apply``: ``faster`` where it is defined, else one call for each element."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        found = NotImplemented if faster is None else faster(apply, info, in_dims, *args)
+        if found is not NotImplemented:
+            return found
+        each = []
+        for i in range(info.batch_size):
+            some = [a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)]
+            each.append(apply(*some))
+        if isinstance(each[0], Tensor):
+            return torch.stack(each), 0
+        stacked = [torch.stack(parts) for parts in zip(*each, strict=True)]
+        return type(each[0])(stacked), type(each[0])([0] * len(stacked))
+
+    return rule
+
+
+def product(
+    name: str, forward: Callable[..., Any], backward: Callable[..., Any], *, fake: Callable[..., Any], trained: int = 3
+) -> Op:
+    """An op whose result [D, M, N, ...] is a product of x [D, M, ...] with weights, plus a bias.
+
+    Args:
+        forward: of ``(*tensors, bias, seed, draw, *options)``; one bias a column of the third dimension.
+        backward: of ``(grad, *tensors, seed, draw, *options, *needs)``; the gradients of the tensors.
+        fake: forward on tensors without values.
+        trained: the number of tensors, x first; a tensor may be None.
+    """
+
+    def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        tensors, needs = args[:trained], args[-trained:]
+        # A tensor that is None has no gradient, whatever is asked for.
+        wanted = [need and t is not None for t, need in zip(tensors, needs, strict=True)]
+        return tuple(
+            (grad if t is None else t).new_empty(t.shape if want else 0)
+            for t, want in zip(tensors, wanted, strict=True)
+        )
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        bias, seed, draw = inputs[trained : trained + 3]
+        ctx.save_for_backward(*inputs[:trained], seed, draw)
+        ctx.options, ctx.has_bias = inputs[trained + 3 :], bias is not None
+
+    def grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad
+        found: tuple[Tensor | None, ...] = (None,) * trained
+        if any(needs[:trained]):
+            result = backward(grad, *ctx.saved_tensors, *ctx.options, *needs[:trained])
+            found = tuple(g if need else None for g, need in zip(result, needs, strict=False))
+        dbias = grad.sum((0, 1, *range(3, grad.dim()))) if ctx.has_bias and needs[trained] else None
+        return *found, dbias, *((None,) * (2 + len(ctx.options)))
+
+    def over_x(apply: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        """vmap over x alone: its elements become examples of one call."""
+        if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
+            return NotImplemented
+        batched = args[0].movedim(in_dims[0], 1)  # [D, B, M, ...]: the draws stay outermost
+        y = apply(batched.flatten(1, 2), *args[1:])
+        return y.unflatten(1, batched.shape[1:3]), 1
+
+    fakes = (fake, fake_backward)
+    return Op(name, forward, backward, fakes=fakes, save=save, grads=grads, vmap=over_x)
