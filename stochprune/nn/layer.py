@@ -55,6 +55,8 @@ class MaskedLayer(MaskSource):
         dense_type: the dense layer.
         settings: its constructor's arguments, attributes of both layers.
         own_sparsity: whether the layer keeps as many weights as it does, whatever its logits.
+        local_reparameterisation: whether a forward that draws, draws pre-activations, see
+            :func:`stochprune.nn.local_reparameterisation.reparameterise_locally`.
         independent: whether its only randomness is one independent decision for each logit, to keep or to prune.
     """
 
@@ -66,6 +68,7 @@ class MaskedLayer(MaskSource):
     weight: Tensor
     bias: Tensor | None
     mask_logits: Tensor
+    local_reparameterisation: bool = False
     _blank: bool = False  # True from the meta device to the first checkpoint with the layer's mask
 
     def __init__(
@@ -190,7 +193,10 @@ class MaskedLayer(MaskSource):
                 return self._dense_forward(x, self.given_weight, *args, **kwargs)
             return self._masked_forward(x, *args, **kwargs, **self.address(self.given_draw))
         if self.samples_now:
-            return self._masked_forward(x, *args, **kwargs, **self.address())
+            at = self.address()
+            if self.local_reparameterisation:
+                return self._local_forward(x, *args, **kwargs, seed=at["seed"], draw=at["draw"], stream=at["stream"])
+            return self._masked_forward(x, *args, **kwargs, **at)
         return self._thresholded_forward(x, *args, **kwargs)
 
     def _dense_forward(self, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -199,6 +205,10 @@ class MaskedLayer(MaskSource):
 
     def _masked_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the op under the mask of an address, which is among ``kwargs``: what :meth:`address` returns."""
+        raise NotImplementedError(type(self).__name__)
+
+    def _local_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the op of local reparameterisation at seed, draw and stream, which are among ``kwargs``."""
         raise NotImplementedError(type(self).__name__)
 
     def _thresholded_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

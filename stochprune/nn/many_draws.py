@@ -34,8 +34,9 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
 
     Raises:
         TypeError: a model that is not a module, ``draws`` that is not an integer.
-        ValueError: no masked layer; ``draws`` below 1; inside ``one_launch`` or another ``many_draws``. In a forward:
-            no tensor with a batch, one that ``draws`` does not divide, a layer whose input has another first dimension.
+        ValueError: no masked layer; ``draws`` below 1; inside ``one_launch`` or another ``many_draws``; a layer under
+            local reparameterisation. In a forward: no tensor with a batch, one that ``draws`` does not divide, a layer
+            whose input has another first dimension.
     """
     layers = layers_of("many_draws", model)
     if isinstance(draws, bool) or not isinstance(draws, int):
@@ -44,6 +45,9 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
         raise ValueError(f"many_draws: draws must be at least 1, got {draws}")
     if any(layer.given_weight is not None or layer.draws_a_forward > 1 for layer in layers.values()):
         raise ValueError("many_draws: not inside one_launch or another many_draws")
+    for name, layer in layers.items():
+        if layer.local_reparameterisation:
+            raise ValueError(f"many_draws: {name} is under local reparameterisation, which draws no networks")
     if draws == 1:
         yield model
         return

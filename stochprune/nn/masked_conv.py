@@ -69,6 +69,21 @@ class _MaskedConv(_MaskedConvolution):
         padded = F.pad(x.reshape(-1, *x.shape[-inner:]), self._sides(), mode=self.padding_mode)
         return padded.reshape(*x.shape[:-inner], *padded.shape[1:]), {**geometry, "padding": 0}
 
+    def _local_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
+        weights = (self.weight, self.mask_logits, None, self.bias)
+        return self._convolved(functional.local_reparameterised_conv, x, output_size, *weights, **at)
+
+    def _convolved(
+        self, op: Callable[..., Tensor], x: Tensor, size: Sequence[int] | None, *weights: Tensor | None, **at: Any
+    ) -> Tensor:
+        """Run an op that takes a batch and pads by numbers alone; x may be one example, and padding a name."""
+        if x.dim() < self.weight.dim():
+            return self._convolved(op, x.unsqueeze(0), size, *weights, **at).squeeze(0)
+        x, geometry = self._placed(x, size)
+        if isinstance(geometry["padding"], str):
+            x, geometry["padding"] = F.pad(x, self._sides()), 0
+        return op(x, *weights, **at, **geometry)
+
     def _sides(self) -> list[int]:
         """How far to pad before and after, from the last dimension to the first."""
         sides: list[int] = []

@@ -49,6 +49,9 @@ class MaskedLinear(MaskedLayer):
         self._formed = (kl, self.mask_logits._version)
         return y
 
+    def _local_forward(self, x: Tensor, **at: Any) -> Tensor:
+        return functional.local_reparameterised_linear(x, self.weight, self.mask_logits, None, self.bias, **at)
+
     def divergence(self, prior_logits: Tensor | float) -> Tensor:
         """KL of this layer's mask from that of a prior, in nats: a float64 scalar, differentiable.
 

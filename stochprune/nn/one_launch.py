@@ -102,8 +102,8 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
     of its runs. The masked weights of the whole model exist while the context lasts and while its backward runs; none
     is saved between. On the CPU too a network of many small layers gains, since its caches see the masks' work at once.
 
-    Layers that threshold, that are inside ``many_draws``, embeddings, and those of other kinds run as always. Not for
-    ``torch.compile`` and activation checkpointing.
+    Layers that threshold, that draw pre-activations, that are inside ``many_draws``, embeddings, and those of other
+    kinds run as always. Not for ``torch.compile`` and activation checkpointing.
 
     Raises:
         TypeError: not a module.
@@ -116,7 +116,8 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
                 "one_launch: the masks of these layers are given already, by another one_launch or by "
                 "antithetic_gradients around it; enter it once"
             )
-        if type(layer) in _KINDS and layer.samples_now and layer.draws_a_forward == 1:
+        draws_masks = layer.samples_now and not layer.local_reparameterisation
+        if type(layer) in _KINDS and draws_masks and layer.draws_a_forward == 1:
             dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
             key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)
             groups.setdefault(key, []).append(layer)

@@ -13,8 +13,8 @@ from stochprune import functional, rng
 from stochprune.arguments import checked
 from stochprune.nn import MaskedLinear, layer_kl, masked_layers
 from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.local_reparameterisation import reparameterise_locally
 from stochprune.pac_bayes.digests import ADDRESS, tensors_of
-from stochprune.pac_bayes.local import LOCAL, draw_pre_activations, draw_weights
 from stochprune.pac_bayes.prior import Prior
 
 
@@ -118,16 +118,17 @@ class Posterior(nn.Module):
     def estimate_by(self, estimator: str, temperature: float = 1.0) -> None:
         """Choose the estimator of the gradient.
 
-        ``local_reparameterisation`` draws pre-activations and no networks (:mod:`stochprune.pac_bayes.local`); every
-        other name is an estimator of the masks' gradient (:func:`stochprune.functional.masked_linear`).
+        ``local_reparameterisation`` draws pre-activations and no networks, see
+        :mod:`stochprune.nn.local_reparameterisation`. Every other name is an estimator of the masks' gradient, see
+        :func:`stochprune.functional.masked_linear`.
 
         Raises:
             ValueError: a layer that local reparameterisation does not serve.
         """
-        if estimator == LOCAL:
-            draw_pre_activations(self.layers)
+        local = estimator == "local_reparameterisation"
+        reparameterise_locally(self.layers, local)
+        if local:
             return
-        draw_weights(self.layers)
         for layer in self.layers.values():
             layer.estimator, layer.temperature = estimator, temperature
 

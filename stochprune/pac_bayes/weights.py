@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from stochprune import functional
-from stochprune.nn.convert import _replace
+from stochprune.nn import masked_layers
 from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.random_weights import RandomLayer, randomise_weights
 from stochprune.pac_bayes.posterior import Posterior, mask_curvature
 from stochprune.pac_bayes.prior import Prior
-from stochprune.pac_bayes.random_layers import RANDOM, RandomLayer
 
 
 class WeightPosterior(Posterior):
@@ -23,21 +23,17 @@ class WeightPosterior(Posterior):
         ValueError: no such layer, or layers that share their weight.
     """
 
-    slab = False
+    masked = False
 
     def __init__(self, prior: Prior) -> None:
         super().__init__(prior)
         if len({id(layer.weight) for layer in self.layers.values()}) < len(self.layers):
             raise ValueError("a posterior over weights needs layers that share no weight")
-        self.random = {
-            name: RANDOM[type(layer)].of(layer, prior.sigma, self.slab)
-            for name, layer in self.layers.items()
-            if type(layer) in RANDOM
-        }
+        self.model = randomise_weights(self.model, prior.sigma, masked=self.masked)
+        self.layers = masked_layers(self.model)
+        self.random = {name: layer for name, layer in self.layers.items() if isinstance(layer, RandomLayer)}
         if not self.random:
             raise ValueError("a posterior over weights needs a linear layer or a convolution")
-        self.model = _replace(self.model, {self.layers[name]: layer for name, layer in self.random.items()})
-        self.layers |= self.random
         self.start = {
             name: (layer.weight.detach().clone(), layer.sigma.detach()) for name, layer in self.random.items()
         }
@@ -49,7 +45,7 @@ class WeightPosterior(Posterior):
             logits0 = self.start_logits[name]
             if not isinstance(layer, RandomLayer):
                 found[name] = layer.divergence(logits0)
-            elif self.slab:
+            elif self.masked:
                 args = layer.mask_logits, layer.weight, layer.sigma, logits0, *self.start[name]
                 found[name] = functional.spike_and_slab_kl(*args)
             else:
@@ -57,7 +53,7 @@ class WeightPosterior(Posterior):
         return found
 
     def masks(self) -> dict[str, MaskedLayer]:
-        return {name: layer for name, layer in self.layers.items() if self.slab or name not in self.random}
+        return {name: layer for name, layer in self.layers.items() if self.masked or name not in self.random}
 
     @torch.no_grad()
     def curvatures(self) -> list[tuple[Tensor, Tensor]]:
@@ -65,12 +61,12 @@ class WeightPosterior(Posterior):
         for name, layer in self.random.items():
             mean0, sigma0 = self.start[name]
             logits, logits0 = layer.mask_logits, self.start_logits[name]
-            q = torch.sigmoid(torch.maximum(logits, logits0)) if self.slab else torch.ones_like(mean0)
+            q = torch.sigmoid(torch.maximum(logits, logits0)) if self.masked else torch.ones_like(mean0)
             wide = (layer.sigma / sigma0).square().clamp_min(1).to(q)
             # ln(sigma) has curvature 2 (sigma / sigma0)^2; d ln(softplus(rho)) / d rho = sigmoid / softplus
             slope = torch.sigmoid(layer.rho) / layer.sigma.to(q)
             found += [(layer.weight, q / sigma0.to(q) ** 2), (layer.rho, 2 * q * wide * slope**2)]
-            if self.slab:
+            if self.masked:
                 found.append((logits, mask_curvature(logits, logits0)))
         return found
 
@@ -78,4 +74,4 @@ class WeightPosterior(Posterior):
 class SpikeAndSlabPosterior(WeightPosterior):
     """As :class:`WeightPosterior`, with masks that are trained too."""
 
-    slab = True
+    masked = True

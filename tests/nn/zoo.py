@@ -28,7 +28,7 @@ from stochprune.nn import (
     NMMaskedLinear,
     StructuredMaskedLinear,
 )
-from stochprune.pac_bayes.random_layers import RANDOM
+from stochprune.nn.random_weights import RANDOM
 from stochprune.seeding import generator
 
 BATCH = 6
@@ -47,8 +47,8 @@ def _transposed_linear() -> MaskedTransposedLinear:
     return MaskedTransposedLinear.from_dense(dense, 0.6)
 
 
-def _random(layer: nn.Module, slab: bool) -> nn.Module:
-    return RANDOM[type(layer)].of(layer, 0.3, slab)
+def _random(layer: nn.Module, masked: bool) -> nn.Module:
+    return RANDOM[type(layer)].from_masked(layer, 0.3, masked=masked)
 
 
 def _gated() -> nn.Module:

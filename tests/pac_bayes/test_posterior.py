@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from stochprune import rng
 from stochprune.models import pbb_cnn
 from stochprune.models.initialise import initialised
-from stochprune.nn import convert, many_draws, masked_layers
+from stochprune.nn import convert, masked_layers
+from stochprune.nn.random_weights import RandomLinear
 from stochprune.pac_bayes import Posterior, Prior, PriorConfig, make_posterior, train_prior
 from stochprune.pac_bayes.families import FAMILIES
-from stochprune.pac_bayes.random_layers import RandomLinear
 
 
 @pytest.fixture(params=FAMILIES)
@@ -64,10 +64,10 @@ def test_divergence_of_weights_and_masks_by_hand(posterior, prior):
         q = rng.threshold_from_logits(layer.mask_logits).double() / 32768
         expected = torch.as_tensor(rel_entr(q.numpy(), p.numpy()) + rel_entr(1 - q.numpy(), 1 - p.numpy()))
         if hasattr(layer, "rho"):
-            mean0 = start[name].weight if layer.slab else start[name].weight * torch.sigmoid(start[name].mask_logits)
+            mean0 = start[name].weight if layer.masked else start[name].weight * torch.sigmoid(start[name].mask_logits)
             s = layer.sigma
             gaussian = torch.log(0.1 / s) + (s**2 + (layer.weight.double() - mean0) ** 2) / (2 * 0.1**2) - 0.5
-            expected = expected + q * gaussian if layer.slab else gaussian
+            expected = expected + q * gaussian if layer.masked else gaussian
         assert value.item() == pytest.approx(expected.sum().item(), rel=1e-5)
 
 
@@ -217,40 +217,6 @@ def test_other_layers_keep_the_prior_s_masks():
     assert list(posterior.random) == ["2.weight"] and list(posterior.masks()) == ["0.weight", "1.weight"]
     assert [value.item() for value in posterior.kl().values()] == pytest.approx([0, 0, 0], abs=1e-7)
     assert {id(t) for t, _ in posterior.curvatures()} == {id(posterior.model[2].weight), id(posterior.model[2].rho)}
-
-
-GEOMETRIES = {
-    "conv1d": lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2),
-    "conv2d": lambda: nn.Conv2d(4, 6, (2, 3), padding=(1, 0), bias=False),
-    "conv3d": lambda: nn.Conv3d(4, 6, 2, padding=1),
-    "same": lambda: nn.Conv2d(4, 6, 2, padding="same"),  # pads one side alone
-    "valid": lambda: nn.Conv1d(4, 6, 2, padding="valid"),
-    "circular": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular", groups=2),
-    "reflect same": lambda: nn.Conv1d(4, 6, 4, padding="same", padding_mode="reflect"),
-}
-
-
-@pytest.mark.parametrize("family", ["gaussian", "spike_and_slab"])
-@pytest.mark.parametrize("construct", GEOMETRIES.values(), ids=GEOMETRIES)
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_convolutions_are_torch_s_under_the_weights_drawn(construct, family):
-    dense, posterior = initialised(construct, 0), make_posterior(data_free(construct), family)
-    layer = posterior.layers["weight"]
-    move(posterior)
-    x = torch.randn(3, 4, *[7] * (dense.weight.dim() - 2), generator=torch.Generator().manual_seed(2))
-    at = {"seed": 5, "draw": 9, "stream": layer.stream}
-    normals = rng.normal(6, layer.weight[0].numel(), **at).view_as(layer.weight)
-    weight = layer.weight + layer.sigma.float() * normals.float()
-    if family == "spike_and_slab":
-        uniforms = rng.uniform16(6, layer.weight[0].numel(), **at).view_as(layer.weight) & 0x7FFF
-        weight = weight * (uniforms < rng.threshold_from_logits(layer.mask_logits).int())
-    dense.weight, dense.bias = nn.Parameter(weight), layer.bias
-    posterior.at(5, 9)
-    torch.testing.assert_close(posterior(x), dense(x), rtol=1e-4, atol=1e-5)
-    posterior.at(5, 8)
-    with many_draws(posterior, 2):
-        together = posterior(torch.cat([x, x]))
-    torch.testing.assert_close(together[3:], dense(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
