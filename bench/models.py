@@ -74,7 +74,7 @@ CONTENDERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "dense": lambda model: model,
     "joint": sp.convert,
     "mask-only": mask_only,
-    "one launch": sp.convert,  # and its forward inside sp.nn.one_launch
+    "one launch": sp.convert,  # and its forward inside sp.nn.fused_masking
     "eager": eager,
 }
 
@@ -90,7 +90,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         for contender, model in models.items():
             model.zero_grad()
             start = time.process_time()
-            with sp.nn.one_launch(model) if contender == "one launch" else contextlib.nullcontext():
+            with sp.nn.fused_masking(model) if contender == "one launch" else contextlib.nullcontext():
                 loss = F.cross_entropy(model(x), y)
             loss.backward()
             if i:  # the first round warms up

@@ -15,16 +15,22 @@ from stochprune.functional._op import reshaped
 
 
 class Inputs(NamedTuple):
-    """x as one slice a draw: what the operators take, and how their results are given back."""
+    """x as the operators take it, and how their results are given back."""
 
-    x: Tensor  # [D, M, ...], in the dtype of the product
-    bias: Tensor | None  # in the same dtype
+    x: Tensor  # of several draws [D, M, ...], of one as :func:`stochprune.functional._op.product` says
+    bias: Tensor | None  # in the dtype of the product, like x
     mask: Mask  # of D draws
-    leading: tuple[int, ...]  # dimensions of the result in place of [D, M]
+    leading: tuple[int, ...] | None  # dimensions of the result in place of the operator's; None: they are the same
+    trailing: int  # how many dimensions of the result, the outputs first, stay
 
     def restore(self, y: Tensor) -> Tensor:
-        """Return the result of x's shape from y [D, M, N, ...]."""
-        return reshaped(y, (*self.leading, *y.shape[2:]))
+        """Return the result of x's shape from the operator's."""
+        return y if self.leading is None else reshaped(y, (*self.leading, *y.shape[-self.trailing :]))
+
+
+def apart(x: Tensor, draw: Tensor) -> Tensor:
+    """Return x [D, M, K] as backends take it, of one draw from x [..., K]."""
+    return x if len(draw) > 1 else x.reshape(1, x.shape[:-1].numel(), x.shape[-1])
 
 
 def check_weights(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor | None, outputs: int) -> None:
@@ -35,7 +41,9 @@ def check_weights(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: T
         if tensor is not None and tensor.shape != weight.shape:
             raise ValueError(f"{op}: {other} {tuple(tensor.shape)} and {name} {tuple(weight.shape)} differ in shape")
     if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"{op}: bias {tuple(bias.shape)} does not fit {name} {tuple(weight.shape)}")
+        raise ValueError(
+            f"{op}: bias {tuple(bias.shape)} does not fit the {outputs} outputs of {name} {tuple(weight.shape)}"
+        )
 
 
 def linear(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor | None, at: Address) -> Inputs:
@@ -61,16 +69,13 @@ def linear(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor |
     mask = at.mask(op, x.device, *weight.shape)
     x, bias = in_product_dtype(op, x, name, weight, bias)
     draws = len(mask.draw)
-    if at.samples is not None or draws == 1:
-        inner = x.shape[:-1]
-        apart = x.reshape(1, inner.numel(), x.shape[-1]).expand(draws, -1, -1)
-    else:
-        if x.dim() < 2 or x.shape[0] != draws:
-            raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
-        inner = x.shape[1:-1]
-        apart = x.reshape(draws, inner.numel(), x.shape[-1])
-    many = at.samples is not None or draws > 1
-    return Inputs(apart, bias, mask, (*((draws,) if many else ()), *inner))
+    if draws == 1:
+        return Inputs(x, bias, mask, None if at.samples is None else (1, *x.shape[:-1]), 1)
+    if at.samples is None and (x.dim() < 2 or x.shape[0] != draws):
+        raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
+    inner = x.shape[1:-1] if at.samples is None else x.shape[:-1]
+    many = x.reshape(1 if at.samples is not None else draws, inner.numel(), x.shape[-1])
+    return Inputs(many.expand(draws, -1, -1), bias, mask, (draws, *inner), 1)
 
 
 def convolution(
@@ -102,15 +107,15 @@ def convolution(
     mask = at.mask(op, x.device, weight.shape[0], weight.shape[1:].numel())
     draws, dimensions = len(mask.draw), weight.dim() - 2
     many = at.samples is not None or draws != 1
-    apart = many and at.samples is None  # each draw has an x of its own
-    inner = x.dim() - apart
+    each = many and at.samples is None  # each draw has an x of its own
+    inner = x.dim() - each
     if inner not in (dimensions + 1, dimensions + 2) or x.shape[-dimensions - 1] != channels:
         raise ValueError(
             f"{op}: x {tuple(x.shape)} and {name} {tuple(weight.shape)} do not fit"
             + (f" in {geometry.groups} groups" if geometry.groups > 1 else "")
-            + (f" with {draws} draws" if apart else "")
+            + (f" with {draws} draws" if each else "")
         )
-    if apart and x.shape[0] != draws:
+    if each and x.shape[0] != draws:
         raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
     x, bias = in_product_dtype(op, x, name, weight, bias)
     if any(extra):  # torch too pads an odd amount at the end
@@ -118,6 +123,9 @@ def convolution(
     geometry.check_sizes(op, x.shape[-dimensions:], weight.shape[2:])
     single = inner == dimensions + 1
     x = x.unsqueeze(-dimensions - 2) if single else x  # [(D,) M, C, *S]
-    x = x if apart else x.unsqueeze(0).expand(draws, *(-1,) * x.dim())
-    leading = (*((draws,) if many else ()), *(() if single else x.shape[1:2]))
-    return Inputs(x, bias, mask, leading), geometry.packed()
+    if draws == 1:
+        leading = (*((1,) if many else ()), *(() if single else x.shape[:1]))
+        leading = leading if single or many else None
+        return Inputs(x, bias, mask, leading, dimensions + 1), geometry.packed()
+    x = x if each else x.unsqueeze(0).expand(draws, *(-1,) * x.dim())
+    return Inputs(x, bias, mask, (draws, *(() if single else x.shape[1:2])), dimensions + 1), geometry.packed()

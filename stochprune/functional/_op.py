@@ -140,7 +140,7 @@ def _rule(apply: Callable[..., Any], faster: Callable[..., Any] | None) -> Calla
             return found
         each = []
         for i in range(info.batch_size):
-            some = [a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)]
+            some = [a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)]
             each.append(apply(*some))
         if isinstance(each[0], Tensor):
             return torch.stack(each), 0
@@ -153,13 +153,16 @@ def _rule(apply: Callable[..., Any], faster: Callable[..., Any] | None) -> Calla
 def product(
     name: str, forward: Callable[..., Any], backward: Callable[..., Any], *, fake: Callable[..., Any], trained: int = 3
 ) -> Op:
-    """An op whose result [D, M, N, ...] is a product of x [D, M, ...] with weights, plus a bias.
+    """An op whose result is a product of x with weights [N, ...], plus a bias [N].
+
+    Of several draws x is [D, M, K, *S] and the result [D, M, N, *T]; of one draw both lack D, and a linear layer may
+    have any dimensions in place of M.
 
     Args:
-        forward: of ``(*tensors, bias, seed, draw, *options)``; one bias a column of the third dimension.
-        backward: of ``(grad, *tensors, seed, draw, *options, *needs)``; the gradients of the tensors.
+        forward: of ``(x, weight, *others, bias, seed, draw, *options)``.
+        backward: of ``(grad, x, weight, *others, seed, draw, *options, *needs)``; the gradients of these tensors.
         fake: forward on tensors without values.
-        trained: the number of tensors, x first; a tensor may be None.
+        trained: the number of these tensors; one of the others may be None.
     """
 
     def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -175,6 +178,7 @@ def product(
         bias, seed, draw = inputs[trained : trained + 3]
         ctx.save_for_backward(*inputs[:trained], seed, draw)
         ctx.options, ctx.has_bias = inputs[trained + 3 :], bias is not None
+        ctx.columns = inputs[1].dim() - 1  # how far from the last dimension the bias lies, and the channels of x
 
     def grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad
@@ -182,16 +186,22 @@ def product(
         if any(needs[:trained]):
             result = backward(grad, *ctx.saved_tensors, *ctx.options, *needs[:trained])
             found = tuple(g if need else None for g, need in zip(result, needs, strict=False))
-        dbias = grad.sum((0, 1, *range(3, grad.dim()))) if ctx.has_bias and needs[trained] else None
+        dbias = None
+        if ctx.has_bias and needs[trained]:
+            column = grad.dim() - ctx.columns
+            dbias = grad.sum([i for i in range(grad.dim()) if i != column]) if grad.dim() > 1 else grad
         return *found, dbias, *((None,) * (2 + len(ctx.options)))
 
     def over_x(apply: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         """vmap over x alone: its elements become examples of one call."""
-        if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
+        if in_dims[0] is None or any(isinstance(dim, int) for dim in in_dims[1:]):
             return NotImplemented
-        batched = args[0].movedim(in_dims[0], 1)  # [D, B, M, ...]: the draws stay outermost
-        y = apply(batched.flatten(1, 2), *args[1:])
-        return y.unflatten(1, batched.shape[1:3]), 1
+        first = int(len(args[trained + 2]) > 1)  # several draws stay outermost
+        batched = args[0].movedim(in_dims[0], first)  # [(D,) B, M, ...]
+        if batched.dim() == args[1].dim():  # a linear layer of one vector
+            return apply(batched, *args[1:]), 0
+        y = apply(batched.flatten(first, first + 1), *args[1:])
+        return y.unflatten(first, batched.shape[first : first + 2]), first
 
     fakes = (fake, fake_backward)
     return Op(name, forward, backward, fakes=fakes, save=save, grads=grads, vmap=over_x)

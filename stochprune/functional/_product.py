@@ -23,8 +23,15 @@ Weights = Callable[[slice], Tensor]  # [d, *weight.shape] for d of the draws, va
 Through = Callable[[slice, Tensor], Sequence[Tensor | None]]  # gradients from dL/d(weights) [d, *weight.shape]
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, weights: Weights, geometry: Sequence[int]) -> Tensor:
-    """y [D, M, N, ...] of x [D, M, K, ...], slice d with the weights of draw d; of ``weight`` the shape counts."""
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, weights: Weights, geometry: Sequence[int], draws: int
+) -> Tensor:
+    """y [D, M, N, ...] of x [D, M, K, ...], slice d with the weights of draw d; of ``weight`` the shape counts.
+
+    Of one draw x is [M, K, ...], in a linear layer [..., K].
+    """
+    if draws == 1:
+        return multiply(x, weights(slice(0, 1))[0], bias, geometry)
     return _join([_multiply_draws(x[part], weights(part), bias, geometry) for part in _parts(x, weight, geometry)])
 
 
@@ -35,6 +42,7 @@ def backward(
     weights: Weights,
     through: Through,
     geometry: Sequence[int],
+    draws: int,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """dx [D, M, K, ...] of grad [D, M, N, ...], and what ``through`` makes of dL/d(weights), summed over the draws.
@@ -42,6 +50,9 @@ def backward(
     Args:
         needs: whether dx is wanted, and whether anything of ``through``; what is not is empty.
     """
+    if draws == 1:
+        dx_one, g = differentiate(grad, x, weights(slice(0, 1))[0] if needs[0] else weight.to(x.dtype), geometry, needs)
+        return x.new_empty(0) if dx_one is None else dx_one, [] if g is None else through(slice(0, 1), g[None])
     dx: list[Tensor] = []
     sums: Sequence[Tensor | None] = []
     for part in _parts(x, weight, geometry):
@@ -56,9 +67,9 @@ def backward(
     return (_join(dx) if needs[0] else x.new_empty(0)), sums
 
 
-def fake_forward(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> Tensor:
+def fake_forward(x: Tensor, weight: Tensor, geometry: Sequence[int], draws: int) -> Tensor:
     """The result of :func:`forward` on tensors without values."""
-    return forward(x, weight, None, lambda part: x.new_empty(part.stop - part.start, *weight.shape), geometry)
+    return forward(x, weight, None, lambda part: x.new_empty(part.stop - part.start, *weight.shape), geometry, draws)
 
 
 def empties(likes: Sequence[Tensor | None], grads: Sequence[Tensor | None], spare: Tensor) -> list[Tensor]:
@@ -80,7 +91,7 @@ def _parts(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> Iterator[slice
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int]) -> Tensor:
-    """y [M, N, ...] of x [M, K, ...] under one weight."""
+    """y [M, N, ...] of x [M, K, ...] under one weight; in a linear layer M is any dimensions."""
     if not geometry:
         return F.linear(x, weight, bias)
     y: Tensor = torch.ops.aten.convolution(x, weight, bias, *Geometry.of(geometry))
@@ -93,11 +104,17 @@ def differentiate(
     """dx and dweight of grad [M, N, ...]; None where not needed."""
     need_x, need_weight = needs
     if not geometry:
-        return grad @ weight if need_x else None, grad.mT @ x if need_weight else None
+        dx = grad @ weight if need_x else None
+        return dx, rows(grad).mT @ rows(x) if need_weight else None
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, *Geometry.of(geometry), [need_x, need_weight, False]
     )
     return dx, dweight
+
+
+def rows(x: Tensor) -> Tensor:
+    """[M, K] of x [..., K]."""
+    return x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _multiply_draws(x: Tensor, weights: Tensor, bias: Tensor | None, geometry: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ from stochprune.address import Logits, Mask
 from stochprune.functional import _product
 from stochprune.functional._address import Address
 from stochprune.functional._geometry import Convolution, Sizes
-from stochprune.functional._inputs import Inputs, convolution, linear
+from stochprune.functional._inputs import convolution, linear
 from stochprune.functional._op import Op, reshaped
 
 
@@ -138,15 +138,15 @@ def _one_draw(op: str, at: Address) -> Address:
     return at
 
 
-def _sample(op: str, given: Inputs, weights: dict[str, Tensor | None], at: Address, geometry: Sequence[int]) -> Tensor:
-    """The result for inputs that are checked, under the address ``at``, whose rows are the examples."""
+def _sample(
+    op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor | None, at: Address, geometry: Sequence[int]
+) -> Tensor:
+    """y [M, N, ...], or [S, M, N, ...] with samples, of x [M, K, ...] that is checked; rows of ``at`` are examples."""
     if weights["logits"] is None and weights["rho"] is None:
         raise ValueError(f"{op}: nothing is random: give logits, rho or both")
-    x = given.x[0]
     mask = at.mask(op, x.device, len(x), 0)
-    y: Tensor = _local(op, x, *weights.values(), given.bias, *mask[:3], mask.row, geometry)[0]
-    samples = () if at.samples is None else y.shape[:1]
-    return reshaped(y, (*samples, *given.leading, *y.shape[2:]))
+    y: Tensor = _local(op, x, *weights.values(), bias, *mask[:3], mask.row, geometry)[0]
+    return y if at.samples is not None else reshaped(y, y.shape[1:])
 
 
 def local_reparameterised_linear(
@@ -194,7 +194,9 @@ def local_reparameterised_linear(
     op = "local_reparameterised_linear"
     weights = {"weight": weight, "logits": logits, "rho": rho}
     at = _one_draw(op, Address(seed, draw, stream, samples=samples, row_offset=row_offset))
-    return _sample(op, linear(op, x, weights, bias, at.first()), weights, at, _product.LINEAR)
+    given = linear(op, x, weights, bias, at.first())
+    y = _sample(op, _product.rows(given.x), weights, given.bias, at, _product.LINEAR)
+    return reshaped(y, (*y.shape[:-2], *x.shape[:-1], y.shape[-1]))
 
 
 def local_reparameterised_conv(
@@ -236,4 +238,6 @@ def local_reparameterised_conv(
     at = _one_draw(op, Address(seed, draw, stream, samples=samples, row_offset=row_offset))
     form = Convolution(stride, padding, dilation, groups)
     given, geometry = convolution(op, x, weights, bias, at.first(), form)
-    return _sample(op, given, weights, at, geometry)
+    y = _sample(op, given.x, weights, given.bias, at, geometry)
+    single = given.leading is not None  # x was one example without a batch
+    return reshaped(y, (*y.shape[: y.dim() - weight.dim()], *y.shape[y.dim() - weight.dim() + single :]))

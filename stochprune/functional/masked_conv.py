@@ -39,11 +39,11 @@ def _forward(
     def weights(part: slice) -> Tensor:
         return backend.masked_weight(weight, Logits(logits), mask=mask.part(part), dtype=x.dtype)
 
-    return _product.forward(x, weight, bias, weights, geometry)
+    return _product.forward(x, weight, bias, weights, geometry, len(draw))
 
 
-def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    return _product.fake_forward(x, weight, rest[-1])
+def _fake(x: Tensor, weight: Tensor, logits: Tensor, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
+    return _product.fake_forward(x, weight, rest[-1], len(draw))
 
 
 def _backward(
@@ -75,7 +75,7 @@ def _backward(
         return backend.weight_grad(g, weight, levels, mask=mask.part(part), needs=needs, memo=memo)
 
     wanted = (need_x, need_weight or need_logits)
-    dx, grads = _product.backward(grad, x, weight, weights, through, geometry, wanted)
+    dx, grads = _product.backward(grad, x, weight, weights, through, geometry, len(draw), wanted)
     dweight, dlogits = _product.empties((weight, logits), grads, x)
     return dx, dweight, dlogits
 

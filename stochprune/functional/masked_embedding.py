@@ -100,7 +100,7 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor
 
 def _over_indices(apply: Any, info: Any, in_dims: tuple[Any, ...], indices: Tensor, *rest: Any) -> Any:
     """vmap over the indices alone: one call looks them all up."""
-    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
+    if in_dims[0] is None or any(isinstance(dim, int) for dim in in_dims[1:]):
         return NotImplemented
     batched = indices.movedim(in_dims[0], 1)  # [D, B, T]: the draws stay outermost
     y = apply(batched.flatten(1, 2), *rest)

@@ -12,8 +12,8 @@ from torch import Tensor
 from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
-from stochprune.functional._inputs import linear
-from stochprune.functional._op import product
+from stochprune.functional._inputs import apart, linear
+from stochprune.functional._op import product, reshaped
 
 _OP = "masked_linear"
 
@@ -32,7 +32,8 @@ def _forward(
     col: int,
 ) -> Tensor:
     mask = Mask(seed, draw, stream, estimator, temperature, row, col)
-    return backends.resolve(x, weight, logits).masked_linear(x, weight, Logits(logits), bias, mask=mask)
+    y = backends.resolve(x, weight, logits).masked_linear(apart(x, draw), weight, Logits(logits), bias, mask=mask)
+    return reshaped(y, (*x.shape[:-1], weight.shape[0]))
 
 
 def _backward(
@@ -53,16 +54,17 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     mask, needs = Mask(seed, draw, stream, estimator, temperature, row, col), (need_x, need_weight, need_logits)
     backend = backends.resolve(x, weight, logits)
-    dx, dweight, dlogits = backend.masked_linear_backward(grad, x, weight, Logits(logits), mask=mask, needs=needs)
+    given = (apart(grad, draw), apart(x, draw), weight, Logits(logits))
+    dx, dweight, dlogits = backend.masked_linear_backward(*given, mask=mask, needs=needs)
     return (
-        x.new_empty(0) if dx is None else dx,
+        x.new_empty(0) if dx is None else dx.view(x.shape),
         weight.new_empty(0) if dweight is None else dweight,
         logits.new_empty(0) if dlogits is None else dlogits,
     )
 
 
 def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 _masked_linear = product(_OP, _forward, _backward, fake=_fake)

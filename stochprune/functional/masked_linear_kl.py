@@ -16,8 +16,8 @@ from stochprune import backends
 from stochprune.address import KLTerm, Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, explain_nan
-from stochprune.functional._inputs import linear
-from stochprune.functional._op import Op
+from stochprune.functional._inputs import apart, linear
+from stochprune.functional._op import Op, reshaped
 
 _OP = "masked_linear_kl"
 
@@ -38,14 +38,14 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     backend = backends.resolve(x, weight, logits, prior_logits)
     mask = Mask(seed, draw, stream, estimator, temperature, row, col)
-    y = backend.masked_linear(x, weight, Logits(logits), bias, mask=mask)
+    y = backend.masked_linear(apart(x, draw), weight, Logits(logits), bias, mask=mask)
     kl = backend.bernoulli_kl(Logits(logits), Logits(prior_logits))
     explain_nan(kl, logits=logits, prior_logits=prior_logits)
-    return y, kl
+    return reshaped(y, (*x.shape[:-1], weight.shape[0])), kl
 
 
 def _fake(x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0]), logits.new_empty((), dtype=torch.float64)
+    return x.new_empty(*x.shape[:-1], weight.shape[0]), logits.new_empty((), dtype=torch.float64)
 
 
 def _backward(
@@ -69,9 +69,10 @@ def _backward(
     backend = backends.resolve(x, weight, logits, prior_logits)
     mask = Mask(seed, draw, stream, estimator, temperature, row, col)
     needs, kl = (need_x, need_weight, need_logits), KLTerm(Logits(prior_logits), kl_grad)
-    grads = backend.masked_linear_backward(grad, x, weight, Logits(logits), mask=mask, needs=needs, kl=kl)
+    given = (apart(grad, draw), apart(x, draw), weight, Logits(logits))
+    grads = backend.masked_linear_backward(*given, mask=mask, needs=needs, kl=kl)
     dx, dweight, dlogits = (t.new_empty(0) if g is None else g for g, t in zip(grads, (x, weight, logits), strict=True))
-    return dx, dweight, dlogits
+    return dx.view(x.shape) if need_x else dx, dweight, dlogits
 
 
 def _fake_backward(grad: Tensor, kl_grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> Any:
@@ -92,7 +93,7 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor, kl_grad: Tensor
     if any(needs):
         grads = backward(grad, kl_grad, *ctx.saved_tensors, *ctx.options, *needs)
         grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-    dbias = grad.sum((0, 1)) if ctx.has_bias and ctx.needs_input_grad[4] else None
+    dbias = grad.flatten(0, -2).sum(0) if ctx.has_bias and ctx.needs_input_grad[4] else None
     return *grads, None, dbias, *([None] * (2 + len(ctx.options)))
 
 

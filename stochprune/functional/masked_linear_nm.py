@@ -37,11 +37,11 @@ def _forward(
     def weights(part: slice) -> Tensor:
         return backend.nm_masked_weight(weight, Logits(logits), (n, m), mask=mask.part(part), dtype=x.dtype)
 
-    return _product.forward(x, weight, bias, weights, _product.LINEAR)
+    return _product.forward(x, weight, bias, weights, _product.LINEAR, len(draw))
 
 
 def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _backward(
@@ -71,7 +71,7 @@ def _backward(
         return backend.nm_weight_grad(wide, weight, levels, (n, m), mask=mask.part(part), needs=needs)
 
     wanted = (need_x, need_weight or need_logits)
-    dx, grads = _product.backward(grad, x, weight, weights, through, _product.LINEAR, wanted)
+    dx, grads = _product.backward(grad, x, weight, weights, through, _product.LINEAR, len(draw), wanted)
     dweight, dlogits = _product.empties((weight, logits), grads, x)
     return dx, dweight, dlogits
 

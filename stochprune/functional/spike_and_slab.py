@@ -79,11 +79,11 @@ def _forward(
     geometry: Sequence[int],
 ) -> Tensor:
     weights = _RandomWeights(x, mu, rho, logits, Mask(seed, draw, stream, estimator, temperature, row, col))
-    return _product.forward(x, mu, bias, weights.form, geometry)
+    return _product.forward(x, mu, bias, weights.form, geometry, len(draw))
 
 
 def _fake(x: Tensor, mu: Tensor, *rest: Any) -> Tensor:
-    return _product.fake_forward(x, mu, rest[-1])
+    return _product.fake_forward(x, mu, rest[-1], len(rest[4]))
 
 
 def _backward(
@@ -111,7 +111,7 @@ def _backward(
     def through(part: slice, g: Tensor) -> Sequence[Tensor | None]:
         return weights.grads(part, g, needs)
 
-    dx, grads = _product.backward(grad, x, mu, weights.form, through, geometry, (need_x, any(needs)))
+    dx, grads = _product.backward(grad, x, mu, weights.form, through, geometry, len(draw), (need_x, any(needs)))
     dmu, drho, dlogits = _product.empties((mu, rho, logits), grads, x)
     return dx, dmu, drho, dlogits
 

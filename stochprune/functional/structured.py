@@ -13,7 +13,7 @@ from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating
-from stochprune.functional._inputs import linear
+from stochprune.functional._inputs import apart, linear
 from stochprune.functional._op import Op, reshaped
 
 Block = tuple[int, int]
@@ -175,14 +175,16 @@ def masked_linear_blocks(
     given = linear(op, x, {"weight": weight}, bias, at)
     block = block_of(op, tuple(weight.shape), tuple(logits.shape))
     z: Tensor = _mask(op, logits, *given.mask)
-    narrow = z.to(given.x.dtype)
+    many = apart(given.x, given.mask.draw)
+    narrow = z.to(many.dtype)
     if block == (1, weight.shape[1]):
-        y = F.linear(given.x, weight.to(given.x.dtype)) * narrow.mT  # [D, M, N] by [D, 1, N]
+        y = F.linear(many, weight.to(many.dtype)) * narrow.mT  # [D, M, N] by [D, 1, N]
     elif block == (weight.shape[0], 1):
-        y = F.linear(given.x * narrow, weight.to(given.x.dtype))
+        y = F.linear(many * narrow, weight.to(many.dtype))
     else:
-        y = _BlockLinear.apply(given.x, weight, z, block)
-    return given.restore(y if given.bias is None else y + given.bias)
+        y = _BlockLinear.apply(many, weight, z, block)
+    y = y if given.bias is None else y + given.bias
+    return given.restore(reshaped(y, (*given.x.shape[:-1], len(weight))))
 
 
 def block_of(op: str, weight: tuple[int, ...], logits: tuple[int, ...]) -> Block:

@@ -1,12 +1,14 @@
 """Drop-in layers under stochastic masks, and the conversions of whole models to them and back."""
 
 from stochprune.nn.antithetic import antithetic_gradients
+from stochprune.nn.batched_samples import batched_samples
 from stochprune.nn.convert import convert
+from stochprune.nn.deprecated import many_draws, one_launch
+from stochprune.nn.fused_masking import fused_masking
 from stochprune.nn.gated_branch import GatedBranch, drop_branches, expected_cost, gate_branches
 from stochprune.nn.harden import harden
 from stochprune.nn.kl import layer_kl
 from stochprune.nn.layer import masked_layers, sampling
-from stochprune.nn.many_draws import many_draws
 from stochprune.nn.masked_conv import (
     MaskedConv1d,
     MaskedConv2d,
@@ -19,7 +21,6 @@ from stochprune.nn.masked_embedding import MaskedEmbedding
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
 from stochprune.nn.nm import NMMaskedLinear
-from stochprune.nn.one_launch import one_launch
 from stochprune.nn.semi_structured import semi_structured
 from stochprune.nn.structured import (
     FilterMaskedConv1d,
@@ -47,9 +48,11 @@ __all__ = [
     "StructuredMaskedLinear",
     "UnmaskedWeightsWarning",
     "antithetic_gradients",
+    "batched_samples",
     "convert",
     "drop_branches",
     "expected_cost",
+    "fused_masking",
     "gate_branches",
     "harden",
     "layer_kl",

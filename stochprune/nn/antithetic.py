@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stochprune import functional
 from stochprune.nn.layer import layers_of
-from stochprune.nn.mask_source import MaskSource, given_weights
+from stochprune.nn.mask_source import MaskSource, override_weights
 
 
 def antithetic_gradients(
@@ -59,7 +59,7 @@ def antithetic_gradients(
         for layer in layers.values():
             mask = layer.of_weight(masks[first[id(layer.mask_logits)]])
             given[layer] = layer.weight * mask.to(layer.weight.dtype)
-        with given_weights(given):
+        with override_weights(given):
             return loss(model)
 
     names = sorted(first.values(), key=[*layers].index)

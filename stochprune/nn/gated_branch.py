@@ -43,8 +43,8 @@ class GatedBranch(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = self.branch(*args, **kwargs)
         weight = self.gate.weight
-        # Inside many_draws each part of the batch has a gate of its own.
-        many = self.gate.draws_a_forward > 1
+        # Inside batched_samples each part of the batch has a gate of its own.
+        many = self.gate.draws_per_forward > 1
         ones = torch.ones(len(output) if many else 1, 1, dtype=weight.dtype, device=weight.device)
         gate = self.gate(ones).reshape([-1, *[1] * (output.dim() - 1)] if many else [])
         return gate.to(output.dtype) * output

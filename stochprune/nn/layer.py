@@ -48,7 +48,7 @@ class MaskedLayer(MaskSource):
             takes them from the parameters' names.
 
     A layer type implements :meth:`_dense_forward` and :meth:`_masked_forward`. :meth:`forward`, which is final, chooses
-    between them, so that every layer obeys ``one_launch``, ``many_draws`` and :func:`antithetic_gradients`.
+    between them, so that every layer obeys ``fused_masking``, ``batched_samples`` and :func:`antithetic_gradients`.
 
     Attributes:
         sample, estimator, temperature, stream: see :class:`stochprune.nn.mask_source.MaskSource`.
@@ -188,10 +188,10 @@ class MaskedLayer(MaskSource):
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the dense layer on x under a mask: drawn, the evaluation mode's, or that of a weight which is given."""
-        if self.given_weight is not None:
-            if self.given_weight.dtype == self.weight.dtype or torch.is_autocast_enabled(x.device.type):
-                return self._dense_forward(x, self.given_weight, *args, **kwargs)
-            return self._masked_forward(x, *args, **kwargs, **self.address(self.given_draw))
+        if self.weight_override is not None:
+            if self.weight_override.dtype == self.weight.dtype or torch.is_autocast_enabled(x.device.type):
+                return self._dense_forward(x, self.weight_override, *args, **kwargs)
+            return self._masked_forward(x, *args, **kwargs, **self.address(self.draw_override))
         if self.samples_now:
             at = self.address()
             if self.local_reparameterisation:

@@ -70,19 +70,9 @@ class _MaskedConv(_MaskedConvolution):
         return padded.reshape(*x.shape[:-inner], *padded.shape[1:]), {**geometry, "padding": 0}
 
     def _local_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
+        x, geometry = self._placed(x, output_size)
         weights = (self.weight, self.mask_logits, None, self.bias)
-        return self._convolved(functional.local_reparameterised_conv, x, output_size, *weights, **at)
-
-    def _convolved(
-        self, op: Callable[..., Tensor], x: Tensor, size: Sequence[int] | None, *weights: Tensor | None, **at: Any
-    ) -> Tensor:
-        """Run an op that takes a batch and pads by numbers alone; x may be one example, and padding a name."""
-        if x.dim() < self.weight.dim():
-            return self._convolved(op, x.unsqueeze(0), size, *weights, **at).squeeze(0)
-        x, geometry = self._placed(x, size)
-        if isinstance(geometry["padding"], str):
-            x, geometry["padding"] = F.pad(x, self._sides()), 0
-        return op(x, *weights, **at, **geometry)
+        return functional.local_reparameterised_conv(x, *weights, **at, **geometry)
 
     def _sides(self) -> list[int]:
         """How far to pad before and after, from the last dimension to the first."""
@@ -121,7 +111,7 @@ class _MaskedConvTranspose(_MaskedConvolution):
         }
 
     def _padding_for(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
-        """The output padding for this output size; x [D, M, C, *S], inside ``many_draws``, counts as [M, C, *S]."""
+        """The output padding for this output size; x [D, M, C, *S], inside ``batched_samples``, counts as [M, C, *S]."""
         dimensions = len(self.kernel_size)
         return nn.modules.conv._ConvTransposeNd._output_padding(
             self,  # type: ignore[arg-type]  # which needs no more than the attributes that both have

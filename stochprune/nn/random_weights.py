@@ -91,12 +91,14 @@ class _RandomConv(RandomLayer, _MaskedConv):
     """
 
     def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
+        x, geometry = self._placed(x, output_size)
         weights = (self.weight, self.rho, self._logits, self.bias)
-        return self._convolved(functional.spike_and_slab_conv, x, output_size, *weights, **at)
+        return functional.spike_and_slab_conv(x, *weights, **at, **geometry)
 
     def _local_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
+        x, geometry = self._placed(x, output_size)
         weights = (self.weight, self._logits, self.rho, self.bias)
-        return self._convolved(functional.local_reparameterised_conv, x, output_size, *weights, **at)
+        return functional.local_reparameterised_conv(x, *weights, **at, **geometry)
 
 
 class RandomConv1d(_RandomConv, MaskedConv1d):

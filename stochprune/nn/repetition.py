@@ -28,15 +28,10 @@ class Awaiting:
     def __init__(self) -> None:
         self._draws: list[tuple[list[weakref.ref[Any]], Tensor]] = []
 
-    def add(self, draw: Tensor) -> None:
-        """Note the draw of a forward, if it may be repeated."""
+    def add(self, draw: Tensor, owners: list[Any]) -> None:
+        """Note the draw of a forward that may be repeated, and what its graph keeps alive: see :func:`owners`."""
         self._draws = [entry for entry in self._draws if any(owner() is not None for owner in entry[0])]
-        owners = [] if torch.is_grad_enabled() else _nodes()
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if hooks is not None and not getattr(hooks[0], "of_one_launch", False):
-            owners.append(hooks[1])
-        if owners:
-            self._draws.append(([weakref.ref(owner) for owner in owners], draw))
+        self._draws.append(([weakref.ref(owner) for owner in owners], draw))
 
     def find(self) -> Tensor | None:
         """The draw of the forward that is repeated now; None if there is none that is known.
@@ -50,6 +45,15 @@ class Awaiting:
         if len(found) > 1:
             raise RuntimeError(SEVERAL)
         return found[0] if found else None
+
+
+def owners() -> list[Any]:
+    """Return what the graph of the forward that runs now keeps alive if it may be repeated, else nothing."""
+    found = [] if torch.is_grad_enabled() else _nodes()
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None and not getattr(hooks[0], "of_fused_masking", False):
+        found.append(hooks[1])
+    return found
 
 
 def _nodes() -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stochprune.arguments import checked
 from stochprune.data.splits import Part, require_unseen
-from stochprune.nn import many_draws
+from stochprune.nn import batched_samples
 from stochprune.pac_bayes.certificate import FINE, Certificate, mask_seed
 from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.digests import digest_of, tensor_digests
@@ -62,7 +62,7 @@ def certify(
     expectation over networks the posterior's. That is all that the bounds of :mod:`stochprune.bounds.monte_carlo` ask
     for. The networks must be new to the posterior, whose training saw draws as well: the seed of the masks here comes
     from ``seed`` by a hash, and is never that of a training. Small batches of many draws share a forward
-    (:func:`stochprune.nn.many_draws`), if the network gives them there what it gives them alone.
+    (:func:`stochprune.nn.batched_samples`), if the network gives them there what it gives them alone.
 
     What is certified is the loss of one example at a time. The network is tried on a few examples, alone and in batches
     (:class:`stochprune.pac_bayes.trial.Trial`), before the draws and, alone, after them. With ``draw_examples=1`` no
@@ -227,7 +227,7 @@ def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: 
     found, draws = [], len(x)
     device = next(posterior.parameters()).device
     batch = max(1, _BATCH // draws)
-    with many_draws(posterior.model, draws):
+    with batched_samples(posterior.model, draws):
         for inputs, labels in zip(x.split(batch, 1), y.split(batch, 1), strict=True):
             posterior.at(seed, first)
             outputs = posterior(inputs.flatten(0, 1).to(device)).double()

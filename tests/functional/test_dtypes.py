@@ -93,7 +93,7 @@ def test_one_launch_under_autocast_gives_the_layers_values(dtype, generator):
     apart = model(x)
     for layer, draw in zip(sp.nn.masked_layers(model).values(), draws, strict=True):
         layer.mask_draw.copy_(draw)
-    with torch.autocast("cpu", dtype), sp.nn.one_launch(model):
+    with torch.autocast("cpu", dtype), sp.nn.fused_masking(model):
         together = model(x)
     assert together.dtype == dtype
     check(together, apart, TOLERANCE[dtype] * 2)

@@ -174,7 +174,7 @@ def test_operators_pass_opcheck(transposed, draws, generator):
     numbers = (torch.tensor([1]), torch.arange(draws), 3, "straight_through", 1.0, 0, 0)
     geometry = op.Geometry((2, 2), (1, 1), (1, 1), transposed, (0, 0), 1).packed()
     assert op.Geometry.of(geometry).packed() == geometry
-    x = x.detach().expand(draws, 1, *x.shape[1:]).clone().requires_grad_()
+    x = x.detach().expand(*([draws] if draws > 1 else []), 1, *x.shape[1:]).clone().requires_grad_()
     operator = OPS.masked_convolution.default
     torch.library.opcheck(operator, (x, weight, logits, bias, *numbers, geometry))
     detached = [t.detach() for t in (x, weight, logits)]
@@ -295,7 +295,7 @@ ONES = {"x": torch.ones(5, 4, 7, 6), "weight": torch.ones(6, 2, 3, 3), "logits":
         ({"x": torch.ones(7, 6)}, ValueError, r"x \(7, 6\) and weight"),
         ({"weight": torch.ones(6, 2, 3)}, ValueError, r"weight must have 4 dimensions, got shape \(6, 2, 3\)"),
         ({"logits": torch.ones(6, 2, 9)}, ValueError, r"logits \(6, 2, 9\) and weight \(6, 2, 3, 3\) differ"),
-        ({"bias": torch.ones(5)}, ValueError, r"bias \(5,\) does not fit 6 output channels"),
+        ({"bias": torch.ones(5)}, ValueError, r"bias \(5,\) does not fit the 6 outputs"),
         ({"x": torch.ones(5, 4, 7, 6, dtype=torch.int64)}, TypeError, "x must be floating, got torch.int64"),
         ({"weight": torch.ones(6, 2, 3, 3).double()}, TypeError, "x is torch.float32 and weight torch.float64"),
         ({"weight": torch.ones(6, 2, 3, 3, device="meta")}, ValueError, "different devices: .*weight on meta"),

@@ -120,9 +120,9 @@ def test_concrete_gradient_is_unbiased_for_the_loss_over_concrete_masks(generato
 def test_operators_pass_opcheck(estimator, generator):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
     options = (torch.tensor([1]), torch.tensor([2]), 3, estimator, 1.0, 0, 0)
-    torch.library.opcheck(OPS.masked_linear.default, (x[None], weight, logits, bias, *options))
-    detached = [t.detach() for t in (x[None], weight, logits)]
-    grad = torch.ones(1, 4, 6)
+    torch.library.opcheck(OPS.masked_linear.default, (x, weight, logits, bias, *options))
+    detached = [t.detach() for t in (x, weight, logits)]
+    grad = torch.ones(4, 6)
     torch.library.opcheck(OPS.masked_linear_backward.default, (grad, *detached, *options, True, False, True))
 
 
@@ -178,7 +178,9 @@ def test_frozen_tensors_get_no_gradient_computed(generator, monkeypatch):
     needs = []
     backend = sp.backends.resolve(x, weight, logits)
     original = backend.masked_linear_backward
-    monkeypatch.setattr(backend, "masked_linear_backward", lambda *a, **k: needs.append(k["needs"]) or original(*a, **k))
+    monkeypatch.setattr(
+        backend, "masked_linear_backward", lambda *a, **k: needs.append(k["needs"]) or original(*a, **k)
+    )
     masked_linear(x.detach(), weight.detach(), logits, bias, **AT).sum().backward()
     masked_linear(x, weight, logits.detach(), bias, **AT).sum().backward()
     assert needs == [(False, False, True), (True, True, False)]

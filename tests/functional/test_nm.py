@@ -119,11 +119,11 @@ def test_draws_samples_and_vmap(generator):
 def test_operators_pass_opcheck(generator):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
     options = (torch.tensor([1]), torch.tensor([2]), 3, 0, 0, 2, 4)
-    torch.library.opcheck(OPS.masked_linear_nm.default, (x[None], weight, logits, bias, *options))
-    detached = [t.detach() for t in (x[None], weight, logits)]
+    torch.library.opcheck(OPS.masked_linear_nm.default, (x, weight, logits, bias, *options))
+    detached = [t.detach() for t in (x, weight, logits)]
     torch.library.opcheck(
         OPS.masked_linear_nm_backward.default,
-        (torch.ones(1, 4, 6), *detached, *options, True, False, True),
+        (torch.ones(4, 6), *detached, *options, True, False, True),
     )
     torch.library.opcheck(OPS.nm_kl.default, (logits, weight.detach(), 2, 4))
     columns = logits.detach().mT.contiguous().mT  # as a transposed layer hands them over

@@ -210,8 +210,8 @@ def layers() -> dict[str, Callable[[], dict[str, Any]]]:
         "nn.drop_branches": lambda: {"model": sp.nn.gate_branches(dense(), "1", 0.9)},
         "nn.expected_cost": lambda: {"model": sp.nn.gate_branches(dense(), "1", 0.9), "costs": {"1": 1.0}},
         "nn.layer_kl": lambda: {"model": masked(), "prior_logits": dict.fromkeys(names(), 0.0)},
-        "nn.many_draws": lambda: {"model": masked(), "draws": 2},
-        "nn.one_launch": lambda: {"model": masked()},
+        "nn.batched_samples": lambda: {"model": masked(), "draws": 2},
+        "nn.fused_masking": lambda: {"model": masked()},
         "nn.sampling": lambda: {"model": masked(), "enabled": True},
         "nn.semi_structured": lambda: {"model": dense()},
     }

@@ -32,7 +32,7 @@ def test_the_estimate_is_the_op_s(pattern, estimator, generator):
     draws = [layer.mask_draw.item() for layer in layers.values()]
     got = antithetic_gradients(model, lambda m: F.cross_entropy(m(x), y), draw=4, estimator=estimator)
     assert [layer.mask_draw.item() for layer in layers.values()] == draws
-    assert all(layer.given_weight is None and layer.mask_logits.grad is None for layer in layers.values())
+    assert all(layer.weight_override is None and layer.mask_logits.grad is None for layer in layers.values())
 
     def by_hand(masks):
         h = x
@@ -60,7 +60,7 @@ def test_tied_layers_have_one_mask_and_one_gradient(generator):
     model, seen = sp.convert(nn.Sequential(shared, nn.Tanh(), other)), []
 
     def loss(m):
-        seen.append([layer.given_weight for layer in masked_layers(m).values()])
+        seen.append([layer.weight_override for layer in masked_layers(m).values()])
         return m(torch.ones(1, 6)).sum()
 
     assert list(antithetic_gradients(model, loss, draw=0)) == ["0.weight"]
@@ -79,7 +79,7 @@ def test_bad_input():
         antithetic_gradients(model, lambda m: torch.zeros(()), draw=0)
     with pytest.raises(ValueError, match="finite scalar"):
         antithetic_gradients(network(), lambda m: m(torch.ones(1, 8)), draw=0)
-    assert network()[0].given_weight is None
+    assert network()[0].weight_override is None
 
 
 # Drawn independently, each logit's decision apart; the others are refused.
@@ -130,7 +130,7 @@ def test_the_mean_over_draws_is_the_exact_gradient(name, mode):
     with torch.no_grad():
         exact = exact_gradient(module, layer, loss)
         found = torch.stack([antithetic_gradients(module, loss, draw=draw)[key].double() for draw in range(DRAWS)])
-    assert int(layer.mask_draw) == 7 and layer.given_weight is None
+    assert int(layer.mask_draw) == 7 and layer.weight_override is None
     error = (found.mean(0) - exact).abs()
     assert bool((error <= 5 * found.std(0) / DRAWS**0.5 + 1e-6).all()), (found.mean(0), exact)
     assert float(exact.abs().max()) > 1e-3  # there is something to be found
@@ -147,7 +147,7 @@ def test_a_loss_that_raises_leaves_the_layers_as_they_were(name):
 
     with pytest.raises(KeyError, match="the loss"):
         antithetic_gradients(module, loss, draw=0)
-    assert layer.given_weight is None and int(layer.mask_draw) == 0
+    assert layer.weight_override is None and int(layer.mask_draw) == 0
     assert not torch.equal(module(x), module(x)) or int(layer.mask_draw) == 2  # and it draws again
 
 
@@ -162,7 +162,7 @@ def test_layers_of_other_randomness_are_refused_by_name(name):
 
 def test_inside_one_launch_its_masks_come_back():
     model, x = network(), torch.ones(2, 8)
-    with sp.nn.one_launch(model):
+    with sp.nn.fused_masking(model):
         before = model(x)
         antithetic_gradients(model, lambda m: m(x).square().mean(), draw=3)
         assert torch.equal(model(x), before)

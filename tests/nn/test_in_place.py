@@ -15,8 +15,8 @@ from tests.nn.zoo import BATCH, ZOO, make, numbers
 
 CONTEXTS = {
     "plain": contextlib.nullcontext,
-    "one_launch": sp.nn.one_launch,
-    "many_draws": lambda model: sp.nn.many_draws(model, 3),
+    "fused_masking": sp.nn.fused_masking,
+    "batched_samples": lambda model: sp.nn.batched_samples(model, 3),
     "autocast": lambda model: torch.autocast("cpu", torch.bfloat16),
 }
 
@@ -77,7 +77,7 @@ def test_in_place_is_as_out_of_place(name, context, training):
     assert any(seen)
 
 
-@pytest.mark.parametrize("context", ["plain", "one_launch"])
+@pytest.mark.parametrize("context", ["plain", "fused_masking"])
 @pytest.mark.parametrize("name", ZOO)
 def test_unbatched_inputs(name, context):
     model, x = make(name)

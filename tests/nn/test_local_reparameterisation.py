@@ -11,7 +11,7 @@ from torch import nn
 
 from stochprune import functional
 from stochprune.models.initialise import initialised
-from stochprune.nn import convert, many_draws, masked_layers, one_launch, sampling
+from stochprune.nn import batched_samples, convert, fused_masking, masked_layers, sampling
 from stochprune.nn.local_reparameterisation import reparameterise_locally
 from stochprune.nn.random_weights import randomise_weights
 from tests.nn.zoo import ZOO, make, numbers
@@ -79,12 +79,12 @@ def test_one_launch_leaves_these_layers_alone():
     model, x = network(), numbers(4, 2, 3, 3)
     reparameterise_locally(masked_layers(model))
     plain = copy.deepcopy(model)(x)
-    with one_launch(model):
+    with fused_masking(model):
         assert torch.equal(model(x), plain)
 
 
 def test_many_draws_are_refused():
     model = network()
     reparameterise_locally(masked_layers(model))
-    with pytest.raises(ValueError, match=r"0\.weight"), many_draws(model, 2):
+    with pytest.raises(ValueError, match=r"0\.weight"), batched_samples(model, 2):
         pass

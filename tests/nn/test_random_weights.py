@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stochprune import rng
 from stochprune.models.initialise import initialised
-from stochprune.nn import antithetic_gradients, convert, many_draws, masked_layers, one_launch
+from stochprune.nn import antithetic_gradients, batched_samples, convert, fused_masking, masked_layers
 from stochprune.nn.random_weights import RandomConv2d, RandomLayer, RandomLinear, randomise_weights
 from tests.nn.zoo import numbers
 
@@ -65,7 +65,7 @@ def test_convolutions_are_torch_s_under_the_weights_drawn(construct, masked):
         place(layer, 5, 9)
         torch.testing.assert_close(layer(given), dense(given), rtol=1e-4, atol=1e-5)
     place(layer, 5, 8)
-    with many_draws(layer, 2):
+    with batched_samples(layer, 2):
         together = layer(torch.cat([x, x]))
     torch.testing.assert_close(together[3:], dense(x), rtol=1e-4, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_evaluation_mode_and_one_launch_draw_weights_too(masked):
     layer = random(lambda: nn.Linear(4, 3), masked).eval()
     x = numbers(2, 4)
     place(layer, 5, 9)
-    with one_launch(layer), torch.no_grad():
+    with fused_masking(layer), torch.no_grad():
         y = layer(x)
     torch.testing.assert_close(y, x @ drawn_weight(layer, 5, 9).T + layer.bias.detach())
     with pytest.raises(ValueError, match="RandomLinear"):

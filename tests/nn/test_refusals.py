@@ -14,7 +14,7 @@ from stochprune.nn import MaskedConv2d, MaskedEmbedding, MaskedLinear, Structure
 from tests.nn.zoo import make, numbers
 
 NAN = float("nan")
-CONTEXTS = {"many_draws", "one_launch", "sampling"}
+CONTEXTS = {"batched_samples", "fused_masking", "sampling"}
 
 
 def dense() -> nn.Module:
@@ -121,7 +121,7 @@ TABLE: dict[str, list[Row]] = {
         ((masked(), {"0.weight": 0.0}), {}, ValueError, r"prior_logits .*1\.weight"),
         ((masked(), prior(x=0.0)), {}, ValueError, "'x'"),
     ],
-    "many_draws": [
+    "batched_samples": [
         (("model", 2), {}, TypeError, "model .* str"),
         ((dense(), 2), {}, ValueError, "Sequential has no masked layer"),
         ((masked(), 0), {}, ValueError, "draws .*0"),
@@ -129,7 +129,7 @@ TABLE: dict[str, list[Row]] = {
         ((masked(), True), {}, TypeError, "draws .*True"),
     ],
     "masked_layers": [((None,), {}, TypeError, "model .* NoneType")],
-    "one_launch": [
+    "fused_masking": [
         (("model",), {}, TypeError, "model .* str"),
         ((dense(),), {}, ValueError, "Sequential has no masked layer"),
     ],

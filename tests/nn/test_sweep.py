@@ -118,8 +118,8 @@ class Autoencoder(nn.Module):
 NETWORKS = [alexnet, vgg11, squeezenet, efficientnet, Autoencoder]
 CONTEXTS = {
     "plain": contextlib.nullcontext,
-    "one_launch": sp.nn.one_launch,
-    "many_draws": lambda model: sp.nn.many_draws(model, 2),
+    "fused_masking": sp.nn.fused_masking,
+    "batched_samples": lambda model: sp.nn.batched_samples(model, 2),
 }
 PATTERNS = {"weights": {}, "filters": {"pattern": "rows", "exclude": nn.ConvTranspose2d}}
 

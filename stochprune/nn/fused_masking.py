@@ -1,4 +1,4 @@
-"""one_launch: the masks of a whole model drawn together, where many launches or calls cost more than their work."""
+"""fused_masking: the masks of a whole model drawn together, where many launches or calls cost more than their work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stochprune.functional import masked_weights
 from stochprune.nn.layer import MaskedLayer, layers_of
-from stochprune.nn.mask_source import MaskSource, given_weights
+from stochprune.nn.mask_source import MaskSource, override_weights
 from stochprune.nn.masked_conv import (
     MaskedConv1d,
     MaskedConv2d,
@@ -76,7 +76,7 @@ class _Shared:
         if not self.again:
             if self.versions_now() != self.versions:
                 raise RuntimeError(
-                    "one_launch: a weight or its mask_logits were changed in place after the forward, and backward "
+                    "fused_masking: a weight or its mask_logits were changed in place after the forward, and backward "
                     "needs them as they were; step the optimiser after backward"
                 )
             with torch.no_grad():
@@ -89,10 +89,10 @@ class _Shared:
 
 
 @contextlib.contextmanager
-def one_launch(model: nn.Module) -> Iterator[nn.Module]:
+def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
     """Inside the context the linear and convolutional layers of a model run under masks that were drawn together::
 
-        with sp.nn.one_launch(model):
+        with sp.nn.fused_masking(model):
             loss = loss_fn(model(x), y)
         loss.backward()
 
@@ -102,22 +102,22 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
     of its runs. The masked weights of the whole model exist while the context lasts and while its backward runs; none
     is saved between. On the CPU too a network of many small layers gains, since its caches see the masks' work at once.
 
-    Layers that threshold, that draw pre-activations, that are inside ``many_draws``, embeddings, and those of other
+    Layers that threshold, that draw pre-activations, that are inside ``batched_samples``, embeddings, and those of other
     kinds run as always. Not for ``torch.compile`` and activation checkpointing.
 
     Raises:
         TypeError: not a module.
-        ValueError: no masked layer; inside another ``one_launch`` of the same layers.
+        ValueError: no masked layer; inside another ``fused_masking`` of the same layers.
     """
     groups: dict[tuple[Any, ...], list[MaskedLayer]] = {}
-    for layer in layers_of("one_launch", model).values():
-        if layer.given_weight is not None:
+    for layer in layers_of("fused_masking", model).values():
+        if layer.weight_override is not None:
             raise ValueError(
-                "one_launch: the masks of these layers are given already, by another one_launch or by "
+                "fused_masking: the masks of these layers are given already, by another fused_masking or by "
                 "antithetic_gradients around it; enter it once"
             )
         draws_masks = layer.samples_now and not layer.local_reparameterisation
-        if type(layer) in _KINDS and draws_masks and layer.draws_a_forward == 1:
+        if type(layer) in _KINDS and draws_masks and layer.draws_per_forward == 1:
             dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
             key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)
             groups.setdefault(key, []).append(layer)
@@ -127,7 +127,7 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
 
     def pack(tensor: Tensor) -> Any:
         group, i = places.get(tensor.data_ptr(), (None, 0))
-        given = None if group is None else group.layers[i].given_weight
+        given = None if group is None else group.layers[i].weight_override
         if group is None or given is None or tensor.numel() != given.numel() or tensor.dtype != given.dtype:
             return tensor
         group.saved += 1
@@ -140,7 +140,7 @@ def one_launch(model: nn.Module) -> Iterator[nn.Module]:
         weight = group.take(i)
         return weight.as_strided(shape, stride, weight.storage_offset())
 
-    pack.of_one_launch = True  # type: ignore[attr-defined]  # layers tell checkpointing by its hooks
+    pack.of_fused_masking = True  # type: ignore[attr-defined]  # layers tell checkpointing by its hooks
     draws = {layer: draw for group in shared for layer, draw in group.draws.items()}
-    with given_weights(given, draws), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    with override_weights(given, draws), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield model

@@ -1,4 +1,4 @@
-"""many_draws: the networks of one forward are those of as many forwards."""
+"""batched_samples: the networks of one forward are those of as many forwards."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_networks_are_those_of_single_forwards(case: str) -> None:
         counters = [int(layer.mask_draw) for layer in sp.nn.masked_layers(model).values()]
         for layer in sp.nn.masked_layers(model).values():
             layer.mask_draw.zero_()
-        with sp.nn.many_draws(model, DRAWS):
+        with sp.nn.batched_samples(model, DRAWS):
             together = model(x)
             same = model(torch.cat([x[: len(x) // DRAWS]] * DRAWS))
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
@@ -107,7 +107,7 @@ def test_gradients_are_the_sums_over_the_networks() -> None:
         model.eval().zero_grad()
         with sp.nn.sampling(model):
             if many:
-                with sp.nn.many_draws(model, DRAWS):
+                with sp.nn.batched_samples(model, DRAWS):
                     model(x).square().sum().backward()
             else:
                 for part in x.chunk(DRAWS):
@@ -122,9 +122,9 @@ def test_one_draw_and_layers_that_threshold_are_as_outside() -> None:
     model, x = _case("zeros")
     model.eval()
     outside = model(x)
-    with sp.nn.many_draws(model, DRAWS):  # nothing draws in evaluation mode
+    with sp.nn.batched_samples(model, DRAWS):  # nothing draws in evaluation mode
         torch.testing.assert_close(model(x), outside)
-    with sp.nn.sampling(model), sp.nn.many_draws(model, 1):
+    with sp.nn.sampling(model), sp.nn.batched_samples(model, 1):
         assert model(x[:3]).shape == (3, 3)
     assert not any(layer._forward_pre_hooks for layer in sp.nn.masked_layers(model).values())
 
@@ -132,7 +132,7 @@ def test_one_draw_and_layers_that_threshold_are_as_outside() -> None:
 def test_layers_that_begin_to_draw_inside_draw_many() -> None:
     model = sp.convert(nn.Sequential(nn.utils.skip_init(nn.Linear, 2, 2)), keep_kept=0.5).eval()
     x = _numbers(DRAWS, 2)
-    with sp.nn.many_draws(model, DRAWS), sp.nn.sampling(model):
+    with sp.nn.batched_samples(model, DRAWS), sp.nn.sampling(model):
         model(x)
     assert int(model[0].mask_draw) == DRAWS
 
@@ -140,7 +140,7 @@ def test_layers_that_begin_to_draw_inside_draw_many() -> None:
 def test_a_copy_made_inside_is_outside() -> None:
     model, x = _case("zeros")
     model.eval()
-    with sp.nn.sampling(model), sp.nn.many_draws(model, DRAWS):
+    with sp.nn.sampling(model), sp.nn.batched_samples(model, DRAWS):
         other = copy.deepcopy(model)
         together = model(x)
         alone = [other(part) for part in x[:12].split(3)]  # 4 forwards of 3, which does not divide into 5
@@ -150,15 +150,19 @@ def test_a_copy_made_inside_is_outside() -> None:
 def test_what_cannot_be_served_is_refused() -> None:
     model, x = _case("zeros")
     model.train()
-    with pytest.raises(ValueError, match="at least 1"), sp.nn.many_draws(model, 0):
+    with pytest.raises(ValueError, match="at least 1"), sp.nn.batched_samples(model, 0):
         pass
-    with pytest.raises(ValueError, match="batch of 15 does not divide into 4"), sp.nn.many_draws(model, 4):
+    with pytest.raises(ValueError, match="batch of 15 does not divide into 4"), sp.nn.batched_samples(model, 4):
         model(x)
-    with pytest.raises(ValueError, match="not inside"), sp.nn.many_draws(model, 5), sp.nn.many_draws(model, 3):
+    with (
+        pytest.raises(ValueError, match="not inside"),
+        sp.nn.batched_samples(model, 5),
+        sp.nn.batched_samples(model, 3),
+    ):
         pass
-    with pytest.raises(ValueError, match="not inside"), sp.nn.one_launch(model), sp.nn.many_draws(model, 5):
+    with pytest.raises(ValueError, match="not inside"), sp.nn.fused_masking(model), sp.nn.batched_samples(model, 5):
         pass
-    assert all(layer.draws_a_forward == 1 for layer in sp.nn.masked_layers(model).values())
+    assert all(layer.draws_per_forward == 1 for layer in sp.nn.masked_layers(model).values())
 
 
 def test_an_input_without_the_batch_is_refused() -> None:
@@ -171,7 +175,7 @@ def test_an_input_without_the_batch_is_refused() -> None:
             return x + self.table(torch.arange(6))
 
     model = sp.convert(Positions(), include=["*"]).train()
-    with pytest.raises(ValueError, match=r"table.weight has an input \(6,\)"), sp.nn.many_draws(model, 2):
+    with pytest.raises(ValueError, match=r"table.weight has an input \(6,\)"), sp.nn.batched_samples(model, 2):
         model(_numbers(4, 6, 4))
 
 
@@ -185,7 +189,7 @@ def test_a_batch_that_cannot_be_seen_is_refused() -> None:
             return self.fc(x=given)
 
     model, x = Network().train(), _numbers(4, 3)
-    with sp.nn.many_draws(model, 2):
+    with sp.nn.batched_samples(model, 2):
         for given in ({"x": x}, torch.tensor(1.0)):
             with pytest.raises(ValueError, match="no tensor whose first dimension could be the batch"):
                 model(given)
@@ -198,5 +202,5 @@ def test_a_batch_that_cannot_be_seen_is_refused() -> None:
 def test_the_counter_does_not_run_past_its_end() -> None:
     model = sp.nn.MaskedLinear(2, 2).train()
     model.mask_draw.fill_((1 << 32) - 3)
-    with pytest.raises(RuntimeError, match="ran past"), sp.nn.many_draws(model, 4):
+    with pytest.raises(RuntimeError, match="ran past"), sp.nn.batched_samples(model, 4):
         model(_numbers(4, 2))

@@ -1,4 +1,4 @@
-"""one_launch: the same steps as without it, nothing weight-sized saved, and how many launches a step makes."""
+"""fused_masking: the same steps as without it, nothing weight-sized saved, and how many launches a step makes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def x(generator):
 def step(model, x, together):
     model.zero_grad()
     if together:
-        with sp.nn.one_launch(model):
+        with sp.nn.fused_masking(model):
             loss = model(x).square().sum()
     else:
         loss = model(x).square().sum()
@@ -47,21 +47,21 @@ def test_steps_are_those_of_the_layers_by_themselves(model, x, estimator):
         for name, grad in grads.items():
             torch.testing.assert_close(grad, others[name], rtol=1e-3, atol=1e-5)
     assert all(int(layer.mask_draw) == 2 for layer in sp.nn.masked_layers(model).values())
-    assert not any(layer.given_weight is not None for layer in sp.nn.masked_layers(model).values())
+    assert not any(layer.weight_override is not None for layer in sp.nn.masked_layers(model).values())
 
 
 def test_the_masked_weights_are_not_saved_but_formed_again(model, x, monkeypatch):
-    one_launch = sys.modules["stochprune.nn.one_launch"]
+    fused_masking = sys.modules["stochprune.nn.fused_masking"]
     alive = []
-    original = one_launch.masked_weights
+    original = fused_masking.masked_weights
 
     def watched(*args, **kwargs):
         made = original(*args, **kwargs)
         alive.append([weakref.ref(t) for t in made])
         return made
 
-    monkeypatch.setattr(one_launch, "masked_weights", watched)
-    with sp.nn.one_launch(model):
+    monkeypatch.setattr(fused_masking, "masked_weights", watched)
+    with sp.nn.fused_masking(model):
         loss = model(x).square().sum()
     assert len(alive) == 1 and not any(ref() is not None for ref in alive[0])
     loss.backward(retain_graph=True)
@@ -96,24 +96,24 @@ def test_other_layers_and_modes_run_as_always(generator):
     clone = copy.deepcopy(model)
     tokens = torch.arange(24).view(2, 12) % 13
     model.blocks[0].fc1.sample = clone.blocks[0].fc1.sample = False
-    with sp.nn.one_launch(model):
-        assert model.token.given_weight is None and model.blocks[0].fc1.given_weight is None
+    with sp.nn.fused_masking(model):
+        assert model.token.weight_override is None and model.blocks[0].fc1.weight_override is None
         y = model(tokens)
     torch.testing.assert_close(y, clone(tokens))
     y.sum().backward()
     clone(tokens)
-    with sp.nn.one_launch(model):
+    with sp.nn.fused_masking(model):
         model(tokens)
     assert model.token._awaiting.find() is None  # its hooks are not those of checkpointing
     model.eval()
-    with sp.nn.one_launch(model):
+    with sp.nn.fused_masking(model):
         torch.testing.assert_close(model(tokens), clone.eval()(tokens))
 
 
 def test_autocast_and_frozen_weights(model, x):
     model.fc.weight.requires_grad_(False)
-    with torch.autocast("cpu", torch.bfloat16), sp.nn.one_launch(model):
-        assert model.conv1.given_weight.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16), sp.nn.fused_masking(model):
+        assert model.conv1.weight_override.dtype == torch.bfloat16
         y = model(x)
     y.float().sum().backward()
     assert model.fc.weight.grad is None and model.fc.mask_logits.grad is not None
@@ -138,18 +138,18 @@ def test_a_layer_with_autocast_off_runs_in_full_precision_under_the_same_mask(mo
     torch.testing.assert_close(loss, expected, rtol=1e-2, atol=1e-2)
     for name in ("fc.inner.weight", "fc.inner.mask_logits", "fc.inner.bias"):
         torch.testing.assert_close(grads[name], others[name], rtol=5e-2, atol=5e-2)
-    assert int(model.fc.inner.mask_draw) == 1 and model.fc.inner.given_draw is None
+    assert int(model.fc.inner.mask_draw) == 1 and model.fc.inner.draw_override is None
 
 
 def test_an_error_inside_leaves_the_layers_as_they_were(model):
-    with pytest.raises(RuntimeError), sp.nn.one_launch(model):
+    with pytest.raises(RuntimeError), sp.nn.fused_masking(model):
         model(torch.ones(2, 5, 8, 8))
-    assert not any(layer.given_weight is not None for layer in sp.nn.masked_layers(model).values())
+    assert not any(layer.weight_override is not None for layer in sp.nn.masked_layers(model).values())
 
 
 def test_one_inside_the_other_is_refused(model):
-    refused = pytest.raises(ValueError, match="another one_launch")
-    with sp.nn.one_launch(model), refused, sp.nn.one_launch(model):
+    refused = pytest.raises(ValueError, match="another fused_masking")
+    with sp.nn.fused_masking(model), refused, sp.nn.fused_masking(model):
         pass
     assert all(int(layer.mask_draw) == 1 for layer in sp.nn.masked_layers(model).values())
 
@@ -158,9 +158,9 @@ def test_a_group_that_cannot_be_formed_leaves_no_layer_with_a_weight(model, x):
     model.fc.temperature = 0.5  # a group of its own, the last
     with torch.no_grad():
         model.fc.mask_logits[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN"), sp.nn.one_launch(model):
+    with pytest.raises(ValueError, match="NaN"), sp.nn.fused_masking(model):
         pass
-    assert not any(layer.given_weight is not None for layer in sp.nn.masked_layers(model).values())
+    assert not any(layer.weight_override is not None for layer in sp.nn.masked_layers(model).values())
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -168,7 +168,7 @@ def test_a_group_that_cannot_be_formed_leaves_no_layer_with_a_weight(model, x):
 def test_a_change_in_place_before_backward_is_refused(model, x, name, frozen):
     model.requires_grad_(not frozen)
     x.requires_grad_()
-    with sp.nn.one_launch(model):
+    with sp.nn.fused_masking(model):
         y = model(x)
     with torch.no_grad():
         getattr(next(iter(sp.nn.masked_layers(model).values())), name).mul_(-3)

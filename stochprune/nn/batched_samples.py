@@ -1,4 +1,4 @@
-"""many_draws: many networks of a model in one forward."""
+"""batched_samples: many networks of a model in one forward."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from stochprune.nn.layer import MaskedLayer, layers_of
 
 
 @contextlib.contextmanager
-def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
+def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
     """Inside the context a forward runs ``draws`` networks, each on its own part of the batch::
 
-        with sp.nn.many_draws(model, 64):
+        with sp.nn.batched_samples(model, 64):
             y = model(x)  # x [64 * M, ...]: rows s * M .. s * M + M - 1 under the s-th network
 
     Masked layers that draw take one mask for each part, of as many successive draws, in one launch a layer; their
@@ -34,20 +34,20 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
 
     Raises:
         TypeError: a model that is not a module, ``draws`` that is not an integer.
-        ValueError: no masked layer; ``draws`` below 1; inside ``one_launch`` or another ``many_draws``; a layer under
+        ValueError: no masked layer; ``draws`` below 1; inside ``fused_masking`` or another ``batched_samples``; a layer under
             local reparameterisation. In a forward: no tensor with a batch, one that ``draws`` does not divide, a layer
             whose input has another first dimension.
     """
-    layers = layers_of("many_draws", model)
+    layers = layers_of("batched_samples", model)
     if isinstance(draws, bool) or not isinstance(draws, int):
-        raise TypeError(f"many_draws: draws must be an integer of at least 1, got {draws!r}")
+        raise TypeError(f"batched_samples: draws must be an integer of at least 1, got {draws!r}")
     if draws < 1:
-        raise ValueError(f"many_draws: draws must be at least 1, got {draws}")
-    if any(layer.given_weight is not None or layer.draws_a_forward > 1 for layer in layers.values()):
-        raise ValueError("many_draws: not inside one_launch or another many_draws")
+        raise ValueError(f"batched_samples: draws must be at least 1, got {draws}")
+    if any(layer.weight_override is not None or layer.draws_per_forward > 1 for layer in layers.values()):
+        raise ValueError("batched_samples: not inside fused_masking or another batched_samples")
     for name, layer in layers.items():
         if layer.local_reparameterisation:
-            raise ValueError(f"many_draws: {name} is under local reparameterisation, which draws no networks")
+            raise ValueError(f"batched_samples: {name} is under local reparameterisation, which draws no networks")
     if draws == 1:
         yield model
         return
@@ -60,26 +60,26 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
             return
         lengths = [len(given) for given in (*args, *kwargs.values()) if isinstance(given, Tensor) and given.dim()]
         if not lengths:
-            raise ValueError("many_draws: the model is given no tensor whose first dimension could be the batch")
+            raise ValueError("batched_samples: the model is given no tensor whose first dimension could be the batch")
         batch = lengths[0]
         if batch % draws:
-            raise ValueError(f"many_draws: a batch of {batch} does not divide into {draws} parts")
+            raise ValueError(f"batched_samples: a batch of {batch} does not divide into {draws} parts")
 
     def drawn(layer: MaskedLayer) -> bool:
         """Whether this forward draws masks; a copy of the layer has the hooks and is outside."""
-        return layer in names and layer.samples_now and layer.given_weight is None
+        return layer in names and layer.samples_now and layer.weight_override is None
 
     def take_apart(layer: MaskedLayer, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not drawn(layer):
             return args
         if not batch:
-            raise ValueError(f"many_draws: {names[layer]} runs outside of a forward of the model that was given")
+            raise ValueError(f"batched_samples: {names[layer]} runs outside of a forward of the model that was given")
         if not args:
-            raise ValueError(f"many_draws: {names[layer]} has no input by position")
+            raise ValueError(f"batched_samples: {names[layer]} has no input by position")
         x, *rest = args
         if not x.dim() or len(x) % batch:
             raise ValueError(
-                f"many_draws: {names[layer]} has an input {tuple(x.shape)}, whose first dimension is not the batch, "
+                f"batched_samples: {names[layer]} has an input {tuple(x.shape)}, whose first dimension is not the batch, "
                 f"{batch}"
             )
         return x.unflatten(0, (draws, -1)), *rest
@@ -90,8 +90,8 @@ def many_draws(model: nn.Module, draws: int) -> Iterator[nn.Module]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(model.register_forward_pre_hook(measure, prepend=True, with_kwargs=True))
         for layer in layers.values():
-            layer.draws_a_forward = draws
-            stack.callback(setattr, layer, "draws_a_forward", 1)
+            layer.draws_per_forward = draws
+            stack.callback(setattr, layer, "draws_per_forward", 1)
             stack.enter_context(layer.register_forward_pre_hook(take_apart))
             stack.enter_context(layer.register_forward_hook(put_together, prepend=True))
         yield model
