@@ -34,9 +34,9 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
 
     Raises:
         TypeError: a model that is not a module, ``draws`` that is not an integer.
-        ValueError: no masked layer; ``draws`` below 1; inside ``fused_masking`` or another ``batched_samples``; a layer under
-            local reparameterisation. In a forward: no tensor with a batch, one that ``draws`` does not divide, a layer
-            whose input has another first dimension.
+        ValueError: no masked layer; ``draws`` below 1; inside ``fused_masking`` or another ``batched_samples``; a layer
+            under local reparameterisation. In a forward: no tensor with a batch, one that ``draws`` does not divide, a
+            layer whose input has another first dimension.
     """
     layers = layers_of("batched_samples", model)
     if isinstance(draws, bool) or not isinstance(draws, int):
@@ -79,8 +79,8 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
         x, *rest = args
         if not x.dim() or len(x) % batch:
             raise ValueError(
-                f"batched_samples: {names[layer]} has an input {tuple(x.shape)}, whose first dimension is not the batch, "
-                f"{batch}"
+                f"batched_samples: {names[layer]} has an input {tuple(x.shape)}, whose first dimension is not the "
+                f"batch, {batch}"
             )
         return x.unflatten(0, (draws, -1)), *rest
 

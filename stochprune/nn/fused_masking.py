@@ -102,8 +102,8 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
     of its runs. The masked weights of the whole model exist while the context lasts and while its backward runs; none
     is saved between. On the CPU too a network of many small layers gains, since its caches see the masks' work at once.
 
-    Layers that threshold, that draw pre-activations, that are inside ``batched_samples``, embeddings, and those of other
-    kinds run as always. Not for ``torch.compile`` and activation checkpointing.
+    Layers that threshold, that draw pre-activations, that are inside ``batched_samples``, embeddings, and those of
+    other kinds run as always. Not for ``torch.compile`` and activation checkpointing.
 
     Raises:
         TypeError: not a module.

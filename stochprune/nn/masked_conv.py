@@ -111,7 +111,7 @@ class _MaskedConvTranspose(_MaskedConvolution):
         }
 
     def _padding_for(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
-        """The output padding for this output size; x [D, M, C, *S], inside ``batched_samples``, counts as [M, C, *S]."""
+        """The output padding for this output size; [D, M, C, *S] inside ``batched_samples`` counts as [M, C, *S]."""
         dimensions = len(self.kernel_size)
         return nn.modules.conv._ConvTransposeNd._output_padding(
             self,  # type: ignore[arg-type]  # which needs no more than the attributes that both have
