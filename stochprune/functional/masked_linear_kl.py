@@ -18,6 +18,7 @@ from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, explain_nan
 from stochprune.functional._inputs import apart, linear
 from stochprune.functional._op import Op, reshaped
+from stochprune.functional._product import rows
 
 _OP = "masked_linear_kl"
 
@@ -93,7 +94,7 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor, kl_grad: Tensor
     if any(needs):
         grads = backward(grad, kl_grad, *ctx.saved_tensors, *ctx.options, *needs)
         grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-    dbias = grad.flatten(0, -2).sum(0) if ctx.has_bias and ctx.needs_input_grad[4] else None
+    dbias = rows(grad).sum(0) if ctx.has_bias and ctx.needs_input_grad[4] else None
     return *grads, None, dbias, *([None] * (2 + len(ctx.options)))
 
 

@@ -168,7 +168,10 @@ def test_bad_input(change, error, message):
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"groups": 2}, "do not fit in 2 groups"), ({"stride": 0}, "stride must be 2 integers of at least 1, got 0")],
+    [
+        ({"groups": 2}, "does not divide into 2 groups"),
+        ({"stride": 0}, "stride must be 2 integers of at least 1, got 0"),
+    ],
 )
 def test_bad_geometry(change, message):
     with pytest.raises(ValueError, match=message):

@@ -128,8 +128,9 @@ def test_vmap_over_the_indices(generator):
     inputs = table(generator)
     got = torch.vmap(lambda t: masked_embedding(t, *inputs, **AT))(INDICES)
     assert torch.equal(got, masked_embedding(INDICES, *inputs, **AT))
-    with pytest.raises(NotImplementedError, match="vmap goes over indices only"):
-        torch.vmap(lambda w: masked_embedding(INDICES, w, inputs[1], **AT))(torch.stack([inputs[0]] * 2))
+    weights = torch.stack([inputs[0], 2 * inputs[0]])
+    got = torch.vmap(lambda w: masked_embedding(INDICES, w, inputs[1], **AT))(weights)
+    assert torch.equal(got, torch.stack([masked_embedding(INDICES, w, inputs[1], **AT) for w in weights]))
 
 
 def test_double_backward_raises(generator):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stochprune import reference
+from stochprune.address import Mask
 from stochprune.functional import masked_weights
 
 SHAPES = [(6, 70), (5, 3, 3, 3), (4, 2, 5)]
@@ -32,9 +33,9 @@ def test_every_layer_as_by_itself(backend, estimator, generator):
     together = masked_weights(weights, logits, **AT, estimator=estimator, temperature=0.7)
     found = torch.autograd.grad(together, [*weights, *logits], grads)
     for i, (w, logit, grad) in enumerate(zip(weights, logits, grads, strict=True)):
-        at = (AT["seeds"][i : i + 1], AT["draws"][i : i + 1], STREAMS[i], estimator, 0.7)
-        torch.testing.assert_close(together[i], reference.masked_weight(w, logit, *at, torch.float32)[0])
-        expected = reference.weight_grad(grad[None], w, logit, *at, True, True)
+        at = Mask(AT["seeds"][i : i + 1], AT["draws"][i : i + 1], STREAMS[i], estimator, 0.7)
+        torch.testing.assert_close(together[i], reference.masked_weight(w, logit, mask=at, dtype=torch.float32)[0])
+        expected = reference.weight_grad(grad[None], w, logit, mask=at, needs=(True, True))
         for got, want in zip((found[i], found[i + 3]), expected, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
@@ -60,8 +61,8 @@ def test_double_backward_raises(generator):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"streams": [1, 2]}, ValueError, "must be as many, got 3, 3, 2, 3 and 3"),
-        ({"draws": torch.tensor([1])}, ValueError, "must be as many, got 3, 3, 3, 3 and 1"),
+        ({"streams": [1, 2]}, ValueError, "must be as many, got 3, 3, 2, 3, 3"),
+        ({"draws": torch.tensor([1])}, ValueError, "must be as many, got 3, 3, 3, 3, 1"),
         (
             {"logits": [torch.ones(2, 3)] * 3},
             ValueError,

@@ -228,7 +228,7 @@ def test_bad_input(change, error, message):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"groups": 2}, ValueError, r"x \(1, 2, 5, 5\) and weight \(3, 2, 2, 2\) do not fit in 2 groups"),
+        ({"groups": 2}, ValueError, r"mu \(3, 2, 2, 2\) does not divide into 2 groups"),
         ({"stride": (1, 2, 3)}, ValueError, r"stride must be 2 integers of at least 1, got \(1, 2, 3\)"),
         ({"rho": torch.ones(3, 2, 2, 1)}, ValueError, r"rho \(3, 2, 2, 1\) and mu \(3, 2, 2, 2\) differ"),
         ({"bias": torch.ones(2)}, ValueError, r"bias \(2,\) does not fit the .* of mu"),
@@ -236,7 +236,7 @@ def test_bad_input(change, error, message):
         (
             {"draw": torch.arange(2), "x": torch.ones(2, 1, 3, 5, 5)},
             ValueError,
-            r"x \(1, 3, 5, 5\) and weight \(3, 2, 2, 2\) do not fit",
+            r"x \(2, 1, 3, 5, 5\) and mu \(3, 2, 2, 2\) do not fit",
         ),
         ({"mu": torch.ones(3, 2, 2, 2).double()}, TypeError, "x is torch.float32 and mu torch.float64"),
     ],
