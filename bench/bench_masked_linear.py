@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bench.baselines import CONTENDERS
 from bench.memory import peak_bytes, saved_bytes
-from stochprune import native
-from stochprune.native.masked_weight import MaskedWeight
+from stochprune import _C, native
+from stochprune.address import Mask
+from stochprune.native.masked import masked
 
 SIZES = [(1024, 128), (4096, 128), (4096, 512)]  # square weight, batch
 PARTS = ["forward", "backward", "step"]
@@ -88,10 +89,10 @@ def test_sampling(benchmark, what):
     """Sampling and masking a 4096 x 4096 fp32 weight beside copying it."""
     generator = torch.Generator().manual_seed(0)
     weight, logits = (torch.randn(4096, 4096, generator=generator) for _ in range(2))
-    out, rows, draw = torch.empty_like(weight), slice(0, 4096), torch.tensor([1])
+    out, threads = torch.empty_like(weight), torch.get_num_threads()
     native.cache.enabled = "cached" in what
-    layer = MaskedWeight(weight, logits, torch.tensor([1]), 2, "straight_through", 1.0)
+    layer = masked(weight, logits, Mask(torch.tensor([1]), torch.tensor([1]), 2))
     native.cache.enabled = False
     runs = {"copy": lambda: out.copy_(weight), "thresholds": lambda: native.threshold_from_logits(logits)}
     benchmark.extra_info.update(what=what)
-    benchmark.pedantic(runs.get(what, lambda: layer.write(draw, rows, out)), rounds=25, warmup_rounds=3)
+    benchmark.pedantic(runs.get(what, lambda: _C.masked_weight(layer, out, None, threads)), rounds=25, warmup_rounds=3)

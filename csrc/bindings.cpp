@@ -1,132 +1,172 @@
-// stochprune._C: the kernels for Python, by raw address. Only the files called bindings know Python; none knows torch.
+// stochprune._C: the kernels for Python. Only the files called bindings and tensors know Python; none knows torch's headers.
 #include "bindings.h"
 
-#include <array>
-
 #include "cpu/engine.h"
+#include "tensors.h"
 
 using namespace stochprune;
 
 namespace {
 
-Address address(const Key& k) { return {std::get<0>(k), std::get<1>(k), std::get<2>(k), std::get<3>(k), std::get<4>(k)}; }
+using py::arg;
+using py::object;
+using Part = std::optional<std::tuple<int64_t, int64_t>>;  // first row, rows; none: all
 
-// The same, or the rows at an address that is not 0.
-Address address(const Key& k, uintptr_t rows) {
-  Address a = address(k);
-  a.rows = reinterpret_cast<const int64_t*>(rows);
-  return a;
+// Runs a kernel without the GIL.
+template <class F>
+auto unlocked(F&& kernel) {
+  const py::gil_scoped_release released;
+  return kernel();
 }
 
-Thresholds levels(const Array& a) { return {reinterpret_cast<const uint16_t*>(std::get<0>(a)), std::get<1>(a)}; }
+// The same for kernels that tell whether a logit is NaN.
+template <class F>
+void checked(F&& kernel) {
+  if (unlocked(kernel)) throw py::value_error("logits contain NaN");
+}
 
-using Five = std::array<Array, 5>;  // mu, sigma, prior_mu, prior_sigma, logits
+Rows rows_of(const MaskedTensors& m, const Part& part) {
+  return part ? Rows{std::get<0>(*part), std::get<1>(*part)} : Rows{0, m.masked.shape.rows};
+}
 
-Gaussians gaussians(const Five& a) { return {input(a[0]), input(a[1]), input(a[2]), input(a[3]), input(a[4])}; }
+Bits bits_of(const MaskedTensors& m, py::handle kept) { return {address<uint64_t>(kept), m.groups()}; }
 
-Bits bits(const Array& a) { return {reinterpret_cast<uint64_t*>(std::get<0>(a)), std::get<1>(a)}; }
+int64_t count_of(py::handle tensor) {
+  int64_t count = 1;
+  for (const int64_t size : shape_of(tensor)) count *= size;
+  return count;
+}
+
+// Tensors of any shape as one row.
+struct Flat {
+  std::vector<Dense> inputs;
+  int64_t count;
+
+  explicit Flat(const std::vector<object>& tensors) : count(count_of(tensors[0])) {
+    for (const object& t : tensors) inputs.emplace_back(t, count);
+  }
+  Gaussians gaussians() const { return {inputs[0], inputs[1], inputs[2], inputs[3], inputs[4]}; }
+};
+
+void bind_masked(py::module_& m) {
+  py::class_<MaskedTensors>(m, "Masked", py::module_local())
+      .def(py::init<object, object, object, object, object>(), arg("mask"), py::kw_only(), arg("weight") = py::none(),
+           arg("logits") = py::none(), arg("threshold") = py::none(), arg("rows") = py::none())
+      .def_property_readonly("groups", &MaskedTensors::groups);
+  m.def("keep_mask", [](const MaskedTensors& m, const object& keep, int threads) {
+    const auto out = address<uint8_t>(keep);
+    unlocked([&] { keep_mask(m.masked, out, threads); });
+  });
+  m.def(
+      "masked_weight",
+      [](const MaskedTensors& m, const object& out, const object& kept, int threads, const Part& part) {
+        const Matrix to = result(out, m.masked.shape.cols);
+        const Bits bits = bits_of(m, kept);
+        checked([&] { return masked_weight(m.masked, rows_of(m, part), to, bits, threads); });
+      },
+      arg("masked"), arg("out"), arg("kept"), arg("threads"), arg("part") = py::none());
+  m.def(
+      "weight_grad",
+      [](const MaskedTensors& m, const object& grad, const object& kept, const object& dweight, const object& dlogits,
+         const object& prior, float scale, bool add, int threads, const Part& part) {
+        const int64_t cols = m.masked.shape.cols;
+        const Dense g(grad, cols);
+        const Given p(prior);
+        const Gradients to{result(dweight, cols), result(dlogits, cols), add};
+        const Bits bits = bits_of(m, kept);
+        unlocked([&] { weight_grad(m.masked, rows_of(m, part), g, bits, {p, scale}, to, threads); });
+      },
+      arg("masked"), py::kw_only(), arg("grad"), arg("kept"), arg("dweight"), arg("dlogits"), arg("prior") = py::none(),
+      arg("scale") = 0.0f, arg("add") = false, arg("threads"), arg("part") = py::none());
+  m.def("nm_masked_weight", [](const MaskedTensors& m, std::tuple<int, int> pattern, const object& out, int threads) {
+    const auto [kept, group] = pattern;
+    const Matrix to = result(out, m.masked.shape.cols);
+    checked([&, p = Pattern{kept, group}] { return nm_masked_weight(m.masked, p, to, threads); });
+  });
+  m.def("nm_weight_grad", [](const MaskedTensors& m, std::tuple<int, int> pattern, const object& grad, const object& dweight,
+                             const object& dlogits, int threads) {
+    const auto [kept, group] = pattern;
+    const int64_t cols = m.masked.shape.cols;
+    const Dense g(grad, cols);
+    const Gradients to{result(dweight, cols), result(dlogits, cols), false};
+    unlocked([&, p = Pattern{kept, group}] { nm_weight_grad(m.masked, p, g, to, threads); });
+  });
+}
+
+void bind_gaussian(py::module_& m) {
+  m.def("normal", [](const object& mask, std::tuple<int64_t, int64_t> size, const object& out, int threads) {
+    const MaskedTensors at(mask, shape(size));
+    const Matrix to = result(out, at.masked.shape.cols);
+    unlocked([&] { gaussian_weight(at.masked, {}, {}, to, threads); });
+  });
+  m.def("gaussian_weight", [](const object& mask, const object& mu, const object& rho, const object& out, int threads) {
+    const Given mean(mu), r(rho);
+    const MaskedTensors at(mask, mean.shape);
+    const Matrix to = result(out, mean.shape.cols);
+    unlocked([&] { gaussian_weight(at.masked, mean, r, to, threads); });
+  });
+  m.def("gaussian_grad", [](const object& mask, const object& grad, const object& rho, const object& drho, int threads) {
+    const Given r(rho);
+    const Dense g(grad, r.shape.cols);
+    const MaskedTensors at(mask, r.shape);
+    const Matrix to = result(drho, r.shape.cols);
+    unlocked([&] { gaussian_grad(at.masked, g, r, to, threads); });
+  });
+  m.def("moments", [](const object& weight, const object& logits, const object& rho, const object& mean, const object& variance,
+                      int threads) {
+    const Given w(weight), l(logits), r(rho);
+    const Matrix m = result(mean, w.shape.cols), v = result(variance, w.shape.cols);
+    checked([&] { return moments(w.shape, w, l, r, m, v, threads); });
+  });
+  m.def("moments_grad", [](const object& dmean, const object& dvariance, const object& weight, const object& logits,
+                           const object& rho, const object& dweight, const object& dlogits, const object& drho, int threads) {
+    const Given m(dmean), v(dvariance), w(weight), l(logits), r(rho);
+    const int64_t cols = w.shape.cols;
+    const Matrix dw = result(dweight, cols), dl = result(dlogits, cols), dr = result(drho, cols);
+    unlocked([&] { moments_grad(w.shape, m, v, w, l, r, dw, dl, dr, threads); });
+  });
+}
+
+void bind_kl(py::module_& m) {
+  m.def("bernoulli_kl", [](const object& logits, const object& prior, int threads) {
+    const Flat f({logits, prior});
+    return unlocked([&] { return bernoulli_kl(f.count, f.inputs[0], f.inputs[1], threads); });
+  });
+  m.def("bernoulli_kl_grad", [](double scale, const object& logits, const object& prior, const object& dlogits,
+                                const object& dprior, int threads) {
+    const Flat f({logits, prior});
+    const Matrix dl = result(dlogits, f.count), dp = result(dprior, f.count);
+    unlocked([&] { bernoulli_kl_grad(f.count, scale, f.inputs[0], f.inputs[1], dl, dp, threads); });
+  });
+  m.def("gaussian_kl", [](const std::vector<object>& inputs, int threads) {
+    const Flat f(inputs);
+    return unlocked([&] { return gaussian_kl(f.count, f.gaussians(), threads); });
+  });
+  m.def("gaussian_kl_grad", [](double scale, const std::vector<object>& inputs, const std::vector<object>& grads, int threads) {
+    const Flat f(inputs);
+    const auto to = [&](int i) { return result(grads[size_t(i)], f.count); };
+    const GaussianGrads d{to(0), to(1), to(2), to(3), to(4)};
+    unlocked([&] { gaussian_kl_grad(f.count, scale, f.gaussians(), d, threads); });
+  });
+}
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", &instruction_set);
   m.def("use_instruction_set", &use_instruction_set);
-  m.def(
-      "keep_mask",
-      [](Key k, Size s, Array t, Array mask, int threads) {
-        keep_mask(address(k), shape(s), levels(t), reinterpret_cast<uint8_t*>(std::get<0>(mask)), std::get<1>(mask), threads);
-      },
-      unlocked);
-  m.def(
-      "thresholds",
-      [](Size s, Array logits, Array out, int threads) {
-        return thresholds(shape(s), input(logits), reinterpret_cast<uint16_t*>(std::get<0>(out)), std::get<1>(out), threads);
-      },
-      unlocked);
-  m.def(
-      "masked_weight",
-      [](Key k, Size s, int estimator, float temperature, Array weight, Array logits, Array t, Array out, Array kept, int threads,
-         uintptr_t rows) {
-        return masked_weight(address(k, rows), shape(s), {Estimator(estimator), temperature}, input(weight), input(logits), levels(t),
-                             output(out), bits(kept), threads);
-      },
-      unlocked);
-  m.def(
-      "weight_grad",
-      [](Key k, Size s, int estimator, float temperature, Array grad, Array weight, Array logits, Array t, Array kept,
-         Array prior, float scale, Array dweight, Array dlogits, bool accumulate, int threads, uintptr_t rows) {
-        weight_grad(address(k, rows), shape(s), {Estimator(estimator), temperature}, input(grad), input(weight), input(logits),
-                    levels(t), bits(kept), {input(prior), scale}, output(dweight), output(dlogits), accumulate, threads);
-      },
-      unlocked);
-  m.def(
-      "nm_masked_weight",
-      [](Key k, Size s, std::tuple<int, int> pattern, Array weight, Array logits, Array out, int threads) {
-        const auto [kept, group] = pattern;
-        return nm_masked_weight(address(k), shape(s), kept, group, input(weight), input(logits), output(out), threads);
-      },
-      unlocked);
-  m.def(
-      "nm_weight_grad",
-      [](Key k, Size s, std::tuple<int, int> pattern, Array grad, Array weight, Array logits, Array dweight, Array dlogits,
-         bool accumulate, int threads) {
-        const auto [kept, group] = pattern;
-        nm_weight_grad(address(k), shape(s), kept, group, input(grad), input(weight), input(logits), output(dweight),
-                       output(dlogits), accumulate, threads);
-      },
-      unlocked);
-  m.def(
-      "moments",
-      [](Size s, Array weight, Array logits, Array rho, Array mean, Array variance, int threads) {
-        return moments(shape(s), input(weight), input(logits), input(rho), output(mean), output(variance), threads);
-      },
-      unlocked);
-  m.def(
-      "moments_grad",
-      [](Size s, Array dmean, Array dvariance, Array weight, Array logits, Array rho, Array dweight, Array dlogits, Array drho,
-         int threads) {
-        moments_grad(shape(s), input(dmean), input(dvariance), input(weight), input(logits), input(rho), output(dweight),
-                     output(dlogits), output(drho), threads);
-      },
-      unlocked);
-  m.def(
-      "gaussian_weight",
-      [](Key k, Size s, Array mu, Array rho, Array out, int threads) {
-        gaussian_weight(address(k), shape(s), input(mu), input(rho), output(out), threads);
-      },
-      unlocked);
-  m.def(
-      "gaussian_grad",
-      [](Key k, Size s, Array grad, Array rho, Array drho, bool accumulate, int threads) {
-        gaussian_grad(address(k), shape(s), input(grad), input(rho), output(drho), accumulate, threads);
-      },
-      unlocked);
-  m.def(
-      "bernoulli_kl",
-      [](int64_t count, Array logits, Array prior, int threads) {
-        return bernoulli_kl(count, input(logits), input(prior), threads);
-      },
-      unlocked);
-  m.def(
-      "bernoulli_kl_grad",
-      [](int64_t count, double scale, Array logits, Array prior, Array dlogits, Array dprior, int threads) {
-        bernoulli_kl_grad(count, scale, input(logits), input(prior), output(dlogits), output(dprior), threads);
-      },
-      unlocked);
-  m.def(
-      "gaussian_kl", [](int64_t count, Five g, int threads) { return gaussian_kl(count, gaussians(g), threads); }, unlocked);
-  m.def(
-      "gaussian_kl_grad",
-      [](int64_t count, double scale, Five g, Five d, int threads) {
-        const GaussianGrads grads{output(d[0]), output(d[1]), output(d[2]), output(d[3]), output(d[4])};
-        gaussian_kl_grad(count, scale, gaussians(g), grads, threads);
-      },
-      unlocked);
-  m.def(
-      "advise_huge_pages", [](uintptr_t data, size_t bytes) { advise_huge_pages(reinterpret_cast<void*>(data), bytes); },
-      unlocked);
+  m.def("thresholds", [](const object& logits, const object& out, int threads) {
+    const std::vector<int64_t> sizes = shape_of(logits);
+    const int64_t cols = sizes.empty() ? 1 : sizes.back(), rows = cols ? count_of(logits) / cols : 0;
+    const Dense l(logits, cols);
+    const auto to = address<uint16_t>(out);
+    checked([&] { return thresholds({rows, cols}, l, to, threads); });
+  });
+  bind_masked(m);
+  bind_gaussian(m);
+  bind_kl(m);
+  m.def("advise_huge_pages", [](uintptr_t data, size_t bytes) { advise_huge_pages(reinterpret_cast<void*>(data), bytes); });
 #ifdef STOCHPRUNE_CUDA
   py::module_ cuda = m.def_submodule("cuda");
   bind_cuda(cuda);

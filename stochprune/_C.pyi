@@ -1,5 +1,10 @@
-# The compiled kernels, by raw address; see csrc/bindings*.cpp, stochprune/native and stochprune/cuda.
+# The compiled kernels; see csrc/bindings*.cpp, stochprune/native and stochprune/cuda.
+from collections.abc import Sequence
 from typing import TypeAlias
+
+from torch import Tensor
+
+from stochprune.address import Logits, Mask
 
 _Key: TypeAlias = tuple[int, int, int, int, int]  # seed, draw, stream, first row, first column
 _Array: TypeAlias = tuple[int, int, int]  # address or 0, row stride, dtype
@@ -8,79 +13,73 @@ _Size: TypeAlias = tuple[int, ...]  # rows, columns
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
-def keep_mask(key: _Key, size: _Size, threshold: _Array, mask: _Array, threads: int) -> None: ...
-def thresholds(size: _Size, logits: _Array, out: _Array, threads: int) -> bool: ...
+
+class Masked:  # a weight matrix under the masks of some draws: what most kernels need to know
+    def __init__(
+        self,
+        mask: Mask,
+        *,
+        weight: Tensor | None = None,
+        logits: Logits | None = None,
+        threshold: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> None: ...
+    @property
+    def groups(self) -> int: ...  # words of a row's bits
+
+# Results are contiguous. A part is its first row and its number of rows.
+def keep_mask(masked: Masked, keep: Tensor, threads: int) -> None: ...
+def thresholds(logits: Logits, out: Tensor, threads: int) -> None: ...
 def masked_weight(
-    key: _Key,
-    size: _Size,
-    estimator: int,
-    temperature: float,
-    weight: _Array,
-    logits: _Array,
-    threshold: _Array,
-    out: _Array,
-    kept: _Array,
-    threads: int,
-    rows: int,
-) -> bool: ...
+    masked: Masked, out: Tensor, kept: Tensor | None, threads: int, part: tuple[int, int] | None = None
+) -> None: ...
 def weight_grad(
-    key: _Key,
-    size: _Size,
-    estimator: int,
-    temperature: float,
-    grad: _Array,
-    weight: _Array,
-    logits: _Array,
-    threshold: _Array,
-    kept: _Array,
-    prior: _Array,
-    scale: float,
-    dweight: _Array,
-    dlogits: _Array,
-    accumulate: bool,
+    masked: Masked,
+    *,
+    grad: Tensor,
+    kept: Tensor | None,
+    dweight: Tensor | None,
+    dlogits: Tensor | None,
+    prior: Logits | None = None,
+    scale: float = 0.0,
+    add: bool = False,
     threads: int,
-    rows: int,
+    part: tuple[int, int] | None = None,
 ) -> None: ...
-def nm_masked_weight(
-    key: _Key, size: _Size, pattern: tuple[int, int], weight: _Array, logits: _Array, out: _Array, threads: int
-) -> bool: ...
+def nm_masked_weight(masked: Masked, pattern: tuple[int, int], out: Tensor, threads: int) -> None: ...
 def nm_weight_grad(
-    key: _Key,
-    size: _Size,
+    masked: Masked,
     pattern: tuple[int, int],
-    grad: _Array,
-    weight: _Array,
-    logits: _Array,
-    dweight: _Array,
-    dlogits: _Array,
-    accumulate: bool,
+    grad: Tensor,
+    dweight: Tensor | None,
+    dlogits: Tensor | None,
     threads: int,
 ) -> None: ...
+def normal(mask: Mask, size: tuple[int, int], out: Tensor, threads: int) -> None: ...
+def gaussian_weight(mask: Mask, mu: Tensor, rho: Tensor, out: Tensor, threads: int) -> None: ...
+def gaussian_grad(mask: Mask, grad: Tensor, rho: Tensor, drho: Tensor, threads: int) -> None: ...
 def moments(
-    size: _Size, weight: _Array, logits: _Array, rho: _Array, mean: _Array, variance: _Array, threads: int
-) -> bool: ...
+    weight: Tensor, logits: Logits | None, rho: Tensor | None, mean: Tensor, variance: Tensor, threads: int
+) -> None: ...
 def moments_grad(
-    size: _Size,
-    dmean: _Array,
-    dvariance: _Array,
-    weight: _Array,
-    logits: _Array,
-    rho: _Array,
-    dweight: _Array,
-    dlogits: _Array,
-    drho: _Array,
+    dmean: Tensor,
+    dvariance: Tensor,
+    weight: Tensor,
+    logits: Logits | None,
+    rho: Tensor | None,
+    dweight: Tensor,
+    dlogits: Tensor | None,
+    drho: Tensor | None,
     threads: int,
 ) -> None: ...
-def gaussian_weight(key: _Key, size: _Size, mu: _Array, rho: _Array, out: _Array, threads: int) -> None: ...
-def gaussian_grad(
-    key: _Key, size: _Size, grad: _Array, rho: _Array, drho: _Array, accumulate: bool, threads: int
-) -> None: ...
-def bernoulli_kl(count: int, logits: _Array, prior: _Array, threads: int) -> float: ...
+def bernoulli_kl(logits: Logits, prior: Logits, threads: int) -> float: ...
 def bernoulli_kl_grad(
-    count: int, scale: float, logits: _Array, prior: _Array, dlogits: _Array, dprior: _Array, threads: int
+    scale: float, logits: Logits, prior: Logits, dlogits: Tensor | None, dprior: Tensor | None, threads: int
 ) -> None: ...
-def gaussian_kl(count: int, inputs: list[_Array], threads: int) -> float: ...
-def gaussian_kl_grad(count: int, scale: float, inputs: list[_Array], grads: list[_Array], threads: int) -> None: ...
+def gaussian_kl(inputs: Sequence[Tensor | None], threads: int) -> float: ...
+def gaussian_kl_grad(
+    scale: float, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None], threads: int
+) -> None: ...
 def advise_huge_pages(address: int, bytes: int) -> None: ...
 
 _Place: TypeAlias = tuple[int, int]  # device, its stream

@@ -7,19 +7,20 @@ import threading
 import pytest
 import torch
 
-from stochprune import rng
+from stochprune import reference, rng
 
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
-from stochprune.native.masked_weight import MaskedWeight  # noqa: E402
+from stochprune.address import KLTerm, Mask  # noqa: E402
 from stochprune.native.workspace import Workspace, workspace  # noqa: E402
 
-OPTIONS = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0)
+AT = Mask(torch.tensor([1]), torch.tensor([2]), 3)
+TWO = AT._replace(draw=torch.tensor([2, 9]))
+ALL = (True, True, True)
 
 
 def masked_weight(weight, logits):
-    layer = MaskedWeight(weight, logits, OPTIONS[0], *OPTIONS[2:])
-    return layer.write(OPTIONS[1], slice(0, len(weight)), torch.empty_like(weight))
+    return native.masked_weight(weight, logits, mask=AT, dtype=weight.dtype)[0].clone()
 
 
 @pytest.fixture(params=_C.instruction_sets())
@@ -58,19 +59,18 @@ def test_masks_from_logits_are_those_of_the_thresholds(instruction_set):
     logits = torch.linspace(-9, 9, 1 << 20).view(1024, 1024)
     weight = torch.ones(1024, 1024)
     masked = masked_weight(weight, logits)
-    keep = native.keep_mask(native.threshold_from_logits(logits), *OPTIONS[:3], 0, 0)
+    keep = native.keep_mask(native.threshold_from_logits(logits), mask=AT)
     assert torch.equal(masked.bool(), keep)
 
 
 def test_panels_give_the_whole_layers_result(budget, generator):
     x, grad = torch.randn(2, 8, 100, generator=generator), torch.randn(2, 8, 37, generator=generator)
     w, logits = torch.randn(2, 37, 100, generator=generator)
-    options = (OPTIONS[0], torch.tensor([2, 9]), *OPTIONS[2:])
     results = []
     for size in (64 << 20, 100 * 4 * 5, 1):
         budget(size)
-        y = native.masked_linear(x, w, logits, None, *options)
-        results.append((y, *native.masked_linear_backward(grad, x, w, logits, *options, True, True, True)))
+        y = native.masked_linear(x, w, logits, None, mask=TWO)
+        results.append((y, *native.masked_linear_backward(grad, x, w, logits, mask=TWO, needs=ALL)))
         if size < 64 << 20:
             assert workspace.nbytes <= max(size, 400)
     for parts in zip(*results, strict=True):
@@ -82,14 +82,42 @@ def test_the_workspace_is_all_that_is_kept(budget):
     budget(64 << 20)
     layers = [torch.randn(64, 64, generator=torch.Generator()) for _ in range(8)]
     for w in layers:
-        native.masked_linear(torch.ones(1, 1, 64), w, w, None, *OPTIONS)
+        native.masked_linear(torch.ones(1, 1, 64), w, w, None, mask=AT)
     assert workspace.nbytes == 64 * 64 * 4
 
 
 def test_equal_panels():
-    assert workspace.panel_rows(0, 5, torch.float32) == 0
-    assert workspace.panel_rows(4096, 4096, torch.float32) == 4096
-    assert workspace.panel_rows(4097, 4096, torch.float32) == 2049
+    assert workspace.panels(0, 5, torch.float32) == []
+    assert workspace.panels(4096, 4096, torch.float32) == [slice(0, 4096)]
+    assert workspace.panels(4097, 4096, torch.float32) == [slice(0, 2049), slice(2049, 4097)]
+
+
+def test_the_draws_of_small_layers_share_a_pass():
+    assert workspace.draws(64, 64, torch.float32) == 64
+    assert workspace.draws(4096, 4096, torch.float32) == 1
+    assert workspace.draws(4097, 4096, torch.float32) == 0
+    assert workspace.draws(0, 5, torch.float32) > 0
+
+
+def test_more_draws_than_share_a_pass(generator, monkeypatch):
+    monkeypatch.setattr(Workspace, "cached", 2 * 9 * 130 * 4)
+    w, logits, prior = torch.randn(3, 9, 130, generator=generator)
+    mask = AT._replace(draw=torch.arange(5), row=7, col=129)
+    x, grad = torch.randn(5, 4, 130, generator=generator), torch.randn(5, 4, 9, generator=generator)
+    kl = KLTerm(prior, torch.tensor(0.3, dtype=torch.float64))
+    y = native.masked_linear(x, w, logits, None, mask=mask)
+    torch.testing.assert_close(y, reference.masked_linear(x, w, logits, None, mask=mask))
+    grads = native.masked_linear_backward(grad, x, w, logits, mask=mask, needs=ALL, kl=kl)
+    expected = reference.masked_linear_backward(grad, x, w, logits, mask=mask, needs=ALL, kl=kl)
+    for got, want in zip(grads, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_scratch_memory_keeps_few_views(budget):
+    budget(64 << 20)
+    seen = [workspace.take((rows, 3), torch.float32).shape for rows in range(1, 300)]
+    assert seen == [(rows, 3) for rows in range(1, 300)]
+    assert len(workspace._views) <= 64 and workspace.nbytes == 299 * 3 * 4
 
 
 def test_results_do_not_depend_on_threads(generator):
@@ -108,12 +136,12 @@ def test_results_do_not_depend_on_threads(generator):
 def test_threads_have_workspaces_of_their_own(generator):
     w, logits = torch.randn(2, 64, 64, generator=generator)
     x = torch.randn(1, 4, 64, generator=generator)
-    expected = native.masked_linear(x, w, logits, None, *OPTIONS)
+    expected = native.masked_linear(x, w, logits, None, mask=AT)
     wrong = []
 
     def work():
         for _ in range(50):
-            if not torch.equal(native.masked_linear(x, w, logits, None, *OPTIONS), expected):
+            if not torch.equal(native.masked_linear(x, w, logits, None, mask=AT), expected):
                 wrong.append(1)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
@@ -138,11 +166,11 @@ def cache():
 def test_cached_thresholds_change_nothing_but_the_speed(cache, estimator, generator):
     x, grad = torch.randn(2, 4, 100, generator=generator), torch.randn(2, 4, 30, generator=generator)
     w, logits = torch.randn(2, 30, 100, generator=generator)
-    options = (OPTIONS[0], torch.tensor([2, 9]), 3, estimator, 0.7)
+    mask = TWO._replace(estimator=estimator, temperature=0.7)
 
     def run():
-        y = native.masked_linear(x, w, logits, None, *options)
-        return (y, *native.masked_linear_backward(grad, x, w, logits, *options, True, True, True))
+        y = native.masked_linear(x, w, logits, None, mask=mask)
+        return (y, *native.masked_linear_backward(grad, x, w, logits, mask=mask, needs=ALL))
 
     with_cache = run()
     assert cache.nbytes == 2 * 30 * 100
@@ -154,9 +182,9 @@ def test_cached_thresholds_change_nothing_but_the_speed(cache, estimator, genera
 def test_the_cache_sees_changes_and_forgets_the_dead(cache, generator):
     w, x = torch.ones(30, 64), torch.ones(1, 1, 64)
     logits = torch.full((30, 64), 9.0)
-    y = native.masked_linear(x, w, logits, None, *OPTIONS)
+    y = native.masked_linear(x, w, logits, None, mask=AT)
     logits.sub_(18)  # as an optimiser's step would
-    assert (native.masked_linear(x, w, logits, None, *OPTIONS) < y - 32).all()
+    assert (native.masked_linear(x, w, logits, None, mask=AT) < y - 32).all()
     assert cache.nbytes == 2 * 30 * 64
     del logits
     assert cache.nbytes == 0

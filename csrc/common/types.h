@@ -23,9 +23,26 @@ struct Matrix {
   DType dtype;
 };
 
+struct Thresholds {
+  const uint16_t* data;  // null: formed from the logits
+  int64_t stride;
+};
+
 struct Relaxation {
   Estimator estimator;
   float temperature;
+};
+
+struct Masked {  // a weight matrix under the masks of one or more draws
+  Shape shape;   // of what is looked at: the whole weight, or its gathered rows
+  const int64_t *seed, *draw;  // in the memory of the device
+  int64_t draws;
+  uint32_t stream;
+  uint64_t row, col;    // the contract's, of the matrix's first weight
+  const int64_t* rows;  // the rows of the weight that are looked at; null: all of them
+  Relaxation relaxation;
+  ConstMatrix weight, logits;
+  Thresholds thresholds;
 };
 
 }  // namespace stochprune

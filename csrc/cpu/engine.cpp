@@ -37,12 +37,6 @@ std::atomic<const Kernels*>& chosen() {
 
 size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
 
-Address from_row(Address a, int64_t r) {
-  a.row += uint64_t(r);
-  if (a.rows) a.rows += r;
-  return a;
-}
-
 ConstMatrix from_row(ConstMatrix m, int64_t r) {
   if (m.data) m.data = static_cast<const char*>(m.data) + size_t(r * m.stride) * size_of(m.dtype);
   return m;
@@ -53,14 +47,33 @@ Matrix from_row(Matrix m, int64_t r) {
   return m;
 }
 
-Thresholds from_row(Thresholds t, int64_t r) {
-  if (t.data) t.data += r * t.stride;
-  return t;
+template <class V>  // Thresholds, Bits
+V from_row(V v, int64_t r) {
+  if (v.data) v.data += r * v.stride;
+  return v;
 }
 
-Bits from_row(Bits b, int64_t r) {
-  if (b.data) b.data += r * b.stride;
-  return b;
+Divergence from_row(Divergence kl, int64_t r) { return {from_row(kl.prior, r), kl.scale}; }
+
+// What draw `d` adds to, or is the first to write.
+Gradients from_row(const Gradients& to, int64_t r, int64_t d) {
+  return {from_row(to.weight, r), from_row(to.logits, r), to.add || d > 0};
+}
+
+// Some rows under draw `d`.
+Masked part(Masked m, int64_t d, Rows rows) {
+  m.draw += d;
+  m.draws = 1;
+  m.shape.rows = rows.count;
+  if (m.rows) {
+    m.rows += rows.first;
+    return m;
+  }
+  m.row += uint64_t(rows.first);
+  m.weight = from_row(m.weight, rows.first);
+  m.logits = from_row(m.logits, rows.first);
+  m.thresholds = from_row(m.thresholds, rows.first);
+  return m;
 }
 
 template <class M>
@@ -88,6 +101,29 @@ void split(int threads, Shape shape, F&& body) {
   parallel_rows(int(useful < threads ? useful : threads), shape.rows,
                 [&](int64_t first, int64_t last) { body(first, Shape{last - first, shape.cols}); });
 }
+
+// body(some rows under one draw, their first, the first among those of all draws one below the other).
+template <class F>
+void split_draws(int threads, const Masked& m, Rows rows, F&& body) {
+  split(threads, Shape{m.draws * rows.count, m.shape.cols}, [&](int64_t first, Shape all) {
+    for (int64_t at = first, end = first + all.rows; at < end;) {
+      const int64_t d = at / rows.count, r = at % rows.count, count = std::min(rows.count - r, end - at);
+      body(part(m, d, {rows.first + r, count}), rows.first + r, at);
+      at += count;
+    }
+  });
+}
+
+// body(some rows under one draw, their first, the first among those of all draws); each thread has all draws of its rows,
+// in their order, so that they can be summed.
+template <class F>
+void split_rows(int threads, const Masked& m, Rows rows, F&& body) {
+  split(threads, Shape{rows.count, m.shape.cols}, [&](int64_t r, Shape some) {
+    for (int64_t d = 0; d < m.draws; ++d) body(part(m, d, {rows.first + r, some.rows}), d, r);
+  });
+}
+
+Rows all(const Masked& m) { return {0, m.shape.rows}; }
 
 constexpr int64_t kChunk = 1 << 12;
 
@@ -129,70 +165,65 @@ void use_instruction_set(const std::string& name) {
 
 std::string instruction_set() { return chosen().load()->name; }
 
-void keep_mask(Address a, Shape shape, Thresholds t, uint8_t* mask, int64_t stride, int threads) {
+void keep_mask(const Masked& m, uint8_t* keep, int threads) {
   const Kernels& k = *chosen().load();
-  split(threads, shape, [&](int64_t r, Shape part) { k.keep_mask(from_row(a, r), part, from_row(t, r), mask + r * stride, stride); });
+  split_draws(threads, m, all(m), [&](const Masked& part, int64_t, int64_t at) { k.keep_mask(part, keep + at * m.shape.cols); });
 }
 
-bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out, int64_t stride, int threads) {
+bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out, int threads) {
   const Kernels& k = *chosen().load();
   std::atomic<bool> nan{false};
   split(threads, shape, [&](int64_t r, Shape part) {
-    if (k.thresholds(part, from_row(logits, r), out + r * stride, stride)) nan = true;
+    if (k.thresholds(part, from_row(logits, r), out + r * shape.cols)) nan = true;
   });
   return nan;
 }
 
-bool masked_weight(Address a, Shape shape, Relaxation relax, ConstMatrix weight, ConstMatrix logits, Thresholds t, Matrix out,
-                   Bits kept, int threads) {
+bool masked_weight(const Masked& m, Rows rows, Matrix out, Bits kept, int threads) {
   const Kernels& k = *chosen().load();
   std::atomic<bool> nan{false};
-  split(threads, shape, [&](int64_t r, Shape part) {
-    if (k.masked_weight(from_row(a, r), part, relax, from_row(weight, r), from_row(logits, r), from_row(t, r), from_row(out, r),
-                        from_row(kept, r)))
-      nan = true;
+  split_draws(threads, m, rows, [&](const Masked& part, int64_t, int64_t at) {
+    if (k.masked_weight(part, from_row(out, at), from_row(kept, at))) nan = true;
   });
   return nan;
 }
 
-void weight_grad(Address a, Shape shape, Relaxation relax, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds t,
-                 Bits kept, Divergence kl, Matrix dweight, Matrix dlogits, bool accumulate, int threads) {
+void weight_grad(const Masked& m, Rows rows, ConstMatrix grad, Bits kept, Divergence kl, Gradients to, int threads) {
   const Kernels& k = *chosen().load();
-  split(threads, shape, [&](int64_t r, Shape part) {
-    k.weight_grad(from_row(a, r), part, relax, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(t, r),
-                  from_row(kept, r), {from_row(kl.prior, r), kl.scale}, from_row(dweight, r), from_row(dlogits, r), accumulate);
+  split_rows(threads, m, rows, [&](const Masked& part, int64_t d, int64_t r) {
+    const int64_t at = d * rows.count + r;
+    k.weight_grad(part, from_row(grad, at), from_row(kept, at), d ? Divergence{} : from_row(kl, rows.first + r),
+                  from_row(to, rows.first + r, d));
   });
 }
 
-void gaussian_weight(Address a, Shape shape, ConstMatrix mu, ConstMatrix rho, Matrix out, int threads) {
+void gaussian_weight(const Masked& m, ConstMatrix mu, ConstMatrix rho, Matrix out, int threads) {
   const Kernels& k = *chosen().load();
-  split(threads, shape, [&](int64_t r, Shape part) {
-    k.gaussian_weight(from_row(a, r), part, from_row(mu, r), from_row(rho, r), from_row(out, r));
+  split_draws(threads, m, all(m), [&](const Masked& part, int64_t r, int64_t at) {
+    k.gaussian_weight(part, from_row(mu, r), from_row(rho, r), from_row(out, at));
   });
 }
 
-void gaussian_grad(Address a, Shape shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate, int threads) {
+void gaussian_grad(const Masked& m, ConstMatrix grad, ConstMatrix rho, Matrix drho, int threads) {
   const Kernels& k = *chosen().load();
-  split(threads, shape, [&](int64_t r, Shape part) {
-    k.gaussian_grad(from_row(a, r), part, from_row(grad, r), from_row(rho, r), from_row(drho, r), accumulate);
+  split_rows(threads, m, all(m), [&](const Masked& part, int64_t d, int64_t r) {
+    k.gaussian_grad(part, from_row(grad, d * m.shape.rows + r), from_row(rho, r), from_row(drho, r), d > 0);
   });
 }
 
-bool nm_masked_weight(Address a, Shape shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out, int threads) {
+bool nm_masked_weight(const Masked& m, Pattern pattern, Matrix out, int threads) {
   const Kernels& k = *chosen().load();
   std::atomic<bool> nan{false};
-  split(threads, shape, [&](int64_t r, Shape part) {
-    if (k.nm_masked_weight(from_row(a, r), part, n, m, from_row(weight, r), from_row(logits, r), from_row(out, r))) nan = true;
+  split_draws(threads, m, all(m), [&](const Masked& part, int64_t, int64_t at) {
+    if (k.nm_masked_weight(part, pattern, from_row(out, at))) nan = true;
   });
   return nan;
 }
 
-void nm_weight_grad(Address a, Shape shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
-                    Matrix dlogits, bool accumulate, int threads) {
+void nm_weight_grad(const Masked& m, Pattern pattern, ConstMatrix grad, Gradients to, int threads) {
   const Kernels& k = *chosen().load();
-  split(threads, shape, [&](int64_t r, Shape part) {
-    k.nm_weight_grad(from_row(a, r), part, n, m, from_row(grad, r), from_row(weight, r), from_row(logits, r), from_row(dweight, r),
-                     from_row(dlogits, r), accumulate);
+  split_rows(threads, m, all(m), [&](const Masked& part, int64_t d, int64_t r) {
+    k.nm_weight_grad(part, pattern, from_row(grad, d * m.shape.rows + r), from_row(to, r, d));
   });
 }
 

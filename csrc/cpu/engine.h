@@ -13,17 +13,20 @@ std::vector<std::string> instruction_sets();
 void use_instruction_set(const std::string& name);
 std::string instruction_set();
 
-void keep_mask(Address, Shape, Thresholds, uint8_t* mask, int64_t stride, int threads);
-bool thresholds(Shape, ConstMatrix logits, uint16_t* out, int64_t stride, int threads);
-bool masked_weight(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out, Bits kept,
-                   int threads);
-void weight_grad(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
-                 Divergence, Matrix dweight, Matrix dlogits, bool accumulate, int threads);
-void gaussian_weight(Address, Shape, ConstMatrix mu, ConstMatrix rho, Matrix out, int threads);
-void gaussian_grad(Address, Shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate, int threads);
-bool nm_masked_weight(Address, Shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out, int threads);
-void nm_weight_grad(Address, Shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
-                    Matrix dlogits, bool accumulate, int threads);
+struct Rows {
+  int64_t first, count;
+};
+
+// The matrices of several draws lie one below the other, and gradients are summed over them. Of some rows
+// `out`, `grad` and `kept` hold nothing else, the gradients and the prior lie as the weight does.
+void keep_mask(const Masked&, uint8_t* keep, int threads);
+bool thresholds(Shape, ConstMatrix logits, uint16_t* out, int threads);
+bool masked_weight(const Masked&, Rows, Matrix out, Bits kept, int threads);
+void weight_grad(const Masked&, Rows, ConstMatrix grad, Bits kept, Divergence, Gradients, int threads);
+void gaussian_weight(const Masked&, ConstMatrix mu, ConstMatrix rho, Matrix out, int threads);
+void gaussian_grad(const Masked&, ConstMatrix grad, ConstMatrix rho, Matrix drho, int threads);
+bool nm_masked_weight(const Masked&, Pattern, Matrix out, int threads);
+void nm_weight_grad(const Masked&, Pattern, ConstMatrix grad, Gradients, int threads);
 bool moments(Shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Matrix mean, Matrix variance, int threads);
 void moments_grad(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
                   Matrix dweight, Matrix dlogits, Matrix drho, int threads);

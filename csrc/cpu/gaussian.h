@@ -1,7 +1,7 @@
 // Gaussian weights mu + softplus(rho) e under the contract's normals e, and their gradient; part of kernels_impl.h.
 #pragma once
 #include "../common/normal.h"
-#include "simd.h"
+#include "blocks.h"
 
 namespace stochprune {
 namespace {
@@ -47,11 +47,11 @@ inline void box_muller(u32v w0, u32v w1, f32v& even, f32v& odd) {
 }
 
 // The normals of a group of 64 columns: calls 0..7 and 8..15 are those of two groups of masks in another stream.
-inline void normals64(const Address& a, const Block& b, Buffer<float>& out) {
+inline void normals64(const Masked& m, const Block& b, Buffer<float>& out) {
   alignas(64) uint32_t halves[2][4][8], words[4][16];
   for (uint64_t h = 0; h < 2; ++h) {
-    uniforms64(a.seed, a.draw, a.stream | kNormalStream, uint32_t(a.row + b.row), 2 * b.group + h,
-               reinterpret_cast<uint16_t*>(halves[h]));
+    uniforms64(uint64_t(*m.seed), uint32_t(*m.draw), m.stream | kNormalStream, uint32_t(m.row + uint64_t(b.row)),
+               2 * b.group + h, reinterpret_cast<uint16_t*>(halves[h]));
     for (int s = 0; s < 4; ++s) std::memcpy(words[s] + 8 * h, halves[h][s], sizeof halves[h][s]);
   }
   for (int s = 0; s < 4; s += 2) {
@@ -79,33 +79,33 @@ inline f32v softplus(f32v x) {
 inline f32v softplus_slope(f32v x) { return unless_nan(x, sigmoid(x).value); }
 
 // out = mu + softplus(rho) e; without mu and rho the standard normals themselves.
-void gaussian_weight(Address a, Shape shape, ConstMatrix mu, ConstMatrix rho, Matrix out) {
-  for_each_block(a, shape, [&](const Block& b) {
+void gaussian_weight(const Masked& m, ConstMatrix mu, ConstMatrix rho, Matrix out) {
+  for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> e, mbuf, rbuf, obuf;
-    normals64(a, b, e);
+    normals64(m, b, e);
     float* o = target(out, b, obuf);
     if (!mu.data) {
       std::memcpy(o, e.v, sizeof e.v);
     } else {
-      const float *m = read(mu, b, mbuf), *r = read(rho, b, rbuf);
+      const float *mean = read(mu, b, mbuf), *r = read(rho, b, rbuf);
       for (int i = 0; i < kGroup; i += kLanes) {
-        store(o + i, load<f32v>(m + i) + softplus(load<f32v>(r + i)) * load<f32v>(e.v + i));
+        store(o + i, load<f32v>(mean + i) + softplus(load<f32v>(r + i)) * load<f32v>(e.v + i));
       }
     }
     write(out, b, o);
   });
 }
 
-// drho = grad e softplus'(rho), from grad = dL/d(mu + softplus(rho) e); it may alias grad. accumulate: add to what is there.
-void gaussian_grad(Address a, Shape shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate) {
-  for_each_block(a, shape, [&](const Block& b) {
+// drho = grad e softplus'(rho), from grad = dL/d(mu + softplus(rho) e); it may alias grad. add: to what is there.
+void gaussian_grad(const Masked& m, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool add) {
+  for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> e, gbuf, rbuf, dr;
-    normals64(a, b, e);
+    normals64(m, b, e);
     const float *g = read(grad, b, gbuf), *r = read(rho, b, rbuf);
     for (int i = 0; i < kGroup; i += kLanes) {
       store(dr.v + i, load<f32v>(g + i) * load<f32v>(e.v + i) * softplus_slope(load<f32v>(r + i)));
     }
-    write_sum(drho, b, dr, accumulate, false);
+    write_sum(drho, b, dr, add, false);
   });
 }
 

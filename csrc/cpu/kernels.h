@@ -7,18 +7,6 @@
 
 namespace stochprune {
 
-struct Address {  // of a matrix's first weight: the contract's five integers
-  uint64_t seed;
-  uint32_t draw, stream;
-  uint64_t row, col;
-  const int64_t* rows = nullptr;  // the contract's row of each row, where they do not follow each other
-};
-
-struct Thresholds {
-  const uint16_t* data;  // null: formed from the logits in registers
-  int64_t stride;
-};
-
 struct Bits {
   uint64_t* data;  // bit i of word g: whether column 64 g + i is kept, counted in the contract's groups; null: none
   int64_t stride;  // words from one row to the next
@@ -38,32 +26,39 @@ struct Divergence {  // of the masks from a prior's, times a factor: what it add
   float scale;
 };
 
-struct Kernels {
+struct Gradients {
+  Matrix weight, logits;
+  bool add;  // to what is there: draws of one layer are summed
+};
+
+struct Pattern {
+  int n, m;  // n kept of every m neighbours
+};
+
+struct Kernels {  // a Masked is under its first draw
   const char* name;
-  // mask[n, k] = whether weight (n, k) is kept.
-  void (*keep_mask)(Address, Shape, Thresholds, uint8_t* mask, int64_t stride);
+  // keep[n, k] = whether weight (n, k) is kept under its threshold.
+  void (*keep_mask)(const Masked&, uint8_t* keep);
   // Thresholds of trained probabilities, equal to the float64 reference. Returns whether a logit is NaN.
-  bool (*thresholds)(Shape, ConstMatrix logits, uint16_t* out, int64_t stride);
+  bool (*thresholds)(Shape, ConstMatrix logits, uint16_t* out);
   // out = z * weight, z the estimator's mask; a hard one is also left in `kept`. Returns whether a logit is NaN.
-  bool (*masked_weight)(Address, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Thresholds, Matrix out, Bits kept);
+  bool (*masked_weight)(const Masked&, Matrix out, Bits kept);
   // From grad = dL/d(z * weight): dweight = grad * z and dlogits = grad * weight * dz/dlogit, either may alias grad.
-  // A hard mask is taken from `kept` if it is there. accumulate: add to what is there (draws of one layer are summed).
-  void (*weight_grad)(Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Thresholds, Bits kept,
-                      Divergence, Matrix dweight, Matrix dlogits, bool accumulate);
+  // A hard mask is taken from `kept` if it is there.
+  void (*weight_grad)(const Masked&, ConstMatrix grad, Bits kept, Divergence, Gradients);
   // out = mu + softplus(rho) e under the contract's normals e; without mu and rho the normals themselves.
-  void (*gaussian_weight)(Address, Shape, ConstMatrix mu, ConstMatrix rho, Matrix out);
+  void (*gaussian_weight)(const Masked&, ConstMatrix mu, ConstMatrix rho, Matrix out);
   // drho = grad e softplus'(rho) from grad = dL/d(mu + softplus(rho) e), which it may alias.
-  void (*gaussian_grad)(Address, Shape, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool accumulate);
+  void (*gaussian_grad)(const Masked&, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool add);
   // Divergences in nats of `count` weights in one row from their prior; NaN if an input is, or a deviation is not positive.
   double (*bernoulli_kl)(int64_t count, ConstMatrix logits, ConstMatrix prior);
   double (*gaussian_kl)(int64_t count, Gaussians);
   // Their gradients times `scale`, where wanted.
   void (*bernoulli_kl_grad)(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior);
   void (*gaussian_kl_grad)(int64_t count, double scale, Gaussians, GaussianGrads);
-  // The first two under a mask that keeps n of every m neighbours.
-  bool (*nm_masked_weight)(Address, Shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out);
-  void (*nm_weight_grad)(Address, Shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, Matrix dweight,
-                         Matrix dlogits, bool accumulate);
+  // masked_weight and weight_grad under the masks of a pattern.
+  bool (*nm_masked_weight)(const Masked&, Pattern, Matrix out);
+  void (*nm_weight_grad)(const Masked&, Pattern, ConstMatrix grad, Gradients);
   // Mean q w and variance q (1 - q) w^2 + q softplus(rho)^2; q = 1 without logits, no last term without rho.
   bool (*moments)(Shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Matrix mean, Matrix variance);
   void (*moments_grad)(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,

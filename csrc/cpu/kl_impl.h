@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "decide.h"
 #include "simd_double.h"
 
 namespace stochprune {
@@ -42,7 +43,7 @@ double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior) {
   const double* entropy = tables().entropy;
   NanWatch nan;
   Sum sum;
-  for_each_block(Address{}, Shape{1, count}, [&](const Block& b) {
+  for_each_block(0, Shape{1, count}, [&](const Block& b) {
     Buffer<float> lbuf, pbuf;
     Buffer<uint16_t> t;
     Buffer<double> own;
@@ -64,7 +65,7 @@ double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior) {
 
 void bernoulli_kl_grad(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior) {
   NanWatch nan;  // forward has refused them already
-  for_each_block(Address{}, Shape{1, count}, [&](const Block& b) {
+  for_each_block(0, Shape{1, count}, [&](const Block& b) {
     Buffer<float> lbuf, pbuf, obuf;
     const float *l = read(logits, b, lbuf), *p = read(prior, b, pbuf);
     if (dlogits.data) {  // (logit - prior) sigmoid'(logit)
@@ -123,7 +124,7 @@ double gaussian_kl(int64_t count, Gaussians g) {
   NanWatch nan;
   bool valid = true;
   Sum sum;
-  for_each_block(Address{}, Shape{1, count}, [&](const Block& b) {
+  for_each_block(0, Shape{1, count}, [&](const Block& b) {
     const GaussianBlock block(g, b);
     Buffer<uint16_t> t;
     Buffer<double> terms;
@@ -141,7 +142,7 @@ double gaussian_kl(int64_t count, Gaussians g) {
 
 void gaussian_kl_grad(int64_t count, double scale, Gaussians g, GaussianGrads d) {
   NanWatch nan;
-  for_each_block(Address{}, Shape{1, count}, [&](const Block& b) {
+  for_each_block(0, Shape{1, count}, [&](const Block& b) {
     const GaussianBlock block(g, b);
     Buffer<float> lbuf, obuf;
     Buffer<uint16_t> t;

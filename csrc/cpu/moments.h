@@ -1,7 +1,6 @@
 // Mean and variance of random weights, and the gradients through both; part of kernels_impl.h.
 #pragma once
 #include "gaussian.h"
-#include "simd.h"
 
 namespace stochprune {
 namespace {
@@ -27,7 +26,7 @@ struct Random {
 // mean = q mu and variance = q (1 - q) mu^2 + q sigma^2, in one pass. Returns whether a logit is NaN.
 bool moments(Shape shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Matrix mean, Matrix variance) {
   NanWatch nan;
-  for_each_block(Address{}, shape, [&](const Block& b) {
+  for_each_block(0, shape, [&](const Block& b) {
     Buffer<float> wbuf, lbuf, rbuf, mbuf, vbuf;
     const float* w = read(weight, b, wbuf);
     const float *l = logits.data ? read(logits, b, lbuf) : nullptr, *r = rho.data ? read(rho, b, rbuf) : nullptr;
@@ -47,7 +46,7 @@ bool moments(Shape shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rh
 void moments_grad(Shape shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
                   Matrix dweight, Matrix dlogits, Matrix drho) {
   NanWatch nan;  // forward has refused them already
-  for_each_block(Address{}, shape, [&](const Block& b) {
+  for_each_block(0, shape, [&](const Block& b) {
     Buffer<float> mbuf, vbuf, wbuf, lbuf, rbuf, dw, dl, dr;
     const float *dm = read(dmean, b, mbuf), *dv = read(dvariance, b, vbuf), *w = read(weight, b, wbuf);
     const float *l = logits.data ? read(logits, b, lbuf) : nullptr, *r = rho.data ? read(rho, b, rbuf) : nullptr;

@@ -1,7 +1,7 @@
 // N:M masks: exactly N of M neighbours kept, a pattern drawn as conditioned Bernoullis; part of kernels_impl.h.
 // See stochprune/patterns.py for the text. Lanes are groups: column j of all the groups of a block is one vector or more.
 #pragma once
-#include "simd.h"
+#include "blocks.h"
 
 namespace stochprune {
 namespace {
@@ -158,7 +158,8 @@ void covariances(const float* logits, const float* values, float* slopes) {
 
 // Runs f.template operator()<N, M>() for the run-time pattern; Python has checked that it is one of these.
 template <class F>
-void with_pattern(int n, int m, F&& f) {
+void with_pattern(Pattern p, F&& f) {
+  const auto [n, m] = p;
   if (m == 2) return f.template operator()<1, 2>();
   if (m == 4) {
     if (n == 1) return f.template operator()<1, 4>();
@@ -172,15 +173,15 @@ void with_pattern(int n, int m, F&& f) {
 }
 
 // out = z * weight. Returns whether a logit is NaN.
-bool nm_masked_weight(Address a, Shape shape, int n, int m, ConstMatrix weight, ConstMatrix logits, Matrix out) {
+bool nm_masked_weight(const Masked& m, Pattern p, Matrix out) {
   NanWatch nan;
-  with_pattern(n, m, [&]<int N, int M>() {
-    for_each_block(a, shape, [&](const Block& b) {
+  with_pattern(p, [&]<int N, int M>() {
+    for_each_block(m.col, m.shape, [&](const Block& b) {
       Buffer<float> wbuf, lbuf, obuf;
       Buffer<uint16_t> u;
       Buffer<int32_t> keep;
-      draw(a, b, u);
-      const float *w = read(weight, b, wbuf), *l = read(logits, b, lbuf);
+      draw(m, b, u);
+      const float *w = read(m.weight, b, wbuf), *l = read(m.logits, b, lbuf);
       draw_patterns<N, M>(l, u.v, keep.v);
       float* o = target(out, b, obuf);
       for (int i = 0; i < kGroup; i += kLanes) {
@@ -193,27 +194,26 @@ bool nm_masked_weight(Address a, Shape shape, int n, int m, ConstMatrix weight, 
   return nan.found();
 }
 
-// From grad = dL/d(z * weight): dweight = grad * z and dlogits, either may alias grad. accumulate: add to what is there.
-void nm_weight_grad(Address a, Shape shape, int n, int m, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits,
-                    Matrix dweight, Matrix dlogits, bool accumulate) {
-  with_pattern(n, m, [&]<int N, int M>() {
-    for_each_block(a, shape, [&](const Block& b) {
+// From grad = dL/d(z * weight): dweight = grad * z and dlogits, either may alias grad.
+void nm_weight_grad(const Masked& m, Pattern p, ConstMatrix grad, Gradients to) {
+  with_pattern(p, [&]<int N, int M>() {
+    for_each_block(m.col, m.shape, [&](const Block& b) {
       Buffer<float> gbuf, wbuf, lbuf, values, dw, dl;
-      const float *g = read(grad, b, gbuf), *l = read(logits, b, lbuf);
-      if (dweight.data) {
+      const float *g = read(grad, b, gbuf), *l = read(m.logits, b, lbuf);
+      if (to.weight.data) {
         Buffer<uint16_t> u;
         Buffer<int32_t> keep;
-        draw(a, b, u);
+        draw(m, b, u);
         draw_patterns<N, M>(l, u.v, keep.v);
         for (int i = 0; i < kGroup; i += kLanes) store(dw.v + i, zero_unless(load<i32v>(keep.v + i), load<f32v>(g + i)));
       }
-      if (dlogits.data) {
-        const float* w = read(weight, b, wbuf);
+      if (to.logits.data) {
+        const float* w = read(m.weight, b, wbuf);
         for (int i = 0; i < kGroup; i += kLanes) store(values.v + i, load<f32v>(g + i) * load<f32v>(w + i));
         covariances<N, M>(l, values.v, dl.v);
       }
-      if (dweight.data) write_sum(dweight, b, dw, accumulate, false);
-      if (dlogits.data) write_sum(dlogits, b, dl, accumulate, false);
+      if (to.weight.data) write_sum(to.weight, b, dw, to.add, false);
+      if (to.logits.data) write_sum(to.logits, b, dl, to.add, false);
     });
   });
 }

@@ -3,8 +3,10 @@
 A module with the functions of :mod:`stochprune.reference`.
 """
 
+import torch
+from torch import Tensor
+
 from stochprune import _C
-from stochprune.native.arrays import DTYPES, supports
 from stochprune.native.gaussian import gaussian_grad, gaussian_weight, normal
 from stochprune.native.keep_mask import keep_mask
 from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
@@ -12,14 +14,20 @@ from stochprune.native.masked_linear import masked_linear, masked_linear_backwar
 from stochprune.native.moments import moments, moments_grad
 from stochprune.native.nm import nm_masked_weight, nm_weight_grad
 from stochprune.native.thresholds import cache, threshold_from_logits
-from stochprune.native.weight_ops import masked_weight, weight_grad
+from stochprune.native.weight_ops import masked_weight, masked_weights, multi_layer_grads, weight_grad
 from stochprune.native.workspace import workspace
 
 NAME = "native"
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def supports(*tensors: Tensor) -> bool:
+    """Return True if the kernels take these tensors: on the CPU, float32 and bfloat16, thresholds of any kind."""
+    return all(t.device.type == "cpu" and (t.dtype in DTYPES or not t.is_floating_point()) for t in tensors)
 
 
 def describe() -> str:
-    """The instruction set in use."""
+    """Return the instruction set in use."""
     return _C.instruction_set()
 
 
@@ -38,8 +46,10 @@ __all__ = [
     "masked_linear",
     "masked_linear_backward",
     "masked_weight",
+    "masked_weights",
     "moments",
     "moments_grad",
+    "multi_layer_grads",
     "nm_masked_weight",
     "nm_weight_grad",
     "normal",

@@ -6,32 +6,26 @@ import torch
 from torch import Tensor
 
 from stochprune import _C
-from stochprune.native.arrays import NOTHING, array, fresh, key, rows_of
+from stochprune.address import Mask
+from stochprune.native.workspace import fresh
 
 
-def normal(rows: int, cols: int, seed: Tensor, draw: Tensor, stream: int, row_offset: int) -> Tensor:
+def normal(rows: int, cols: int, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.normal`."""
-    out = fresh((len(draw), rows, cols), torch.float32)
-    for d, part in zip(draw, out, strict=True):
-        address = key(seed, d, stream, row_offset)
-        _C.gaussian_weight(address, (rows, cols), NOTHING, NOTHING, array(part), torch.get_num_threads())
+    out = fresh((mask.draw.shape[0], rows, cols), torch.float32)
+    _C.normal(mask, (rows, cols), out, torch.get_num_threads())
     return out
 
 
-def gaussian_weight(mu: Tensor, rho: Tensor, seed: Tensor, draw: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
+def gaussian_weight(mu: Tensor, rho: Tensor, *, mask: Mask, dtype: torch.dtype) -> Tensor:
     """As :func:`stochprune.reference.gaussian_weight`."""
-    mu, rho = rows_of(mu.detach()), rows_of(rho.detach())
-    out = fresh((len(draw), *mu.shape), dtype)
-    for d, part in zip(draw, out, strict=True):
-        address = key(seed, d, stream)
-        _C.gaussian_weight(address, tuple(mu.shape), array(mu), array(rho), array(part), torch.get_num_threads())
+    out = fresh((mask.draw.shape[0], *mu.shape), dtype)
+    _C.gaussian_weight(mask, mu, rho, out, torch.get_num_threads())
     return out
 
 
-def gaussian_grad(grad: Tensor, rho: Tensor, seed: Tensor, draw: Tensor, stream: int) -> Tensor:
+def gaussian_grad(grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.gaussian_grad`."""
-    rho, out = rows_of(rho.detach()), fresh(tuple(rho.shape), rho.dtype)
-    for i, d in enumerate(draw):
-        g, threads = rows_of(grad[i]), torch.get_num_threads()
-        _C.gaussian_grad(key(seed, d, stream), tuple(rho.shape), array(g), array(rho), array(out), i > 0, threads)
+    out = fresh(rho.shape, rho.dtype)
+    _C.gaussian_grad(mask, grad, rho, out, torch.get_num_threads())
     return out

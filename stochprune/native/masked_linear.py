@@ -1,30 +1,25 @@
-"""masked_linear on the CPU: torch's products on panels of the masked weight, a draw at a time."""
+"""masked_linear on the CPU: torch's products, for as many draws at a time as stay in cache."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from stochprune.native import panels
-from stochprune.native.arrays import fresh, rows_of
-from stochprune.native.masked_weight import MaskedWeight
+from stochprune.address import KLTerm, Logits, Mask
+from stochprune.native import products
+from stochprune.native.workspace import fresh, workspace
 
 
-def masked_linear(
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-) -> Tensor:
+def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.masked_linear`."""
-    layer = MaskedWeight(weight, logits, seed, stream, estimator, temperature)
-    y = x.new_empty(len(draw), x.shape[1], weight.shape[0])
-    for i in range(len(draw)):
-        panels.forward(layer, draw[i], x[i], bias, y[i])
+    draws, n = x.shape[0], weight.shape[0]
+    y = x.new_empty(draws, x.shape[1], n)
+    step = workspace.draws(n, weight.shape[1], x.dtype)
+    if draws <= step:
+        products.forward(x, weight, logits, bias, mask, y)
+        return y
+    run = products.forward if step else products.forward_by_panels
+    for at in _parts(draws, step):
+        run(x[at], weight, logits, bias, mask.part(at), y[at])
     return y
 
 
@@ -32,28 +27,28 @@ def masked_linear_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    need_x: bool,
-    need_weight: bool,
-    need_logits: bool,
-    prior_logits: Tensor | None = None,
-    kl_grad: Tensor | None = None,
+    logits: Logits,
+    *,
+    mask: Mask,
+    needs: tuple[bool, bool, bool],
+    kl: KLTerm | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.masked_linear_backward`."""
-    layer = MaskedWeight(weight, logits, seed, stream, estimator, temperature)
-    dx = (x.new_empty if len(weight) else x.new_zeros)(x.shape) if need_x else None
-    dweight = fresh(tuple(weight.shape), weight.dtype) if need_weight else None
-    dlogits = fresh(tuple(logits.shape), logits.dtype) if need_logits else None
-    divergence = None
-    if prior_logits is not None and kl_grad is not None:
-        divergence = (rows_of(prior_logits), float(kl_grad))
-    for i in range(len(draw)):
-        dx_i = None if dx is None else dx[i]
-        once = divergence if i == 0 else None
-        panels.backward(layer, draw[i], grad[i], x[i], dx_i, dweight, dlogits, accumulate=i > 0, divergence=once)
+    draws, (n, k) = x.shape[0], weight.shape
+    dx = x.new_empty(x.shape) if needs[0] else None
+    dweight = fresh((n, k), weight.dtype) if needs[1] else None
+    dlogits = fresh((n, k), logits.dtype) if needs[2] else None
+    step = workspace.draws(n, k, x.dtype)
+    if draws <= step:
+        products.backward(grad, x, weight, logits, mask, dx, dweight, dlogits, False, kl)
+        return dx, dweight, dlogits
+    run = products.backward if step else products.backward_by_panels
+    for at in _parts(draws, step):
+        dx_at, once = None if dx is None else dx[at], None if at.start else kl
+        run(grad[at], x[at], weight, logits, mask.part(at), dx_at, dweight, dlogits, at.start > 0, once)
     return dx, dweight, dlogits
+
+
+def _parts(draws: int, step: int) -> list[slice]:
+    step = max(1, step)
+    return [slice(start, start + step) for start in range(0, draws, step)]

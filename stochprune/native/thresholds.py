@@ -7,16 +7,14 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from stochprune import _C
-from stochprune.native.arrays import array, rows_of
+from stochprune.address import Logits
 
 
-def threshold_from_logits(logits: Tensor) -> Tensor:
+def threshold_from_logits(logits: Logits) -> Tensor:
     """As :func:`stochprune.reference.threshold_from_logits`."""
-    flat = rows_of(logits.detach().reshape(-1, logits.shape[-1]) if logits.dim() else logits.detach().reshape(1, 1))
-    out = torch.empty(flat.shape, dtype=torch.uint16)
-    if _C.thresholds(tuple(flat.shape), array(flat), array(out), torch.get_num_threads()):
-        raise ValueError("logits contain NaN")
-    return out.reshape(logits.shape)
+    out = torch.empty(logits.shape, dtype=torch.uint16)
+    _C.thresholds(logits, out, torch.get_num_threads())
+    return out
 
 
 class ThresholdCache:
@@ -30,10 +28,8 @@ class ThresholdCache:
         self.enabled = False
         self._held: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
-    def get(self, logits: Tensor) -> Tensor | None:
-        """Thresholds of ``logits`` [N, K], or None where the cache is off."""
-        if not self.enabled:
-            return None
+    def get(self, logits: Logits) -> Tensor:
+        """Return the thresholds of ``logits``, of its shape."""
         version, levels = self._held.get(logits, (None, None))
         if version != logits._version:
             levels = threshold_from_logits(logits)

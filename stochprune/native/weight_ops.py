@@ -2,69 +2,64 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from stochprune.native.arrays import fresh, rows_of
-from stochprune.native.masked_weight import MaskedWeight
-from stochprune.native.workspace import workspace
+from stochprune import _C, materialised
+from stochprune.address import Logits, Mask
+from stochprune.native.masked import masked
+from stochprune.native.workspace import fresh, workspace
 
 
 def masked_weight(
     weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
+    logits: Logits,
+    *,
+    mask: Mask,
     dtype: torch.dtype,
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
 ) -> Tensor:
     """As :func:`stochprune.reference.masked_weight`, in the shared workspace; ``memo`` gets hard masks as bits."""
-    layer = MaskedWeight(weight, logits, seed, stream, estimator, temperature, rows)
-    n, k = layer.shape
-    out = workspace.take(len(draw) * n, k, dtype).view(len(draw), n, k)
-    whole = slice(0, n)
-    for i in range(len(draw)):
-        bits = None if memo is None else layer.bits(whole)
-        layer.write(draw[i], whole, out[i], bits)
-        if memo is not None and bits is not None:
-            memo.append(bits)
-    return out.view(len(draw), n, *weight.shape[1:])
+    layer = masked(weight, logits, mask, rows)
+    shape = (mask.draw.shape[0], *(weight if rows is None else rows).shape[:1], *weight.shape[1:])
+    bits = None
+    if memo is not None and layer.groups:
+        bits = torch.empty(shape[0] * shape[1], layer.groups, dtype=torch.int64)
+        memo.append(bits)
+    out = workspace.take(shape, dtype)
+    _C.masked_weight(layer, out, bits, torch.get_num_threads())
+    return out
 
 
 def weight_grad(
     grad: Tensor,
     weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    need_weight: bool,
-    need_logits: bool,
+    logits: Logits,
+    *,
+    mask: Mask,
+    needs: tuple[bool, bool],
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.weight_grad`."""
-    layer = MaskedWeight(weight, logits, seed, stream, estimator, temperature, rows)
-    parts = [rows_of(g.flatten(1)) for g in grad]
+    grad, shape = grad.contiguous(), grad.shape[1:]
     # A gradient alone of its draw makes room for one of the results.
-    spare = {parts[0].dtype: parts[0]} if len(parts) == 1 else {}
-    dweight, dlogits = (
-        spare.pop(like.dtype, None) if need else None for need, like in ((need_weight, weight), (need_logits, logits))
-    )
-    if need_weight and dweight is None:
-        dweight = fresh(layer.shape, weight.dtype)
-    if need_logits and dlogits is None:
-        dlogits = fresh(layer.shape, logits.dtype)
-    for i, g in enumerate(parts):
-        bits = memo[i] if memo else None
-        layer.gradients(draw[i], slice(0, len(g)), g, bits, dweight, dlogits, accumulate=i > 0)
-    return (
-        None if dweight is None else dweight.view(grad.shape[1:]),
-        None if dlogits is None else dlogits.view(grad.shape[1:]),
-    )
+    spare = grad[0] if grad.shape[0] == 1 else None
+    dweight = dlogits = None
+    if needs[0]:
+        if spare is not None and spare.dtype == weight.dtype:
+            dweight, spare = spare, None
+        else:
+            dweight = fresh(shape, weight.dtype)
+    if needs[1]:
+        dlogits = spare if spare is not None and spare.dtype == logits.dtype else fresh(shape, logits.dtype)
+    layer, bits = masked(weight, logits, mask, rows), memo[0] if memo else None
+    _C.weight_grad(layer, grad=grad, kept=bits, dweight=dweight, dlogits=dlogits, threads=torch.get_num_threads())
+    return dweight, dlogits
+
+
+masked_weights = partial(materialised.masked_weights, masked_weight)
+multi_layer_grads = partial(materialised.multi_layer_grads, weight_grad)

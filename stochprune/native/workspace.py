@@ -1,4 +1,4 @@
-"""Scratch memory that all layers share."""
+"""Scratch memory that all layers share, and fresh memory for results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import threading
 import torch
 from torch import Tensor
 
-from stochprune.native.arrays import fresh
+from stochprune import _C
+
+HUGE_PAGE_MINIMUM = 32 << 20  # bytes from which glibc always maps fresh memory instead of using freed memory again
+VIEWS = 64  # of the workspace that are kept, for layers that come again: to make one costs as much as a small kernel
+
+
+def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised tensor, on huge pages if large: its first touch is otherwise spent in page faults."""
+    out = torch.empty(shape, dtype=dtype)
+    if out.nbytes >= HUGE_PAGE_MINIMUM:
+        _C.advise_huge_pages(out.data_ptr(), out.nbytes)
+    return out
 
 
 class Workspace(threading.local):
@@ -19,30 +30,44 @@ class Workspace(threading.local):
     """
 
     budget = 64 << 20
+    cached = 1 << 20  # bytes that stay in a core's cache between two passes over them
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        self.release()
 
     @property
     def nbytes(self) -> int:
         """What it holds now."""
         return self._memory.nbytes
 
-    def panel_rows(self, rows: int, cols: int, dtype: torch.dtype) -> int:
-        """How many rows of a [rows, cols] matrix to hold at once: equal panels within the budget, at least one row."""
-        fitting = max(1, Workspace.budget // max(1, cols * dtype.itemsize))
-        return math.ceil(rows / math.ceil(rows / fitting)) if rows else 0
+    def draws(self, rows: int, cols: int, dtype: torch.dtype) -> int:
+        """Return how many draws of a [rows, cols] matrix share a pass and stay in cache; 0 if one needs panels."""
+        size = max(1, rows * cols * dtype.itemsize)
+        return max(1, min(Workspace.cached, Workspace.budget) // size) if size <= Workspace.budget else 0
 
-    def take(self, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
-        """An uninitialised [rows, cols] view of the memory, valid until the next call."""
-        size = rows * cols * dtype.itemsize
-        if self._memory.numel() < size:
-            self._memory = fresh((size,), torch.uint8)
-        return self._memory[:size].view(dtype).view(rows, cols)
+    def panels(self, rows: int, cols: int, dtype: torch.dtype) -> list[slice]:
+        """Return the rows of equal panels of a [rows, cols] matrix within the budget, of at least one row."""
+        fitting = max(1, Workspace.budget // max(1, cols * dtype.itemsize))
+        step = max(1, math.ceil(rows / max(1, math.ceil(rows / fitting))))
+        return [slice(r, min(r + step, rows)) for r in range(0, rows, step)]
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return uninitialised scratch memory of this shape, valid until the next call."""
+        view = self._views.get((shape, dtype))
+        if view is None:
+            size = math.prod(shape) * dtype.itemsize
+            if self._memory.nbytes < size:
+                self.release()
+                self._memory = fresh((size,), torch.uint8)
+            if len(self._views) == VIEWS:
+                self._views.clear()
+            view = self._views[shape, dtype] = self._memory[:size].view(dtype).view(shape)
+        return view
 
     def release(self) -> None:
         """Give the memory back."""
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._memory: Tensor = torch.empty(0, dtype=torch.uint8)
+        self._views: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
 
 
 workspace = Workspace()

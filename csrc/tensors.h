@@ -1,0 +1,76 @@
+// How torch's tensors reach the CPU kernels: by their Python methods, so that no torch header is needed. Needs the GIL.
+#pragma once
+#include <pybind11/gil_safe_call_once.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "bindings.h"
+#include "cpu/kernels.h"
+
+namespace stochprune {
+
+// The names that are looked up, interned once, and torch's dtypes.
+struct Torch {
+  py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature;
+  py::object float32, bfloat16, uint16;
+};
+const Torch& torch();
+
+inline py::object attribute(py::handle object, const py::str& name) {
+  PyObject* found = PyObject_GetAttr(object.ptr(), name.ptr());
+  if (!found) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(found);
+}
+
+inline py::object call(py::handle object, const py::str& method) {
+  PyObject* result = PyObject_CallMethodNoArgs(object.ptr(), method.ptr());
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// The address of the tensor's first element; null for None.
+template <class T>
+T* address(py::handle tensor) {
+  return tensor.is_none() ? nullptr : reinterpret_cast<T*>(PyLong_AsSize_t(call(tensor, torch().data_ptr).ptr()));
+}
+
+DType dtype_of(py::handle tensor);  // throws TypeError for one that the CPU kernels do not know
+std::vector<int64_t> shape_of(py::handle tensor);
+
+// A tensor that is read as a matrix: its first dimension gives the rows, the others together the columns. A copy, if
+// neighbours in a row are not neighbours in memory, lives as long as this object.
+struct Given {
+  py::object tensor;
+  Shape shape{};
+  ConstMatrix matrix{};
+
+  explicit Given(py::object given, bool integers = false);  // None: no data
+  operator ConstMatrix() const { return matrix; }
+};
+
+// The same, dense: in rows of `cols`, whatever its dimensions are.
+struct Dense {
+  py::object tensor;
+  ConstMatrix matrix{};
+
+  Dense(py::object given, int64_t cols);
+  operator ConstMatrix() const { return matrix; }
+};
+
+// A dense tensor that is written, in rows of `cols`; None: no data.
+Matrix result(py::handle tensor, int64_t cols);
+
+// stochprune.address.Mask, and what it masks: see there. Holds what the addresses point to.
+struct MaskedTensors {
+  Masked masked{};
+  std::vector<py::object> held;
+
+  MaskedTensors(py::object mask, py::object weight, py::object logits, py::object threshold, py::object rows);
+  MaskedTensors(py::object mask, Shape shape);
+  // Words of the bits of a row's hard mask; 0 if the estimator has no such mask.
+  int64_t groups() const;
+};
+
+}  // namespace stochprune
