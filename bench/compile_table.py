@@ -16,173 +16,19 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import torch
 import triton
-from torch import Tensor
-
-from stochprune.kernels.gaussian import gaussian_grad, gaussian_weight
-from stochprune.kernels.keep_mask import keep_mask
-from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
-from stochprune.kernels.mask_bits import mask_bits
-from stochprune.kernels.masked_matmul import masked_matmul
-from stochprune.kernels.moments import moments, moments_grad
-from stochprune.kernels.multi_prepass import masked_weights
-from stochprune.kernels.multi_weight_grad import weight_grads
-from stochprune.kernels.nm import nm_masked_weight, nm_weight_grad
-from stochprune.kernels.one_pass import one_pass
-from stochprune.kernels.prepass import mask_weight
-from stochprune.kernels.threshold import threshold_from_logits
-from stochprune.kernels.weight_grad import weight_grad
-from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
-from stochprune.products import Divergence, Mask
 
 from . import sass
+from .kernel_cases import Case, cases
 from .launches import SHARED, SPILLED, Specialisation, recorded
 
 OUTPUT = Path(__file__).parent / "results" / "compile_table.md"
 ARCHITECTURES = (80, 90, 100)
-N = K = 4096
-ODD = (77, 333)
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
-
-
-class Case(NamedTuple):
-    """One op at one configuration: ``dtypes`` are those of x and of weight and logits, space separated."""
-
-    op: str
-    dtypes: str
-    tokens: int = 0
-    estimator: str = "straight_through"
-    quick: bool = False
-    since: int = 80  # the first architecture that takes this path
-    stream: int = 12345
-    temperature: float = 1.0
-    shape: tuple[int, int] = (N, K)
-
-    @property
-    def aligned(self) -> bool:
-        """Return True if rows of weights start at multiples of 16 elements, as Triton must know for wide loads."""
-        return self.shape[0] % 16 == self.shape[1] % 16 == 0
-
-    def run(self) -> None:
-        """Call the op on tensors without storage."""
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if self.dtypes.startswith("tf32") else "ieee"
-        x_dtype, w_dtype = (DTYPES[name] for name in self.dtypes.split())
-        n, k = self.shape
-        weight, logits = (meta(n, k, dtype=w_dtype) for _ in range(2))
-        x, grad = meta(1, self.tokens, k, dtype=x_dtype), meta(1, self.tokens, n, dtype=x_dtype)
-        dweight, dlogits = torch.empty_like(weight), torch.empty_like(logits)
-        mask = Mask(
-            meta(1, dtype=torch.int64), meta(1, dtype=torch.int64), self.stream, self.estimator, self.temperature
-        )
-        bits = meta(1, n, -(-k // 32), dtype=torch.int32)
-        one = meta(dtype=torch.float64)
-        many = mask.seed, mask.draw, [1], self.estimator, self.temperature
-        nm = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
-        kl = Divergence(torch.empty_like(logits), meta(dtype=torch.float64))
-        calls: dict[str, Callable[[], object]] = {
-            "keep_mask": lambda: keep_mask(meta(n, k, dtype=torch.uint16), mask.seed, mask.draw, self.stream, 0, 0),
-            "threshold": lambda: threshold_from_logits(logits),
-            "prepass": lambda: mask_weight(weight, logits, mask, x_dtype),
-            "multi_prepass": lambda: masked_weights([weight], [logits], *many, x_dtype),
-            "multi_weight_grad": lambda: weight_grads(
-                [meta(n, k, dtype=x_dtype)], [weight], [logits], *many, True, True
-            ),
-            "mask_bits": lambda: mask_bits(logits, mask),
-            "bernoulli_kl": lambda: bernoulli_kl(logits, weight),
-            "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, weight, True, True),
-            "spike_and_slab_kl": lambda: gaussian_kl(*[weight] * 4, logits),
-            "spike_and_slab_kl_grad": lambda: gaussian_kl_backward(one, *[weight] * 4, logits, [True] * 5),
-            "weight_grad": lambda: weight_grad(meta(n, k, dtype=w_dtype), weight, logits, mask, dweight, dlogits),
-            "weight_grad_matmul": lambda: weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits),
-            "nm_prepass": lambda: nm_masked_weight(weight, logits, *nm, mask.seed, mask.draw, self.stream, x_dtype),
-            "nm_weight_grad": lambda: nm_weight_grad(
-                meta(1, n, k, dtype=w_dtype), weight, logits, *nm, mask.seed, mask.draw, self.stream, True, True
-            ),
-            "gaussian": lambda: gaussian_weight(weight, logits, mask.seed, mask.draw, self.stream, x_dtype),
-            "moments": lambda: moments(weight, logits, logits, x_dtype),
-            "moments_grad": lambda: moments_grad(
-                meta(n, k, dtype=x_dtype), meta(n, k, dtype=x_dtype), weight, logits, logits
-            ),
-            "gaussian_grad": lambda: gaussian_grad(
-                meta(1, n, k, dtype=w_dtype), logits, mask.seed, mask.draw, self.stream
-            ),
-            "forward": lambda: masked_matmul(x, weight, logits, None, mask, grad),
-            "dx": lambda: masked_matmul(grad, weight, logits, None, mask, x, transpose=True),
-            "forward, bits": lambda: masked_matmul(x, weight, logits, None, mask, grad, bits=bits),
-            "dx, bits": lambda: masked_matmul(grad, weight, logits, None, mask, x, transpose=True, bits=bits),
-            "one_pass": lambda: one_pass(grad[0], x[0], weight, logits, mask, dweight, dlogits),
-            "weight_grad, kl": lambda: weight_grad(
-                dweight.clone(), weight, logits, mask, dweight, dlogits, divergence=kl
-            ),
-            "weight_grad_matmul, kl": lambda: weight_grad_matmul(grad, x, weight, logits, mask, dweight, dlogits, kl),
-            "one_pass, kl": lambda: one_pass(grad[0], x[0], weight, logits, mask, dweight, dlogits, kl),
-        }
-        calls[self.op]()
-
-
-def meta(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def cases() -> Iterator[Case]:
-    masters = ("bf16 bf16", "bf16 fp32")  # all in bfloat16; float32 weights under bfloat16 products
-    yield Case("keep_mask", "bf16 bf16", quick=True)
-    yield Case("threshold", "bf16 bf16")
-    yield Case("threshold", "fp32 fp32", quick=True)
-    for dtypes in (*masters, "fp32 fp32"):
-        for estimator in ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete"):
-            yield Case("prepass", dtypes, 0, estimator, quick=estimator == "straight_through")
-            yield Case("weight_grad", dtypes, 0, estimator, quick=estimator == "straight_through")
-        yield Case("multi_prepass", dtypes, quick=dtypes == "bf16 fp32")
-        yield Case("multi_weight_grad", dtypes, quick=dtypes == "bf16 fp32")
-        yield Case("mask_bits", dtypes, quick=dtypes == "bf16 fp32")
-        for op in ("bernoulli_kl", "bernoulli_kl_grad", "spike_and_slab_kl", "spike_and_slab_kl_grad"):
-            yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
-    for dtypes in masters:
-        yield Case("weight_grad, kl", dtypes)
-        for op in ("nm_prepass", "nm_weight_grad"):
-            for pattern in ("2:4", "1:4", "4:8"):
-                yield Case(op, dtypes, 0, pattern, quick=pattern == "2:4" and dtypes == "bf16 fp32")
-        for op in ("gaussian", "gaussian_grad", "moments", "moments_grad"):
-            yield Case(op, dtypes, 0, "", quick=dtypes == "bf16 fp32")
-    for op in ("forward", "dx"):
-        for dtypes in masters:
-            for tokens in (16, 32, 64, 128):
-                yield Case(op, dtypes, tokens, quick=tokens in (16, 128))
-            yield Case(op, dtypes, 128, "concrete")
-            yield Case(f"{op}, bits", dtypes, 1024)
-        yield Case(op, "fp16 fp16", 128)
-        yield Case(op, "fp32 fp32", 16)
-        yield Case(op, "tf32 fp32", 512)
-    for dtypes in masters:
-        for tokens in (16, 32, 64):
-            yield Case("one_pass", dtypes, tokens, quick=tokens == 64)
-        yield Case("one_pass", dtypes, 128, since=90)
-        yield Case("one_pass", dtypes, 64, "concrete")
-        yield Case("one_pass, kl", dtypes, 64)
-        yield Case("one_pass, kl", dtypes, 128, since=90)
-        yield Case("weight_grad_matmul, kl", dtypes, 512)
-        yield Case("weight_grad_matmul", dtypes, 512, quick=True)
-        yield Case("weight_grad_matmul", dtypes, 512, "concrete")
-    yield Case("weight_grad_matmul", "fp32 fp32", 16)
-    yield Case("weight_grad_matmul", "tf32 fp32", 512)
-    for estimator in ("straight_through", "hard_concrete"):
-        for op in ("prepass", "weight_grad, kl", "multi_weight_grad"):
-            yield Case(op, "bf16 fp32", 0, estimator, shape=ODD)
-        for op in ("forward", "dx"):
-            yield Case(op, "bf16 fp32", 16, estimator, shape=ODD)
-            yield Case(op, "bf16 fp32", 64, estimator, shape=ODD)
-            yield Case(op, "fp32 fp32", 16, estimator, shape=ODD)
-        yield Case("one_pass, kl", "bf16 fp32", 32, estimator, shape=ODD)
-        yield Case("one_pass, kl", "bf16 fp32", 64, estimator, since=90, shape=ODD)
-        yield Case("weight_grad_matmul, kl", "bf16 fp32", 512, estimator, shape=ODD)
 
 
 class Row(NamedTuple):
@@ -278,6 +124,7 @@ def matrix_instructions(sass: str) -> str:
 COLUMNS = [
     "op",
     "N x K",
+    "first",
     "dtypes",
     "tokens",
     "estimator",
@@ -309,6 +156,7 @@ def markdown(rows: list[Row]) -> str:
         cells = (
             c.op,
             "{} x {}".format(*c.shape),
+            "{}, {}".format(*c.first) if any(c.first) else "",
             c.dtypes,
             c.tokens or "",
             c.estimator,

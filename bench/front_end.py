@@ -17,13 +17,14 @@ from collections.abc import Iterator
 
 import torch
 
+from stochprune.address import Logits, Mask
 from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.masked_matmul import masked_matmul
 from stochprune.kernels.prepass import mask_weight
 from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
-from stochprune.products import Mask
 
-from .compile_table import Case, cases, meta, specialise
+from .compile_table import specialise
+from .kernel_cases import Case, cases, meta
 from .launches import Specialisation, recorded
 
 ARCH = 90
@@ -83,20 +84,20 @@ def faults(case: Case) -> Iterator[str]:
 def many_draws() -> Iterator[str]:
     """List what a GPU would refuse of the launches that serve many draws at once."""
     half, numbers = torch.bfloat16, meta(DRAWS, dtype=torch.int64)
-    weight, x = meta(8, 64, dtype=half), meta(DRAWS, 2, 64, dtype=half)
-    y, mask = meta(DRAWS, 2, 8, dtype=half), Mask(numbers[:1], numbers, 1, "straight_through", 1.0)
+    weight, x = Logits(meta(8, 64, dtype=half)), meta(DRAWS, 2, 64, dtype=half)
+    y, mask = meta(DRAWS, 2, 8, dtype=half), Mask(numbers[:1], numbers, 1)
     with recorded(ARCH) as launches:
-        bits = mask_bits(weight, mask)
-        mask_weight(weight, weight, mask, half)
-        masked_matmul(x, weight, weight, None, mask, y)
-        masked_matmul(x, weight, weight, None, mask, y, bits=bits)
-        weight_grad_matmul(y, x, weight, weight, mask, weight, weight)
+        bits = mask_bits(weight, mask=mask)
+        mask_weight(weight, weight, mask=mask, dtype=half)
+        masked_matmul(x, weight, weight, None, mask=mask, out=y)
+        masked_matmul(x, weight, weight, None, mask=mask, out=y, bits=bits)
+        weight_grad_matmul(y, x, weight, weight, mask=mask, dweight=weight, dlogits=weight)
     for launch in launches:
         yield from (f"{'.'.join(launch.specialisation.kernel)}: {fault}" for fault in launch.faults())
 
 
 def main() -> int:
-    one_an_op = {case.op: case for case in cases()}
+    one_an_op = {(case.op, any(case.first)): case for case in cases()}  # whole matrices and shards
     found = [*many_draws(), *(fault for case in one_an_op.values() for fault in faults(case))]
     print("\n".join(found))
     return int(bool(found))

@@ -8,28 +8,31 @@ from __future__ import annotations
 if __name__ == "kernels":
     raise ImportError("this folder is the package stochprune.kernels: install stochprune and import it by that name")
 
+from functools import partial
+
 import torch
 import triton
 from torch import Tensor
 
-from stochprune.products import weight_ops
+from stochprune import materialised
 
 from .calibrate import calibrate
 from .gaussian import gaussian_grad, gaussian_weight, normal
 from .keep_mask import keep_mask
 from .kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
+from .mask_backward import mask_backward
 from .masked_linear import masked_linear, masked_linear_backward
 from .moments import moments, moments_grad
+from .multi_layer_grads import multi_layer_grads
 from .multi_prepass import masked_weights
-from .multi_weight_grad import weight_grads
 from .nm import nm_masked_weight, nm_weight_grad
 from .prepass import mask_weight
 from .routes import table as routing_table
 from .threshold import threshold_from_logits
-from .weight_grad import weight_grad as through_mask
 
 NAME = "triton"
-masked_weight, weight_grad = weight_ops(mask_weight, through_mask)
+masked_weight = partial(materialised.masked_weight, mask_weight)
+weight_grad = partial(materialised.weight_grad, mask_backward)
 
 
 def supports(*tensors: Tensor) -> bool:
@@ -59,6 +62,7 @@ __all__ = [
     "masked_weights",
     "moments",
     "moments_grad",
+    "multi_layer_grads",
     "nm_masked_weight",
     "nm_weight_grad",
     "normal",
@@ -66,5 +70,4 @@ __all__ = [
     "supports",
     "threshold_from_logits",
     "weight_grad",
-    "weight_grads",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from triton.testing import do_bench
 
-from stochprune.products import Mask
+from stochprune.address import Logits, Mask
 from stochprune.seeding import generator
 
 from . import routes
@@ -71,12 +71,13 @@ def _products(kind: str, device: torch.device) -> tuple[float, float, float]:
         torch.from_numpy(numbers.standard_normal((SIZE, SIZE), np.float32)).to(device, dtype) for _ in range(3)
     )
     number = torch.zeros(1, dtype=torch.int64, device=device)
-    mask = Mask(number, number, 1, "straight_through", 1.0)
-    out, bits = torch.empty_like(x)[None], mask_bits(logits, mask)
+    mask = Mask(number, number, 1)
+    out, levels = torch.empty_like(x)[None], Logits(logits)
+    bits = mask_bits(levels, mask=mask)
     loops = SIZE * SIZE * SIZE / usable(dtype, x.device)[-1].tokens
 
     def masked(packed: Tensor | None) -> float:
-        return _seconds(lambda: masked_matmul(x[None], weight, logits, None, mask, out, bits=packed)) / loops
+        return _seconds(lambda: masked_matmul(x[None], weight, levels, None, mask=mask, out=out, bits=packed)) / loops
 
     return 2 * SIZE**3 / _seconds(lambda: x @ weight.mT), masked(None), masked(bits)
 

@@ -7,20 +7,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.address import Mask
+
 from . import tiles
-from .philox import GROUP, load_key, uniforms
-from .tiles import locate, offsets
+from .philox import load_key, uniforms
+from .tiles import after, locate, offsets, within
 
 
-@triton.jit(do_not_specialize=["stream", "row_offset", "first_group"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group"])
 def keep_mask_kernel(
     threshold_ptr,
     out_ptr,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
-    row_offset: tl.int64,
-    first_group: tl.int64,
+    first_row,
+    first_group,
     shift,
     N,
     K,
@@ -29,38 +31,30 @@ def keep_mask_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), K + shift, ROWS, GROUPS)
+    rows, cols, group = locate(tl.program_id(0), K, shift, ROWS, GROUPS)
     k0, k1 = load_key(seed_ptr)
-    u = uniforms(rows + row_offset, first_group + group, k0, k1, tl.load(draw_ptr), stream, GROUPS)
-    cols -= shift
-    inside = (rows < N)[:, None] & ((cols >= 0) & (cols < K))[None, :]
+    u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr), stream, GROUPS)
+    inside = within(rows, cols, N, K, shift)
     threshold = tl.load(threshold_ptr + offsets(rows, cols, stride_row, stride_col), mask=inside, other=0)
     keep = (u & 0x7FFF) < threshold.to(tl.uint32)
     tl.store(out_ptr + offsets(rows, cols, K, 1), keep.to(tl.uint8), mask=inside)
 
 
-def keep_mask(threshold: Tensor, seed: Tensor, draw: Tensor, stream: int, row_offset: int, col_offset: int) -> Tensor:
-    """bool [N, K]: which weights are kept under uint16 thresholds [N, K] of any strides."""
+def keep_mask(threshold: Tensor, *, mask: Mask) -> Tensor:
+    """bool [N, K]: which weights are kept under uint16 thresholds [N, K] of any strides, of one draw."""
     N, K = threshold.shape
     out = torch.empty(N, K, dtype=torch.bool, device=threshold.device)
-    shift = col_offset % GROUP.value  # the tiles start at a whole group
     if out.numel():
         with torch.cuda.device_of(threshold):
-            keep_mask_kernel[(tiles.count(N, K + shift),)](
+            keep_mask_kernel[tiles.grid(mask, N, K)](
                 threshold,
                 out.view(torch.uint8),
-                seed,
-                draw,
-                stream,
-                row_offset,
-                col_offset // GROUP.value,
-                shift,
+                *tiles.address(mask),
+                tiles.shift(mask),
                 N,
                 K,
-                threshold.stride(0),
-                threshold.stride(1),
+                *threshold.stride(),
                 ROWS=tiles.ROWS,
-                GROUPS=tiles.GROUPS,
-                num_warps=tiles.WARPS,
+                **tiles.LAUNCH,
             )
     return out

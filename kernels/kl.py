@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.address import Logits
+
 from .estimators import sigmoid_slope, threshold
 
 BLOCK = 1024
@@ -162,21 +164,21 @@ def gaussian_kl_grad_kernel(
         _store(dprior_sigma_ptr, at, dprior_sigma, inside)
 
 
-def bernoulli_kl(logits: Tensor, prior_logits: Tensor) -> Tensor:
+def bernoulli_kl(logits: Logits, prior_logits: Logits) -> Tensor:
     """As :func:`stochprune.reference.bernoulli_kl`, of the thresholds that these kernels form, in float32."""
     return _sum(bernoulli_kl_kernel, logits, prior_logits)
 
 
-def gaussian_kl(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Tensor | None) -> Tensor:
+def gaussian_kl(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Logits | None) -> Tensor:
     """As :func:`stochprune.reference.gaussian_kl`, of the thresholds that these kernels form, in float32."""
     return _sum(gaussian_kl_kernel, mu, sigma, prior_mu, prior_sigma, logits)
 
 
 def bernoulli_kl_backward(
-    grad: Tensor, logits: Tensor, prior_logits: Tensor, need_logits: bool, need_prior: bool
+    grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.bernoulli_kl_backward`."""
-    dlogits, dprior = _grads(bernoulli_kl_grad_kernel, grad, (logits, prior_logits), (need_logits, need_prior))
+    dlogits, dprior = _grads(bernoulli_kl_grad_kernel, grad, (logits, prior_logits), needs)
     return dlogits, dprior
 
 
@@ -186,7 +188,8 @@ def gaussian_kl_backward(
     sigma: Tensor,
     prior_mu: Tensor,
     prior_sigma: Tensor,
-    logits: Tensor | None,
+    logits: Logits | None,
+    *,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """As :func:`stochprune.reference.gaussian_kl_backward`."""

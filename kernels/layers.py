@@ -11,10 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tiles
+from stochprune.address import Logits, Masks
 
-FIELDS = tl.constexpr(6)
-"""Of a row of the table: addresses of weight and logits, rows, columns, stream, first element of the results."""
+from . import tiles
+from .philox import GROUP
+
+FIELDS = tl.constexpr(8)
+"""Of a row of the table: addresses of weight and logits, rows, columns, stream, first element of the results, and the
+layer's first row and column."""
 ALIGNMENT = 16  # elements: where a layer's results may start, for 16-byte loads and stores
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -28,6 +32,7 @@ class Layers(NamedTuple):
     offsets: tuple[int, ...]  # the first element of each layer's results
     elements: int  # of the flat tensor
     aligned: bool  # whether every row of every layer starts at a multiple of 16 bytes
+    sharded: bool  # whether a layer's first row or column is not 0
     height: int  # rows of a tile
 
     def views(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -35,20 +40,22 @@ class Layers(NamedTuple):
         return [flat[at : at + t.numel()].view(t.shape) for at, t in zip(self.offsets, like, strict=True)]
 
 
-def layers_of(weights: Sequence[Tensor], logits: Sequence[Tensor], streams: Sequence[int]) -> Layers:
+def layers_of(weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks) -> Layers:
     """The table of layers [N, ...] whose trailing dimensions are columns; made anew only where a parameter moved.
 
     Raises:
         ValueError: the lists differ in length, or a tensor is not contiguous or differs in dtype.
     """
-    if not len(weights) == len(logits) == len(streams) > 0:
-        raise ValueError(f"got {len(weights)} weights, {len(logits)} logits and {len(streams)} streams")
+    if not len(weights) == len(logits) == len(masks.streams) > 0:
+        raise ValueError(f"got {len(weights)} weights, {len(logits)} logits and {len(masks.streams)} streams")
     for name, tensors in (("weights", weights), ("logits", logits)):
         if len({t.dtype for t in tensors}) > 1 or not all(t.is_contiguous() for t in tensors):
             raise ValueError(f"many layers in one launch: {name} must be contiguous and of one dtype")
     addresses = tuple((w.data_ptr(), t.data_ptr()) for w, t in zip(weights, logits, strict=True))
     device = weights[0].device
-    layers = _layers(addresses, tuple((len(w), w[:1].numel()) for w in weights), tuple(streams), device)
+    shapes = tuple((len(w), w[:1].numel()) for w in weights)
+    places = tuple(zip(masks.streams, masks.rows, masks.cols, strict=True))
+    layers = _layers(addresses, shapes, places, device)
     if capturing(device) and not any(layers is known for known in _captured):
         _captured.append(layers)
     return layers
@@ -78,24 +85,26 @@ def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
 def _layers(
     addresses: tuple[tuple[int, int], ...],
     shapes: tuple[tuple[int, int], ...],
-    streams: tuple[int, ...],
+    places: tuple[tuple[int, int, int], ...],  # stream, first row and first column
     device: torch.device,
 ) -> Layers:
     rows, starts, programs, elements = [], [], 0, 0
-    aligned = all(value % 16 == 0 for pair, (_, k) in zip(addresses, shapes, strict=True) for value in (*pair, k))
+    multiples = zip(addresses, shapes, places, strict=True)
+    aligned = all(value % 16 == 0 for pair, (_, k), (*_, col) in multiples for value in (*pair, k, col))
     height = tiles.ROWS if aligned else tiles.ODD_ROWS
-    for (weight, logits), (n, k), stream in zip(addresses, shapes, streams, strict=True):
-        rows.append([weight, logits, n, k, stream, elements])
+    for (weight, logits), (n, k), (stream, row, col) in zip(addresses, shapes, places, strict=True):
+        rows.append([weight, logits, n, k, stream, elements, row, col])
         starts.append(programs)
-        programs += tiles.count(n, k, height)
+        programs += tiles.count(n, k + col % GROUP.value, height)
         elements += triton.cdiv(n * k, ALIGNMENT) * ALIGNMENT
     return Layers(
         torch.tensor(rows, dtype=torch.int64, device=device),
         torch.tensor(starts, dtype=torch.int32, device=device),
         programs,
-        tuple(row[-1] for row in rows),
+        tuple(row[5] for row in rows),
         elements,
         aligned,
+        any(row or col for _, row, col in places),
         height,
     )
 
@@ -119,3 +128,16 @@ def load_layer(row_ptr, WEIGHT: tl.constexpr, LOGITS: tl.constexpr, ALIGNED: tl.
         logits_ptr = tl.multiple_of(logits_ptr, 16)
         K = tl.multiple_of(K, 16)
     return weight_ptr, logits_ptr, N, K, stream, tl.multiple_of(first, 16)
+
+
+@triton.jit
+def load_offsets(row_ptr, SHARDED: tl.constexpr, ALIGNED: tl.constexpr):
+    """The layer's first row and group, and the columns of that group before it, as :func:`.tiles.locate` takes them."""
+    if SHARDED:
+        row, col = tl.load(row_ptr + 6), tl.load(row_ptr + 7)
+        shift = col % GROUP
+        if ALIGNED:
+            shift = tl.multiple_of(shift, 16)
+        return row, col // GROUP, shift
+    else:
+        return None, None, None

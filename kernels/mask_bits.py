@@ -7,23 +7,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.products import Mask
+from stochprune.address import Logits, Mask
 
 from . import tiles
 from .estimators import keep
 from .philox import GROUP, load_key, uniforms
-from .tiles import locate, offsets
+from .tiles import after, load, locate, offsets, within
 
 WORD = tl.constexpr(32)
 
 
-@triton.jit(do_not_specialize=["stream", "draws"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group", "draws"])
 def mask_bits_kernel(
     logits_ptr,
     bits_ptr,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    first_row,
+    first_group,
     draws,
     N,
     K,
@@ -33,12 +35,13 @@ def mask_bits_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0) // draws, K, ROWS, GROUPS)  # neighbours share a tile
-    inside = (rows < N)[:, None] & (cols < K)[None, :]
-    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    rows, cols, group = locate(tl.program_id(0) // draws, K, None, ROWS, GROUPS)  # neighbours share a tile
+    inside = within(rows, cols, N, K, None)
+    logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
     d = tl.program_id(0) % draws
-    u = uniforms(rows, group, k0, k1, tl.load(draw_ptr + d), stream, GROUPS)
+    draw = tl.load(draw_ptr + d)
+    u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
     bits_ptr += d.to(tl.int64) * N * words
     kept = keep(logit, u).to(tl.int32).reshape(ROWS, GROUPS * GROUP // WORD, WORD)
     bits = tl.sum(kept << tl.arange(0, WORD)[None, None, :], axis=2)  # each bit once, so the sum is their union
@@ -46,27 +49,26 @@ def mask_bits_kernel(
     tl.store(bits_ptr + offsets(rows, at, words, 1), bits, mask=(rows < N)[:, None] & (at < words)[None, :])
 
 
-def mask_bits(logits: Tensor, mask: Mask) -> Tensor:
-    """int32 [D, N, ceil(K / 32)]: bit k % 32 of word k // 32 says whether column k is kept under a draw."""
+def mask_bits(logits: Logits, *, mask: Mask) -> Tensor:
+    """int32 [D, N, ceil(K / 32)]: bit k % 32 of word k // 32 says whether column k is kept under a draw.
+
+    ``mask.col`` is a multiple of 64.
+    """
     N, K = logits.shape
     words = triton.cdiv(K, WORD.value)
     bits = torch.empty(len(mask.draw), N, words, dtype=torch.int32, device=logits.device)
     if bits.numel():
         with torch.cuda.device_of(logits):
-            mask_bits_kernel[(tiles.count(N, K) * len(bits),)](
+            mask_bits_kernel[tiles.grid(mask, N, K, draws=len(bits))](
                 logits,
                 bits,
-                mask.seed,
-                mask.draw,
-                mask.stream,
+                *tiles.address(mask),
                 len(bits),
                 N,
                 K,
                 words,
                 *logits.stride(),
                 ROWS=tiles.ROWS,
-                GROUPS=tiles.GROUPS,
-                num_warps=tiles.WARPS,
-                enable_fp_fusion=False,
+                **tiles.LAUNCH,
             )
     return bits

@@ -16,14 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.products import Mask
+from stochprune.address import Logits, Mask
 
+from . import tiles
 from .estimators import masked
 from .mask_bits import WORD
 from .matmul import STEP, Tile, precision, settled, strides
 from .philox import GROUP, load_key, uniforms
 from .split_sum import split, split_sum
-from .tiles import offsets
+from .tiles import after, offsets
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def unpacked(bits_ptr, rows, first, N, words, ROWS: tl.constexpr, COLS: tl.const
     return ((word[:, :, None] >> tl.arange(0, WORD)[None, None, :]) & 1).reshape(ROWS, COLS)
 
 
-@triton.jit(do_not_specialize=["stream", "temperature", "M", "draws", "steps"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature", "M", "draws", "steps"])
 def masked_matmul_kernel(
     x_ptr,
     weight_ptr,
@@ -45,6 +46,8 @@ def masked_matmul_kernel(
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    first_row,
+    first_group,
     temperature,
     draws,
     M,
@@ -105,7 +108,8 @@ def masked_matmul_kernel(
             a = tl.where(bits != 0, w, 0.0).to(x.dtype)
         else:
             logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0)
-            u = uniforms(rows, tile * (COLS // GROUP), k0, k1, draw, stream, COLS // GROUP)
+            group = after(tile * (COLS // GROUP), first_group)
+            u = uniforms(after(rows, first_row), group, k0, k1, draw, stream, COLS // GROUP)
             a = masked(w.to(tl.float32), logit.to(tl.float32), u, temperature, ESTIMATOR).to(x.dtype)
         if TRANSPOSE:
             a = tl.trans(a)
@@ -122,8 +126,9 @@ def masked_matmul_kernel(
 def masked_matmul(
     x: Tensor,
     weight: Tensor,
-    logits: Tensor,
+    logits: Logits,
     bias: Tensor | None,
+    *,
     mask: Mask,
     out: Tensor,
     transpose: bool = False,
@@ -135,6 +140,7 @@ def masked_matmul(
         x: [D, M, K], or with ``transpose`` the gradient [D, M, N]; any strides.
         weight, logits: [N, K], any strides.
         bias: [N] or None.
+        mask: its column offset is a multiple of 64.
         out: contiguous [D, M, N], or [D, M, K] with ``transpose``.
         transpose: multiply with the masked weight's transpose.
         bits: the masks of the draws, from :func:`.mask_bits.mask_bits`, in place of the logits.
@@ -156,9 +162,7 @@ def masked_matmul(
             bits,
             bias if shares == 1 else None,
             partial,
-            mask.seed,
-            mask.draw,
-            mask.stream,
+            *tiles.address(mask),
             mask.temperature,
             D,
             M,

@@ -7,22 +7,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.address import Logits
+
 from . import tiles
 from .estimators import sigmoid, sigmoid_slope
 from .gaussian import softplus
-from .tiles import locate, offsets
+from .tiles import load, locate, offsets, within
 
 
 @triton.jit
 def _random(weight_ptr, logits_ptr, rho_ptr, rows, cols, inside, w_row, w_col, l_row, l_col, r_row, r_col):
     """w, q, q (1 - q), sigma and sigmoid(rho) of a tile; q is 1 without logits, sigma 0 without rho."""
-    w = tl.load(weight_ptr + offsets(rows, cols, w_row, w_col), mask=inside, other=0.0).to(tl.float32)
+    w = load(weight_ptr, offsets(rows, cols, w_row, w_col), inside)
     q, slope, sigma, growth = tl.full(w.shape, 1.0, tl.float32), w * 0.0, w * 0.0, w * 0.0
     if logits_ptr is not None:
-        logit = tl.load(logits_ptr + offsets(rows, cols, l_row, l_col), mask=inside, other=0.0).to(tl.float32)
+        logit = load(logits_ptr, offsets(rows, cols, l_row, l_col), inside)
         q, slope = sigmoid(logit), sigmoid_slope(logit)
     if rho_ptr is not None:
-        rho = tl.load(rho_ptr + offsets(rows, cols, r_row, r_col), mask=inside, other=0.0).to(tl.float32)
+        rho = load(rho_ptr, offsets(rows, cols, r_row, r_col), inside)
         sigma, growth = softplus(rho), sigmoid(rho)
     return w, q, slope, sigma, growth
 
@@ -45,8 +47,8 @@ def moments_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, _ = locate(tl.program_id(0), K, ROWS, GROUPS)
-    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    rows, cols, _ = locate(tl.program_id(0), K, None, ROWS, GROUPS)
+    inside = within(rows, cols, N, K, None)
     w, q, slope, sigma, _ = _random(
         weight_ptr, logits_ptr, rho_ptr, rows, cols, inside, w_row, w_col, l_row, l_col, r_row, r_col
     )
@@ -77,14 +79,14 @@ def moments_grad_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, _ = locate(tl.program_id(0), K, ROWS, GROUPS)
-    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    rows, cols, _ = locate(tl.program_id(0), K, None, ROWS, GROUPS)
+    inside = within(rows, cols, N, K, None)
     w, q, slope, sigma, growth = _random(
         weight_ptr, logits_ptr, rho_ptr, rows, cols, inside, w_row, w_col, l_row, l_col, r_row, r_col
     )
     at = offsets(rows, cols, K, 1)
-    dm = tl.load(dmean_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    dv = tl.load(dvariance_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    dm = load(dmean_ptr, at, inside)
+    dv = load(dvariance_ptr, at, inside)
     tl.store(dweight_ptr + at, (dm * q + dv * slope * w * 2).to(dweight_ptr.dtype.element_ty), mask=inside)
     if dlogits_ptr is not None:
         dlogit = (dm * w + dv * ((1 - 2 * q) * w * w + sigma * sigma)) * slope
@@ -101,7 +103,7 @@ def _strides(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(s for t in tensors for s in ((0, 0) if t is None else t.stride()))
 
 
-def moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def moments(weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and variance [N, K] in ``dtype`` of weights of any strides."""
     mean, variance = (torch.empty(weight.shape, dtype=dtype, device=weight.device) for _ in range(2))
     if mean.numel():
@@ -115,15 +117,13 @@ def moments(weight: Tensor, logits: Tensor | None, rho: Tensor | None, dtype: to
                 *weight.shape,
                 *_strides(weight, logits, rho),
                 ROWS=ROWS,
-                GROUPS=tiles.GROUPS,
-                num_warps=tiles.WARPS,
-                enable_fp_fusion=False,
+                **tiles.LAUNCH,
             )
     return mean, variance
 
 
 def moments_grad(
-    dmean: Tensor, dvariance: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | None
+    dmean: Tensor, dvariance: Tensor, weight: Tensor, logits: Logits | None, rho: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dweight, dlogits and drho [N, K] (None without the input) from the gradients for mean and variance."""
     dweight, dlogits, drho = (
@@ -143,8 +143,6 @@ def moments_grad(
                 *weight.shape,
                 *_strides(weight, logits, rho),
                 ROWS=ROWS,
-                GROUPS=tiles.GROUPS,
-                num_warps=tiles.WARPS,
-                enable_fp_fusion=False,
+                **tiles.LAUNCH,
             )
     return dweight, dlogits, drho

@@ -9,11 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.address import Logits, Masks
+
 from . import tiles
 from .estimators import masked
-from .layers import DTYPES, FIELDS, find_layer, layers_of, load_layer
+from .layers import DTYPES, FIELDS, find_layer, layers_of, load_layer, load_offsets
 from .philox import load_key, uniforms
-from .tiles import locate, offsets
+from .tiles import after, load, locate, offsets, within
 
 
 @triton.jit(do_not_specialize=["temperature", "layers"])
@@ -28,63 +30,61 @@ def multi_prepass_kernel(
     WEIGHT: tl.constexpr,
     LOGITS: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SHARDED: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     LAYERS: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     layer = find_layer(starts_ptr, layers, LAYERS)
-    weight_ptr, logits_ptr, N, K, stream, first = load_layer(table_ptr + layer * FIELDS, WEIGHT, LOGITS, ALIGNED)
-    rows, cols, group = locate(tl.program_id(0) - tl.load(starts_ptr + layer), K, ROWS, GROUPS)
-    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    row_ptr = table_ptr + layer * FIELDS
+    weight_ptr, logits_ptr, N, K, stream, first = load_layer(row_ptr, WEIGHT, LOGITS, ALIGNED)
+    first_row, first_group, shift = load_offsets(row_ptr, SHARDED, ALIGNED)
+    rows, cols, group = locate(tl.program_id(0) - tl.load(starts_ptr + layer), K, shift, ROWS, GROUPS)
+    inside = within(rows, cols, N, K, shift)
     at = offsets(rows, cols, K, 1)
-    w = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    logit = tl.load(logits_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    w = load(weight_ptr, at, inside)
+    logit = load(logits_ptr, at, inside)
     k0, k1 = load_key(seeds_ptr + layer)
-    u = uniforms(rows, group, k0, k1, tl.load(draws_ptr + layer), stream, GROUPS)
+    draw = tl.load(draws_ptr + layer)
+    u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
     z = masked(w, logit, u, temperature, ESTIMATOR)
     tl.store(out_ptr + first + at, z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def masked_weights(
     weights: Sequence[Tensor],
-    logits: Sequence[Tensor],
-    seeds: Tensor,
-    draws: Tensor,
-    streams: Sequence[int],
-    estimator: str,
-    temperature: float,
+    logits: Sequence[Logits],
+    *,
+    masks: Masks,
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """``z * weight`` of many layers in ``dtype``, in one launch.
 
     Args:
         weights, logits: [N, ...], contiguous, each list of one dtype; trailing dimensions are flattened to columns.
-        seeds, draws: int64 [L], of each layer.
-        streams: of each layer.
 
     Raises:
         ValueError: the lists differ in length, or a tensor is not contiguous or differs in dtype.
     """
-    layers = layers_of(weights, logits, streams)
+    layers = layers_of(weights, logits, masks)
     flat = torch.empty(layers.elements, dtype=dtype, device=weights[0].device)
     with torch.cuda.device_of(flat):
         multi_prepass_kernel[(layers.programs,)](
             layers.table,
             layers.starts,
             flat,
-            seeds,
-            draws,
-            temperature,
+            masks.seeds,
+            masks.draws,
+            masks.temperature,
             len(weights),
             WEIGHT=DTYPES[weights[0].dtype],
             LOGITS=DTYPES[logits[0].dtype],
             ALIGNED=layers.aligned,
-            ESTIMATOR=estimator,
+            SHARDED=layers.sharded,
+            ESTIMATOR=masks.estimator,
             LAYERS=triton.next_power_of_2(len(weights)),
             ROWS=layers.height,
-            GROUPS=tiles.GROUPS,
-            num_warps=tiles.WARPS,
-            enable_fp_fusion=False,
+            **tiles.LAUNCH,
         )
     return layers.views(flat, weights)

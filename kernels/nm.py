@@ -12,9 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.address import Logits, Mask
+
 from . import tiles
 from .philox import load_key, uniforms
-from .tiles import locate, offsets
+from .tiles import after, load, locate, offsets, within
 
 LARGEST = tl.constexpr(1e6)
 RANGE = tl.constexpr(20.0)
@@ -169,7 +171,7 @@ def _mask(logit, rows, group, k0, k1, draw, stream, N: tl.constexpr, M: tl.const
     return tile_of(flags, M) != 0
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group"])
 def nm_prepass_kernel(
     weight_ptr,
     logits_ptr,
@@ -177,6 +179,9 @@ def nm_prepass_kernel(
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    first_row,
+    first_group,
+    shift,
     rows_total,
     cols_total,
     weight_row,
@@ -188,17 +193,17 @@ def nm_prepass_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), cols_total, ROWS, GROUPS)
-    inside = (rows < rows_total)[:, None] & (cols < cols_total)[None, :]
-    w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
-    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    rows, cols, group = locate(tl.program_id(0), cols_total, shift, ROWS, GROUPS)
+    inside = within(rows, cols, rows_total, cols_total, shift)
+    w = load(weight_ptr, offsets(rows, cols, weight_row, weight_col), inside)
+    logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
-    keep = _mask(logit, rows, group, k0, k1, tl.load(draw_ptr), stream, N, M, GROUPS)
-    z = tl.where(keep, w, 0.0)
+    first, draw = after(group, first_group), tl.load(draw_ptr)
+    z = tl.where(_mask(logit, after(rows, first_row), first, k0, k1, draw, stream, N, M, GROUPS), w, 0.0)
     tl.store(out_ptr + offsets(rows, cols, cols_total, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group"])
 def nm_weight_grad_kernel(
     grad_ptr,
     weight_ptr,
@@ -208,6 +213,9 @@ def nm_weight_grad_kernel(
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    first_row,
+    first_group,
+    shift,
     rows_total,
     cols_total,
     weight_row,
@@ -220,22 +228,23 @@ def nm_weight_grad_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), cols_total, ROWS, GROUPS)
-    inside = (rows < rows_total)[:, None] & (cols < cols_total)[None, :]
+    rows, cols, group = locate(tl.program_id(0), cols_total, shift, ROWS, GROUPS)
+    inside = within(rows, cols, rows_total, cols_total, shift)
     at = offsets(rows, cols, cols_total, 1)
-    g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    g = load(grad_ptr, at, inside)
+    logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
     if dlogits_ptr is not None:
-        w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+        w = load(weight_ptr, offsets(rows, cols, weight_row, weight_col), inside)
         dlogit = tile_of(covariances(columns(logit, M), columns(g * w, M), N, M), M)
         if ADD:
-            dlogit += tl.load(dlogits_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            dlogit += load(dlogits_ptr, at, inside)
         tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
     if dweight_ptr is not None:
         k0, k1 = load_key(seed_ptr)
-        dweight = tl.where(_mask(logit, rows, group, k0, k1, tl.load(draw_ptr), stream, N, M, GROUPS), g, 0.0)
+        first, draw = after(group, first_group), tl.load(draw_ptr)
+        dweight = tl.where(_mask(logit, after(rows, first_row), first, k0, k1, draw, stream, N, M, GROUPS), g, 0.0)
         if ADD:
-            dweight += tl.load(dweight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            dweight += load(dweight_ptr, at, inside)
         tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
 
 
@@ -244,29 +253,27 @@ ROWS = {2: 64, 4: 32, 8: 16}
 
 
 def nm_masked_weight(
-    weight: Tensor, logits: Tensor, n: int, m: int, seed: Tensor, draw: Tensor, stream: int, dtype: torch.dtype
+    weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, dtype: torch.dtype
 ) -> Tensor:
     """z * weight [D, N, K] in ``dtype``, z the n:m mask of each draw; weight and logits [N, K] of any strides."""
-    out = torch.empty(len(draw), *weight.shape, dtype=dtype, device=weight.device)
+    n, m = pattern
+    out = torch.empty(len(mask.draw), *weight.shape, dtype=dtype, device=weight.device)
     if out.numel():
         with torch.cuda.device_of(weight):
             for i, part in enumerate(out):
-                nm_prepass_kernel[(tiles.count(*weight.shape, ROWS[m]),)](
+                nm_prepass_kernel[tiles.grid(mask, *weight.shape, ROWS[m])](
                     weight,
                     logits,
                     part,
-                    seed,
-                    draw[i : i + 1],
-                    stream,
+                    *tiles.address(mask.one(i)),
+                    tiles.shift(mask),
                     *weight.shape,
                     *weight.stride(),
                     *logits.stride(),
                     N=n,
                     M=m,
                     ROWS=ROWS[m],
-                    GROUPS=tiles.GROUPS,
-                    num_warps=tiles.WARPS,
-                    enable_fp_fusion=False,
+                    **tiles.LAUNCH,
                 )
     return out
 
@@ -274,32 +281,29 @@ def nm_masked_weight(
 def nm_weight_grad(
     grad: Tensor,
     weight: Tensor,
-    logits: Tensor,
-    n: int,
-    m: int,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    need_weight: bool,
-    need_logits: bool,
+    logits: Logits,
+    pattern: tuple[int, int],
+    *,
+    mask: Mask,
+    needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """dweight and dlogits [N, K] of grad [D, N, K] = dL/d(z * weight), summed over draws; None where not needed."""
-    dtypes = [torch.float32 if len(draw) > 1 else like.dtype for like in (weight, logits)]
+    n, m = pattern
+    dtypes = [torch.float32 if len(grad) > 1 else like.dtype for like in (weight, logits)]
     results = [
         torch.empty(like.shape, dtype=dtype, device=like.device) if need else None
-        for like, need, dtype in zip((weight, logits), (need_weight, need_logits), dtypes, strict=True)
+        for like, need, dtype in zip((weight, logits), needs, dtypes, strict=True)
     ]
     if weight.numel():
         with torch.cuda.device_of(weight):
-            for i in range(len(draw)):
-                nm_weight_grad_kernel[(tiles.count(*weight.shape, ROWS[m]),)](
-                    grad[i].contiguous(),
+            for i, part in enumerate(grad):
+                nm_weight_grad_kernel[tiles.grid(mask, *weight.shape, ROWS[m])](
+                    part.contiguous(),
                     weight,
                     logits,
                     *results,
-                    seed,
-                    draw[i : i + 1],
-                    stream,
+                    *tiles.address(mask.one(i)),
+                    tiles.shift(mask),
                     *weight.shape,
                     *weight.stride(),
                     *logits.stride(),
@@ -307,9 +311,7 @@ def nm_weight_grad(
                     M=m,
                     ADD=i > 0,
                     ROWS=ROWS[m],
-                    GROUPS=tiles.GROUPS,
-                    num_warps=tiles.WARPS,
-                    enable_fp_fusion=False,
+                    **tiles.LAUNCH,
                 )
     dweight, dlogits = (t if t is None else t.to(like.dtype) for t, like in zip(results, (weight, logits), strict=True))
     return dweight, dlogits

@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.products import Divergence, Mask
+from stochprune.address import KLTerm, Logits, Mask
 
+from . import tiles
 from .estimators import masked, pull, slope
 from .matmul import capability, precision
 from .philox import GROUP, load_key, uniforms
 from .split_sum import split, split_sum
-from .tiles import aligned, offsets
+from .tiles import after, aligned, load, offsets
 
 
 class Tile(NamedTuple):
@@ -50,7 +51,7 @@ def one_pass_fits(x: Tensor, *others: Tensor) -> bool:
     return x.shape[0] == 1 and 1 <= x.shape[1] <= tile_for(x, *others).tokens and x.element_size() == 2
 
 
-@triton.jit(do_not_specialize=["stream", "temperature", "M", "steps"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature", "M", "steps"])
 def one_pass_kernel(
     grad_ptr,
     x_ptr,
@@ -61,9 +62,13 @@ def one_pass_kernel(
     dlogits_ptr,
     prior_ptr,
     kl_grad_ptr,
+    prior_row,
+    prior_col,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    first_row,
+    first_group,
     temperature,
     M,
     N,
@@ -77,16 +82,14 @@ def one_pass_kernel(
     weight_col,
     logits_row,
     logits_col,
-    prior_row,
-    prior_col,
     ESTIMATOR: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    tiles = tl.cdiv(K, GROUP)
-    group = (tl.program_id(0) % tiles).to(tl.int64)
-    share = (tl.program_id(0) // tiles).to(tl.int64)
+    across = tl.cdiv(K, GROUP)
+    group = (tl.program_id(0) % across).to(tl.int64)
+    share = (tl.program_id(0) // across).to(tl.int64)
     cols = group * GROUP + tl.arange(0, GROUP)
     m = tl.arange(0, TOKENS).to(tl.int64)
     k0, k1 = load_key(seed_ptr)
@@ -96,12 +99,12 @@ def one_pass_kernel(
     for step in range(share * steps, tl.minimum((share + 1) * steps, tl.cdiv(N, ROWS))):
         rows = step * ROWS + tl.arange(0, ROWS)
         inside = (rows < N)[:, None] & (cols < K)[None, :]
-        w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
-        logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+        w = load(weight_ptr, offsets(rows, cols, weight_row, weight_col), inside)
+        logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
         grad = tl.load(
             grad_ptr + offsets(rows, m, grad_col, grad_row), mask=(rows < N)[:, None] & (m < M)[None, :], other=0.0
         )
-        u = uniforms(rows, group, k0, k1, draw, stream, 1)
+        u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, 1)
         a = masked(w, logit, u, temperature, ESTIMATOR).to(x.dtype)
         dx = tl.dot(tl.trans(a), grad, dx, input_precision=PRECISION)
         g = tl.dot(grad, x, input_precision=PRECISION)  # [ROWS, GROUP]
@@ -125,15 +128,16 @@ def one_pass(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    logits: Tensor,
+    logits: Logits,
+    *,
     mask: Mask,
     dweight: Tensor | None,
     dlogits: Tensor | None,
-    divergence: Divergence | None = None,
+    kl: KLTerm | None = None,
 ) -> Tensor:
     """dx [M, K] of grad [M, N] and x [M, K], M small; writes contiguous ``dweight`` and ``dlogits`` [N, K].
 
-    The gradient of ``divergence`` is added to dlogits.
+    The gradient of ``kl`` is added to dlogits. ``mask.col`` is a multiple of 64.
     """
     M, N = grad.shape
     K = x.shape[1]
@@ -144,7 +148,6 @@ def one_pass(
     programs = triton.cdiv(K, GROUP.value)
     steps, shares = split(triton.cdiv(N, tile.rows), programs, x.device)
     partial = dx if shares == 1 else torch.empty(shares, M, K, dtype=torch.float32, device=x.device)
-    *divergence_pointers, prior_row, prior_col = Divergence.arguments(divergence)
     with torch.cuda.device_of(x):
         one_pass_kernel[(programs * shares,)](
             grad,
@@ -154,10 +157,8 @@ def one_pass(
             partial,
             dweight,
             dlogits,
-            *divergence_pointers,
-            mask.seed,
-            mask.draw,
-            mask.stream,
+            *tiles.kl_arguments(kl),
+            *tiles.address(mask),
             mask.temperature,
             M,
             N,
@@ -167,8 +168,6 @@ def one_pass(
             *x.stride(),
             *weight.stride(),
             *logits.stride(),
-            prior_row,
-            prior_col,
             ESTIMATOR=mask.estimator,
             PRECISION=precision(x.dtype),
             ROWS=tile.rows,

@@ -7,15 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.products import Mask
+from stochprune.address import Logits, Mask
 
 from . import tiles
 from .estimators import masked
 from .philox import load_key, uniforms
-from .tiles import gathered, locate, offsets
+from .tiles import after, gathered, load, locate, offsets, within
 
 
-@triton.jit(do_not_specialize=["stream", "temperature", "draws"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature", "draws"])
 def prepass_kernel(
     weight_ptr,
     logits_ptr,
@@ -24,6 +24,9 @@ def prepass_kernel(
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    first_row,
+    first_group,
+    shift,
     temperature,
     draws,
     N,
@@ -37,34 +40,36 @@ def prepass_kernel(
     GROUPS: tl.constexpr,
 ):
     # Neighbours share a tile: its weights come from memory once, then from the cache.
-    rows, cols, group = locate(tl.program_id(0) // draws, K, ROWS, GROUPS)
-    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    rows, cols, group = locate(tl.program_id(0) // draws, K, shift, ROWS, GROUPS)
+    inside = within(rows, cols, N, K, shift)
     row = gathered(rows, rows_ptr, N)
-    w = tl.load(weight_ptr + offsets(row, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
-    logit = tl.load(logits_ptr + offsets(row, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    w = load(weight_ptr, offsets(row, cols, weight_row, weight_col), inside)
+    logit = load(logits_ptr, offsets(row, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
     d = tl.program_id(0) % draws
-    u = uniforms(row, group, k0, k1, tl.load(draw_ptr + d), stream, GROUPS)
+    draw = tl.load(draw_ptr + d)
+    u = uniforms(after(row, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
     z = masked(w, logit, u, temperature, ESTIMATOR)
     out_ptr += d.to(tl.int64) * N * K
     tl.store(out_ptr + offsets(rows, cols, K, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
+def mask_weight(
+    weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
+) -> Tensor:
     """``z * weight`` [D, N, K] in ``dtype``, contiguous, for each draw of ``mask``; of ``rows`` if given."""
     N, K = len(weight) if rows is None else len(rows), weight.shape[1]
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)
-    height = tiles.height(weight, logits, out)
+    height = tiles.height(mask, weight, logits, out)
     if out.numel():
         with torch.cuda.device_of(weight):
-            prepass_kernel[(tiles.count(N, K, height) * len(out),)](
+            prepass_kernel[tiles.grid(mask, N, K, height, draws=len(out))](
                 weight,
                 logits,
                 out,
                 rows,
-                mask.seed,
-                mask.draw,
-                mask.stream,
+                *tiles.address(mask),
+                tiles.shift(mask),
                 mask.temperature,
                 len(out),
                 N,
@@ -73,8 +78,6 @@ def mask_weight(weight: Tensor, logits: Tensor, mask: Mask, dtype: torch.dtype, 
                 *logits.stride(),
                 ESTIMATOR=mask.estimator,
                 ROWS=height,
-                GROUPS=tiles.GROUPS,
-                num_warps=tiles.WARPS,
-                enable_fp_fusion=False,
+                **tiles.LAUNCH,
             )
     return out

@@ -26,6 +26,7 @@ import torch
 import triton
 
 from .matmul import precision, usable
+from .philox import GROUP
 
 ROUTES = ("in_register", "bits", "prepass")
 OVERRIDE = "STOCHPRUNE_ROUTE"
@@ -61,6 +62,7 @@ class Product(NamedTuple):
     dtype: torch.dtype
     weight_dtype: torch.dtype
     logits_dtype: torch.dtype
+    col: int = 0  # the contract's column of the first weight
 
     def seconds(self, device: torch.device) -> dict[str, float]:
         """The modelled time of each route."""
@@ -103,7 +105,7 @@ def constants(device: torch.device) -> Constants:
 
 
 def choose(product: Product, estimator: str, device: torch.device) -> str:
-    """The route of a product; only hard masks fit in bits.
+    """The route of a product; only hard masks fit in bits, and main loops draw from whole groups of columns on.
 
     Raises:
         ValueError: the override names an unknown route.
@@ -111,6 +113,8 @@ def choose(product: Product, estimator: str, device: torch.device) -> str:
     forced = os.environ.get(OVERRIDE)
     if forced and forced not in ROUTES:
         raise ValueError(f"{OVERRIDE}: unknown route '{forced}'; known are: {', '.join(ROUTES)}")
+    if product.col % GROUP.value:
+        return "prepass"
     hard = estimator.startswith("straight_through")
     if forced and (hard or forced != "bits"):
         return forced

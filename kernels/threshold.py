@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.address import Logits
+
 from .estimators import threshold
 
 BLOCK = 2048
@@ -19,16 +21,16 @@ def threshold_kernel(logits_ptr, out_ptr, count, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, threshold(logits).to(tl.uint16), mask=at < count)
 
 
-def threshold_from_logits(logits: Tensor) -> Tensor:
+def threshold_from_logits(logits: Logits) -> Tensor:
     """uint16, the shape of ``logits``, formed in float32: within 1 of the reference's float64.
 
     On a GPU NaN gives 1 and does not raise: looking for one would cost a synchronisation.
     """
-    logits = logits.contiguous()
-    out = torch.empty_like(logits, dtype=torch.uint16)
+    dense = logits.contiguous()
+    out = torch.empty_like(dense, dtype=torch.uint16)
     if out.numel():
         with torch.cuda.device_of(logits):
             threshold_kernel[(triton.cdiv(out.numel(), BLOCK),)](
-                logits, out, out.numel(), BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False
+                dense, out, out.numel(), BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False
             )
     return out

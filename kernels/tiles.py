@@ -1,10 +1,14 @@
-"""Tiles of a weight matrix: which program works on which rows and columns."""
+"""Tiles of a weight matrix: which program works on which rows and columns, and where those lie in the contract's."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from stochprune.address import KLTerm, Mask
 
 from .philox import GROUP
 
@@ -12,6 +16,8 @@ ROWS = 64
 GROUPS = 2
 WARPS = 8
 """The tile of the elementwise kernels: 32 weights a thread, 16-byte loads and stores."""
+LAUNCH: dict[str, Any] = {"GROUPS": GROUPS, "num_warps": WARPS, "enable_fp_fusion": False}
+"""What every elementwise launch is made with."""
 ODD_ROWS = 32
 """Rows of a tile of matrices that are not aligned: each weight takes registers for an address of its own."""
 
@@ -23,9 +29,9 @@ def aligned(*matrices: Tensor) -> bool:
     )
 
 
-def height(*matrices: Tensor) -> int:
-    """Rows of a tile for these matrices [R, C]."""
-    return ROWS if aligned(*matrices) else ODD_ROWS
+def height(mask: Mask, *matrices: Tensor) -> int:
+    """Rows of a tile for these matrices [R, C] under a mask."""
+    return ROWS if mask.col % 16 == 0 and aligned(*matrices) else ODD_ROWS
 
 
 def count(rows: int, cols: int, height: int = ROWS) -> int:
@@ -33,13 +39,59 @@ def count(rows: int, cols: int, height: int = ROWS) -> int:
     return triton.cdiv(rows, height) * triton.cdiv(cols, GROUPS * GROUP.value)
 
 
+def grid(mask: Mask, rows: int, cols: int, height: int = ROWS, draws: int = 1) -> tuple[int]:
+    """As many programs for each draw as elementwise tiles cover a matrix and the part of a group before it."""
+    return (count(rows, cols + mask.col % GROUP.value, height) * draws,)
+
+
+def address(mask: Mask) -> tuple[Tensor, Tensor, int, int | None, int | None]:
+    """The arguments seed, draws, stream, first_row and first_group of a kernel.
+
+    The last two are None where the matrix is whole, for which no instruction is spent; so a kernel declares no type for
+    them. They are integers of 32 bits, or of 64 for a row of 2^31 or more.
+    """
+    whole = mask.row == 0 and mask.col < GROUP.value
+    return mask.seed, mask.draw, mask.stream, *((None, None) if whole else (mask.row, mask.col // GROUP.value))
+
+
+def shift(mask: Mask) -> int | None:
+    """The argument shift of a kernel: how many columns of its first group lie before the matrix, None for none."""
+    return mask.col % GROUP.value or None
+
+
+def kl_arguments(kl: KLTerm | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """The arguments prior, kl_grad, prior_row and prior_col of a kernel."""
+    return (None, None, 0, 0) if kl is None else (kl.prior_logits, kl.grad, *kl.prior_logits.stride())
+
+
 @triton.jit
-def locate(tile, K, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+def after(index, first):
+    """``index`` counted from ``first`` on; None counts as 0."""
+    if first is None:
+        return index
+    else:
+        return index + first
+
+
+@triton.jit
+def locate(tile, K, shift, ROWS: tl.constexpr, GROUPS: tl.constexpr):
     """Rows [ROWS] and columns [64 * GROUPS] of a tile, int64, and its first group; neighbours share rows."""
-    across = tl.cdiv(tl.cast(K, tl.int64), GROUPS * GROUP).to(tl.int32)  # K may end just below 2^31
+    across = tl.cdiv(after(tl.cast(K, tl.int64), shift), GROUPS * GROUP).to(tl.int32)  # K may end just below 2^31
     group = (tile % across).to(tl.int64) * GROUPS
     rows = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    return rows, group * GROUP + tl.arange(0, GROUPS * GROUP), group
+    cols = group * GROUP + tl.arange(0, GROUPS * GROUP)
+    if shift is not None:
+        cols -= shift
+    return rows, cols, group
+
+
+@triton.jit
+def within(rows, cols, N, K, shift):
+    """Which cells of a tile lie in the matrix [N, K]."""
+    if shift is None:
+        return (rows < N)[:, None] & (cols < K)[None, :]
+    else:
+        return (rows < N)[:, None] & ((cols >= 0) & (cols < K))[None, :]
 
 
 @triton.jit
@@ -55,3 +107,9 @@ def gathered(rows, rows_ptr, N):
 def offsets(rows, cols, stride_row, stride_col):
     """Element offsets [R, C] of int64 rows and columns, since a matrix may have more than 2^31 elements."""
     return rows[:, None] * stride_row + cols[None, :] * stride_col
+
+
+@triton.jit
+def load(matrix_ptr, at, inside):
+    """The elements at offsets ``at`` in fp32, 0 where not ``inside``."""
+    return tl.load(matrix_ptr + at, mask=inside, other=0.0).to(tl.float32)

@@ -11,19 +11,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.products import Divergence, Mask
+from stochprune.address import KLTerm, Logits, Mask
 
+from . import tiles
 from .estimators import masked, pull, slope
 from .matmul import precision, strides
 from .philox import GROUP, load_key, uniforms
-from .tiles import aligned, locate, offsets
+from .tiles import after, aligned, load, locate, offsets, within
 
 COLS = 64
 WARPS = 8
 STAGES = 3
 
 
-@triton.jit(do_not_specialize=["stream", "temperature", "draws", "M"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature", "draws", "M"])
 def weight_grad_matmul_kernel(
     grad_ptr,
     x_ptr,
@@ -33,9 +34,13 @@ def weight_grad_matmul_kernel(
     dlogits_ptr,
     prior_ptr,
     kl_grad_ptr,
+    prior_row,
+    prior_col,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    first_row,
+    first_group,
     temperature,
     draws,
     M,
@@ -51,17 +56,15 @@ def weight_grad_matmul_kernel(
     weight_col,
     logits_row,
     logits_col,
-    prior_row,
-    prior_col,
     ESTIMATOR: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), K, ROWS, COLS // GROUP)
-    inside = (rows < N)[:, None] & (cols < K)[None, :]
-    logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    rows, cols, group = locate(tl.program_id(0), K, None, ROWS, COLS // GROUP)
+    inside = within(rows, cols, N, K, None)
+    logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
     dweight = tl.zeros([ROWS, COLS], tl.float32)
     dlogit = tl.zeros([ROWS, COLS], tl.float32)
@@ -74,7 +77,8 @@ def weight_grad_matmul_kernel(
             )
             x = tl.load(x_ptr + offsets(m, cols, x_row, x_col), mask=(m < M)[:, None] & (cols < K)[None, :], other=0.0)
             g = tl.dot(grad, x, g, input_precision=PRECISION)
-        u = uniforms(rows, group, k0, k1, tl.load(draw_ptr + d), stream, COLS // GROUP)
+        draw = tl.load(draw_ptr + d)
+        u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, COLS // GROUP)
         if dweight_ptr is not None:
             dweight += masked(g, logit, u, temperature, ESTIMATOR)
         if dlogits_ptr is not None:
@@ -86,7 +90,7 @@ def weight_grad_matmul_kernel(
     if dweight_ptr is not None:
         tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
     if dlogits_ptr is not None:
-        w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+        w = load(weight_ptr, offsets(rows, cols, weight_row, weight_col), inside)
         dlogit *= w
         if prior_ptr is not None:
             dlogit += pull(logit, prior_ptr, kl_grad_ptr, offsets(rows, cols, prior_row, prior_col), inside)
@@ -97,22 +101,22 @@ def weight_grad_matmul(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    logits: Tensor,
+    logits: Logits,
+    *,
     mask: Mask,
     dweight: Tensor | None,
     dlogits: Tensor | None,
-    divergence: Divergence | None = None,
+    kl: KLTerm | None = None,
 ) -> None:
     """Write contiguous ``dweight`` and ``dlogits`` [N, K], either None, from grad [D, M, N] and x [D, M, K].
 
-    The gradient of ``divergence`` is added to dlogits.
+    The gradient of ``kl`` is added to dlogits. ``mask.col`` is a multiple of 64.
     """
     D, M, N = grad.shape
     K = x.shape[2]
     if not weight.numel():
         return
     rows, tokens = (64, 64) if x.element_size() == 2 else (32, 16)  # float32 takes more registers
-    *divergence_pointers, prior_row, prior_col = Divergence.arguments(divergence)
     with torch.cuda.device_of(x):
         weight_grad_matmul_kernel[(triton.cdiv(N, rows) * triton.cdiv(K, COLS),)](
             grad,
@@ -121,10 +125,8 @@ def weight_grad_matmul(
             logits,
             dweight,
             dlogits,
-            *divergence_pointers,
-            mask.seed,
-            mask.draw,
-            mask.stream,
+            *tiles.kl_arguments(kl),
+            *tiles.address(mask),
             mask.temperature,
             D,
             M,
@@ -134,8 +136,6 @@ def weight_grad_matmul(
             *strides(x),
             *weight.stride(),
             *logits.stride(),
-            prior_row,
-            prior_col,
             ESTIMATOR=mask.estimator,
             PRECISION=precision(x.dtype),
             ROWS=rows,

@@ -7,12 +7,13 @@ take these passes as arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from stochprune.address import Logits, Mask, Masks
+from stochprune.address import KLTerm, Logits, Mask, Masks
 
 BUDGET = 256 << 20
 """Bytes of transient memory: as many draws share a launch as fit, at least one."""
@@ -104,6 +105,7 @@ class MaskBackward(Protocol):
     """The pass through the mask of one draw: writes, or adds to, dweight and dlogits [N, K].
 
     grad is [N, K]; either result may be None, or grad itself. With rows (int64 [R]) all three are [R, K].
+    The gradient of ``kl`` is added to dlogits.
     """
 
     def __call__(
@@ -117,11 +119,19 @@ class MaskBackward(Protocol):
         dlogits: Tensor | None,
         add: bool,
         rows: Tensor | None = None,
+        kl: KLTerm | None = None,
     ) -> None: ...
 
 
 def masked_weight(
-    mask_weight: MaskWeight, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None
+    mask_weight: MaskWeight,
+    weight: Tensor,
+    logits: Logits,
+    *,
+    mask: Mask,
+    dtype: torch.dtype,
+    rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> Tensor:
     """A backend's ``masked_weight``, see :mod:`stochprune.reference`, from its pass that masks."""
     out = mask_weight(weight.flatten(1), Logits(logits.flatten(1)), mask=mask, dtype=dtype, rows=rows)
@@ -136,7 +146,8 @@ def weight_grad(
     *,
     mask: Mask,
     needs: tuple[bool, bool],
-    rows: Tensor | None,
+    rows: Tensor | None = None,
+    memo: list[Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """A backend's ``weight_grad``, see :mod:`stochprune.reference`, from its pass through the mask."""
     flat, levels = weight.flatten(1), Logits(logits.flatten(1))
@@ -151,6 +162,29 @@ def weight_grad(
     grads = sum_over_draws(epilogue, outer, (flat, levels), grad.shape[1], len(grad), needs)
     dweight, dlogits = (None if g is None else g.view(grad.shape[1:]) for g in grads)
     return dweight, dlogits
+
+
+def product_grads(
+    mask_backward: MaskBackward,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Logits,
+    *,
+    mask: Mask,
+    needs: tuple[bool, bool],
+    kl: KLTerm | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dweight and dlogits [N, K] of grad [D, M, N] and x [D, M, K]; None where not needed.
+
+    The gradient of ``kl`` is added to dlogits.
+    """
+
+    def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
+        once = None if i else kl
+        mask_backward(g, weight, logits, mask=mask.one(i), dweight=dweight, dlogits=dlogits, add=add, kl=once)
+
+    return sum_over_draws(epilogue, partial(outer, grad, x), (weight, logits), len(weight), len(x), needs)
 
 
 def masked_weights(

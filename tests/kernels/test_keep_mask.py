@@ -10,6 +10,7 @@ import torch
 
 from stochprune import reference, rng
 from stochprune.kernels import keep_mask
+from tests.backends.cases import mask, moved
 
 VECTORS = json.loads((Path(__file__).parents[1] / "mask_vectors.json").read_text())
 BLOCKS = [
@@ -50,19 +51,17 @@ def test_bits(
     }[layout]
     laid = view(torch.zeros(shape, dtype=torch.uint16, device=device))
     laid.copy_(threshold)
-    at = (torch.tensor([-5]), torch.tensor([2**32 - 1]), 2**31 - 1, row_offset, col_offset)
-    expected = reference.keep_mask(threshold, *at)
-    seed, draw, *rest = at
-    mask = keep_mask(laid, seed.to(device), draw.to(device), *rest)
-    assert mask.dtype == torch.bool and mask.is_contiguous()
-    assert torch.equal(mask.cpu(), expected)
+    at = mask(2**64 - 5, 2**32 - 1, 2**31 - 1, row=row_offset, col=col_offset)
+    keep = keep_mask(laid, mask=moved(at, device))
+    assert keep.dtype == torch.bool and keep.is_contiguous()
+    assert torch.equal(keep.cpu(), reference.keep_mask(threshold, mask=at))
 
 
 @pytest.mark.parametrize("case", VECTORS["uniform16"], ids=lambda case: f"seed{case['seed']}-draw{case['draw']}")
 def test_golden_vectors(case: dict, device: torch.device) -> None:
     u = torch.tensor(case["values"]) & 0x7FFF
-    seed = torch.tensor([rng.as_int64(case["seed"])], device=device)
-    at = (seed, torch.tensor([case["draw"]], device=device), case["stream"], case["row_offset"], case["col_offset"])
+    offsets = {"row": case["row_offset"], "col": case["col_offset"]}
+    at = moved(mask(case["seed"], case["draw"], case["stream"], **offsets), device)
     for shift, kept in ((0, False), (1, True)):  # a threshold equal to the uniform drops, one above it keeps
         threshold = (u + shift).to(torch.int32).to(torch.uint16).to(device)
-        assert bool((keep_mask(threshold, *at) == kept).all())
+        assert bool((keep_mask(threshold, mask=at) == kept).all())

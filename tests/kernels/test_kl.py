@@ -45,12 +45,12 @@ def test_gradients(dtype, device, generator):
     *gaussian, logits, prior = inputs(5000, dtype, device, generator)
     here = [t.cpu() for t in (*gaussian, logits, prior)]
     scale = torch.tensor(0.37, dtype=torch.float64)
-    got = [*kl.bernoulli_kl_backward(scale.to(device), logits, prior, True, True)]
-    expected = [*reference.bernoulli_kl_backward(scale, *here[4:], True, True)]
-    got += kl.gaussian_kl_backward(scale.to(device), *gaussian, logits, [True] * 5)
-    expected += reference.gaussian_kl_backward(scale, *here[:5], [True] * 5)
-    got += kl.gaussian_kl_backward(scale.to(device), *gaussian, None, [True] * 4 + [False])[:4]
-    expected += reference.gaussian_kl_backward(scale, *here[:4], None, [True] * 4 + [False])[:4]
+    got = [*kl.bernoulli_kl_backward(scale.to(device), logits, prior, needs=(True, True))]
+    expected = [*reference.bernoulli_kl_backward(scale, *here[4:], needs=(True, True))]
+    got += kl.gaussian_kl_backward(scale.to(device), *gaussian, logits, needs=[True] * 5)
+    expected += reference.gaussian_kl_backward(scale, *here[:5], needs=[True] * 5)
+    got += kl.gaussian_kl_backward(scale.to(device), *gaussian, None, needs=[True] * 4 + [False])[:4]
+    expected += reference.gaussian_kl_backward(scale, *here[:4], None, needs=[True] * 4 + [False])[:4]
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == dtype
         assert error(a, b) < TOLERANCE[dtype]
@@ -59,9 +59,9 @@ def test_gradients(dtype, device, generator):
 def test_only_what_is_needed(device, generator):
     *gaussian, logits, prior = inputs(100, torch.float32, device, generator)
     one = torch.ones((), dtype=torch.float64, device=device)
-    assert [g is None for g in kl.bernoulli_kl_backward(one, logits, prior, False, True)] == [True, False]
+    assert [g is None for g in kl.bernoulli_kl_backward(one, logits, prior, needs=(False, True))] == [True, False]
     needs = [False, True, False, False, True]
-    assert [g is None for g in kl.gaussian_kl_backward(one, *gaussian, logits, needs)] == [not n for n in needs]
+    assert [g is None for g in kl.gaussian_kl_backward(one, *gaussian, logits, needs=needs)] == [not n for n in needs]
 
 
 def test_the_same_bits_again(device, generator):
@@ -76,6 +76,7 @@ def test_infinite_and_missing(device):
     assert kl.bernoulli_kl(one, inf) == float("inf")
     assert kl.bernoulli_kl(inf, one).isfinite() and kl.bernoulli_kl(one, nan).isnan()
     assert kl.gaussian_kl(one, zero, one, one, None).isnan() and kl.gaussian_kl(one, one, one, -one, None).isnan()
-    dlogits, _ = kl.bernoulli_kl_backward(torch.ones((), dtype=torch.float64, device=device), inf, one, True, False)
+    scale = torch.ones((), dtype=torch.float64, device=device)
+    dlogits, _ = kl.bernoulli_kl_backward(scale, inf, one, needs=(True, False))
     assert dlogits.abs().max() < 1e-25
     assert kl.bernoulli_kl(one[:0], one[:0]) == 0

@@ -7,18 +7,20 @@ import torch
 
 from stochprune import reference, rng
 from stochprune.kernels.mask_bits import mask_bits
-from stochprune.products import Mask
+from tests.backends.cases import mask, moved
 
 
 @pytest.mark.parametrize("rows, cols", [(1, 1), (5, 31), (33, 130), (4, 64), (0, 7), (7, 0)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_bits(rows: int, cols: int, transposed: bool, device: torch.device, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("row, col", [(0, 0), (2**32 - 33, 2**34 - 192)])
+def test_bits(
+    rows: int, cols: int, transposed: bool, row: int, col: int, device: torch.device, generator: torch.Generator
+) -> None:
     logits = 2 * torch.randn(rows, cols, generator=generator)
-    seed, draw, stream = torch.tensor([-3]), torch.tensor([2**32 - 2, 5]), 2**31 - 5
-    keep = [reference.keep_mask(rng.threshold_from_logits(logits), seed, d, stream, 0, 0) for d in draw]
+    at = mask(2**64 - 3, [2**32 - 2, 5], 2**31 - 5, row=row, col=col)
+    keep = [reference.keep_mask(rng.threshold_from_logits(logits), mask=at.one(i)) for i in range(2)]
     laid = logits.mT.contiguous().mT if transposed else logits
-    mask = Mask(seed.to(device), draw.to(device), stream, "straight_through", 1.0)
-    bits = mask_bits(laid.to(device), mask).cpu()
+    bits = mask_bits(laid.to(device), mask=moved(at, device)).cpu()
     assert bits.shape == (2, rows, (cols + 31) // 32) and bits.dtype == torch.int32
     column = torch.arange(cols)
     assert torch.equal((bits[:, :, column // 32] >> (column % 32)) & 1, torch.stack(keep).int())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stochprune import reference
+from stochprune.address import KLTerm, Mask
 from stochprune.kernels import masked_linear, masked_linear_backward
 from stochprune.kernels.routes import OVERRIDE, ROUTES
 
@@ -49,18 +50,18 @@ def agree(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours.double().cpu(), exact.cpu(), rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
-def forward(tensors: dict[str, Tensor], estimator: str, bias: bool = True) -> tuple[Tensor, Tensor]:
-    t, at = tensors, (7, estimator, 0.7)
-    ours = masked_linear(t["x"], t["weight"], t["logits"], t["bias"] if bias else None, t["seed"], t["draw"], *at)
+def forward(tensors: dict[str, Tensor], estimator: str, bias: bool = True, **offsets: int) -> tuple[Tensor, Tensor]:
+    t, mask = tensors, Mask(tensors["seed"], tensors["draw"], 7, estimator, 0.7, **offsets)
+    ours = masked_linear(t["x"], t["weight"], t["logits"], t["bias"] if bias else None, mask=mask)
     wide = [t[name].double() for name in ("x", "weight", "logits", "bias")]
-    return ours, reference.masked_linear(*wide[:3], wide[3] if bias else None, t["seed"], t["draw"], *at)
+    return ours, reference.masked_linear(*wide[:3], wide[3] if bias else None, mask=mask)
 
 
-def backward(tensors: dict[str, Tensor], estimator: str, needs: tuple[bool, bool, bool]) -> zip:
-    t, at = tensors, (7, estimator, 0.7, *needs)
+def backward(tensors: dict[str, Tensor], estimator: str, needs: tuple[bool, bool, bool], **offsets: int) -> zip:
+    t, mask = tensors, Mask(tensors["seed"], tensors["draw"], 7, estimator, 0.7, **offsets)
     names = ("grad", "x", "weight", "logits")
-    ours = masked_linear_backward(*(t[name] for name in names), t["seed"], t["draw"], *at)
-    exact = reference.masked_linear_backward(*(t[name].double() for name in names), t["seed"], t["draw"], *at)
+    ours = masked_linear_backward(*(t[name] for name in names), mask=mask, needs=needs)
+    exact = reference.masked_linear_backward(*(t[name].double() for name in names), mask=mask, needs=needs)
     return zip(ours, exact, (t["x"], t["weight"], t["logits"]), strict=True)
 
 
@@ -74,13 +75,14 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def test_the_divergence_is_added_on_every_route(
     shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> None:
-    t, at = case(shape, dtypes, device), (7, "straight_through", 0.7, True, True, True)
+    t = case(shape, dtypes, device)
+    at = {"mask": Mask(t["seed"], t["draw"], 7), "needs": (True, True, True)}
     prior, scale = t["weight"].mT.contiguous().mT, torch.tensor(0.37, dtype=torch.float64, device=device)
-    given = [t[name] for name in ("grad", "x", "weight", "logits", "seed", "draw")]
-    without = masked_linear_backward(*given, *at)
-    with_kl = masked_linear_backward(*given, *at, prior, scale)
+    given = [t[name] for name in ("grad", "x", "weight", "logits")]
+    without = masked_linear_backward(*given, **at)
+    with_kl = masked_linear_backward(*given, **at, kl=KLTerm(prior, scale))
     assert torch.equal(with_kl[0], without[0]) and torch.equal(with_kl[1], without[1])
-    pull, _ = reference.bernoulli_kl_backward(scale, t["logits"].double(), prior.double(), True, False)
+    pull, _ = reference.bernoulli_kl_backward(scale, t["logits"].double(), prior.double(), needs=(True, False))
     agree(with_kl[2], without[2].double() + pull, torch.float32)
 
 
@@ -119,6 +121,15 @@ def test_only_the_gradients_asked_for(needs: tuple[bool, bool, bool], device: to
             agree(mine, wide, torch.float16)
 
 
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=str)
+@pytest.mark.parametrize("row, col", [(0, 64), (5, 0), (2**32 - 66, 2**34 - 256), (2, 71)])
+def test_shards_on_every_route(shape: tuple[int, int, int, int], row: int, col: int, device: torch.device) -> None:
+    tensors = case(shape, DTYPES[2], device)
+    agree(*forward(tensors, "straight_through", row=row, col=col), torch.float16)
+    for mine, wide, _ in backward(tensors, "straight_through", (True, True, True), row=row, col=col):
+        agree(mine, wide, torch.float16)
+
+
 def test_any_strides(device: torch.device) -> None:
     tensors = case(SHAPES[1], DTYPES[0], device, shared=True)
     for name in ("weight", "logits"):
@@ -137,5 +148,5 @@ def test_the_mask_is_the_contract_s(device: torch.device) -> None:
     masked, _ = forward(tensors, "straight_through", bias=False)
     for i in range(2):
         threshold = reference.threshold_from_logits(tensors["logits"])
-        keep = reference.keep_mask(threshold, tensors["seed"], tensors["draw"][i], 7, 0, 0)
+        keep = reference.keep_mask(threshold, mask=Mask(tensors["seed"], tensors["draw"][i : i + 1], 7))
         assert torch.equal(masked[i].mT, tensors["weight"] * keep)

@@ -7,13 +7,13 @@ import weakref
 import pytest
 import torch
 
+from stochprune.address import Masks
 from stochprune.kernels import layers
 from stochprune.kernels.layers import layers_of
+from stochprune.kernels.mask_backward import mask_backward
+from stochprune.kernels.multi_layer_grads import multi_layer_grads
 from stochprune.kernels.multi_prepass import masked_weights
-from stochprune.kernels.multi_weight_grad import weight_grads
 from stochprune.kernels.prepass import mask_weight
-from stochprune.kernels.weight_grad import weight_grad
-from stochprune.products import Mask
 
 SHAPES = [[(33, 130), (5, 3, 2, 2), (64, 256)], [(32, 64), (64, 128)], [(7, 5)]]
 ESTIMATORS = ["straight_through", "concrete"]
@@ -24,26 +24,29 @@ def tensors(shapes: list[tuple[int, ...]], device: torch.device, kinds: int = 2)
     return [[torch.randn(shape, generator=g).to(device) for shape in shapes] for _ in range(kinds)]
 
 
-def numbers(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Seeds, draws and streams, different for each layer."""
+def masks_of(count: int, device: torch.device, estimator: str = "straight_through", sharded: bool = False) -> Masks:
+    """Seeds, draws, streams and offsets, different for each layer."""
     at = torch.arange(count, device=device)
-    return 9 + at, 4 + 3 * at, [11 * i + 2 for i in range(count)]
+    rows, cols = (
+        ([5 * i + 1 for i in range(count)], [48 * i + 16 for i in range(count)]) if sharded else ([0] * count,) * 2
+    )
+    return Masks(9 + at, 4 + 3 * at, [11 * i + 2 for i in range(count)], estimator, 0.5, rows, cols)
 
 
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("sharded", [False, True])
 def test_masked_weights_equal_single_launches(
-    shapes: list[tuple[int, ...]], estimator: str, device: torch.device
+    shapes: list[tuple[int, ...]], estimator: str, sharded: bool, device: torch.device
 ) -> None:
     weights, logits = tensors(shapes, device)
-    seeds, draws, streams = numbers(len(shapes), device)
+    masks = masks_of(len(shapes), device, estimator, sharded)
     for _ in range(2):
-        together = masked_weights(weights, logits, seeds, draws, streams, estimator, 0.5, torch.float16)
-        for i, (w, logit, stream, out) in enumerate(zip(weights, logits, streams, together, strict=True)):
-            mask = Mask(seeds[i : i + 1], draws[i : i + 1], stream, estimator, 0.5)
-            one = mask_weight(w.flatten(1), logit.flatten(1), mask, torch.float16)
+        together = masked_weights(weights, logits, masks=masks, dtype=torch.float16)
+        for i, (w, logit, out) in enumerate(zip(weights, logits, together, strict=True)):
+            one = mask_weight(w.flatten(1), logit.flatten(1), mask=masks.one(i), dtype=torch.float16)
             assert out.shape == w.shape and torch.equal(out.flatten(1), one[0])
-        draws += 1
+        masks.draws.add_(1)
 
 
 @pytest.mark.parametrize(
@@ -56,53 +59,55 @@ def test_masked_weights_equal_single_launches(
     ],
     ids=str,
 )
+@pytest.mark.parametrize("sharded", [False, True])
 def test_gradients_equal_single_launches(
-    shapes: list[tuple[int, ...]], estimator: str, needs: tuple[bool, bool], device: torch.device
+    shapes: list[tuple[int, ...]], estimator: str, needs: tuple[bool, bool], sharded: bool, device: torch.device
 ) -> None:
     weights, logits, grads = tensors(shapes, device, 3)
-    seeds, draws, streams = numbers(len(shapes), device)
     grads[0] = grads[0].mT.contiguous().mT  # of another memory format
-    together = weight_grads(grads, weights, logits, seeds, draws, streams, estimator, 0.5, *needs)
+    masks = masks_of(len(shapes), device, estimator, sharded)
+    together = multi_layer_grads(grads, weights, logits, masks=masks, needs=needs)
     assert tuple(part is not None for part in together) == needs
-    for i, (g, w, logit, stream) in enumerate(zip(grads, weights, logits, streams, strict=True)):
-        mask = Mask(seeds[i : i + 1], draws[i : i + 1], stream, estimator, 0.5)
-        alone = [torch.empty_like(w.flatten(1)) if need else None for need in needs]
-        weight_grad(g.flatten(1).contiguous(), w.flatten(1), logit.flatten(1), mask, *alone)
-        for part, one in zip(together, alone, strict=True):
+    for i, (g, w, logit) in enumerate(zip(grads, weights, logits, strict=True)):
+        flat = [t.flatten(1).contiguous() for t in (g, w, logit)]
+        dweight, dlogits = (torch.empty_like(flat[1]) if need else None for need in needs)
+        mask_backward(*flat, mask=masks.one(i), dweight=dweight, dlogits=dlogits, add=False)
+        for part, one in zip(together, (dweight, dlogits), strict=True):
             assert part is None or (part[i].shape == w.shape and torch.equal(part[i].flatten(1), one))
 
 
 def test_the_table_is_made_once_and_follows_a_parameter_that_moves(device: torch.device) -> None:
     weights, logits = tensors([(8, 64)], device)
-    options = (*(t[:1] for t in numbers(1, device)), "expected", 1.0, torch.float32)
-    before = masked_weights(weights, logits, *options)[0].clone()
-    assert layers_of(weights, logits, [2]).table is layers_of(weights, logits, [2]).table
+    masks = masks_of(1, device, "expected")
+    before = masked_weights(weights, logits, masks=masks, dtype=torch.float32)[0].clone()
+    assert layers_of(weights, logits, masks).table is layers_of(weights, logits, masks).table
     weights[0].data = 2 * weights[0].data
-    torch.testing.assert_close(masked_weights(weights, logits, *options)[0], 2 * before)
+    torch.testing.assert_close(masked_weights(weights, logits, masks=masks, dtype=torch.float32)[0], 2 * before)
 
 
 def test_bad_input(device: torch.device) -> None:
     weights, logits = tensors([(8, 64), (4, 4)], device)
     with pytest.raises(ValueError, match="2 weights, 2 logits and 1 streams"):
-        layers_of(weights, logits, [1])
+        layers_of(weights, logits, masks_of(1, device))
     with pytest.raises(ValueError, match="weights must be contiguous and of one dtype"):
-        layers_of([weights[0].mT, weights[1]], logits, [1, 2])
+        layers_of([weights[0].mT, weights[1]], logits, masks_of(2, device))
     with pytest.raises(ValueError, match="logits must be contiguous and of one dtype"):
-        layers_of(weights, [logits[0], logits[1].half()], [1, 2])
+        layers_of(weights, [logits[0], logits[1].half()], masks_of(2, device))
 
 
 def test_a_captured_graph_holds_its_numbers_itself(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """No address comes from host memory, and the table stays when newer ones push it out of the cache."""
     weights, logits, grads = tensors(SHAPES[0], device, 3)
-    layers_of(weights, logits, [1, 2, 3])
+    masks = masks_of(3, device)
+    layers_of(weights, logits, masks)
     monkeypatch.setattr(layers, "_captured", [])
     monkeypatch.setattr(layers, "capturing", lambda device: True)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "tensor", lambda *args, **options: pytest.fail("a copy from the host"))
-        table = weakref.ref(layers_of(weights, logits, [1, 2, 3]).table)
+        table = weakref.ref(layers_of(weights, logits, masks).table)
         assert layers.addresses_of(grads).tolist() == [g.data_ptr() for g in grads]
     monkeypatch.setattr(layers, "capturing", lambda device: False)
     for stream in range(20):
-        layers_of(weights, logits, [stream, 2, 3])
+        layers_of(weights, logits, masks._replace(streams=[stream, 2, 3]))
     assert table() is not None
     assert layers.addresses_of(grads).tolist() == [g.data_ptr() for g in grads]

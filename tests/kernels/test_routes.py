@@ -42,6 +42,14 @@ def test_rule(tokens: int, dtype: torch.dtype, estimator: str, route: str) -> No
     assert choose(tokens, dtype, estimator) == route
 
 
+def test_main_loops_draw_from_whole_groups_of_columns_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = routes.Product(1, 1, *SIZE, *[torch.bfloat16] * 3)
+    routed = [routes.choose(product._replace(col=col), "straight_through", DEVICE) for col in (64, 2**34 - 64, 65)]
+    assert routed == ["in_register", "in_register", "prepass"]
+    monkeypatch.setenv(routes.OVERRIDE, "bits")
+    assert routes.choose(product._replace(col=16), "straight_through", DEVICE) == "prepass"
+
+
 def test_few_weights_are_served_by_one_launch() -> None:
     assert choose(512, torch.bfloat16) == "bits"
     assert choose(512, torch.bfloat16, size=(256, 256)) == "in_register"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import triton
 
-from bench.compile_table import Case, compile_case
+from bench.compile_table import compile_case
+from bench.kernel_cases import Case
 from stochprune.kernels import masked_matmul
 
 

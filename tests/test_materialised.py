@@ -1,4 +1,4 @@
-"""The products that torch makes for the backends."""
+"""The products that torch makes of masked weights in transient memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stochprune import products
+from stochprune import materialised
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,7 +32,7 @@ def test_outer_of_any_dtypes(
     if on_gpu:
         monkeypatch.setattr(torch, "mm", as_on_a_gpu)
         monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
-    found = products.outer(grad, x, 1, wanted)
+    found = materialised.outer(grad, x, 1, wanted)
     assert found.dtype == wanted
     precision = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
     assert (found.double() - exact).abs().max() <= max(precision[given], precision[wanted]) * exact.abs().max()

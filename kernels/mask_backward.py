@@ -1,4 +1,4 @@
-"""weight_grad: from G = dL/d(z * W) to the gradients of weights and logits, in one elementwise pass.
+"""mask_backward: from G = dL/d(z * W) to the gradients of weights and logits, in one elementwise pass.
 
 ``dW = G z`` and ``dlogit = G W dz/dlogit``, with the slope of :mod:`.estimators`.
 """
@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.products import Divergence, Mask
+from stochprune.address import KLTerm, Logits, Mask
 
 from . import tiles
 from .estimators import masked, pull, slope
 from .philox import load_key, uniforms
-from .tiles import gathered, locate, offsets
+from .tiles import after, gathered, load, locate, offsets, within
 
 
-@triton.jit(do_not_specialize=["stream", "temperature"])
-def weight_grad_kernel(
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature"])
+def mask_backward_kernel(
     grad_ptr,
     weight_ptr,
     logits_ptr,
@@ -27,10 +27,15 @@ def weight_grad_kernel(
     dlogits_ptr,
     prior_ptr,
     kl_grad_ptr,
+    prior_row,
+    prior_col,
     rows_ptr,
     seed_ptr,
     draw_ptr,
     stream: tl.int32,
+    first_row,
+    first_group,
+    shift,
     temperature,
     N,
     K,
@@ -38,46 +43,46 @@ def weight_grad_kernel(
     weight_col,
     logits_row,
     logits_col,
-    prior_row,
-    prior_col,
     ESTIMATOR: tl.constexpr,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), K, ROWS, GROUPS)
-    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    rows, cols, group = locate(tl.program_id(0), K, shift, ROWS, GROUPS)
+    inside = within(rows, cols, N, K, shift)
     at = offsets(rows, cols, K, 1)
-    g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    g = load(grad_ptr, at, inside)
     row = gathered(rows, rows_ptr, N)
-    logit = tl.load(logits_ptr + offsets(row, cols, logits_row, logits_col), mask=inside, other=0.0).to(tl.float32)
+    logit = load(logits_ptr, offsets(row, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
-    u = uniforms(row, group, k0, k1, tl.load(draw_ptr), stream, GROUPS)  # dead code, and free, where nothing reads it
+    # Dead code, and free, where nothing reads it.
+    u = uniforms(after(row, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr), stream, GROUPS)
     if dlogits_ptr is not None:
-        w = tl.load(weight_ptr + offsets(row, cols, weight_row, weight_col), mask=inside, other=0.0).to(tl.float32)
+        w = load(weight_ptr, offsets(row, cols, weight_row, weight_col), inside)
         dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
         if prior_ptr is not None:
             dlogit += pull(logit, prior_ptr, kl_grad_ptr, offsets(row, cols, prior_row, prior_col), inside)
         if ADD:
-            dlogit += tl.load(dlogits_ptr + at, mask=inside, other=0.0)
+            dlogit += load(dlogits_ptr, at, inside)
         tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
     if dweight_ptr is not None:
         dweight = masked(g, logit, u, temperature, ESTIMATOR)
         if ADD:
-            dweight += tl.load(dweight_ptr + at, mask=inside, other=0.0)
+            dweight += load(dweight_ptr, at, inside)
         tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
 
 
-def weight_grad(
+def mask_backward(
     grad: Tensor,
     weight: Tensor,
-    logits: Tensor,
+    logits: Logits,
+    *,
     mask: Mask,
     dweight: Tensor | None,
     dlogits: Tensor | None,
-    add: bool = False,
+    add: bool,
     rows: Tensor | None = None,
-    divergence: Divergence | None = None,
+    kl: KLTerm | None = None,
 ) -> None:
     """Write (or add) to contiguous ``dweight`` and ``dlogits`` [N, K]; either may be None, or ``grad`` itself.
 
@@ -85,36 +90,30 @@ def weight_grad(
         grad: contiguous [N, K], dL/d(z * W) under the first draw of ``mask``.
         add: add to what the results hold, which must then be float32.
         rows: int64 [N], the rows of the weight that grad and the results speak of; default all.
-        divergence: adds its gradient to dlogits.
+        kl: adds its gradient to dlogits.
     """
     N, K = grad.shape
     if not grad.numel():
         return
-    height = tiles.height(grad, weight, logits)
-    *divergence_pointers, prior_row, prior_col = Divergence.arguments(divergence)
+    height = tiles.height(mask, grad, weight, logits)
     with torch.cuda.device_of(weight):
-        weight_grad_kernel[(tiles.count(N, K, height),)](
+        mask_backward_kernel[tiles.grid(mask, N, K, height)](
             grad,
             weight,
             logits,
             dweight,
             dlogits,
-            *divergence_pointers,
+            *tiles.kl_arguments(kl),
             rows,
-            mask.seed,
-            mask.draw,
-            mask.stream,
+            *tiles.address(mask),
+            tiles.shift(mask),
             mask.temperature,
             N,
             K,
             *weight.stride(),
             *logits.stride(),
-            prior_row,
-            prior_col,
             ESTIMATOR=mask.estimator,
             ADD=add,
             ROWS=height,
-            GROUPS=tiles.GROUPS,
-            num_warps=tiles.WARPS,
-            enable_fp_fusion=False,
+            **tiles.LAUNCH,
         )

@@ -1,4 +1,4 @@
-"""multi_weight_grad: from each layer's G = dL/d(z * W) to the gradients of its weight and logits, all in one launch."""
+"""multi_layer_grads: from each layer's G = dL/d(z * W) to the gradients of its weight and logits, all in one launch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune.address import Logits, Masks
+
 from . import tiles
 from .estimators import masked, slope
-from .layers import DTYPES, FIELDS, addresses_of, find_layer, layers_of, load_layer
+from .layers import DTYPES, FIELDS, addresses_of, find_layer, layers_of, load_layer, load_offsets
 from .philox import load_key, uniforms
-from .tiles import locate, offsets
+from .tiles import after, load, locate, offsets, within
 
 
 @triton.jit(do_not_specialize=["temperature", "layers"])
-def multi_weight_grad_kernel(
+def multi_layer_grads_kernel(
     table_ptr,
     starts_ptr,
     grads_ptr,
@@ -31,25 +33,29 @@ def multi_weight_grad_kernel(
     LOGITS: tl.constexpr,
     GRAD: tl.constexpr,
     ALIGNED: tl.constexpr,
+    SHARDED: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     LAYERS: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     layer = find_layer(starts_ptr, layers, LAYERS)
-    weight_ptr, logits_ptr, N, K, stream, first = load_layer(table_ptr + layer * FIELDS, WEIGHT, LOGITS, ALIGNED)
+    row_ptr = table_ptr + layer * FIELDS
+    weight_ptr, logits_ptr, N, K, stream, first = load_layer(row_ptr, WEIGHT, LOGITS, ALIGNED)
+    first_row, first_group, shift = load_offsets(row_ptr, SHARDED, ALIGNED)
     grad_ptr = tl.load(grads_ptr + layer).to(tl.pointer_type(GRAD))
     if ALIGNED:
         grad_ptr = tl.multiple_of(grad_ptr, 16)
-    rows, cols, group = locate(tl.program_id(0) - tl.load(starts_ptr + layer), K, ROWS, GROUPS)
-    inside = (rows < N)[:, None] & (cols < K)[None, :]
+    rows, cols, group = locate(tl.program_id(0) - tl.load(starts_ptr + layer), K, shift, ROWS, GROUPS)
+    inside = within(rows, cols, N, K, shift)
     at = offsets(rows, cols, K, 1)
-    g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    logit = tl.load(logits_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    g = load(grad_ptr, at, inside)
+    logit = load(logits_ptr, at, inside)
     k0, k1 = load_key(seeds_ptr + layer)
-    u = uniforms(rows, group, k0, k1, tl.load(draws_ptr + layer), stream, GROUPS)
+    draw = tl.load(draws_ptr + layer)
+    u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
     if dlogits_ptr is not None:
-        w = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        w = load(weight_ptr, at, inside)
         dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
         tl.store(dlogits_ptr + first + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
     if dweight_ptr is not None:
@@ -57,50 +63,45 @@ def multi_weight_grad_kernel(
         tl.store(dweight_ptr + first + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
 
 
-def weight_grads(
+def multi_layer_grads(
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
-    logits: Sequence[Tensor],
-    seeds: Tensor,
-    draws: Tensor,
-    streams: Sequence[int],
-    estimator: str,
-    temperature: float,
-    need_weights: bool,
-    need_logits: bool,
+    logits: Sequence[Logits],
+    *,
+    masks: Masks,
+    needs: tuple[bool, bool],
 ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
     """The gradients of many layers' weights and logits, in one launch; None where not needed.
 
     Args:
         grads: dL/d(z * weight) of each layer, of one dtype; the other arguments as for ``masked_weights``.
     """
-    layers = layers_of(weights, logits, streams)
+    layers = layers_of(weights, logits, masks)
     device = weights[0].device
     grads = [g.contiguous() for g in grads]
     dweight, dlogits = (
         torch.empty(layers.elements, dtype=like[0].dtype, device=device) if need else None
-        for need, like in ((need_weights, weights), (need_logits, logits))
+        for need, like in zip(needs, (weights, logits), strict=True)
     )
     with torch.cuda.device_of(weights[0]):
-        multi_weight_grad_kernel[(layers.programs,)](
+        multi_layer_grads_kernel[(layers.programs,)](
             layers.table,
             layers.starts,
             addresses_of(grads),  # backward's tensors lie elsewhere in each step
             dweight,
             dlogits,
-            seeds,
-            draws,
-            temperature,
+            masks.seeds,
+            masks.draws,
+            masks.temperature,
             len(weights),
             WEIGHT=DTYPES[weights[0].dtype],
             LOGITS=DTYPES[logits[0].dtype],
             GRAD=DTYPES[grads[0].dtype],
             ALIGNED=layers.aligned and all(g.data_ptr() % 16 == 0 for g in grads),
-            ESTIMATOR=estimator,
+            SHARDED=layers.sharded,
+            ESTIMATOR=masks.estimator,
             LAYERS=triton.next_power_of_2(len(weights)),
             ROWS=layers.height,
-            GROUPS=tiles.GROUPS,
-            num_warps=tiles.WARPS,
-            enable_fp_fusion=False,
+            **tiles.LAUNCH,
         )
     return tuple(None if flat is None else layers.views(flat, weights) for flat in (dweight, dlogits))

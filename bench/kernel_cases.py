@@ -1,0 +1,170 @@
+"""What the kernels are compiled for: each op on tensors without storage, at the configurations that are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.kernels.gaussian import gaussian_grad, gaussian_weight
+from stochprune.kernels.keep_mask import keep_mask
+from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
+from stochprune.kernels.mask_backward import mask_backward
+from stochprune.kernels.mask_bits import mask_bits
+from stochprune.kernels.masked_matmul import masked_matmul
+from stochprune.kernels.moments import moments, moments_grad
+from stochprune.kernels.multi_layer_grads import multi_layer_grads
+from stochprune.kernels.multi_prepass import masked_weights
+from stochprune.kernels.nm import nm_masked_weight, nm_weight_grad
+from stochprune.kernels.one_pass import one_pass
+from stochprune.kernels.prepass import mask_weight
+from stochprune.kernels.threshold import threshold_from_logits
+from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
+
+N = K = 4096
+ODD = (77, 333)
+SHARD, ODD_SHARD = (8192, 4096), (5, 76)
+"""First rows and columns: whole groups of 64 columns lie before the one, 12 more columns before the other."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+
+
+class Case(NamedTuple):
+    """One op at one configuration: ``dtypes`` are those of x and of weight and logits, space separated."""
+
+    op: str
+    dtypes: str
+    tokens: int = 0
+    estimator: str = "straight_through"
+    quick: bool = False
+    since: int = 80  # the first architecture that takes this path
+    stream: int = 12345
+    temperature: float = 1.0
+    shape: tuple[int, int] = (N, K)
+    first: tuple[int, int] = (0, 0)  # row and column of a shard
+
+    @property
+    def aligned(self) -> bool:
+        """Return True if rows of weights start at multiples of 16 elements, as Triton must know for wide loads."""
+        return self.shape[0] % 16 == self.shape[1] % 16 == self.first[1] % 16 == 0
+
+    def run(self) -> None:
+        """Call the op on tensors without storage."""
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if self.dtypes.startswith("tf32") else "ieee"
+        x_dtype, w_dtype = (DTYPES[name] for name in self.dtypes.split())
+        n, k = self.shape
+        weight, logits, prior = (Logits(meta(n, k, dtype=w_dtype)) for _ in range(3))
+        x, grad = meta(1, self.tokens, k, dtype=x_dtype), meta(1, self.tokens, n, dtype=x_dtype)
+        g, wide = meta(1, n, k, dtype=w_dtype), meta(n, k, dtype=x_dtype)
+        number, one = meta(1, dtype=torch.int64), meta(dtype=torch.float64)
+        mask = Mask(number, number, self.stream, self.estimator, self.temperature, *self.first)
+        masks = Masks(number, number, [1], self.estimator, self.temperature, *([first] for first in self.first))
+        bits = meta(1, n, -(-k // 32), dtype=torch.int32)
+        pattern = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
+        both = {"mask": mask, "dweight": torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
+        kl = KLTerm(prior, one)
+        needs = (True, True)
+        calls: dict[str, Callable[[], object]] = {
+            "keep_mask": lambda: keep_mask(meta(n, k, dtype=torch.uint16), mask=mask),
+            "threshold": lambda: threshold_from_logits(logits),
+            "prepass": lambda: mask_weight(weight, logits, mask=mask, dtype=x_dtype),
+            "multi_prepass": lambda: masked_weights([weight], [logits], masks=masks, dtype=x_dtype),
+            "multi_layer_grads": lambda: multi_layer_grads([wide], [weight], [logits], masks=masks, needs=needs),
+            "mask_bits": lambda: mask_bits(logits, mask=mask),
+            "bernoulli_kl": lambda: bernoulli_kl(logits, prior),
+            "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, prior, needs=needs),
+            "spike_and_slab_kl": lambda: gaussian_kl(*[weight] * 4, logits),
+            "spike_and_slab_kl_grad": lambda: gaussian_kl_backward(one, *[weight] * 4, logits, needs=[True] * 5),
+            "mask_backward": lambda: mask_backward(g[0], weight, logits, add=False, **both),
+            "mask_backward, kl": lambda: mask_backward(g[0], weight, logits, add=False, kl=kl, **both),
+            "weight_grad_matmul": lambda: weight_grad_matmul(grad, x, weight, logits, **both),
+            "weight_grad_matmul, kl": lambda: weight_grad_matmul(grad, x, weight, logits, kl=kl, **both),
+            "nm_prepass": lambda: nm_masked_weight(weight, logits, pattern, mask=mask, dtype=x_dtype),
+            "nm_weight_grad": lambda: nm_weight_grad(g, weight, logits, pattern, mask=mask, needs=needs),
+            "gaussian": lambda: gaussian_weight(weight, logits, mask=mask, dtype=x_dtype),
+            "gaussian_grad": lambda: gaussian_grad(g, logits, mask=mask),
+            "moments": lambda: moments(weight, logits, logits, x_dtype),
+            "moments_grad": lambda: moments_grad(wide, wide, weight, logits, logits),
+            "forward": lambda: masked_matmul(x, weight, logits, None, mask=mask, out=grad),
+            "dx": lambda: masked_matmul(grad, weight, logits, None, mask=mask, out=x, transpose=True),
+            "forward, bits": lambda: masked_matmul(x, weight, logits, None, mask=mask, out=grad, bits=bits),
+            "dx, bits": lambda: masked_matmul(grad, weight, logits, None, mask=mask, out=x, transpose=True, bits=bits),
+            "one_pass": lambda: one_pass(grad[0], x[0], weight, logits, **both),
+            "one_pass, kl": lambda: one_pass(grad[0], x[0], weight, logits, kl=kl, **both),
+        }
+        calls[self.op]()
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def cases() -> Iterator[Case]:
+    masters = ("bf16 bf16", "bf16 fp32")  # all in bfloat16; float32 weights under bfloat16 products
+    yield Case("keep_mask", "bf16 bf16", quick=True)
+    yield Case("threshold", "bf16 bf16")
+    yield Case("threshold", "fp32 fp32", quick=True)
+    for dtypes in (*masters, "fp32 fp32"):
+        for estimator in ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete"):
+            yield Case("prepass", dtypes, 0, estimator, quick=estimator == "straight_through")
+            yield Case("mask_backward", dtypes, 0, estimator, quick=estimator == "straight_through")
+        yield Case("multi_prepass", dtypes, quick=dtypes == "bf16 fp32")
+        yield Case("multi_layer_grads", dtypes, quick=dtypes == "bf16 fp32")
+        yield Case("mask_bits", dtypes, quick=dtypes == "bf16 fp32")
+        for op in ("bernoulli_kl", "bernoulli_kl_grad", "spike_and_slab_kl", "spike_and_slab_kl_grad"):
+            yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
+    for dtypes in masters:
+        yield Case("mask_backward, kl", dtypes)
+        for op in ("nm_prepass", "nm_weight_grad"):
+            for pattern in ("2:4", "1:4", "4:8"):
+                yield Case(op, dtypes, 0, pattern, quick=pattern == "2:4" and dtypes == "bf16 fp32")
+        for op in ("gaussian", "gaussian_grad", "moments", "moments_grad"):
+            yield Case(op, dtypes, 0, "", quick=dtypes == "bf16 fp32")
+    for op in ("forward", "dx"):
+        for dtypes in masters:
+            for tokens in (16, 32, 64, 128):
+                yield Case(op, dtypes, tokens, quick=tokens in (16, 128))
+            yield Case(op, dtypes, 128, "concrete")
+            yield Case(f"{op}, bits", dtypes, 1024)
+        yield Case(op, "fp16 fp16", 128)
+        yield Case(op, "fp32 fp32", 16)
+        yield Case(op, "tf32 fp32", 512)
+    for dtypes in masters:
+        for tokens in (16, 32, 64):
+            yield Case("one_pass", dtypes, tokens, quick=tokens == 64)
+        yield Case("one_pass", dtypes, 128, since=90)
+        yield Case("one_pass", dtypes, 64, "concrete")
+        yield Case("one_pass, kl", dtypes, 64)
+        yield Case("one_pass, kl", dtypes, 128, since=90)
+        yield Case("weight_grad_matmul, kl", dtypes, 512)
+        yield Case("weight_grad_matmul", dtypes, 512, quick=True)
+        yield Case("weight_grad_matmul", dtypes, 512, "concrete")
+    yield Case("weight_grad_matmul", "fp32 fp32", 16)
+    yield Case("weight_grad_matmul", "tf32 fp32", 512)
+    for estimator in ("straight_through", "hard_concrete"):
+        for op in ("prepass", "mask_backward, kl", "multi_layer_grads"):
+            yield Case(op, "bf16 fp32", 0, estimator, shape=ODD)
+        for op in ("forward", "dx"):
+            yield Case(op, "bf16 fp32", 16, estimator, shape=ODD)
+            yield Case(op, "bf16 fp32", 64, estimator, shape=ODD)
+            yield Case(op, "fp32 fp32", 16, estimator, shape=ODD)
+        yield Case("one_pass, kl", "bf16 fp32", 32, estimator, shape=ODD)
+        yield Case("one_pass, kl", "bf16 fp32", 64, estimator, since=90, shape=ODD)
+        yield Case("weight_grad_matmul, kl", "bf16 fp32", 512, estimator, shape=ODD)
+    for op in ELEMENTWISE:
+        estimator = "2:4" if op.startswith("nm") else "straight_through"
+        yield Case(op, "bf16 fp32", 0, estimator, quick=op == "prepass", first=SHARD)
+        yield Case(op, "bf16 fp32", 0, estimator, first=ODD_SHARD)
+    yield Case("mask_bits", "bf16 fp32", first=SHARD)
+    for op in ("forward", "dx"):
+        for tokens in (16, 128):
+            yield Case(op, "bf16 fp32", tokens, quick=tokens == 128, first=SHARD)
+    yield Case("one_pass, kl", "bf16 fp32", 64, first=SHARD)
+    yield Case("weight_grad_matmul, kl", "bf16 fp32", 512, first=SHARD)
+
+
+ELEMENTWISE = ("keep_mask", "prepass", "mask_backward, kl", "multi_prepass", "multi_layer_grads")
+ELEMENTWISE += ("nm_prepass", "nm_weight_grad", "gaussian", "gaussian_grad")
+"""Those that draw, from any column on."""
