@@ -84,38 +84,41 @@ def advise_huge_pages(address: int, bytes: int) -> None: ...
 
 _Place: TypeAlias = tuple[int, int]  # device, its stream
 
-class cuda:  # a submodule; its keys hold the addresses of seed and draw. Missing where there was no nvcc
+class cuda:  # a submodule, missing where there was no nvcc
+    class Masked:
+        """A weight matrix under the masks of one or more draws; seed, draw and rows by address."""
+        def __init__(
+            self,
+            *,
+            shape: _Size,
+            seed: int,
+            draw: int,
+            draws: int,
+            stream: int,
+            row: int,
+            col: int,
+            estimator: int,
+            temperature: float,
+            weight: _Array = ...,
+            logits: _Array = ...,
+            rows: int = 0,
+        ) -> None: ...
+
     @staticmethod
-    def keep_mask(place: _Place, key: _Key, size: _Size, threshold: _Array, mask: int) -> None: ...
+    def keep_mask(place: _Place, masked: Masked, threshold: _Array, mask: int) -> None: ...
     @staticmethod
     def thresholds(place: _Place, size: _Size, logits: _Array, out: int) -> None: ...
     @staticmethod
-    def masked_weight(
-        place: _Place,
-        key: _Key,
-        draws: int,
-        size: _Size,
-        estimator: int,
-        temperature: float,
-        weight: _Array,
-        logits: _Array,
-        out: _Array,
-        rows: int,
-    ) -> None: ...
+    def masked_weight(place: _Place, masked: Masked, out: _Array) -> None: ...
     @staticmethod
     def weight_grad(
         place: _Place,
-        key: _Key,
-        size: _Size,
-        estimator: int,
-        temperature: float,
+        masked: Masked,
+        *,
         grad: _Array,
-        weight: _Array,
-        logits: _Array,
         prior: _Array,
         kl_grad: int,
         dweight: _Array,
         dlogits: _Array,
         add: bool,
-        rows: int,
     ) -> None: ...

@@ -18,7 +18,18 @@ Cells cells(const void* data, int64_t stride, DType dtype) {
 Cells cells(const ConstMatrix& m) { return cells(m.data, m.stride, m.dtype); }
 Cells cells(const Matrix& m) { return cells(m.data, m.stride, m.dtype); }
 
-Key key(const Address& a) { return {a.seed, a.draws, a.stream, a.row, a.col / kGroup, a.rows}; }
+Key key(const Masked& m) { return {m.seed, m.draw, m.stream, m.row, m.col / kGroup, m.rows}; }
+
+// The groups are the contract's, wherever the matrix starts.
+Grid grid(const Masked& m) { return make_grid(m.shape, int(m.col % kGroup)); }
+
+// A thread's eight columns are the contract's: the matrix's own start elsewhere where its first column is no multiple of 8.
+template <class M>
+Cells cells(const M& matrix, const Masked& m) {
+  Cells c = cells(matrix);
+  c.wide = c.wide && m.col % kColumns == 0;
+  return c;
+}
 
 template <class F>
 void with_estimator(Estimator estimator, F&& f) {
@@ -34,10 +45,9 @@ void with_estimator(Estimator estimator, F&& f) {
 
 }  // namespace
 
-void keep_mask(Launch at, Address address, Shape shape, const uint16_t* threshold, int64_t stride, uint8_t* mask) {
-  const int shift = int(address.col % kGroup);  // the groups are the contract's, wherever the matrix starts
-  const bool wide = shift == 0 && aligned(threshold, 2 * stride) && aligned(mask, shape.cols);
-  run(KeepMask{threshold, stride, mask, shape.cols, wide}, make_grid(shape, shift), key(address), 1, at.device, at.stream);
+void keep_mask(Launch at, const Masked& m, const uint16_t* threshold, int64_t stride, uint8_t* mask) {
+  const bool wide = m.col % kColumns == 0 && aligned(threshold, 2 * stride) && aligned(mask, m.shape.cols);
+  run(KeepMask{threshold, stride, mask, m.shape.cols, wide}, grid(m), key(m), 1, at.device, at.stream);
 }
 
 void thresholds(Launch at, Shape shape, ConstMatrix logits, uint16_t* out) {
@@ -46,22 +56,26 @@ void thresholds(Launch at, Shape shape, ConstMatrix logits, uint16_t* out) {
   run(FormThresholds{from, out, shape.cols}, make_grid(shape), {}, 1, at.device, at.stream);
 }
 
-void masked_weight(Launch at, Address address, int draws, Shape shape, Relaxation relaxation, ConstMatrix weight,
-                   ConstMatrix logits, Matrix out) {
-  with_estimator(relaxation.estimator, [&](auto estimator) {
-    const MaskWeight<decltype(estimator)::value> op = {cells(weight), cells(logits), cells(out), shape.rows,
-                                                       relaxation.temperature};
-    run(op, make_grid(shape), key(address), draws, at.device, at.stream);
+void masked_weight(Launch at, const Masked& m, Matrix out) {
+  with_estimator(m.relaxation.estimator, [&](auto estimator) {
+    const MaskWeight<decltype(estimator)::value> op = {cells(m.weight, m), cells(m.logits, m),
+                                                       cells(out, m), m.shape.rows, m.relaxation.temperature};
+    run(op, grid(m), key(m), m.draws, at.device, at.stream);
   });
 }
 
-void weight_grad(Launch at, Address address, Shape shape, Relaxation relaxation, ConstMatrix grad, ConstMatrix weight,
-                 ConstMatrix logits, ConstMatrix prior, const double* kl_grad, Matrix dweight, Matrix dlogits, bool add) {
-  with_estimator(relaxation.estimator, [&](auto estimator) {
-    const WeightGrad<decltype(estimator)::value> op = {
-        cells(grad), cells(weight),  cells(logits),          cells(prior), kl_grad,
-        cells(dweight), cells(dlogits), relaxation.temperature, add};
-    run(op, make_grid(shape), key(address), 1, at.device, at.stream);
+void weight_grad(Launch at, const Masked& m, ConstMatrix grad, KLTerm kl, Gradients to) {
+  with_estimator(m.relaxation.estimator, [&](auto estimator) {
+    const WeightGrad<decltype(estimator)::value> op = {cells(grad, m),
+                                                       cells(m.weight, m),
+                                                       cells(m.logits, m),
+                                                       cells(kl.prior, m),
+                                                       kl.grad,
+                                                       cells(to.dweight, m),
+                                                       cells(to.dlogits, m),
+                                                       m.relaxation.temperature,
+                                                       to.add};
+    run(op, grid(m), key(m), 1, at.device, at.stream);
   });
 }
 

@@ -9,19 +9,32 @@ struct Launch {
   uintptr_t stream;  // cudaStream_t
 };
 
-struct Address {  // of a matrix's first weight, under one or more draws
-  const int64_t *seed, *draws;
+struct Masked {  // a weight matrix under the masks of one or more draws
+  Shape shape;   // of each matrix that is written
+  const int64_t *seed, *draw;
+  int draws;
   uint32_t stream;
-  uint64_t row, col;
-  const int64_t* rows = nullptr;  // the rows of the weight that the other matrices speak of; null: all
+  uint64_t row, col;    // the contract's, of the matrix's first weight
+  const int64_t* rows;  // the rows of the weight that the other matrices speak of; null: all
+  Relaxation relaxation;
+  ConstMatrix weight, logits;
 };
 
-void keep_mask(Launch, Address, Shape, const uint16_t* threshold, int64_t stride, uint8_t* mask);
+struct KLTerm {         // the divergence of the masks from those of a prior, as a part of the loss
+  ConstMatrix prior;    // logits; no data: no such part
+  const double* grad;   // the loss's derivative for the divergence
+};
+
+struct Gradients {
+  Matrix dweight, dlogits;
+  bool add;  // to what they hold
+};
+
+void keep_mask(Launch, const Masked&, const uint16_t* threshold, int64_t stride, uint8_t* mask);
 void thresholds(Launch, Shape, ConstMatrix logits, uint16_t* out);
-// out: the masked weights of `draws` draws, one below the other.
-void masked_weight(Launch, Address, int draws, Shape, Relaxation, ConstMatrix weight, ConstMatrix logits, Matrix out);
-// With the logits of a prior the gradient of the masks' divergence from it, times *kl_grad, is added to dlogits.
-void weight_grad(Launch, Address, Shape, Relaxation, ConstMatrix grad, ConstMatrix weight, ConstMatrix logits, ConstMatrix prior,
-                 const double* kl_grad, Matrix dweight, Matrix dlogits, bool add);
+// out: the masked weights of the draws, one below the other.
+void masked_weight(Launch, const Masked&, Matrix out);
+// The gradients under the first draw, and of the divergence.
+void weight_grad(Launch, const Masked&, ConstMatrix grad, KLTerm, Gradients);
 
 }  // namespace stochprune::cuda

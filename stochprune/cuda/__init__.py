@@ -3,12 +3,14 @@
 A module with the functions of :mod:`stochprune.reference`. It is there where nvcc was when the extension was built.
 """
 
+from functools import partial
+
 from torch import Tensor
 
+from stochprune import materialised
 from stochprune.cuda.masked_linear import masked_linear, masked_linear_backward
-from stochprune.cuda.passes import keep_mask, mask_weight, threshold_from_logits, through_mask
+from stochprune.cuda.passes import keep_mask, mask_backward, mask_weight, threshold_from_logits
 from stochprune.native.arrays import CODES
-from stochprune.products import weight_ops
 from stochprune.reference import (  # in torch's own kernels
     bernoulli_kl,
     bernoulli_kl_backward,
@@ -24,7 +26,10 @@ from stochprune.reference import (  # in torch's own kernels
 )
 
 NAME = "cuda"
-masked_weight, weight_grad = weight_ops(mask_weight, through_mask)
+masked_weight = partial(materialised.masked_weight, mask_weight)
+weight_grad = partial(materialised.weight_grad, mask_backward)
+masked_weights = partial(materialised.masked_weights, masked_weight)
+multi_layer_grads = partial(materialised.multi_layer_grads, weight_grad)
 
 
 def supports(*tensors: Tensor) -> bool:
@@ -32,10 +37,16 @@ def supports(*tensors: Tensor) -> bool:
     return all(t.is_cuda and (t.dtype in CODES or not t.is_floating_point()) for t in tensors)
 
 
+def describe() -> str:
+    """Return nothing worth telling."""
+    return ""
+
+
 __all__ = [
     "NAME",
     "bernoulli_kl",
     "bernoulli_kl_backward",
+    "describe",
     "gaussian_grad",
     "gaussian_kl",
     "gaussian_kl_backward",
@@ -44,8 +55,10 @@ __all__ = [
     "masked_linear",
     "masked_linear_backward",
     "masked_weight",
+    "masked_weights",
     "moments",
     "moments_grad",
+    "multi_layer_grads",
     "nm_masked_weight",
     "nm_weight_grad",
     "normal",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stochprune import backends, reference
+from tests.backends.cases import mask
 from tests.cuda.emulation import emulation
 
 SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"
@@ -20,9 +21,8 @@ def test_no_launch_uses_another_axis() -> None:
 
 def test_the_last_draw_has_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stochprune._C.cuda", emulation(), raising=False)
-    weight, logits, seed = torch.ones(2, 40), torch.zeros(2, 40), torch.tensor([5])
-    at = (seed, torch.arange(DRAWS), 3, "straight_through", 1.0)
-    masked = backends.load("cuda").masked_weight(weight, logits, *at, torch.float32)
+    weight, logits, at = torch.ones(2, 40), torch.zeros(2, 40), mask(5, list(range(DRAWS)), 3)
+    masked = backends.load("cuda").masked_weight(weight, logits, mask=at, dtype=torch.float32)
     for d in (0, 65_535, 65_536, DRAWS - 1):
-        keep = reference.keep_mask(reference.threshold_from_logits(logits), seed, torch.tensor([d]), 3, 0, 0)
+        keep = reference.keep_mask(reference.threshold_from_logits(logits), mask=at.one(d))
         assert torch.equal(masked[d] != 0, keep)
