@@ -3,8 +3,8 @@
     python -O -m pytest --assert=plain -p tests.recorder --record launches.pickle tests/gpu
 
 The tests run on tensors without storage where they can, else on the CPU. Launches are recorded as for an H200 and not
-made, so nothing is asserted: ``-O`` drops assertions, and comparisons of tensors hold. What a test raises all the same
-is listed at the end.
+made, so nothing is asserted: ``-O`` drops assertions, and comparisons of tensors hold. A test that raises all the same
+and is not among NEED_A_DEVICE ends the run with status 1.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ MULTIPROCESSORS = 132  # of an H200
 ARCH = 90
 WITHOUT_TRITON = ("test_cuda_backend.py", "test_scores.py")
 """Files of tests that launch CUDA C++ kernels, or work in float64, which the reference serves."""
+NEED_A_DEVICE = ("test_torch_compile_gives_the_eager_bits", "test_more_draws_than_an_axis_holds[cuda]")
+"""Tests that fail whatever they launch: one compiles for the device it finds, one launches CUDA C++ itself."""
 REPEATS = 2  # for tests.gpu.test_repeats
 WITH_STORAGE = ("test_capture.py", "test_commands.py", "test_layers.py")
 """Files of tests that ask for values, or go through torch.library, which makes no launches for empty tensors."""
@@ -102,6 +104,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module.REPEATS = REPEATS
     for item in items:
         item.own_markers = [marker for marker in item.own_markers if marker.name not in ("skip", "skipif")]
+        if item.name in NEED_A_DEVICE:
+            item.add_marker(pytest.mark.xfail(reason="needs a device", strict=True))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

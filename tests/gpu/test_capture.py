@@ -9,6 +9,7 @@ import torch
 import triton
 
 import stochprune as sp
+from stochprune.address import Mask
 from stochprune.kernels import masked_linear
 from stochprune.kernels.routes import OVERRIDE, ROUTES
 
@@ -33,7 +34,7 @@ def test_a_graph_draws_fresh_masks(route: str, device: torch.device, monkeypatch
     seed, draw = torch.tensor([8], device=device), torch.tensor([5], device=device)
 
     def run() -> torch.Tensor:
-        return masked_linear(x, weight, logits, None, seed, draw, 3, "straight_through", 1.0)
+        return masked_linear(x, weight, logits, None, mask=Mask(seed, draw, 3))
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -96,8 +97,8 @@ def test_streams_and_the_current_device(device: torch.device) -> None:
     x, weight, logits = (torch.randn(shape, generator=g) for shape in ((1, 16, 128), (64, 128), (64, 128)))
 
     def run(place: torch.device) -> torch.Tensor:
-        key = (torch.tensor([1], device=place), torch.tensor([2], device=place))
-        return masked_linear(x.to(place), weight.to(place), logits.to(place), None, *key, 3, "straight_through", 1.0)
+        mask = Mask(torch.tensor([1], device=place), torch.tensor([2], device=place), 3)
+        return masked_linear(x.to(place), weight.to(place), logits.to(place), None, mask=mask)
 
     expected = run(device).cpu()
     with torch.cuda.stream(torch.cuda.Stream(other)):

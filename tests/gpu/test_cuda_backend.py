@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from stochprune import backends, reference, rng
+from stochprune.address import Mask
+from tests.backends.cases import moved
 
-SEED, DRAW, STREAM = torch.tensor([-(2**62) - 5]), torch.tensor([2**32 - 3]), 2**31 - 1
+AT = Mask(torch.tensor([-(2**62) - 5]), torch.tensor([2**32 - 3]), 2**31 - 1)
+FIRST = [(0, 0), (2**32 - 1024, 2**34 - 1600), (11, 2**31 + 33)]  # row and column
 
 
 @pytest.fixture
@@ -20,25 +23,27 @@ def cuda() -> ModuleType:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("row_offset, col_offset", [(0, 0), (2**32 - 1024, 2**34 - 1600), (11, 2**31 + 33)])
-def test_keep_mask(
-    cuda: ModuleType, row_offset: int, col_offset: int, device: torch.device, generator: torch.Generator
-) -> None:
+@pytest.mark.parametrize("row, col", FIRST)
+def test_keep_mask(cuda: ModuleType, row: int, col: int, device: torch.device, generator: torch.Generator) -> None:
     drawn = torch.randint(0, rng.LEVELS + 1, (1024, 1536), generator=generator, dtype=torch.int32).to(torch.uint16)
-    expected = reference.keep_mask(drawn, SEED, DRAW, STREAM, row_offset, col_offset)
-    mask = cuda.keep_mask(drawn.to(device), SEED.to(device), DRAW.to(device), STREAM, row_offset, col_offset)
-    assert torch.equal(mask.cpu(), expected)
+    at = AT._replace(row=row, col=col)
+    ours = cuda.keep_mask(drawn.to(device), mask=moved(at, device))
+    assert torch.equal(ours.cpu(), reference.keep_mask(drawn, mask=at))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows, cols", [(37, 501), (256, 512)])
-def test_masked_weight(cuda: ModuleType, dtype: torch.dtype, rows: int, cols: int, device: torch.device) -> None:
+@pytest.mark.parametrize("first", FIRST, ids=str)
+def test_masked_weight(
+    cuda: ModuleType, dtype: torch.dtype, rows: int, cols: int, first: tuple[int, int], device: torch.device
+) -> None:
     g = torch.Generator().manual_seed(5)
     weight = torch.randn(rows, cols, generator=g).to(dtype).to(device)
     logits = (2 * torch.randn(rows, cols, generator=g)).to(device)
-    at = (SEED.to(device), DRAW.to(device), STREAM, "straight_through", 1.0)
-    keep = reference.keep_mask(cuda.threshold_from_logits(logits).cpu(), SEED, DRAW, STREAM, 0, 0).to(device)
-    assert torch.equal(cuda.masked_weight(weight, logits, *at, dtype)[0], weight * keep)
+    at = AT._replace(row=first[0], col=first[1])
+    keep = reference.keep_mask(cuda.threshold_from_logits(logits).cpu(), mask=at).to(device)
+    masked = cuda.masked_weight(weight, logits, mask=moved(at, device), dtype=dtype)
+    assert torch.equal(masked[0], weight * keep)
 
 
 def test_a_graph_draws_fresh_masks(cuda: ModuleType, device: torch.device) -> None:
@@ -49,7 +54,7 @@ def test_a_graph_draws_fresh_masks(cuda: ModuleType, device: torch.device) -> No
     seed, draw = torch.tensor([8], device=device), torch.tensor([5, 6], device=device)
 
     def run() -> torch.Tensor:
-        return cuda.masked_linear(x, weight, logits, None, seed, draw, 3, "straight_through", 1.0)
+        return cuda.masked_linear(x, weight, logits, None, mask=Mask(seed, draw, 3))
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -74,9 +79,8 @@ def test_more_than_2_to_the_31_elements(cuda: ModuleType, device: torch.device) 
         pytest.skip("needs 24 GiB of GPU memory")
     weight = torch.ones(rows, cols, dtype=torch.bfloat16, device=device)
     logits = torch.zeros_like(weight)
-    at = (SEED.to(device), DRAW.to(device), STREAM, "straight_through", 1.0)
-    masked = cuda.masked_weight(weight, logits, *at, torch.bfloat16)[0]
+    masked = cuda.masked_weight(weight, logits, mask=moved(AT, device), dtype=torch.bfloat16)[0]
     for start in (0, rows // 2, rows - 8):
         threshold = rng.threshold_from_logits(logits[start : start + 8].cpu())
-        expected = reference.keep_mask(threshold, SEED, DRAW, STREAM, start, 0)
+        expected = reference.keep_mask(threshold, mask=AT._replace(row=start))
         assert torch.equal(masked[start : start + 8].cpu() != 0, expected)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stochprune import patterns, reference, rng
+from stochprune.address import Mask
 from stochprune.kernels import (
     gaussian_grad,
     gaussian_weight,
@@ -16,11 +17,13 @@ from stochprune.kernels import (
     nm_weight_grad,
     normal,
 )
+from tests.backends.cases import moved
 
 SHAPES = [(1, 8), (33, 264), (512, 1024)]
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}  # relative, of the whole tensor
-KEY = (torch.tensor([-77]), torch.tensor([5, 2**32 - 1]))
+AT = Mask(torch.tensor([-77]), torch.tensor([5, 2**32 - 1]), 7)
+FIRST = [(0, 0), (3, 128), (2**32 - 600, 2**34 - 1096)]  # row and column
 
 
 def random(device: torch.device, dtype: torch.dtype, *shape: int) -> list[Tensor]:
@@ -35,26 +38,32 @@ def close(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("n, m", [(1, 2), (2, 4), (1, 4), (4, 8)])
-def test_patterns(n: int, m: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("first", FIRST, ids=str)
+def test_patterns(
+    n: int, m: int, shape: tuple[int, int], dtype: torch.dtype, first: tuple[int, int], device: torch.device
+) -> None:
     w, logits, grad, other, _ = random(device, dtype, *shape)
-    at = (n, m, *(t.to(device) for t in KEY), 7)
-    masked = nm_masked_weight(w, 3 * logits, *at, dtype)
-    exact = reference.nm_masked_weight(w, 3 * logits, *at, dtype)
+    mask = moved(AT._replace(row=first[0], col=first[1]), device)
+    masked = nm_masked_weight(w, 3 * logits, (n, m), mask=mask, dtype=dtype)
+    exact = reference.nm_masked_weight(w, 3 * logits, (n, m), mask=mask, dtype=dtype)
     assert (patterns.groups(masked, m).ne(0).sum(-1) <= n).all()
     # The thresholds are formed in float32: about one group in a million may fall on the other side of one.
     assert (masked != exact).sum() <= 2 * m * (masked.numel() > 100_000)
     grads = torch.stack([grad, other])
-    ours = nm_weight_grad(grads, w, 3 * logits, *at, False, True)
-    theirs = reference.nm_weight_grad(grads.double(), w.double(), 3 * logits.double(), *at, False, True)
+    ours = nm_weight_grad(grads, w, 3 * logits, (n, m), mask=mask, needs=(False, True))
+    theirs = reference.nm_weight_grad(
+        grads.double(), w.double(), 3 * logits.double(), (n, m), mask=mask, needs=(False, True)
+    )
     assert ours[1] is not None and theirs[1] is not None
     close(ours[1], theirs[1], dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_normals(shape: tuple[int, int], device: torch.device) -> None:
-    ours = normal(*shape, *(t.to(device) for t in KEY), 7, 2**32 - shape[0])
-    for got, draw in zip(ours.cpu().double(), KEY[1], strict=True):
-        exact = rng.normal(*shape, seed=KEY[0], draw=draw, stream=7, row_offset=2**32 - shape[0])
+@pytest.mark.parametrize("first", [*FIRST, (5, 71)], ids=str)
+def test_normals(shape: tuple[int, int], first: tuple[int, int], device: torch.device) -> None:
+    ours = normal(*shape, mask=moved(AT._replace(row=first[0], col=first[1]), device))
+    for got, draw in zip(ours.cpu().double(), AT.draw, strict=True):
+        exact = rng.normal(*shape, seed=AT.seed, draw=draw, stream=7, row_offset=first[0], col_offset=first[1])
         assert ((got - exact) / exact).abs().max() < 1e-6
 
 
@@ -62,11 +71,12 @@ def test_normals(shape: tuple[int, int], device: torch.device) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gaussian_weights(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
     mu, rho, first, second, _ = random(device, dtype, *shape)
-    key = [t.to(device) for t in KEY]
-    exact = reference.gaussian_weight(mu.double(), rho.double() - 5, *key, 7, torch.float64)
-    close(gaussian_weight(mu, rho - 5, *key, 7, dtype), exact, dtype)
+    mask = moved(AT, device)
+    exact = reference.gaussian_weight(mu.double(), rho.double() - 5, mask=mask, dtype=torch.float64)
+    close(gaussian_weight(mu, rho - 5, mask=mask, dtype=dtype), exact, dtype)
     grad = torch.stack([first, second])
-    close(gaussian_grad(grad, rho, *key, 7), reference.gaussian_grad(grad.double(), rho.double(), *key, 7), dtype)
+    exact = reference.gaussian_grad(grad.double(), rho.double(), mask=mask)
+    close(gaussian_grad(grad, rho, mask=mask), exact, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stochprune import reference
+from stochprune.address import Mask
 from stochprune.kernels import masked_linear, masked_linear_backward, threshold_from_logits
 from stochprune.kernels.routes import OVERRIDE, ROUTES
 
@@ -53,8 +54,13 @@ CASES = [(shape, torch.bfloat16, torch.float32) for shape in SHAPES] + [
 @pytest.mark.parametrize("tensors", CASES, ids=str, indirect=True)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("route", [None, *ROUTES])
+@pytest.mark.parametrize("first", [(0, 0), (2**32 - 4096, 2**34 - 1024)], ids=str)
 def test_against_float64(
-    tensors: dict[str, Tensor], estimator: str, route: str | None, monkeypatch: pytest.MonkeyPatch
+    tensors: dict[str, Tensor],
+    estimator: str,
+    route: str | None,
+    first: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if route:
         monkeypatch.setenv(OVERRIDE, route)
@@ -62,14 +68,15 @@ def test_against_float64(
     monkeypatch.setattr(reference, "threshold_from_logits", lambda logits: threshold_from_logits(logits.float()))
     t = tensors
     dtype = t["x"].dtype
-    at = (t["seed"], t["draw"], 7, estimator, 0.7)
+    mask = Mask(t["seed"], t["draw"], 7, estimator, 0.7, *first)
     wide = {name: t[name].double() for name in ("grad", "x", "weight", "logits", "bias")}
-    y = masked_linear(t["x"], t["weight"], t["logits"], t["bias"], *at)
-    agree(y, reference.masked_linear(wide["x"], wide["weight"], wide["logits"], wide["bias"], *at), dtype)
+    y = masked_linear(t["x"], t["weight"], t["logits"], t["bias"], mask=mask)
+    exact = reference.masked_linear(wide["x"], wide["weight"], wide["logits"], wide["bias"], mask=mask)
+    agree(y, exact, dtype)
     names = ("grad", "x", "weight", "logits")
-    ours = masked_linear_backward(*(t[name] for name in names), *at, True, True, True)
-    exact = reference.masked_linear_backward(*(wide[name] for name in names), *at, True, True, True)
-    for mine, theirs in zip(ours, exact, strict=True):
+    ours = masked_linear_backward(*(t[name] for name in names), mask=mask, needs=(True, True, True))
+    exacts = reference.masked_linear_backward(*(wide[name] for name in names), mask=mask, needs=(True, True, True))
+    for mine, theirs in zip(ours, exacts, strict=True):
         agree(mine, theirs, dtype)
 
 
@@ -79,6 +86,6 @@ def test_the_sum_of_shares_repeats_exactly(device: torch.device) -> None:
     x, weight, logits = (
         torch.randn(shape, generator=g).bfloat16().to(device) for shape in ((1, 8, 8192), (256, 8192), (256, 8192))
     )
-    at = (torch.tensor([1], device=device), torch.tensor([2], device=device), 3, "straight_through", 1.0)
-    first = masked_linear(x, weight, logits, None, *at)
-    assert all(torch.equal(masked_linear(x, weight, logits, None, *at), first) for _ in range(20))
+    mask = Mask(torch.tensor([1], device=device), torch.tensor([2], device=device), 3)
+    first = masked_linear(x, weight, logits, None, mask=mask)
+    assert all(torch.equal(masked_linear(x, weight, logits, None, mask=mask), first) for _ in range(20))

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from stochprune import reference
+from stochprune.address import Mask
 from stochprune.kernels import keep_mask, masked_linear, threshold_from_logits
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from tests.backends.cases import moved
 
 ROWS, COLS = 2**17 + 40, 2**14 + 8  # 2.15e9
 NEEDED = 24 << 30  # bytes
+AT = Mask(torch.tensor([1]), torch.tensor([2]), 3)
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +24,9 @@ def enough_memory(device: torch.device) -> None:
 
 def test_keep_mask(device: torch.device) -> None:
     threshold = torch.full((ROWS, COLS), 16384, dtype=torch.uint16, device=device)
-    key = (torch.tensor([1]), torch.tensor([2]), 3)
-    keep = keep_mask(threshold, key[0].to(device), key[1].to(device), 3, 0, 0)
+    keep = keep_mask(threshold, mask=moved(AT, device))
     for start in (0, ROWS // 2, ROWS - 8):
-        expected = reference.keep_mask(threshold[start : start + 8].cpu(), *key, start, 0)
+        expected = reference.keep_mask(threshold[start : start + 8].cpu(), mask=AT._replace(row=start))
         assert torch.equal(keep[start : start + 8].cpu(), expected)
 
 
@@ -36,10 +38,10 @@ def test_masked_linear(route: str, device: torch.device, monkeypatch: pytest.Mon
     x = torch.zeros(1, 16, COLS, dtype=torch.bfloat16, device=device)
     chosen = torch.arange(16) * (COLS // 16) + 7
     x[0, torch.arange(16), chosen] = 1
-    key = (torch.tensor([1]), torch.tensor([2]), 3)
-    at = (key[0].to(device), key[1].to(device), 3, "straight_through", 1.0)
-    y = masked_linear(x, weight, logits, None, *at)[0].mT  # [ROWS, 16]: the mask at the chosen columns
+    y = masked_linear(x, weight, logits, None, mask=moved(AT, device))[
+        0
+    ].mT  # [ROWS, 16]: the mask at the chosen columns
     for start in (0, ROWS // 2, ROWS - 8):
         threshold = threshold_from_logits(logits[start : start + 8]).cpu()
-        expected = reference.keep_mask(threshold, *key, start, 0)[:, chosen]
+        expected = reference.keep_mask(threshold, mask=AT._replace(row=start))[:, chosen]
         assert torch.equal(y[start : start + 8].cpu() != 0, expected)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stochprune.address import Mask
 from stochprune.kernels import masked_linear, masked_linear_backward
 from stochprune.kernels.routes import OVERRIDE, ROUTES
 
@@ -42,11 +43,11 @@ def test_every_route_repeats_its_bits(
     g = torch.Generator().manual_seed(1)
     x, grad = (torch.randn(s, generator=g).to(dtype).to(device) for s in ((D, M, K), (D, M, N)))
     weight, logits = (torch.randn(N, K, generator=g).to(masters).to(device) for _ in range(2))
-    at = (torch.tensor([-77], device=device), torch.arange(D, device=device), 7, estimator, 0.7)
+    mask = Mask(torch.tensor([-77], device=device), torch.arange(D, device=device), 7, estimator, 0.7)
 
     def run() -> list[Tensor | None]:
-        y = masked_linear(x, weight, logits, None, *at)
-        return [y, *masked_linear_backward(grad, x, weight, logits, *at, True, True, True)]
+        y = masked_linear(x, weight, logits, None, mask=mask)
+        return [y, *masked_linear_backward(grad, x, weight, logits, mask=mask, needs=(True, True, True))]
 
     first = run()
     differing = sum(

@@ -15,7 +15,7 @@ def recorded(output: Path, environment: dict[str, str], *tests: str) -> None:
     command = [sys.executable, "-O", "-m", "pytest", "-q", "--assert=plain", "-n", "0", "-p", "no:cacheprovider"]
     command += ["-p", "tests.recorder", "--record", str(output), *tests]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert output.exists(), run.stdout + run.stderr
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def checked(launches: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
