@@ -54,21 +54,31 @@ CASES = [(shape, torch.bfloat16, torch.float32) for shape in SHAPES] + [
 @pytest.mark.parametrize("tensors", CASES, ids=str, indirect=True)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("route", [None, *ROUTES])
-@pytest.mark.parametrize("first", [(0, 0), (2**32 - 4096, 2**34 - 1024)], ids=str)
 def test_against_float64(
-    tensors: dict[str, Tensor],
-    estimator: str,
-    route: str | None,
-    first: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
+    tensors: dict[str, Tensor], estimator: str, route: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if route:
         monkeypatch.setenv(OVERRIDE, route)
+    mask = Mask(tensors["seed"], tensors["draw"], 7, estimator, 0.7)
+    check(tensors, mask, monkeypatch)
+
+
+@pytest.mark.parametrize("tensors", [CASES[1], CASES[3], CASES[7]], ids=str, indirect=True)
+@pytest.mark.parametrize("first", [(2**32 - 4096, 2**34 - 1024), (5, 71)], ids=str)
+@pytest.mark.parametrize("route", ROUTES)
+def test_shards_against_float64(
+    tensors: dict[str, Tensor], first: tuple[int, int], route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OVERRIDE, route)
+    mask = Mask(tensors["seed"], tensors["draw"], 7, "straight_through", 1.0, *first)
+    check(tensors, mask, monkeypatch)
+
+
+def check(t: dict[str, Tensor], mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare values and gradients with the reference's."""
     # The reference takes the GPU's own thresholds: a difference of 1 may turn a weight, here one in 10^7.
     monkeypatch.setattr(reference, "threshold_from_logits", lambda logits: threshold_from_logits(logits.float()))
-    t = tensors
     dtype = t["x"].dtype
-    mask = Mask(t["seed"], t["draw"], 7, estimator, 0.7, *first)
     wide = {name: t[name].double() for name in ("grad", "x", "weight", "logits", "bias")}
     y = masked_linear(t["x"], t["weight"], t["logits"], t["bias"], mask=mask)
     exact = reference.masked_linear(wide["x"], wide["weight"], wide["logits"], wide["bias"], mask=mask)
