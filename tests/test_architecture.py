@@ -16,7 +16,8 @@ PACKAGE = ROOT / "stochprune"
 LAYERS = [
     {"cli"},
     {"studies"},
-    {"training", "pac_bayes", "theory", "report"},
+    {"training", "pac_bayes", "theory"},
+    {"report"},
     {"nn", "scores", "bounds", "data"},
     {"masks", "models"},
     {"functional"},
@@ -24,7 +25,7 @@ LAYERS = [
     {"reference", "native", "kernels", "cuda"},
     {"materialised", "patterns"},
     {"address"},
-    {"rng", "seeding", "runs", "arguments"},
+    {"rng", "seeding", "runs", "arguments", "extras"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "kernels").glob("*.py"))]
@@ -53,6 +54,11 @@ def test_imports_go_one_way(path):
     assert name in LEVEL, f"{name} has no place in the order of imports"
     upward = {other for other in imported(path) if LEVEL[other] < LEVEL[name]}
     assert not upward, f"{path.name} imports {upward}, which stand above {name}"
+
+
+def test_all_tables_and_pictures_are_made_in_report():
+    drawing = re.compile(r"^\s*(from|import) (matplotlib|rich\.table|rich import box)", re.MULTILINE)
+    assert {owner(path) for path in MODULES if drawing.search(path.read_text())} == {"report"}
 
 
 def test_every_module_was_found():

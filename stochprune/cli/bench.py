@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from stochprune import backends, functional
 from stochprune.cli.options import Device, split
+from stochprune.report import timing_table
 from stochprune.runs.device import device_of
 from stochprune.seeding import generator
 
@@ -47,14 +47,9 @@ def bench(
     counts = split("tokens", tokens, int)
     if not counts or min(counts) < 1:
         raise ValueError(f"tokens must be positive integers separated by commas, got {tokens!r}")
-    table = Table(title=f"[{rows}, {cols}] {dtype} on {place.type} ({_backend(place, dtype)}), milliseconds")
-    for column in ("tokens", "dense", "masked", "tax", "dense step", "masked step", "tax"):
-        table.add_column(column, justify="right")
-    for count in counts:
-        dense, masked = _times(count, rows, cols, getattr(torch, dtype), place, seconds)
-        cells = [cell for d, m in zip(dense, masked, strict=True) for cell in (f"{d:.3f}", f"{m:.3f}", f"{m / d:.2f}")]
-        table.add_row(str(count), *cells)
-    console.print(table)
+    times = {count: _times(count, rows, cols, getattr(torch, dtype), place, seconds) for count in counts}
+    title = f"[{rows}, {cols}] {dtype} on {place.type} ({_backend(place, dtype)}), milliseconds"
+    console.print(timing_table(title, times))
     if place.type == "cuda" and _backend(place, dtype) == "triton":
         console.print(backends.load("triton").routing_table(rows, cols, place), highlight=False)
 

@@ -20,7 +20,7 @@ from stochprune.pac_bayes import (
 from stochprune.pac_bayes import replay as draw_again
 from stochprune.pac_bayes import rerun as run_again
 from stochprune.pac_bayes.replay import SAMPLE
-from stochprune.report import certificate_table, draw_certificates
+from stochprune.report import certificate_table, plot_certificates
 
 PANELS = {RunConfig: "Run", PriorConfig: "Prior", SelfBoundConfig: "Posterior", CertifyConfig: "Certificate"}
 
@@ -72,7 +72,7 @@ def certify(
     for name in ("posteriors", "objectives"):
         values[name] = split(name, values[name], str)
     folder, results = run_certify(RunConfig(**values), data_dir=data_dir, out=out, device=device)
-    draw_certificates(results, folder / "results.png")
+    plot_certificates(results, folder / "results.png")
     console.print(certificate_table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)
 

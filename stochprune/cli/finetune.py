@@ -33,6 +33,6 @@ def finetune(
     values["sparsities"] = split("sparsities", values["sparsities"], float)
     tuning = FinetuneConfig(**take(FinetuneConfig, values))
     folder, results = run_study(StudyConfig(**values, finetune=tuning), data_dir=data_dir, out=out, device=device)
-    report.draw(results, folder / "results.png")
-    console.print(report.table(results))
+    report.plot_finetune(results, folder / "results.png")
+    console.print(report.finetune_table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)

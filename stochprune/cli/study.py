@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 
 from stochprune import studies
 from stochprune.cli.options import Device
-from stochprune.studies import tables
+from stochprune.report import study_markdown
 
 
 def study(
@@ -31,5 +31,5 @@ def study(
     """
     console = Console()
     folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out, device=device)
-    console.print(Markdown(tables.markdown(results)))
+    console.print(Markdown(study_markdown(results)))
     console.print(f"{folder}/results.json, {folder}/tables.md", highlight=False, soft_wrap=True, markup=False)

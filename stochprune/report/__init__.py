@@ -1,8 +1,41 @@
-"""What a study found, from the content of its ``results.json``: a summary over seeds, a table, a picture."""
+"""All tables and pictures, from the content of a run's ``results.json``. A function that draws is called ``plot_*``."""
 
-from stochprune.report.certificates import certificate_table, draw_certificates
-from stochprune.report.figure import draw
+import warnings
+from typing import Any
+
+from stochprune.report.bounds import bounds_table, plot_bounds
+from stochprune.report.certificates import certificate_table, plot_certificates
+from stochprune.report.finetune import finetune_table, plot_finetune
+from stochprune.report.initialisation import plot_initialisation
+from stochprune.report.linear_lab import linear_lab_table, plot_linear_lab
+from stochprune.report.study import study_markdown, write_csv
 from stochprune.report.summary import Row, Spread, summarize
-from stochprune.report.table import table
+from stochprune.report.timing import timing_table
 
-__all__ = ["Row", "Spread", "certificate_table", "draw", "draw_certificates", "summarize", "table"]
+__all__ = [
+    "Row",
+    "Spread",
+    "bounds_table",
+    "certificate_table",
+    "finetune_table",
+    "linear_lab_table",
+    "plot_bounds",
+    "plot_certificates",
+    "plot_finetune",
+    "plot_initialisation",
+    "plot_linear_lab",
+    "study_markdown",
+    "summarize",
+    "timing_table",
+    "write_csv",
+]
+
+_RENAMED = {"draw": plot_finetune, "draw_certificates": plot_certificates, "table": finetune_table}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    now = _RENAMED[name]
+    warnings.warn(f"stochprune.report.{name} is called {now.__name__} now", DeprecationWarning, stacklevel=2)
+    return now

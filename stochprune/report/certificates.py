@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from rich import box
-from rich.table import Table
+from stochprune.report.style import BLUE, ORANGE, SKY, new_figure, save, terminal_table, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
 
 
 def certificate_table(results: Mapping[str, Any]) -> Table:
@@ -21,15 +20,13 @@ def certificate_table(results: Mapping[str, Any]) -> Table:
     rows = results["rows"]
     sure = config["certify"]["delta"] + config["certify"]["delta_draws"]
     best = {family: min(r["bound"] for r in rows if r["family"] == family) for family in config["posteriors"]}
-    made = Table(
-        title=f"Certified {config['certify']['loss']} risk in per cent, {config['model']} on {config['data']}",
-        caption=f"All hold at once with probability {1 - sure:.4g}, over {rows[0]['m']} examples that the prior has "
+    made = terminal_table(
+        f"Certified {config['certify']['loss']} risk in per cent, {config['model']} on {config['data']}",
+        f"All hold at once with probability {1 - sure:.4g}, over {rows[0]['m']} examples that the prior has "
         f"not seen and {rows[0]['draws']} draws each. prior: nothing learnt, the control. "
         "draws: their mean loss; bounded: the posterior's on these examples, with the draws allowed for; KL in nats; "
         "test: error on the test set.",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption_justify="left",
+        gap=1,
     )
     made.add_column("posterior")
     made.add_column("objective")
@@ -49,23 +46,22 @@ def certificate_table(results: Mapping[str, Any]) -> Table:
     return made
 
 
-def draw_certificates(results: Mapping[str, Any], path: Path) -> None:
+def plot_certificates(results: Mapping[str, Any], path: Path) -> None:
     """Write a PNG file: on the left certificates, risks and test errors, on the right KL by layer over the epochs."""
     rows, config = results["rows"], results["configuration"]
     learnt = [row for row in rows if row["history"]]
     columns = min(4, len(learnt))
     lines = math.ceil(len(learnt) / max(1, columns))
     width = 3.2 + 0.25 * len(rows)
-    figure = Figure(figsize=(width + 2.6 * columns, max(3.9, 2.7 * lines)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width + 2.6 * columns, max(3.9, 2.7 * lines))
     left, *right = figure.subfigures(
         1, 2 if learnt else 1, squeeze=False, width_ratios=[width, 2.6 * columns][: 1 + bool(learnt)]
     )[0]
-    _draw_risks(left.subplots(), rows)
+    _plot_risks(left.subplots(), rows)
     for side in right:
         grid = side.subplots(lines, columns, squeeze=False, sharex=True)
         for panel, row in zip(grid.flat, learnt, strict=False):
-            _draw_divergences(panel, row)
+            _plot_divergences(panel, row)
         for panel in grid.flat[len(learnt) :]:
             panel.set_visible(False)
         for panel in grid[:, 0]:
@@ -73,15 +69,15 @@ def draw_certificates(results: Mapping[str, Any], path: Path) -> None:
         for panel in grid[-1]:
             panel.set_xlabel("epoch")
     figure.suptitle(f"{config['model']} on {config['data']}", fontsize=11)
-    figure.savefig(path, dpi=140, metadata={"Software": None})
+    save(figure, path)
 
 
-def _draw_risks(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _plot_risks(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     places = range(len(rows))
     for key, label, color, marker in (
-        ("bound", "certificate", "#D55E00", "s"),
-        ("empirical_risk", "empirical risk, bounded", "#0072B2", "o"),
-        ("mean_loss", "mean of the draws", "#56B4E9", "v"),
+        ("bound", "certificate", ORANGE, "s"),
+        ("empirical_risk", "empirical risk, bounded", BLUE, "o"),
+        ("mean_loss", "mean of the draws", SKY, "v"),
         ("test_error", "test error", "#000000", "x"),
     ):
         panel.plot(places, [100 * row[key] for row in rows], marker, color=color, label=label)
@@ -89,12 +85,13 @@ def _draw_risks(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     panel.set_xticks(places, names, rotation=60, fontsize=7, ha="right", rotation_mode="anchor")
     panel.set_ylabel("per cent")
     panel.set_ylim(bottom=0)
-    panel.grid(axis="y", linewidth=0.3)
+    tidy(panel, grid="y")
     panel.legend(frameon=False, fontsize=7)
-    panel.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_divergences(panel: Axes, row: Mapping[str, Any]) -> None:
+def _plot_divergences(panel: Axes, row: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [entry["epoch"] for entry in row["history"]]
     for name in row["kl"]:
         panel.plot(epochs, [entry[f"kl {name}"] for entry in row["history"]], ".-", label=name.removesuffix(".weight"))

@@ -18,7 +18,6 @@ from stochprune.runs.device import device_of
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim, file_name
 from stochprune.runs.results import versions
-from stochprune.studies import figures, tables
 from stochprune.studies.bench import Bench
 from stochprune.studies.finetune import StudyConfig, run_study
 from stochprune.studies.initialisation import KINDS, Cell, InitialisationConfig, load_kept, run_cell
@@ -74,12 +73,12 @@ def run(
         write_json(folder / "results.json", results)
         for name in ("rows", "layers", "distances"):
             if results[name]:
-                tables.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
-        (folder / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
+                report.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
+        (folder / "tables.md").write_text(report.study_markdown(results), encoding="utf-8")
         if plan.job == "initialisation" and any(
             row["error"] is not None for row in results["rows"] if row["score"] != "dense"
         ):
-            figures.draw(results, folder / "errors.png")
+            report.plot_initialisation(results, folder / "errors.png")
     return folder, results
 
 
@@ -199,7 +198,7 @@ def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path, device
                 for arm, error in cell["errors"].items():
                     keys = {key: cell[key] for key in ("score", "sparsity")}
                     rows.append({**which, **keys, "arm": arm, "seed": cell["seed"], "error": error})
-            report.draw(merged, folder / f"errors-{name}-{model}.png")
+            report.plot_finetune(merged, folder / f"errors-{name}-{model}.png")
     return {"hours": seconds / 3600, "rows": rows, "layers": [], "distances": []}
 
 

@@ -17,7 +17,7 @@ from stochprune.pac_bayes import (
     replay,
     run_certify,
 )
-from stochprune.report.certificates import certificate_table, draw_certificates
+from stochprune.report.certificates import certificate_table, plot_certificates
 from stochprune.runs import CheckpointError, load_tensors, read_json, save_tensors, write_json
 
 TINY = RunConfig(
@@ -132,7 +132,7 @@ def test_replay_of_another_posterior_is_refused(finished, tmp_path):
 
 
 def test_report(finished, tmp_path):
-    draw_certificates(finished[1], tmp_path / "picture.png")
+    plot_certificates(finished[1], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert certificate_table(finished[1]).row_count == 4
 

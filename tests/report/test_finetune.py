@@ -1,4 +1,4 @@
-"""Summary, table and picture of a study."""
+"""Summary, table and picture of a study of fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from stochprune.report import draw, summarize, table
+from stochprune import report
+from stochprune.report import finetune_table, plot_certificates, plot_finetune, summarize
 from stochprune.report.summary import Spread
 
 ARMS = ("pruned", "retrained", "stochastic", "ensemble", "thresholded", "finetuned", "shuffled")
@@ -46,7 +47,7 @@ def test_summary_pairs_by_seed(results):
 
 def test_table_fits_a_terminal_and_shows_all(results):
     out = io.StringIO()
-    Console(file=out, width=80).print(table(results))
+    Console(file=out, width=80).print(finetune_table(results))
     text = out.getvalue()
     assert "…" not in text
     for part in ("snip", "90%", "98%", "4.00", "2.50", "+1.50", "2/2", "-2.00", "0/1"):
@@ -54,6 +55,14 @@ def test_table_fits_a_terminal_and_shows_all(results):
 
 
 def test_picture(results, tmp_path):
-    draw(results, tmp_path / "results.png")
+    plot_finetune(results, tmp_path / "results.png")
     content = (tmp_path / "results.png").read_bytes()
     assert content.startswith(b"\x89PNG") and 10_000 < len(content) < 150_000
+
+
+def test_former_names_warn_and_work():
+    for name, now in {"draw": plot_finetune, "table": finetune_table, "draw_certificates": plot_certificates}.items():
+        with pytest.warns(DeprecationWarning, match=now.__name__):
+            assert getattr(report, name) is now
+    with pytest.raises(AttributeError, match="sketch"):
+        _ = report.sketch

@@ -1,4 +1,4 @@
-"""The picture of a study: error against sparsity."""
+"""The picture of a study of initialisations: error against sparsity."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from stochprune.report.style import BLUE, GREEN, GREY, ORANGE, SKY, log_errors, new_figure, save
+from stochprune.report.summary import Spread
 
-from stochprune.report import Spread
-
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000", "#7A4B00")
-"""Readable with colour blindness (after Okabe and Ito)."""
+COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", SKY, GREY, "#000000", "#7A4B00")
 MARKERS = "os^Dv<>PX"
 LINES = ("-", "--", ":")  # the next one when the colours are used up
 
 
-def draw(results: Mapping[str, Any], path: Path) -> None:
+def plot_initialisation(results: Mapping[str, Any], path: Path) -> None:
     """Write the picture as a PNG file: a panel for each data set, model and, if the study ablates, score.
 
     Points are means over seeds, bars one standard deviation; trainings that diverged are left out.
@@ -32,8 +28,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     panels = list(dict.fromkeys(tuple(row[k] for k in keys) for row in scored or pruned))
     one_network = len({panel[:2] for panel in panels}) == 1
     width = max(6.5, 1.2 + 3.1 * len(panels))
-    figure = Figure(figsize=(width, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, 4.4)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         mine = [row for row in pruned if tuple(row[k] for k in keys) == panel]
@@ -65,17 +60,12 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axis.set_title(", ".join(panel[2:] if ablates and one_network else panel[::-1]), fontsize=10)
         axis.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
         axis.set_xlabel("weights pruned (%)")
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axis.yaxis.set_major_formatter(ScalarFormatter())
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.grid(axis="y", linewidth=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        log_errors(axis, (1, 2, 3, 5))
     axes[0].set_ylabel("test error (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 1.6), frameon=False, fontsize=8)
     figure.suptitle(results["title"], fontsize=11, parse_math=False)
-    figure.savefig(path, dpi=140, metadata={"Software": None})
+    save(figure, path)
 
 
 def _names(rows: list[Mapping[str, Any]], ablates: bool) -> list[str]:

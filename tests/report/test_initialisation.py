@@ -1,11 +1,11 @@
-"""Pictures of every kind of study."""
+"""The picture of a study of initialisations."""
 
 from __future__ import annotations
 
 import pytest
 from matplotlib.axes import Axes
 
-from stochprune.studies import figures
+from stochprune.report import plot_initialisation
 
 
 def rows(scores, arms, models=("m",), error=5.0):
@@ -37,7 +37,7 @@ def test_panels_and_lines(tmp_path, monkeypatch, found, titles, labels):
     seen = []
     original = Axes.set_title
     monkeypatch.setattr(Axes, "set_title", lambda self, text, **o: (seen.append((self, text)), original(self, text))[1])
-    figures.draw({"title": "T", "rows": found}, tmp_path / "a.png")
+    plot_initialisation({"title": "T", "rows": found}, tmp_path / "a.png")
     assert [text for _, text in seen] == titles
     assert set(seen[0][0].get_legend_handles_labels()[1]) == set(labels)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -46,11 +46,11 @@ def test_panels_and_lines(tmp_path, monkeypatch, found, titles, labels):
 def test_random_masks_alone_and_diverged_trainings(tmp_path):
     found = rows(["random"], ["none"])
     found += [{**row, "arm": "rescale", "error": None if row["seed"] else 4.0} for row in found if row["sparsity"]]
-    figures.draw({"title": "T", "rows": found}, tmp_path / "a.png")
+    plot_initialisation({"title": "T", "rows": found}, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
 
 
 def test_a_title_is_text_and_no_formula(tmp_path):
     r"""Such as one that states a price: $\frac$ ends matplotlib's own parser, after the whole study."""
-    figures.draw({"title": r"for $\frac$ a run", "rows": rows(["a"], ["none"])}, tmp_path / "a.png")
+    plot_initialisation({"title": r"for $\frac$ a run", "rows": rows(["a"], ["none"])}, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()

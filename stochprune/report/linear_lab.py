@@ -1,4 +1,4 @@
-"""The pictures of the linear lab."""
+"""The table and the pictures of the linear lab."""
 
 from __future__ import annotations
 
@@ -7,41 +7,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from stochprune.report.style import BLUE, GREEN, GREY, ORANGE, new_figure, save, terminal_table, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.table import Table
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe and Ito
 TITLES = {"exact": "exact gradient", "straight_through": "straight-through", "concrete": "concrete"}
 
 
-def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
+def linear_lab_table(results: Mapping[str, Any]) -> Table:
+    """What was found, in a few lines."""
+    points = results["certificates"]
+    kept = results["alignment"]["orthogonal features"]
+    made = terminal_table("Linear lab")
+    made.add_column("what")
+    made.add_column("found")
+    for name, loss in results["training"]["losses"].items():
+        made.add_row(f"expected loss at the end of the flow: {name}", f"{loss:.4f}")
+    made.add_row("loss of the best of all masks", f"{results['training']['best']:.4f}")
+    agree = sum((q > 0.5) == (part > 0.5) for q, part in zip(kept["kept"], kept["alignment"], strict=True))
+    made.add_row("orthogonal weights kept or pruned as their alignment says", f"{agree} of {len(kept['kept'])}")
+    made.add_row("largest KL(Q | P) over its bound by alignment", f"{max(p['kl'] / p['bound'] for p in points):.3f}")
+    failed = sum(p["risk"] > p["certificate"] for p in points)
+    made.add_row("certificates below the true risk", f"{failed} of {len(points)}")
+    return made
+
+
+def plot_linear_lab(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write one PNG file for each experiment, and give their paths."""
     makers: dict[str, tuple[tuple[float, float], int, Callable[[Any, list[Axes]], None]]] = {
-        "training": ((9.6, 3.4), 3, _training),
-        "alignment": ((9.6, 3.2), 3, _alignment),
-        "paths": ((9.6, 5.8), 4, _paths),
-        "certificates": ((7.4, 3.4), 2, _certificates),
+        "training": ((9.6, 3.4), 3, _plot_training),
+        "alignment": ((9.6, 3.2), 3, _plot_alignment),
+        "paths": ((9.6, 5.8), 4, _plot_paths),
+        "certificates": ((7.4, 3.4), 2, _plot_certificates),
     }
     written = []
     for name, (size, panels, maker) in makers.items():
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(*size)
         grid = (2, 2) if panels == 4 else (1, panels)
         axes = list(figure.subplots(*grid, squeeze=False).flat)
         for axis in axes:
-            axis.grid(linewidth=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
+            tidy(axis)
         maker(results[name], axes)
         path = folder / f"linear-lab-{name}.png"
-        figure.savefig(path, dpi=140, metadata={"Software": None})
+        save(figure, path)
         written.append(path)
     return written
 
 
-def _training(data: Mapping[str, Any], axes: list[Axes]) -> None:
+def _plot_training(data: Mapping[str, Any], axes: list[Axes]) -> None:
     wanted = np.array(data["wanted"])
     for axis, name in zip(axes, TITLES, strict=True):
         trained = np.array(data["trained"][name])
@@ -58,7 +74,7 @@ def _training(data: Mapping[str, Any], axes: list[Axes]) -> None:
     axes[0].legend(fontsize=7, loc="center right")
 
 
-def _alignment(data: Mapping[str, Any], axes: list[Axes]) -> None:
+def _plot_alignment(data: Mapping[str, Any], axes: list[Axes]) -> None:
     for axis, (name, found) in zip(axes, data.items(), strict=True):
         at = np.clip(found["residual_alignment"], -1.5, 2.5)
         axis.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
@@ -70,7 +86,7 @@ def _alignment(data: Mapping[str, Any], axes: list[Axes]) -> None:
     axes[0].legend(fontsize=7, loc="center left")
 
 
-def _paths(data: Mapping[str, Any], axes: list[Axes]) -> None:
+def _plot_paths(data: Mapping[str, Any], axes: list[Axes]) -> None:
     for row, (title, found) in enumerate(data.items()):
         masks, dropout = np.array(found["mask_weights"]), np.array(found["dropout_weights"])
         left, right = axes[2 * row : 2 * row + 2]
@@ -86,7 +102,7 @@ def _paths(data: Mapping[str, Any], axes: list[Axes]) -> None:
             left.legend(fontsize=6, ncols=2)
 
 
-def _certificates(points: list[Mapping[str, float]], axes: list[Axes]) -> None:
+def _plot_certificates(points: list[Mapping[str, float]], axes: list[Axes]) -> None:
     for size, colour in zip(sorted({p["examples"] for p in points}), (ORANGE, GREEN, BLUE, GREY), strict=True):
         mine = [p for p in points if p["examples"] == size]
         column = lambda name: [p[name] for p in mine]  # noqa: B023, E731

@@ -1,4 +1,4 @@
-"""The picture of ``stochprune bounds``: compression, sketches and iterative pruning."""
+"""The table and the picture of ``stochprune bounds``: compression, sketches and iterative pruning."""
 
 from __future__ import annotations
 
@@ -8,33 +8,60 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from stochprune.theory.lab_figures import BLUE, GREEN, GREY, ORANGE
+from stochprune.report.style import BLUE, GREEN, GREY, ORANGE, new_figure, save, terminal_table, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.table import Table
 
 
-def draw(results: Mapping[str, Any], path: Path) -> None:
+ABOUT = {
+    "Neyshabur 2015": "Frobenius norms",
+    "Bartlett 2017": "spectral and (2,1) norms",
+    "Neyshabur 2017": "spectral and Frobenius norms",
+    "Arora 2018": "cushions, on a few examples",
+    "Guha 2023": "sketch of the compressed layers",
+    "counting": "code of a compressed network",
+    "PAC-Bayes certificate": "random masks of the same weights",
+    "held-out examples alone": "the network itself",
+}
+
+
+def bounds_table(results: Mapping[str, Any]) -> Table:
+    """Bounds on the risk; a value above 1 says nothing."""
+    made = terminal_table(
+        f"Bounds on the risk; test error {results['test_error']:.4f}, training error "
+        f"{results['train_error']:.4f}, margin {results['margin']:.3g}",
+        "Complete: it holds with its probability as it stands. Order: constants and logarithms are left out, "
+        "so that only a value far from 1 means something. Vacuous: 1 or more.",
+    )
+    for name, justify in (("bound", "left"), ("by", "left"), ("value", "right"), ("", "left"), ("", "left")):
+        made.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in results["bounds"]:
+        value = row["value"]
+        said = "[red]vacuous[/red]" if value >= 1 else "[green]says something[/green]"
+        shown = f"{value:.4f}" if value < 10 else f"{value:.3g}"
+        made.add_row(row["name"], ABOUT[row["name"]], shown, "complete" if row["complete"] else "order", said)
+    return made
+
+
+def plot_bounds(results: Mapping[str, Any], path: Path) -> None:
     """Write the picture as a PNG file."""
-    figure = Figure(figsize=(9.6, 6.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.6, 6.2)
     (a, b), (c, d) = figure.subplots(2, 2)
     for axis in (a, b, c, d):
-        axis.grid(linewidth=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    _errors(a, results["compression"])
-    _kept(b, results["compression"])
-    _sketches(c, results["sketch"])
-    _rounds(d, results["iterative"])
+        tidy(axis)
+    _plot_errors(a, results["compression"])
+    _plot_kept(b, results["compression"])
+    _plot_sketches(c, results["sketch"])
+    _plot_rounds(d, results["iterative"])
     sizes = "-".join(map(str, results["sizes"]))
     figure.suptitle(f"{sizes} on {results['configuration']['data']}, {results['examples']} examples", fontsize=11)
-    figure.savefig(path, dpi=140, metadata={"Software": None})
+    save(figure, path)
 
 
-def _errors(axis: Axes, rows: list[Mapping[str, float]]) -> None:
+def _plot_errors(axis: Axes, rows: list[Mapping[str, float]]) -> None:
     scales = [row["scale"] for row in rows]
     for name, label, colour, style in (
         ("output_change", "proved bound", ORANGE, "s-"),
@@ -46,7 +73,7 @@ def _errors(axis: Axes, rows: list[Mapping[str, float]]) -> None:
     axis.legend(fontsize=7)
 
 
-def _kept(axis: Axes, rows: list[Mapping[str, float]]) -> None:
+def _plot_kept(axis: Axes, rows: list[Mapping[str, float]]) -> None:
     scales = np.geomspace(rows[0]["scale"], rows[-1]["scale"], 100)
     axis.plot(scales, 1 - np.sqrt(scales / (scales + 2)), color="black", linewidth=0.8, label="predicted: Gaussian")
     axis.plot([row["scale"] for row in rows], [row["kept"] for row in rows], "o", color=BLUE, label="kept")
@@ -54,7 +81,7 @@ def _kept(axis: Axes, rows: list[Mapping[str, float]]) -> None:
     axis.legend(fontsize=7)
 
 
-def _sketches(axis: Axes, points: list[Mapping[str, float]]) -> None:
+def _plot_sketches(axis: Axes, points: list[Mapping[str, float]]) -> None:
     styles = {1: "o", 2: "s", 3: "^"}
     colours = dict(zip(sorted({point["p"] for point in points}), cycle((GREEN, BLUE, ORANGE, GREY)), strict=False))
     for p, per_line in sorted({(point["p"], point["per_line"]) for point in points}):
@@ -67,7 +94,7 @@ def _sketches(axis: Axes, points: list[Mapping[str, float]]) -> None:
     axis.legend(fontsize=7)
 
 
-def _rounds(axis: Axes, rows: list[Mapping[str, float]]) -> None:
+def _plot_rounds(axis: Axes, rows: list[Mapping[str, float]]) -> None:
     kept = [row["kept"] for row in rows]
     axis.plot(kept, [row["complexity"] for row in rows], "s-", color=ORANGE, markersize=4, label="bound's complexity")
     axis.plot(kept, [row["test_error"] for row in rows], "o-", color=BLUE, markersize=4, label="test error")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stochprune.report import Spread
+from stochprune.report.summary import Spread
 
 DISTANCES = {
     "wasserstein": "the kept weights",
@@ -25,7 +25,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def study_markdown(results: Mapping[str, Any]) -> str:
     """The tables of a study's results: test errors, and distances between layers' distributions of kept weights."""
     parts = [f"# {results['title']}"]
     for data, model in dict.fromkeys((row["data"], row["model"]) for row in results["rows"]):

@@ -1,0 +1,101 @@
+"""The table and the picture of a study of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stochprune.report.style import BLUE, GREEN, GREY, ORANGE, log_errors, new_figure, save, terminal_table
+from stochprune.report.summary import Spread, summarize
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LINES = {  # arm: label, colour, line style, marker
+    "retrained": ("score's mask, weights trained", BLUE, "-", "o"),
+    "finetuned": ("fine-tuned mask, weights trained", ORANGE, "-", "s"),
+    "shuffled": ("fine-tuned mask shuffled in layers", GREY, "--", "^"),
+    "stochastic": ("random masks, before the cut", GREEN, ":", "D"),
+}
+COLUMNS = {
+    "retrained": "weights\ntrained",
+    "stochastic": "random\nmasks",
+    "thresholded": "cut",
+    "finetuned": "cut and\ntrained",
+    "shuffled": "shuffled,\ntrained",
+}
+
+
+def finetune_table(results: Mapping[str, Any]) -> Table:
+    """Errors in per cent, mean±standard deviation over seeds; the better of two trainings of as many epochs is bold."""
+    config = results["configuration"]
+    masks, weights = config["finetune"]["epochs"], config["retrain_epochs"]
+    dense = Spread.of([entry["error"] for entry in results["dense"]])
+    made = terminal_table(
+        f"Error in per cent, {config['model']} on {config['data']}, mean±sd, n = {config['seeds']}; "
+        f"dense {_short(dense)}",
+        f"Equal epochs: weights trained for {masks + weights} under the score's mask; or {masks} of "
+        f"mask fine-tuning, the cut, {weights} of weights. Gain: first error minus second; up: seeds that gain.",
+        gap=0,
+    )
+    made.add_column("score,\npruned")
+    made.add_column("as\npruned", justify="right")
+    for title in COLUMNS.values():
+        made.add_column(title, justify="right", min_width=9)
+    made.add_column("gain", justify="right", min_width=6)
+    made.add_column("up", justify="right")
+    score = None
+    for row in summarize(results):
+        if row.score != score:
+            score = row.score
+            made.add_row(f"[bold]{score}[/bold]")
+        better = "finetuned" if row.gain.mean > 0 else "retrained"
+        cells = {arm: _short(row.errors[arm]) for arm in COLUMNS}
+        cells[better] = f"[bold]{cells[better]}[/bold]"
+        pruned, gain = f"{row.errors['pruned'].mean:.1f}", f"{row.gain.mean:+.2f}"
+        made.add_row(f"{100 * row.sparsity:g}%", pruned, *cells.values(), gain, f"{row.wins}/{row.seeds}")
+    return made
+
+
+def _short(spread: Spread) -> str:
+    digits = 1 if spread.mean >= 10 else 2
+    return f"{spread.mean:.{digits}f}±{spread.sd:.{digits}f}"
+
+
+def plot_finetune(results: Mapping[str, Any], path: Path) -> None:
+    """Write the picture as a PNG file. Points are means over seeds, bars one standard deviation."""
+    rows = summarize(results)
+    config = results["configuration"]
+    dense = Spread.of([entry["error"] for entry in results["dense"]]).mean
+    names = list(dict.fromkeys(row.score for row in rows))
+    figure = new_figure(1.2 + 3.1 * len(names), 3.9)
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        mine = sorted((row for row in rows if row.score == name), key=lambda row: row.sparsity)
+        places = range(len(mine))
+        panel.axhline(dense, color="black", linewidth=0.8, label="dense")
+        for arm, (label, color, style, marker) in LINES.items():
+            spreads = [row.errors[arm] for row in mine]
+            panel.errorbar(
+                places,
+                [spread.mean for spread in spreads],
+                [spread.sd for spread in spreads],
+                label=label,
+                color=color,
+                linestyle=style,
+                marker=marker,
+                markersize=5,
+                capsize=3,
+                linewidth=1.5,
+            )
+        panel.set_title(name, fontsize=10)
+        panel.set_xticks(places, [f"{100 * row.sparsity:g}" for row in mine])
+        panel.set_xlabel("weights pruned (%)")
+        log_errors(panel, (1, 2, 5))
+    panels[0].set_ylabel("test error (%)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    columns = min(len(labels), 2 * len(names) - 1)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    figure.suptitle(f"{config['model']} on {config['data']}, mean ± sd over seeds (n = {config['seeds']})", fontsize=11)
+    save(figure, path)
