@@ -4,13 +4,23 @@ A stochastic mask is not data, it is an address: whether a weight is kept is a p
 layer and the weight's position (:mod:`stochprune.rng`). On that stand kernels, layers and trainers.
 """
 
+from importlib import import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
-from stochprune import backends, bounds, data, functional, masks, models, nn, pac_bayes, rng, scores, training
-from stochprune.functional import keep_mask
-from stochprune.nn import convert, harden
-from stochprune.pac_bayes import Certificate, certify, self_bound
-from stochprune.training import FinetuneConfig, finetune
+# Functions from their own files: mypy takes a name that a package shares with its file for either.
+from stochprune import backends, functional, masks, nn, rng
+from stochprune.functional.keep_mask import keep_mask
+from stochprune.nn.convert import convert
+from stochprune.nn.harden import harden
+
+if TYPE_CHECKING:
+    from stochprune import bounds, data, models, pac_bayes, scores, training
+    from stochprune.pac_bayes import Certificate
+    from stochprune.pac_bayes.certify import certify
+    from stochprune.pac_bayes.self_bound import self_bound
+    from stochprune.training import FinetuneConfig
+    from stochprune.training.finetune import finetune
 
 __version__ = _version("stochprune")
 
@@ -35,3 +45,27 @@ __all__ = [
     "self_bound",
     "training",
 ]
+
+# Imported when they are first asked for; of a name, the package that has it.
+_PACKAGES = {"bounds", "data", "models", "pac_bayes", "scores", "training"}
+_HOMES = {
+    "Certificate": "pac_bayes",
+    "FinetuneConfig": "training",
+    "certify": "pac_bayes",
+    "finetune": "training",
+    "self_bound": "pac_bayes",
+}
+
+
+if not TYPE_CHECKING:  # which would take every name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        if name in _PACKAGES:
+            return import_module(f"{__name__}.{name}")
+        if name in _HOMES:
+            return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

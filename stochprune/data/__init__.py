@@ -5,5 +5,19 @@ from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
 from stochprune.data.sample import per_class, subset
 from stochprune.data.sources import cifar10, digits, load, mnist
+from stochprune.data.splits import Part, Split, split
 
-__all__ = ["Batches", "Dataset", "cifar10", "digits", "load", "mnist", "per_class", "read_idx", "subset"]
+__all__ = [
+    "Batches",
+    "Dataset",
+    "Part",
+    "Split",
+    "cifar10",
+    "digits",
+    "load",
+    "mnist",
+    "per_class",
+    "read_idx",
+    "split",
+    "subset",
+]
