@@ -11,10 +11,13 @@ if __name__ == "kernels":
 from functools import partial
 
 import torch
-import triton
 from torch import Tensor
 
 from stochprune import materialised
+from stochprune.extras import extra
+
+with extra("gpu", "the Triton backend"):
+    import triton
 
 from .calibrate import calibrate
 from .gaussian import gaussian_grad, gaussian_weight, normal

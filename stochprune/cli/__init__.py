@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 import stochprune
+from stochprune.extras import extra
+
+with extra("studies", "the command line"):
+    import typer
+
 from stochprune.cli.backends import backends
 from stochprune.cli.bench import bench
 from stochprune.cli.bounds import bounds

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from stochprune.extras import MissingExtraError
 from stochprune.runs.files import CheckpointError
 from stochprune.runs.interrupt import Stopped, stop_signals
 
@@ -96,7 +97,7 @@ def one_line_ends(command: Command) -> Command:
             raise typer.Exit(1) from None
         except OSError as error:
             _end(f"error: {_reason(error)}", 1)
-        except (ValueError, FloatingPointError, CheckpointError) as error:
+        except (ValueError, FloatingPointError, CheckpointError, MissingExtraError) as error:
             _end(f"error: {error}", 1)
 
     return run

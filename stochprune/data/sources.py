@@ -11,6 +11,7 @@ from torch import Tensor
 from stochprune.data.cifar import read_cifar10
 from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
+from stochprune.extras import extra
 
 NAMES = ("digits", "mnist", "cifar10")
 
@@ -44,9 +45,13 @@ def digits(*, standardised: bool = True) -> Dataset:
 
     Stratified by class: 1437 for training, 360 for testing. Inputs [n, 1, 8, 8] are scaled to [0, 1],
     then ``standardised`` by mean and deviation over all training pixels.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
     """
-    from sklearn.datasets import load_digits  # here: scikit-learn takes a second to import
-    from sklearn.model_selection import train_test_split
+    with extra("studies", "digits"):  # here: scikit-learn takes a second to import
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     raw = load_digits()
     x = torch.from_numpy(raw.images).float().unsqueeze(1) / 16

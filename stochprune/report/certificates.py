@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stochprune.extras import extra
 from stochprune.report.style import BLUE, ORANGE, SKY, new_figure, save, terminal_table, tidy
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def _plot_risks(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _plot_divergences(panel: Axes, row: Mapping[str, Any]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+    with extra("studies", "a plot"):
+        from matplotlib.ticker import MaxNLocator
     epochs = [entry["epoch"] for entry in row["history"]]
     for name in row["kl"]:
         panel.plot(epochs, [entry[f"kl {name}"] for entry in row["history"]], ".-", label=name.removesuffix(".weight"))

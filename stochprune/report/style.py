@@ -39,8 +39,8 @@ def tidy(axis: Axes, grid: Literal["both", "y"] = "both") -> None:
 
 def log_errors(axis: Axes, subs: tuple[int, ...]) -> None:
     """Put the errors on a logarithmic axis, labelled in plain numbers at ``subs`` times the powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
+    with extra("studies", "a plot"):
+        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=subs))
     axis.yaxis.set_major_formatter(ScalarFormatter())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stochprune.arguments import shown
+from stochprune.extras import extra
+
+with extra("studies", "stochprune.studies"):
+    import yaml
 
 MAX_BYTES = 1 << 16
 """A shipped study has 2,000; to parse a megabyte takes a minute."""

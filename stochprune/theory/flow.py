@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stochprune.extras import extra
 from stochprune.theory.linear import LinearModel, Moments, expected_loss
 
 
@@ -46,7 +47,8 @@ def flow(model: LinearModel, start: Tensor, times: Tensor, moments: Callable[[Te
         ValueError: times that do not rise from 0 or above.
         RuntimeError: the integrator gave up.
     """
-    from scipy.integrate import solve_ivp  # here: it takes a second to import
+    with extra("studies", "flow"):  # here: scipy takes a second to import
+        from scipy.integrate import solve_ivp
 
     if bool((times < 0).any()) or bool((times.diff() <= 0).any()):
         raise ValueError(f"times must rise from 0 or above, got {times.tolist()}")

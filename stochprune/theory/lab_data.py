@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stochprune.extras import extra
 from stochprune.seeding import generator
 from stochprune.theory.linear import LinearModel
 
@@ -42,7 +43,8 @@ def diabetes() -> tuple[LinearModel, list[str]]:
 
     Features and labels are standardised; the weights are those of least squares. Also the names of the features.
     """
-    from sklearn.datasets import load_diabetes  # here: scikit-learn takes a second to import
+    with extra("studies", "diabetes"):  # here: scikit-learn takes a second to import
+        from sklearn.datasets import load_diabetes
 
     raw = load_diabetes()
     x, y = ((v - v.mean(0)) / v.std(0) for v in (raw.data, raw.target.astype(np.float64)))

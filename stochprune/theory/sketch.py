@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from stochprune.extras import extra
 from stochprune.seeding import generator
 
 
@@ -41,8 +42,9 @@ def recover(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         ValueError: no X has this sketch.
         RuntimeError: the solver gave up.
     """
-    from scipy import sparse  # here: they take a second to import
-    from scipy.optimize import linprog
+    with extra("studies", "recover"):  # here: scipy takes a second to import
+        from scipy import sparse
+        from scipy.optimize import linprog
 
     p, q = a.shape[1], b.shape[1]
     system = sparse.kron(sparse.csr_matrix(a), sparse.csr_matrix(b), format="csr")  # of X row by row

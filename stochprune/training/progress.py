@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from stochprune.arguments import checked
+from stochprune.extras import extra
 from stochprune.training.loop import State
 
 
@@ -24,6 +22,9 @@ class ProgressBar:
 
     @checked
     def __init__(self, title: str, total: int | None = None) -> None:
+        with extra("studies", "ProgressBar"):
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console, loss = Console(stderr=True), TextColumn("{task.fields[loss]}")
         self._progress = Progress(*columns, loss, console=console, disable=not console.is_terminal)
