@@ -84,11 +84,7 @@ class RandomLinear(RandomLayer, MaskedLinear):
 
 
 class _RandomConv(RandomLayer, _MaskedConv):
-    """``y = conv(x, w) + bias`` with filters w that are drawn in each forward; with all padding modes of torch's layer.
-
-    Shape:
-        as in torch's layer.
-    """
+    """What the convolutions share: the ops of random weights, with every padding of torch's layer."""
 
     def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
         x, geometry = self._placed(x, output_size)
@@ -102,15 +98,19 @@ class _RandomConv(RandomLayer, _MaskedConv):
 
 
 class RandomConv1d(_RandomConv, MaskedConv1d):
-    __doc__ = _RandomConv.__doc__
+    """``y = conv(x, w) + bias`` in one spatial dimension, with filters w that are drawn in each forward.
+
+    Shape:
+        as :class:`MaskedConv1d`.
+    """
 
 
 class RandomConv2d(_RandomConv, MaskedConv2d):
-    __doc__ = _RandomConv.__doc__
+    """As :class:`RandomConv1d`, two spatial dimensions."""
 
 
 class RandomConv3d(_RandomConv, MaskedConv3d):
-    __doc__ = _RandomConv.__doc__
+    """As :class:`RandomConv1d`, three spatial dimensions."""
 
 
 RANDOM: dict[type[MaskedLayer], type[RandomLayer]] = {  # and no subclass, whose masks may be of another kind
