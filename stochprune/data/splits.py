@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stochprune.arguments import checked
 from stochprune.data.batches import Batches
 from stochprune.data.dataset import check_examples, digest_of
 from stochprune.seeding import generator
@@ -80,6 +81,7 @@ class Split:
         return _scaled(x, self.shift, self.scale)
 
 
+@checked
 def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
     """Divide a training set at random into the prior's part and the part that certifies.
 
@@ -98,12 +100,13 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
         seed: 0 .. 2^64 - 1.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: bad examples, a fraction outside [0, 1) or one that leaves either part empty, inputs of the prior's
             part that are constant or not finite.
     """
     check_examples(x, y, "split")
     if not 0 <= prior_fraction < 1:
-        raise ValueError(f"prior_fraction must lie in [0, 1), got {prior_fraction}")
+        raise ValueError(f"split: prior_fraction must lie in [0, 1), got {prior_fraction}")
     whole = Part(x, y, np.arange(len(x)), digest_of(x, y))
     prior, rest = whole.split(prior_fraction, seed, *_PATH[1:]) if prior_fraction else (None, whole)
     shift, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)

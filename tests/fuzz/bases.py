@@ -297,6 +297,7 @@ def tools() -> dict[str, Callable[[], dict[str, Any]]]:
         "data.load": lambda: {"name": "mnist", "data_dir": Path("empty")},
         "data.digits": dict,
         "data.read_idx": lambda: {"path": Path("values.idx")},
+        "data.split": lambda: {"x": inputs(40), "y": labels(40), "prior_fraction": 0.5, "seed": 0},
         "data.per_class": lambda: {"dataset": dataset(), "count": 2, "seed": 0},
         "data.subset": lambda: {"dataset": dataset(), "examples": 5},
         "models.build": lambda: {
@@ -466,7 +467,7 @@ def calls() -> dict[str, Callable[[], dict[str, Any]]]:
 
 # Records that the package gives out and nobody makes, exceptions and types.
 NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult"}
-NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer"}
+NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer", "Part", "Split"}
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
