@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from stochprune.arguments import check_fields
+from stochprune.runs.digests import tensor_digest
 
 
 def check_examples(x: Tensor, y: Tensor, what: str) -> None:
@@ -22,15 +22,6 @@ def check_examples(x: Tensor, y: Tensor, what: str) -> None:
         raise ValueError(
             f"{what}: {int(bad.sum())} of {len(x)} inputs hold NaN, the first is number {int(bad.nonzero()[0])}"
         )
-
-
-def digest_of(*tensors: Tensor) -> str:
-    """Hexadecimal digest of the dtypes, shapes and bytes of tensors, on whatever device."""
-    content = hashlib.blake2s()
-    for tensor in tensors:
-        content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ class Dataset:
 
     def digest(self) -> str:
         """Hexadecimal digest of all examples and labels."""
-        return digest_of(self.train_x, self.train_y, self.test_x, self.test_y)
+        return tensor_digest(self.train_x, self.train_y, self.test_x, self.test_y)
 
     def to(self, device: torch.device) -> Dataset:
         """The data set with its tensors on a device."""

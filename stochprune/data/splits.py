@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from stochprune.data.batches import Batches
-from stochprune.data.dataset import check_examples, digest_of
+from stochprune.data.dataset import check_examples
+from stochprune.runs.digests import tensor_digest
 from stochprune.seeding import generator
 
 _PATH = ("split", "prior")
@@ -104,7 +105,7 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
     check_examples(x, y, "split")
     if not 0 <= prior_fraction < 1:
         raise ValueError(f"prior_fraction must lie in [0, 1), got {prior_fraction}")
-    whole = Part(x, y, np.arange(len(x)), digest_of(x, y))
+    whole = Part(x, y, np.arange(len(x)), tensor_digest(x, y))
     prior, rest = whole.split(prior_fraction, seed, *_PATH[1:]) if prior_fraction else (None, whole)
     shift, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     if prior is not None and (numbers := _numbers(prior.x)).is_floating_point():

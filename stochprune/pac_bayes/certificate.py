@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stochprune import bounds
-from stochprune.pac_bayes.digests import digest_of
+from stochprune.runs.digests import json_digest
 from stochprune.runs.files import write_json
 from stochprune.seeding import generator
 
@@ -108,7 +108,7 @@ class Certificate:
 
     def digests(self) -> dict[str, str]:
         """Return the digests of the configuration and of the draws' losses."""
-        return {"configuration": digest_of(self.configuration), "draws": digest_of(self.losses)}
+        return {"configuration": json_digest(self.configuration), "draws": json_digest(self.losses)}
 
     def save(self, path: Path) -> None:
         """Write everything, with what was computed, as JSON with a digest of the whole."""

@@ -15,11 +15,12 @@ from stochprune.data.splits import Part, require_unseen
 from stochprune.nn import many_draws
 from stochprune.pac_bayes.certificate import FINE, Certificate, mask_seed
 from stochprune.pac_bayes.config import CertifyConfig
-from stochprune.pac_bayes.digests import digest_of, tensor_digests
+from stochprune.pac_bayes.digests import tensor_digests
 from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.trial import Trial
 from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.digests import json_digest
 from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
@@ -252,7 +253,7 @@ def draw_examples(part: Part, certificate: Certificate, first: int, draws: int) 
 
 def model_digest(posterior: Posterior) -> str:
     """Digest of the posterior's tensors, the seeds and counters of its draws aside."""
-    return digest_of(tensor_digests(posterior.model))
+    return json_digest(tensor_digests(posterior.model))
 
 
 def mean_loss(posterior: Posterior, x: Tensor, y: Tensor, draws: int, seed: int) -> float:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any
-
-import torch
 from torch import Tensor, nn
+
+from stochprune.runs.digests import tensor_digest
 
 ADDRESS = ("mask_seed", "mask_draw")
 """Buffers that say which network is drawn next, and nothing of the distribution."""
@@ -23,16 +20,5 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def tensor_digests(model: nn.Module) -> dict[str, str]:
     """By name: the digest of dtype, shape and bytes of each tensor; without the addresses of draws."""
-    found = {}
-    for name, value in sorted(tensors_of(model).items()):
-        if name.rpartition(".")[2] not in ADDRESS:
-            tensor = value.detach().cpu().contiguous()
-            content = hashlib.blake2s(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            found[name] = content.hexdigest()
-    return found
-
-
-def digest_of(content: Any) -> str:
-    """Digest of anything that JSON can write."""
-    return hashlib.blake2s(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    tensors = sorted(tensors_of(model).items())
+    return {name: tensor_digest(value) for name, value in tensors if name.rpartition(".")[2] not in ADDRESS}

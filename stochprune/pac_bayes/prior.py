@@ -18,7 +18,8 @@ from stochprune.data.augment import Augmented
 from stochprune.data.splits import Part
 from stochprune.nn import convert, masked_layers, sampling
 from stochprune.pac_bayes.config import PriorConfig
-from stochprune.pac_bayes.digests import digest_of, tensor_digests
+from stochprune.pac_bayes.digests import tensor_digests
+from stochprune.runs.digests import json_digest
 from stochprune.training.config import WeightConfig
 from stochprune.training.weights import train_weights
 
@@ -63,7 +64,7 @@ class Prior:
     @property
     def digest(self) -> str:
         """Digest of the prior as it was made: its tensors, its deviation, and the parts that it has seen."""
-        return digest_of([self.tensors, self.sigma, [part.digest for part in self.seen]])
+        return json_digest([self.tensors, self.sigma, [part.digest for part in self.seen]])
 
     def require_unedited(self, function: str) -> None:
         """Refuse a prior whose model is no longer the one that was given.

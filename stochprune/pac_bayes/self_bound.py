@@ -15,7 +15,8 @@ from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.objective import NaturalGradient, Objective
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior
-from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.digests import fingerprint
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from stochprune.runs.files import CheckpointError, load_tensors, save_tensors
 from stochprune.runs.folder import make_folder
 
 FORMAT = "stochprune-checkpoint-2"
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hexadecimal digest of a model's state: names, dtypes, shapes and every byte."""
-    digest = hashlib.blake2s()
-    for name, value in sorted(model.state_dict().items()):
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class Checkpoint:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
-from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.digests import fingerprint
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions

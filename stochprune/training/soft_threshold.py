@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stochprune.arguments import check_fields, checked
-from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.digests import fingerprint
 from stochprune.runs.folder import claim
 from stochprune.scores import prunable_weights
 from stochprune.training.config import WeightConfig, _check_positive, digest, option

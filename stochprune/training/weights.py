@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.runs.checkpoint import Checkpoint, fingerprint
+from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.digests import fingerprint
 from stochprune.runs.folder import claim
 from stochprune.training.config import WeightConfig, digest
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stochprune.runs import Checkpoint, CheckpointError, fingerprint, save_tensors
+from stochprune.runs import Checkpoint, CheckpointError, save_tensors
 
 
 def make(folder, config="c", start="s"):
@@ -78,14 +78,3 @@ def test_a_failed_write_leaves_the_former(tmp_path, monkeypatch):
         checkpoint.save({"n": 2})
     monkeypatch.undo()
     assert make(tmp_path).load()["n"] == 1
-
-
-def test_fingerprint_sees_names_values_and_dtypes():
-    def model(scale=1.0, dtype=torch.float32):
-        layer = torch.nn.utils.skip_init(torch.nn.Linear, 2, 2)
-        torch.nn.init.constant_(layer.weight, scale), torch.nn.init.zeros_(layer.bias)
-        return layer.to(dtype)
-
-    others = (model(2.0), model(dtype=torch.float64), model(dtype=torch.bfloat16), torch.nn.Sequential(model()))
-    assert len({fingerprint(each) for each in (model(), *others)}) == 5
-    assert fingerprint(model()) == fingerprint(model())
