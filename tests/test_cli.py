@@ -47,7 +47,7 @@ def test_finetune(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"--sparsities": "0.9,1.2"}, "sparsity must lie in [0, 1), got 1.2"),
+        ({"--sparsities": "0.9,1.2"}, "sparsities must each lie in [0, 1), got 1.2"),
         ({"--sparsities": "most"}, "sparsities must be numbers separated by commas, got 'most'"),
         ({"--scores": "grad"}, "unknown score 'grad'"),
         ({"--data": "cifar"}, "cifar"),

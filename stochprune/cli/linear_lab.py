@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from stochprune.cli.options import options_from
+from stochprune.runs.config import digest
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.theory.lab import LinearLabConfig, run
 from stochprune.theory.lab_figures import draw
-from stochprune.training.config import digest
 
 
 @options_from({LinearLabConfig: "Linear lab"})

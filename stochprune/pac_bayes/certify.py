@@ -20,12 +20,12 @@ from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.trial import Trial
 from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.config import digest
 from stochprune.runs.digests import json_digest
 from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.seeding import generator
-from stochprune.training.config import digest
 
 P_MIN = 1e-4
 """Of the certified cross-entropy."""

@@ -21,12 +21,12 @@ from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior, train_prior
 from stochprune.pac_bayes.self_bound import self_bound
 from stochprune.pac_bayes.verify import CONFIGURATION, CONTROL, counts, rows
+from stochprune.runs.config import digest
 from stochprune.runs.device import device_of
 from stochprune.runs.files import save_tensors, write_json
 from stochprune.runs.folder import claim
+from stochprune.runs.progress import ProgressBar
 from stochprune.runs.results import versions
-from stochprune.training.config import digest
-from stochprune.training.progress import ProgressBar
 
 TEST_DRAWS = 5
 """Networks whose mean error on the test set is reported beside a certificate."""
@@ -163,4 +163,4 @@ class Progress(ProgressBar):
     """Shows the draws, and the certificate from those so far."""
 
     def on_draws(self, done: int, total: int, bound: float) -> None:
-        self._progress.update(self._task, completed=done, loss=f"certificate {bound:.4g}")
+        self.show(done, f"certificate {bound:.4g}")

@@ -16,11 +16,11 @@ from stochprune.pac_bayes.objective import NaturalGradient, Objective
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior
 from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.config import digest
 from stochprune.runs.digests import fingerprint
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
-from stochprune.training.config import digest
 from stochprune.training.loop import fit
 from stochprune.training.schedules import SCHEDULES, follow
 

@@ -29,56 +29,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import data, masks, models, scores
-from stochprune.arguments import check_fields
 from stochprune.data import Batches, Dataset
 from stochprune.nn import convert, masked_layers
+from stochprune.runs.config import FRACTION, Config, at_least, digest, option
 from stochprune.runs.device import device_of
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
+from stochprune.runs.progress import ProgressBar
 from stochprune.runs.results import versions
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
 from stochprune.studies.store import remember
-from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, digest, option
+from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
-from stochprune.training.progress import ProgressBar
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """The main job: train dense, prune, and compare what as many epochs make of each mask.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
+class StudyConfig(Config):
+    """The main job: train dense, prune, and compare what as many epochs make of each mask."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
     model: str = option("lenet_300_100", "Network, by its name in stochprune.models: lenet_300_100.")
     scores: tuple[str, ...] = option(("magnitude", "snip", "random"), "Pruning scores, separated by commas.")
-    sparsities: tuple[float, ...] = option((0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.")
-    seeds: int = option(3, "Number of seeds, each with its own start, order of batches and masks.")
-    dense_epochs: int = option(20, "Epochs of dense training before pruning.")
-    retrain_epochs: int = option(12, "Epochs of weight training after the fine-tuned mask is cut.")
-    batch_size: int = option(64, "Examples in a batch.")
-    draws: int = option(10, "Masks drawn to evaluate the stochastic predictor.")
-    validation: float = option(0.0, "Report on this fraction of the training set, held out, not on the test set.")
+    sparsities: tuple[float, ...] = option(
+        (0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.", FRACTION
+    )
+    seeds: int = option(3, "Number of seeds, each with its own start, order of batches and masks.", at_least(1))
+    dense_epochs: int = option(20, "Epochs of dense training before pruning.", at_least(1))
+    retrain_epochs: int = option(12, "Epochs of weight training after the fine-tuned mask is cut.", at_least(0))
+    batch_size: int = option(64, "Examples in a batch.", at_least(1))
+    draws: int = option(10, "Masks drawn to evaluate the stochastic predictor.", at_least(1))
+    validation: float = option(
+        0.0, "Report on this fraction of the training set, held out, not on the test set.", FRACTION
+    )
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "retrain_epochs")
-        _check_counts(self, 1, "seeds", "dense_epochs", "batch_size", "draws")
-        for name in ("scores", "sparsities"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                given = ", ".join(map(str, values)) or "none"
-                raise ValueError(f"{name} must name at least one, each once, got {given}")
-        for sparsity in self.sparsities:
-            if not 0 <= sparsity < 1:
-                raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must lie in [0, 1), got {self.validation}")
 
 
 SELECTIONS = ("scores", "sparsities", "seeds")

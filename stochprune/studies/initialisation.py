@@ -15,33 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import masks, scores
-from stochprune.arguments import check_fields
 from stochprune.data import Batches, per_class
+from stochprune.runs.config import Config, at_least, digest, option
 from stochprune.runs.files import CheckpointError, Kinds, load_tensors, require, save_tensors
 from stochprune.studies.bench import Bench
-from stochprune.training.config import WeightConfig, _check_counts, digest, option
+from stochprune.training.config import WeightConfig
 
 ABLATIONS = ("none", "invert", "shuffle", "reinitialise", "rescale")
 
 
 @dataclasses.dataclass(frozen=True)
-class InitialisationConfig:
-    """What all cells of a study have in common.
+class InitialisationConfig(Config):
+    """What all cells of a study have in common."""
 
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    per_class: int = option(10, "Training examples of each class that the scores look at.")
-    score_batch_size: int = option(100, "Examples in a batch of these.")
-    batch_size: int = option(128, "Examples in a batch of the training.")
-    train_examples: int = option(0, "Train on this many examples; 0: on all.")
+    per_class: int = option(10, "Training examples of each class that the scores look at.", at_least(1))
+    score_batch_size: int = option(100, "Examples in a batch of these.", at_least(1))
+    batch_size: int = option(128, "Examples in a batch of the training.", at_least(1))
+    train_examples: int = option(0, "Train on this many examples; 0: on all.", at_least(0))
     weights: WeightConfig = dataclasses.field(default_factory=WeightConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 1, "per_class", "score_batch_size", "batch_size")
-        _check_counts(self, 0, "train_examples")
 
 
 @dataclasses.dataclass(frozen=True)

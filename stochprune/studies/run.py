@@ -14,9 +14,11 @@ import torch
 
 from stochprune import data, masks, models, report
 from stochprune.data import subset
+from stochprune.runs.config import digest
 from stochprune.runs.device import device_of
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim, file_name
+from stochprune.runs.progress import ProgressBar
 from stochprune.runs.results import versions
 from stochprune.studies import figures, tables
 from stochprune.studies.bench import Bench
@@ -24,8 +26,6 @@ from stochprune.studies.finetune import StudyConfig, run_study
 from stochprune.studies.initialisation import KINDS, Cell, InitialisationConfig, load_kept, run_cell
 from stochprune.studies.plan import Plan
 from stochprune.studies.store import read_result, remember
-from stochprune.training.config import digest
-from stochprune.training.progress import ProgressBar
 
 Rows = list[dict[str, Any]]
 

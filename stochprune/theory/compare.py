@@ -16,68 +16,56 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stochprune import bounds, data, rng
-from stochprune.arguments import check_fields
+from stochprune import bounds, data
 from stochprune.data.splits import Part, Split, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certify import certify
 from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.prior import Prior
+from stochprune.runs.config import POSITIVE, PROBABILITY, Config, at_least, digest, option
 from stochprune.runs.device import device_of
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
+from stochprune.runs.progress import ProgressBar
 from stochprune.runs.results import versions
 from stochprune.theory import comparators, compression, sketch
 from stochprune.theory.spectral import norm_lower, norm_upper
 from stochprune.theory.subject import Subject, network, next_mask, weights_of
-from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
-from stochprune.training.progress import ProgressBar
+from stochprune.training.config import WeightConfig
 from stochprune.training.weights import train_weights
 
 
 @dataclass(frozen=True)
-class BoundsConfig:
-    """One fully connected network of equal layers without biases, and every bound on it.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
+class BoundsConfig(Config):
+    """One fully connected network of equal layers without biases, and every bound on it."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
-    layers: int = option(5, "Linear layers, as wide as the inputs.")
-    epochs: int = option(20, "Epochs of training.")
-    batch_size: int = option(64, "Examples in a batch.")
-    lr: float = option(1e-3, "Adam's learning rate; it falls by a cosine.")
-    train_fraction: float = option(0.8, "Part of the training set that is trained on; the rest certifies.")
-    scales: tuple[float, ...] = option((0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "Scales d of the compression, with commas.")
-    margin_share: float = option(0.1, "The margin of the bounds is exceeded by all but this share of the examples.")
-    levels: int = option(16, "Values a layer that weights are rounded to before they are counted.")
-    rounds: int = option(5, "Rounds of iterative pruning, each of a tenth of what is left, weights rewound.")
-    round_epochs: int = option(5, "Epochs of training in a round.")
-    keep: float = option(0.99, "Probability of keeping a weight in the PAC-Bayes certificate.")
-    draws: int = option(2000, "Monte Carlo draws of the certificate.")
-    cushion_examples: int = option(20, "Examples on which the cushions of Arora et al. are measured.")
-    sketch_sizes: tuple[int, ...] = option((16, 24), "Orders of the matrices that are sketched, with commas.")
-    sketch_trials: int = option(6, "Random matrices for each size of sketch.")
-    delta: float = option(0.05, "Probability with which a complete bound may fail.")
-    seed: int = option(0, "Seed of everything.")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "seed", "rounds")
-        rng.check_address(type(self).__name__, seed=self.seed)
-        _check_counts(self, 1, "batch_size", "epochs", "levels", "round_epochs", "draws", "cushion_examples")
-        _check_counts(self, 1, "sketch_trials")
-        _check_counts(self, 2, "layers")
-        _check_positive(self, "lr")
-        for name in ("train_fraction", "margin_share", "keep", "delta"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
-        if not self.sketch_sizes or min(self.sketch_sizes) < 4:  # below, no sketch is smaller
-            raise ValueError(f"sketch_sizes must name orders of at least 4, got {self.sketch_sizes}")
-        if not self.scales or not all(0 < d < math.inf for d in self.scales):
-            raise ValueError(f"scales must name positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
+    layers: int = option(5, "Linear layers, as wide as the inputs.", at_least(2))
+    epochs: int = option(20, "Epochs of training.", at_least(1))
+    batch_size: int = option(64, "Examples in a batch.", at_least(1))
+    lr: float = option(1e-3, "Adam's learning rate; it falls by a cosine.", POSITIVE)
+    train_fraction: float = option(0.8, "Part of the training set that is trained on; the rest certifies.", PROBABILITY)
+    scales: tuple[float, ...] = option(
+        (0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "Scales d of the compression, with commas.", POSITIVE
+    )
+    margin_share: float = option(
+        0.1, "The margin of the bounds is exceeded by all but this share of the examples.", PROBABILITY
+    )
+    levels: int = option(16, "Values a layer that weights are rounded to before they are counted.", at_least(1))
+    rounds: int = option(
+        5, "Rounds of iterative pruning, each of a tenth of what is left, weights rewound.", at_least(0)
+    )
+    round_epochs: int = option(5, "Epochs of training in a round.", at_least(1))
+    keep: float = option(0.99, "Probability of keeping a weight in the PAC-Bayes certificate.", PROBABILITY)
+    draws: int = option(2000, "Monte Carlo draws of the certificate.", at_least(1))
+    cushion_examples: int = option(20, "Examples on which the cushions of Arora et al. are measured.", at_least(1))
+    sketch_sizes: tuple[int, ...] = option(
+        (16, 24), "Orders of the matrices that are sketched, with commas.", at_least(4)
+    )
+    sketch_trials: int = option(6, "Random matrices for each size of sketch.", at_least(1))
+    delta: float = option(0.05, "Probability with which a complete bound may fail.", PROBABILITY)
+    seed: int = option(0, "Seed of everything.", at_least(0))
 
 
 def run_bounds(

@@ -10,42 +10,37 @@ import torch
 from torch import Tensor
 
 from stochprune import bounds, rng
-from stochprune.arguments import check_fields
 from stochprune.functional import bernoulli_kl, masked_linear
+from stochprune.runs.config import POSITIVE, PROBABILITY, Config, at_least, option
 from stochprune.seeding import generator
 from stochprune.theory import lab_data, linear
 from stochprune.theory.flow import drift, flow, flow_divergence_bound, orthogonal_flow
 from stochprune.theory.linear import LinearModel
-from stochprune.training.config import _check_counts, _check_positive, option
 
 
 @dataclass(frozen=True)
-class LinearLabConfig:
+class LinearLabConfig(Config):
     """The linear lab.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: more features than examples, or than 16.
     """
 
-    seed: int = option(0, "Seed of the data and the masks.")
-    examples: int = option(200, "Examples of the synthetic problems.")
-    features: int = option(12, "Features of the synthetic problems, at most 16 (masks are enumerated).")
-    rate: float = option(0.5, "Learning rate of the discrete trainings; their time is rate times steps.")
-    steps: int = option(400, "Steps of the discrete trainings.")
-    temperature: float = option(0.5, "Temperature of the concrete masks.")
-    pairs: int = option(60, "Pairs of prior and posterior data for each size in the picture of certificates.")
-    delta: float = option(0.05, "Probability with which a certificate may fail.")
+    seed: int = option(0, "Seed of the data and the masks.", at_least(0))
+    examples: int = option(200, "Examples of the synthetic problems.", at_least(2))
+    features: int = option(12, "Features of the synthetic problems, at most 16 (masks are enumerated).", at_least(2))
+    rate: float = option(0.5, "Learning rate of the discrete trainings; their time is rate times steps.", POSITIVE)
+    steps: int = option(400, "Steps of the discrete trainings.", at_least(2))
+    temperature: float = option(0.5, "Temperature of the concrete masks.", POSITIVE)
+    pairs: int = option(
+        60, "Pairs of prior and posterior data for each size in the picture of certificates.", at_least(2)
+    )
+    delta: float = option(0.05, "Probability with which a certificate may fail.", PROBABILITY)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "seed")
-        rng.check_address(type(self).__name__, seed=self.seed)
-        _check_counts(self, 2, "examples", "features", "steps", "pairs")
-        _check_positive(self, "rate", "temperature", "delta")
+        super().__post_init__()
         if self.features > 16 or self.features > self.examples:
             raise ValueError(f"features must be at most 16 and at most the examples, got {self.features}")
-        if not self.delta < 1:
-            raise ValueError(f"delta must be below 1, got {self.delta}")
 
 
 def run(config: LinearLabConfig) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
 from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.config import digest
 from stochprune.runs.digests import fingerprint
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
 from stochprune.training.budget import make_budget
-from stochprune.training.config import FinetuneConfig, digest
+from stochprune.training.config import FinetuneConfig
 from stochprune.training.loop import Loader, LossFunction, fit
 
 

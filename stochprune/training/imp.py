@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from stochprune import masks as mask_tools
 from stochprune import scores
-from stochprune.arguments import check_fields, checked
-from stochprune.training.config import WeightConfig, _check_counts, digest, option
+from stochprune.arguments import checked
+from stochprune.runs.config import FRACTION, Config, at_least, digest, option
+from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Loader, LossFunction
 from stochprune.training.schedules import SCHEDULES, Schedule
 from stochprune.training.weights import train_weights
@@ -38,25 +39,14 @@ line from the first rate to 0; ALLR: a line from the discounted first rate (Zimm
 
 
 @dataclass(frozen=True)
-class IMPConfig:
-    """Iterative magnitude pruning: train, then prune and retrain in cycles, from the trained weights.
+class IMPConfig(Config):
+    """Iterative magnitude pruning: train, then prune and retrain in cycles, from the trained weights."""
 
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    sparsity: float = option(0.9, "Fraction of weights pruned at the end.")
-    cycles: int = option(3, "Prunings, each of the same share of what is left.")
-    retrain_epochs: int = option(3, "Epochs of weight training after each.")
+    sparsity: float = option(0.9, "Fraction of weights pruned at the end.", FRACTION)
+    cycles: int = option(3, "Prunings, each of the same share of what is left.", at_least(1))
+    retrain_epochs: int = option(3, "Epochs of weight training after each.", at_least(0))
     retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option("allr", "Learning rates of the retraining.")
     dense: WeightConfig = field(default_factory=WeightConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 1, "cycles")
-        _check_counts(self, 0, "retrain_epochs")
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
 
 
 def discount(before: Mapping[str, Tensor], after: Mapping[str, Tensor], ratio: float) -> float:

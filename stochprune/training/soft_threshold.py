@@ -13,34 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from stochprune.arguments import check_fields, checked
+from stochprune.arguments import checked
 from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.config import POSITIVE, Config, at_least, digest, option
 from stochprune.runs.digests import fingerprint
 from stochprune.runs.folder import claim
 from stochprune.scores import prunable_weights
-from stochprune.training.config import WeightConfig, _check_positive, digest, option
+from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, follow
 from stochprune.training.weights import make_optimizer
 
 
 @dataclass(frozen=True)
-class SoftThresholdConfig:
-    """Training under a growing soft threshold.
+class SoftThresholdConfig(Config):
+    """Training under a growing soft threshold."""
 
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    epochs: int = option(20, "Passes over the training set.")
-    lr: float = option(0.1, "Learning rate of SGD at the start; it falls as a cosine.")
-    threshold: float = option(0.1, "The threshold at the end.")
-    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_positive(self, "threshold")
-        self.weights  # noqa: B018 - checks the rest
+    epochs: int = option(20, "Passes over the training set.", at_least(0))
+    lr: float = option(0.1, "Learning rate of SGD at the start; it falls as a cosine.", POSITIVE)
+    threshold: float = option(0.1, "The threshold at the end.", POSITIVE)
+    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.", at_least(1))
 
     @property
     def weights(self) -> WeightConfig:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.runs.checkpoint import Checkpoint
+from stochprune.runs.config import digest
 from stochprune.runs.digests import fingerprint
 from stochprune.runs.folder import claim
-from stochprune.training.config import WeightConfig, digest
+from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, Schedule, follow
 

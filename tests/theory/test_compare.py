@@ -151,9 +151,9 @@ def test_command(run):
     "change, message",
     [
         ({"keep": 1.0}, "keep must lie strictly between 0 and 1"),
-        ({"scales": ()}, "scales must name positive numbers, got none"),
-        ({"scales": (1.0, -1.0)}, r"scales must name positive numbers, got 1\.0, -1\.0"),
-        ({"sketch_sizes": (12, 3)}, r"sketch_sizes must name orders of at least 4, got \(12, 3\)"),
+        ({"scales": ()}, "scales must .*, got none"),
+        ({"scales": (1.0, -1.0)}, r"scales must .*, got -1\.0"),
+        ({"sketch_sizes": (12, 3)}, "sketch_sizes must .* at least 4, got 3"),
         ({"layers": 1}, "layers must be an integer of at least 2, got 1"),
     ],
 )
