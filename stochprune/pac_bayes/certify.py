@@ -20,11 +20,10 @@ from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.trial import Trial
 from stochprune.runs.checkpoint import Checkpoint
-from stochprune.runs.config import digest
 from stochprune.runs.digests import json_digest
 from stochprune.runs.files import CheckpointError, require
-from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
+from stochprune.runs.run import open_run
 from stochprune.seeding import generator
 
 P_MIN = 1e-4
@@ -123,11 +122,9 @@ def certify(
         prior_sizes=[len(seen) for seen in posterior.prior.seen],
         versions={**versions(part.x.device), "threads": torch.get_num_threads()},
     )
-    with claim(folder):
-        checkpoint = None
-        if folder is not None:
-            start = f"{certificate.prior} {certificate.model} {part.digest} {seed} {priors} {posteriors}"
-            checkpoint = Checkpoint(folder, digest(config), start, every=1)
+    with open_run(config, folder) as run:
+        origin = f"{certificate.prior} {certificate.model} {part.digest} {seed} {priors} {posteriors}"
+        if (checkpoint := run.checkpoint(1, origin)) is not None:
             certificate.losses.extend(_former(checkpoint, certificate))
         trial = trial_of(posterior, part, certificate)
         trial.start()

@@ -6,14 +6,14 @@ from stochprune.runs.device import device_name, device_of
 from stochprune.runs.digests import fingerprint, json_digest, tensor_digest
 from stochprune.runs.files import CheckpointError, load_tensors, read_json, save_tensors, write_json
 from stochprune.runs.folder import claim, file_name
-from stochprune.runs.progress import ProgressBar
 from stochprune.runs.results import versions
+from stochprune.runs.run import Run, open_run, run_folder
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Config",
-    "ProgressBar",
+    "Run",
     "claim",
     "device_name",
     "device_of",
@@ -22,8 +22,10 @@ __all__ = [
     "fingerprint",
     "json_digest",
     "load_tensors",
+    "open_run",
     "option",
     "read_json",
+    "run_folder",
     "save_tensors",
     "tensor_digest",
     "versions",

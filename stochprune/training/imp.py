@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from stochprune import masks as mask_tools
 from stochprune import scores
 from stochprune.arguments import checked
-from stochprune.runs.config import FRACTION, Config, at_least, digest, option
+from stochprune.runs.config import FRACTION, Config, at_least, option
+from stochprune.runs.run import run_folder
 from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Loader, LossFunction
 from stochprune.training.schedules import SCHEDULES, Schedule
@@ -95,7 +96,7 @@ def imp(
             :func:`stochprune.training.train_weights`.
     """
     config = config or IMPConfig()
-    folder = None if out is None else Path(out) / f"imp-{digest(config)}"
+    folder = None if out is None else run_folder(out, "imp", config)
 
     def train(name: str, weights: WeightConfig, schedule: Schedule, masks: Mapping[str, Tensor] | None) -> Any:
         place = None if folder is None else folder / name

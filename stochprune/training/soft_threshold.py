@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stochprune.arguments import checked
-from stochprune.runs.checkpoint import Checkpoint
-from stochprune.runs.config import POSITIVE, Config, at_least, digest, option
-from stochprune.runs.digests import fingerprint
-from stochprune.runs.folder import claim
+from stochprune.runs.config import POSITIVE, Config, at_least, option
+from stochprune.runs.run import open_run
 from stochprune.scores import prunable_weights
 from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
@@ -126,18 +125,13 @@ def train_soft_threshold(
     config = config or SoftThresholdConfig()
     if not isinstance(train_loader, Sized):
         raise ValueError("soft-threshold pruning needs a train_loader of known length")
-    weights = prunable_weights(model)
-    layers = [model.get_submodule(name.rpartition(".")[0]) for name in weights]
-    start = fingerprint(model) if folder else ""
-    parts = [SoftThreshold(weight) for weight in weights.values()]
-    for layer, part in zip(layers, parts, strict=True):
-        parametrize.register_parametrization(layer, "weight", part)
-    try:
-        optimizer = make_optimizer(model, config.weights)
-        total = config.epochs * len(train_loader)
-        follow(optimizer, SCHEDULES[config.weights.schedule], total)
-        model.train()
-        with claim(folder):
+    total = config.epochs * len(train_loader)
+    with open_run(config, folder) as run:
+        checkpoint = run.checkpoint(config.checkpoint_every, model)  # of the plain model, as the caller has it
+        with _thresholds(model) as parts:
+            optimizer = make_optimizer(model, config.weights)
+            follow(optimizer, SCHEDULES[config.weights.schedule], total)
+            model.train()
             fit(
                 model,
                 train_loader,
@@ -145,10 +139,22 @@ def train_soft_threshold(
                 optimizer=optimizer,
                 loss_fn=loss_fn,
                 constraint=_Growth(parts, config.threshold, max(1, total)),
-                checkpoint=Checkpoint(folder, digest(config), start, config.checkpoint_every) if folder else None,
+                checkpoint=checkpoint,
                 callbacks=callbacks,
             )
+    return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
+
+
+@contextlib.contextmanager
+def _thresholds(model: nn.Module) -> Iterator[list[SoftThreshold]]:
+    """Parametrise the prunable weights while the block runs; they end as their soft thresholds."""
+    weights = prunable_weights(model)
+    layers = [model.get_submodule(name.rpartition(".")[0]) for name in weights]
+    parts = [SoftThreshold(weight) for weight in weights.values()]
+    for layer, part in zip(layers, parts, strict=True):
+        parametrize.register_parametrization(layer, "weight", part)
+    try:
+        yield parts
     finally:
         for layer in layers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stochprune.runs import ProgressBar
+from stochprune.runs.progress import ProgressBar
 from tests.runs.owners import run_finetune
 
 
