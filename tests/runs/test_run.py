@@ -67,7 +67,6 @@ def test_a_checkpoint_is_of_one_configuration_and_one_start(tmp_path, config, ke
 
 def test_the_folder_is_held(tmp_path):
     with open_run(Small(), tmp_path), pytest.raises(CheckpointError, match="another process"):
-        with open_run(Small(), tmp_path):
-            pass
+        open_run(Small(), tmp_path).__enter__()
     with open_run(Small(), tmp_path):
         pass
