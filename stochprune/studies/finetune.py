@@ -31,15 +31,13 @@ from torch import Tensor, nn
 from stochprune import data, masks, models, scores
 from stochprune.data import Batches, Dataset
 from stochprune.nn import convert, masked_layers
-from stochprune.runs.config import FRACTION, Config, at_least, digest, option
+from stochprune.runs.config import FRACTION, Config, at_least, option
 from stochprune.runs.device import device_of
-from stochprune.runs.files import write_json
-from stochprune.runs.folder import claim
 from stochprune.runs.progress import ProgressBar
-from stochprune.runs.results import versions
+from stochprune.runs.run import open_run, run_folder
+from stochprune.runs.store import Kept, remember, say_reused
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
-from stochprune.studies.store import remember
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
@@ -66,6 +64,53 @@ class StudyConfig(Config):
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What as many epochs made of one mask.
+
+    Attributes:
+        errors: by the names at the head of this file, per cent.
+        swapped: the share of the kept weights that the fine-tuned mask took in for others.
+        density: by layer, of the score's mask and of the fine-tuned one.
+        history: of the fine-tuning.
+    """
+
+    errors: dict[str, float]
+    swapped: float
+    density: dict[str, list[float]]
+    history: list[dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Where a mask comes from."""
+
+    score: str
+    sparsity: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyCell(Outcome, Mask):
+    """A mask, and what became of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseError:
+    """The error of a dense network, per cent."""
+
+    seed: int
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskStudyResults:
+    """What the main job found."""
+
+    dense: list[DenseError]
+    cells: list[StudyCell]
+
+
 SELECTIONS = ("scores", "sparsities", "seeds")
 """Fields that choose which cells are run but change none of them: a run with more of them reuses what is there."""
 
@@ -81,58 +126,61 @@ def run_study(
 
     Returns:
         The folder, ``out/study-<data>-<digest>``, and what is written to ``results.json`` there: ``configuration``,
-        ``versions``, ``dense`` (seed and error of each dense network) and ``cells`` (see :meth:`Study.cell`).
+        ``versions``, ``dense`` and ``cells``, as in :class:`MaskStudyResults`.
 
     Raises:
         ValueError: an unknown data set, model, score or device, or a mask that would empty a layer.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
-    for score in config.scores:
-        scores.by_name(score)  # refuses an unknown one before any work
-    place = device_of(device)
-    dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(place)
-    models.build(config.model, dataset.shape, dataset.num_classes, 0)  # likewise
-    folder = out / f"study-{config.data}-{digest(config, exclude=SELECTIONS)}"
-    cells = itertools.product(range(config.seeds), config.scores, config.sparsities)
-    with claim(folder), ProgressBar("starting", total=_total_steps(config, dataset)) as bar:
-        study = Study(config, dataset, folder, bar)
-        results = {
-            "configuration": dataclasses.asdict(config),
-            "versions": versions(place),
-            "dense": [{"seed": seed, "error": study.error(study.dense(seed))} for seed in range(config.seeds)],
-            "cells": [study.cell(score, sparsity, seed) for seed, score, sparsity in cells],
-        }
-        write_json(folder / "results.json", results)
+    folder, results, kept = study_masks(config, data_dir, out, device_of(device))
+    say_reused(kept.values(), results["versions"])
     return folder, results
 
 
+def study_masks(
+    config: StudyConfig, data_dir: Path | None, out: Path, device: torch.device
+) -> tuple[Path, dict[str, Any], dict[str, Kept[Outcome]]]:
+    """Do the work of :func:`run_study`.
+
+    Returns:
+        Folder and results as there, and what is kept of each cell, by the name of its folder.
+    """
+    for score in config.scores:
+        scores.by_name(score)  # refuses an unknown one before any work
+    dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(device)
+    models.build(config.model, dataset.shape, dataset.num_classes, 0)  # likewise
+    folder = run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
+    grid = itertools.product(range(config.seeds), config.scores, config.sparsities)
+    with open_run(config, folder) as run, ProgressBar("starting", total=_total_steps(config, dataset)) as bar:
+        study = Study(config, dataset, folder, bar)
+        dense = [DenseError(seed, study.error(study.dense(seed))) for seed in range(config.seeds)]
+        found = MaskStudyResults(dense, [study.cell(Mask(score, sparsity, seed)) for seed, score, sparsity in grid])
+        return folder, run.write(dataclasses.asdict(found), device), study.kept
+
+
 class Study(Bench):
-    """The pieces of the main job; each is kept in ``folder`` as soon as it is done, and its checkpoints until then."""
+    """The pieces of the main job; each is kept in ``folder`` as soon as it is done, and its checkpoints until then.
+
+    Attributes:
+        kept: what is kept of each cell that was asked for, by the name of its folder.
+    """
 
     def __init__(self, config: StudyConfig, dataset: Dataset, folder: Path, bar: ProgressBar) -> None:
         super().__init__(dataset, config.batch_size, bar)
         self.config, self.folder = config, folder
+        self.kept: dict[str, Kept[Outcome]] = {}
         self.dense = functools.cache(self._dense)
 
-    def cell(self, score: str, sparsity: float, seed: int) -> dict[str, Any]:
-        """One score, sparsity and seed, from its folder if it is there.
-
-        Returns:
-            ``score``, ``sparsity``, ``seed``, ``errors`` (by the names above, per cent), ``swapped`` (the share of the
-            kept weights that the fine-tuned mask took in for others), ``density`` (by layer, of the score's mask and
-            the fine-tuned one) and the fine-tuning's ``history``.
-        """
-        name = f"{score}-{sparsity!r}-seed{seed}"
-        which = {"score": score, "sparsity": sparsity, "seed": seed}
-        result = remember(
-            self.folder / name,
-            {**which, "examples": self.examples},
-            self.device,
-            lambda folder: self._run_cell(folder, name, score, sparsity, seed),
-            {"errors": dict, "swapped": float, "density": dict, "history": list},
-        )
+    def cell(self, mask: Mask) -> StudyCell:
+        """What becomes of one mask, from its folder if it is there."""
+        which = dataclasses.asdict(mask)
+        name = f"{mask.score}-{mask.sparsity!r}-seed{mask.seed}"
+        configuration = {**which, "examples": self.examples}
+        work = functools.partial(self._run_cell, mask)
+        kept = remember(self.folder / name, configuration, self.device, work, Outcome)
+        self.kept[name] = kept
         self.bar.finish(self.steps(_epochs_per_cell(self.config)))
-        return which | result["result"]
+        return StudyCell(**which, **vars(kept.result))
 
     def _dense(self, seed: int) -> nn.Module:
         """The dense network of a seed, trained or taken from its last checkpoint."""
@@ -142,9 +190,10 @@ class Study(Bench):
         self.bar.finish(self.steps(self.config.dense_epochs))
         return model
 
-    def _run_cell(self, folder: Path, name: str, score: str, sparsity: float, seed: int) -> dict[str, Any]:
-        config, dense, retrain = self.config, self.dense(seed), self.config.retrain_epochs
-        checkpoints = folder / "checkpoints"
+    def _run_cell(self, wanted: Mask, folder: Path) -> Outcome:
+        config, retrain, name = self.config, self.config.retrain_epochs, folder.name
+        score, sparsity, seed = wanted.score, wanted.sparsity, wanted.seed
+        dense, checkpoints = self.dense(seed), folder / "checkpoints"
         scored = scores.compute(score, dense, F.cross_entropy, self.batches(seed), sparsity=sparsity, seed=seed)
         mask = masks.from_scores(scored, sparsity)
         errors = {"pruned": self.error(_cut(dense, dense, mask))}
@@ -172,7 +221,7 @@ class Study(Bench):
         kept = sum(int(value.sum()) for value in mask.values())
         swapped = sum(int((tuned[key] & ~mask[key]).sum()) for key in mask) / kept
         density = {key: [_share(mask[key]), _share(tuned[key])] for key in mask}
-        return {"errors": errors, "swapped": swapped, "density": density, "history": history}
+        return Outcome(errors, swapped, density, history)
 
     def _weights(self, epochs: int) -> WeightConfig:
         return WeightConfig(epochs, self.config.finetune.weight_lr, self.config.finetune.checkpoint_every)
