@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from stochprune.cli.options import Device, options_from, split
-from stochprune.theory.compare import BoundsConfig, run_bounds
+from stochprune.theory.bounds_config import BoundsConfig
+from stochprune.theory.compare import run_bounds
 from stochprune.theory.compare_figure import draw
 
 ABOUT = {

@@ -10,11 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stochprune.cli.options import options_from
-from stochprune.runs.config import digest
-from stochprune.runs.files import write_json
-from stochprune.runs.folder import claim
-from stochprune.runs.results import versions
-from stochprune.theory.lab import LinearLabConfig, run
+from stochprune.theory.lab import LinearLabConfig, run_lab
 from stochprune.theory.lab_figures import draw
 
 
@@ -31,12 +27,8 @@ def linear_lab(
     Takes seconds. Writes results.json and four pictures; docs/theory-linear.md explains them.
     """
     console = Console()
-    config = LinearLabConfig(**values)
-    folder = out / f"linear-lab-{digest(config)}"
-    with claim(folder):
-        results = run(config)
-        write_json(folder / "results.json", {"versions": versions(), **results})
-        draw(results, folder)
+    folder, results = run_lab(LinearLabConfig(**values), out)
+    draw(results, folder)
     console.print(_table(results))
     console.print(f"{folder}/results.json and four pictures", highlight=False, soft_wrap=True, markup=False)
 
