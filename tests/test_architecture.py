@@ -54,6 +54,22 @@ def test_imports_go_one_way(path):
     assert not upward, f"{path.name} imports {upward}, which stand above {name}"
 
 
+STILL_PRIVATE = {"_replace", "_move_hooks", "_MaskedConv"}  # of nn, for the random layers of pac_bayes
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_package_imports_what_is_private_to_another(path):
+    found = {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stochprune.")
+        if node.module.split(".")[1] != owner(path)
+        for alias in node.names
+        if alias.name.startswith("_")
+    }
+    assert found <= (STILL_PRIVATE if owner(path) == "pac_bayes" else set())
+
+
 def test_every_module_was_found():
     assert {"rng", "native", "kernels", "functional", "nn"} <= {owner(path) for path in MODULES}
     assert "native" in imported(PACKAGE / "native" / "panels.py") and "rng" in imported(PACKAGE / "reference.py")

@@ -19,6 +19,7 @@ from stochprune.data import Batches, per_class
 from stochprune.runs.config import Config, at_least, digest, option
 from stochprune.runs.files import CheckpointError, load_tensors, require, save_tensors
 from stochprune.studies.bench import Bench
+from stochprune.studies.rows import Moments
 from stochprune.training.config import WeightConfig
 
 ABLATIONS = ("none", "invert", "shuffle", "reinitialise", "rescale")
@@ -99,17 +100,16 @@ def pruned(cell: Cell, bench: Bench) -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptWeights:
-    """The distribution of one layer's kept weights, see :class:`stochprune.masks.LayerStatistics`; None for NaN."""
+class Layer:
+    """A layer's weight."""
 
     name: str
     shape: list[int]
-    kept: int
-    density: float
-    mean: float | None
-    std: float | None
-    skewness: float | None
-    kurtosis: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptWeights(Moments, Layer):
+    """How the weights that a layer keeps are distributed."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,17 +43,9 @@ class TrainedRow(ErrorRow):
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerRow(Key):
-    """The kept weights of one layer, ``before`` or ``after`` training; see :class:`stochprune.masks.LayerStatistics`.
+class Moments:
+    """The kept weights of a layer, see :class:`stochprune.masks.LayerStatistics`; None where it keeps too few."""
 
-    Attributes:
-        shape: such as ``300x64``.
-        mean, std, skewness, kurtosis: None where the layer keeps too few weights.
-    """
-
-    when: str
-    name: str
-    shape: str
     kept: int
     density: float
     mean: float | None
@@ -63,11 +55,29 @@ class LayerRow(Key):
 
 
 @dataclasses.dataclass(frozen=True)
-class DistanceRow(Key):
-    """How far the kept weights of one layer lie from those under the score's own mask; None if there are none."""
+class LayerKey(Key):
+    """Which layer a row is about, ``before`` or ``after`` training."""
 
     when: str
     name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeKey(LayerKey):
+    """The same, with a shape such as ``300x64``."""
+
+    shape: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow(Moments, ShapeKey):
+    """The kept weights of one layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceRow(LayerKey):
+    """How far the kept weights of one layer lie from those under the score's own mask; None if there are none."""
+
     wasserstein: float | None
     wasserstein_zeros: float | None
 

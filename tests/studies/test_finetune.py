@@ -16,17 +16,9 @@ from stochprune.studies import bench
 from stochprune.studies import finetune as study
 from stochprune.studies.finetune import StudyConfig, run_study
 from stochprune.training import CheckpointError, FinetuneConfig
+from tests.runs.owners import TINY_STUDY
 
-TINY = StudyConfig(
-    scores=("magnitude", "random"),
-    sparsities=(0.9,),
-    seeds=1,
-    dense_epochs=2,
-    retrain_epochs=1,
-    batch_size=256,
-    draws=2,
-    finetune=FinetuneConfig(epochs=1, checkpoint_every=2),
-)
+TINY = dataclasses.replace(TINY_STUDY, scores=("magnitude", "random"), dense_epochs=2, batch_size=256)
 
 
 @pytest.fixture(scope="module")
