@@ -38,7 +38,7 @@ def bench(
     tax: the masked layer's time over the dense one's. On a GPU also the route that each number of tokens takes.
     """
     console = Console()
-    place = device_of(device)
+    chosen = device_of(device)
     if calibrate:
         try:
             console.print(backends.load("triton").calibrate())
@@ -47,20 +47,20 @@ def bench(
     counts = split("tokens", tokens, int)
     if not counts or min(counts) < 1:
         raise ValueError(f"tokens must be positive integers separated by commas, got {tokens!r}")
-    table = Table(title=f"[{rows}, {cols}] {dtype} on {place.type} ({_backend(place, dtype)}), milliseconds")
+    table = Table(title=f"[{rows}, {cols}] {dtype} on {chosen.type} ({_backend(chosen, dtype)}), milliseconds")
     for column in ("tokens", "dense", "masked", "tax", "dense step", "masked step", "tax"):
         table.add_column(column, justify="right")
     for count in counts:
-        dense, masked = _times(count, rows, cols, getattr(torch, dtype), place, seconds)
+        dense, masked = _times(count, rows, cols, getattr(torch, dtype), chosen, seconds)
         cells = [cell for d, m in zip(dense, masked, strict=True) for cell in (f"{d:.3f}", f"{m:.3f}", f"{m / d:.2f}")]
         table.add_row(str(count), *cells)
     console.print(table)
-    if place.type == "cuda" and _backend(place, dtype) == "triton":
-        console.print(backends.load("triton").routing_table(rows, cols, place), highlight=False)
+    if chosen.type == "cuda" and _backend(chosen, dtype) == "triton":
+        console.print(backends.load("triton").routing_table(rows, cols, chosen), highlight=False)
 
 
-def _backend(place: torch.device, dtype: str) -> str:
-    return str(backends.resolve(torch.empty(1, 1, dtype=getattr(torch, dtype), device=place)).NAME)
+def _backend(device: torch.device, dtype: str) -> str:
+    return str(backends.resolve(torch.empty(1, 1, dtype=getattr(torch, dtype), device=device)).NAME)
 
 
 def _times(

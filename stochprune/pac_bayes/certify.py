@@ -149,9 +149,9 @@ def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
     payload = checkpoint.load()
     if payload is None:
         return []
-    losses = require(payload, {"losses": list}, checkpoint.path)["losses"]
+    losses: list[int] = require(payload, {"losses": list[int]}, checkpoint.path)["losses"]
     most = round(1 / certificate.unit)
-    if len(losses) > certificate.planned or not all(type(loss) is int and 0 <= loss <= most for loss in losses):
+    if len(losses) > certificate.planned or not all(0 <= loss <= most for loss in losses):
         raise CheckpointError(
             f"{checkpoint.path} must hold at most {certificate.planned} losses, each an integer in 0 .. {most}"
         )

@@ -169,8 +169,10 @@ def require(content: Any, kinds: Kinds, path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it has not. ``True`` is no number, an integer is one.
     """
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {shown(content)} where a mapping must be. {_ANY}")
     for key, kind in kinds.items():
-        if not isinstance(content, dict) or key not in content:
+        if key not in content:
             raise CheckpointError(f"{path} lacks {key!r}: it is not whole, or of another version. {_ANY}")
         if not fits(kind, content[key]):
             raise CheckpointError(f"{path}: {key} must be {in_words(kind)}, got {shown(content[key])}. {_ANY}")

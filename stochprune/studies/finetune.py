@@ -132,19 +132,28 @@ def run_study(
         ValueError: an unknown data set, model, score or device, or a mask that would empty a layer.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
-    folder, results, kept = study_masks(config, data_dir, out, device_of(device))
-    say_reused(kept.values(), results["versions"])
-    return folder, results
+    done = study_masks(config, data_dir, out, device_of(device))
+    say_reused(done.kept.values(), done.content["versions"])
+    return done.folder, done.content
 
 
-def study_masks(
-    config: StudyConfig, data_dir: Path | None, out: Path, device: torch.device
-) -> tuple[Path, dict[str, Any], dict[str, Kept[Outcome]]]:
-    """Do the work of :func:`run_study`.
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What :func:`run_study` leaves.
 
-    Returns:
-        Folder and results as there, and what is kept of each cell, by the name of its folder.
+    Attributes:
+        folder: of the run, and ``content``, of ``results.json`` there.
+        kept: what is kept of each cell, by the name of its folder.
     """
+
+    folder: Path
+    content: dict[str, Any]
+    found: MaskStudyResults
+    kept: dict[str, Kept[Outcome]]
+
+
+def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: torch.device) -> Done:
+    """Do the work of :func:`run_study`, and say nothing."""
     for score in config.scores:
         scores.by_name(score)  # refuses an unknown one before any work
     dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(device)
@@ -155,7 +164,7 @@ def study_masks(
         study = Study(config, dataset, folder, bar)
         dense = [DenseError(seed, study.error(study.dense(seed))) for seed in range(config.seeds)]
         found = MaskStudyResults(dense, [study.cell(Mask(score, sparsity, seed)) for seed, score, sparsity in grid])
-        return folder, run.write(dataclasses.asdict(found), device), study.kept
+        return Done(folder, run.write(dataclasses.asdict(found), device), found, study.kept)
 
 
 class Study(Bench):

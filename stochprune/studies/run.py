@@ -20,7 +20,7 @@ from stochprune.runs.run import open_run, run_folder
 from stochprune.runs.store import Kept, remember, say_reused
 from stochprune.studies import figures, tables
 from stochprune.studies.bench import Bench
-from stochprune.studies.finetune import Outcome, StudyConfig, study_masks
+from stochprune.studies.finetune import Done, StudyConfig, study_masks
 from stochprune.studies.initialisation import Cell, CellResult, InitialisationConfig, load_kept, number, run_cell
 from stochprune.studies.plan import Plan
 from stochprune.studies.rows import DistanceRow, ErrorRow, Key, LayerRow, StudyResults, TrainedRow
@@ -50,7 +50,7 @@ def run(
             studies may run at the same time: each waits for a cell that another is running. Those of job ``finetune``
             that share a folder, as they differ in scores, sparsities or seeds alone, do not wait and are refused.
     """
-    place = device_of(device)
+    device = device_of(device)
     folder = run_folder(out, file_name(plan.name, "the name of a study"), plan)
     for name in plan.data:  # refuses what cannot be run before anything is made
         dataset = data.load(name, _files(data_dir, name))
@@ -58,10 +58,10 @@ def run(
             models.build(model, dataset.shape, dataset.num_classes, 0)
     with open_run(plan, folder) as run:
         if plan.job == "finetune":
-            found, kept = _finetune(plan, data_dir, out, folder, place)
+            found, kept = _finetune(plan, data_dir, out, folder, device)
         else:
-            found, kept = _initialisation(plan, data_dir, out, place)
-        results = run.write(dataclasses.asdict(found), place)
+            found, kept = _initialisation(plan, data_dir, out, device)
+        results = run.write(dataclasses.asdict(found), device)
         say_reused(kept, results["versions"])
         for name in ("rows", "layers", "distances"):
             if results[name]:
@@ -171,8 +171,7 @@ def _finetune(
     rows: list[ErrorRow] = []
     kept: list[Kept[Any]] = []
     for name, model in itertools.product(plan.data, plan.models):
-        merged: dict[str, Any] = {"cells": []}
-        cells: dict[str, Kept[Outcome]] = {}  # each once, though blocks may share some
+        blocks: list[Done] = []
         for block in plan.grid:
             config = dataclasses.replace(
                 plan.settings,
@@ -182,16 +181,15 @@ def _finetune(
                 scores=tuple(score for score, _ in block.scores),
                 sparsities=block.sparsities,
             )
-            _, results, more = study_masks(config, _files(data_dir, name), out, device)
-            merged = {**results, "cells": [*merged["cells"], *results["cells"]]}
-            cells |= more
-        kept += cells.values()
-        for entry in merged["dense"]:
-            rows.append(ErrorRow(name, model, "dense", 0.0, "none", entry["seed"], entry["error"]))
-        for cell in merged["cells"]:
-            for arm, error in cell["errors"].items():
-                rows.append(ErrorRow(name, model, cell["score"], cell["sparsity"], arm, cell["seed"], error))
-        report.draw(merged, folder / f"errors-{name}-{model}.png")
+            blocks.append(study_masks(config, _files(data_dir, name), out, device))
+        kept += {cell: found for block in blocks for cell, found in block.kept.items()}.values()  # each once
+        for dense in blocks[0].found.dense:
+            rows.append(ErrorRow(name, model, "dense", 0.0, "none", dense.seed, dense.error))
+        for cell in (cell for block in blocks for cell in block.found.cells):
+            for arm, error in cell.errors.items():
+                rows.append(ErrorRow(name, model, cell.score, cell.sparsity, arm, cell.seed, error))
+        cells = [cell for block in blocks for cell in block.content["cells"]]
+        report.draw({**blocks[-1].content, "cells": cells}, folder / f"errors-{name}-{model}.png")
     return StudyResults(plan.title, _hours(kept), rows), kept
 
 

@@ -83,7 +83,7 @@ def run_bounds(
         ValueError: an unknown data set or device, and what the parts raise.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
-    place = device_of(device)
+    device = device_of(device)
     dataset = data.load(config.data, data_dir, standardised=False)
     parts = split(dataset.train_x, dataset.train_y, config.train_fraction, config.seed)
     assert parts.prior is not None
@@ -93,7 +93,7 @@ def run_bounds(
     steps = math.ceil(len(parts.prior) / config.batch_size)
     total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
     with open_run(config, folder) as run, ProgressBar("training", total) as bar:
-        comparing = Comparison(config, parts, folder, place, bar)
+        comparing = Comparison(config, parts, folder, device, bar)
         model = comparing.trained(network(sizes, config.seed), "dense", config.epochs)
         test_x = parts.scaled(dataset.test_x)
         subject = Subject.of(model, parts.prior, parts.certify, test_x, dataset.test_y, config.margin_share)
@@ -117,7 +117,7 @@ def run_bounds(
             iterative=rounds,
             sketch=sketches(config),
         )
-        return folder, run.write(dataclasses.asdict(found), place)
+        return folder, run.write(dataclasses.asdict(found), device)
 
 
 @dataclass(frozen=True)

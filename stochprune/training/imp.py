@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,21 @@ class IMPConfig(Config):
     dense: WeightConfig = field(default_factory=WeightConfig)
 
 
+@dataclass(frozen=True)
+class IMPRound:
+    """The dense training, or a cycle.
+
+    Attributes:
+        sparsity: of the weights that were trained.
+        discount: of ALLR's first rate; None of the other retrainings and of the dense training.
+        history: of the training, see :func:`stochprune.training.train_weights`.
+    """
+
+    sparsity: float
+    discount: float | None
+    history: list[dict[str, float]]
+
+
 def discount(before: Mapping[str, Tensor], after: Mapping[str, Tensor], ratio: float) -> float:
     """ALLR's factor of the first rate: ``max(d1, d2)``, at most 1.
 
@@ -79,7 +94,7 @@ def imp(
     loss_fn: LossFunction = F.cross_entropy,
     out: Path | None = None,
     callbacks: Sequence[object] = (),
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+) -> tuple[dict[str, Tensor], list[IMPRound]]:
     """Train, prune by global magnitude and retrain, in place.
 
     Args:
@@ -88,8 +103,7 @@ def imp(
             was killed goes on from there (pass the model as it was at the start).
 
     Returns:
-        The final masks, and an entry for the dense training and each cycle: ``sparsity``, ``discount`` (of ALLR, else
-        None) and the ``history``.
+        The final masks, and the rounds: the dense training, then each cycle.
 
     Raises:
         ValueError: no prunable layer, a layer left empty, a loader without length; see also
@@ -98,8 +112,9 @@ def imp(
     config = config or IMPConfig()
     folder = None if out is None else run_folder(out, "imp", config)
 
-    def train(name: str, weights: WeightConfig, schedule: Schedule, masks: Mapping[str, Tensor] | None) -> Any:
-        place = None if folder is None else folder / name
+    def train(
+        name: str, weights: WeightConfig, schedule: Schedule, masks: Mapping[str, Tensor] | None
+    ) -> list[dict[str, float]]:
         return train_weights(
             model,
             train_loader,
@@ -107,12 +122,12 @@ def imp(
             masks=masks,
             schedule=schedule,
             loss_fn=loss_fn,
-            folder=place,
+            folder=None if folder is None else folder / name,
             callbacks=callbacks,
         )
 
     original = SCHEDULES[config.dense.schedule]
-    rounds = [{"sparsity": 0.0, "discount": None, "history": train("dense", config.dense, original, None)}]
+    rounds = [IMPRound(0.0, None, train("dense", config.dense, original, None))]
     masks: dict[str, Tensor] = {}
     ratio = config.retrain_epochs / max(1, config.dense.epochs)
     for cycle in range(1, config.cycles + 1):
@@ -131,5 +146,5 @@ def imp(
         )
         history = train(f"cycle{cycle}", again, schedule, masks)
         used = factor if config.retraining == "allr" else None
-        rounds.append({"sparsity": sparsity, "discount": used, "history": history})
+        rounds.append(IMPRound(sparsity, used, history))
     return masks, rounds
