@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stochprune.cli.options import Device, options_from, split
+from stochprune.cli.options import Device, configured, options_from
 from stochprune.theory.bounds_config import BoundsConfig
 from stochprune.theory.compare import run_bounds
 from stochprune.theory.compare_figure import draw
@@ -42,9 +42,7 @@ def bounds(
     docs/theory-compression.md explains them.
     """
     console = Console()
-    values["scales"] = split("scales", values["scales"], float)
-    values["sketch_sizes"] = split("sketch_sizes", values["sketch_sizes"], int)
-    folder, results = run_bounds(BoundsConfig(**values), data_dir=data_dir, out=out, device=device)
+    folder, results = run_bounds(configured(BoundsConfig, values), data_dir=data_dir, out=out, device=device)
     draw(results, folder / "results.png")
     console.print(table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stochprune.cli.options import options_from
+from stochprune.cli.options import configured, options_from
 from stochprune.theory.lab import LinearLabConfig, run_lab
 from stochprune.theory.lab_figures import draw
 
@@ -27,7 +27,7 @@ def linear_lab(
     Takes seconds. Writes results.json and four pictures; docs/theory-linear.md explains them.
     """
     console = Console()
-    folder, results = run_lab(LinearLabConfig(**values), out)
+    folder, results = run_lab(configured(LinearLabConfig, values), out)
     draw(results, folder)
     console.print(_table(results))
     console.print(f"{folder}/results.json and four pictures", highlight=False, soft_wrap=True, markup=False)
