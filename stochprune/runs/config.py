@@ -25,12 +25,13 @@ class Range:
 
     def require(self, record: object, name: str) -> None:
         """Raise ``ValueError`` unless the field ``name`` of ``record``, or each item of a tuple, lies in the range."""
-        value = getattr(record, name)
+        value, what = getattr(record, name), type(record).__name__
         each = "each " if isinstance(value, tuple) else ""
         for item in value if isinstance(value, tuple) else (value,):
-            words = "be below 2^64" if isinstance(item, int) and item >= LIMIT else self.words
-            if words != self.words or not self.holds(item):
-                raise ValueError(f"{type(record).__name__}: {name} must {each}{words}, got {item}")
+            if isinstance(item, int) and item >= LIMIT:
+                raise ValueError(f"{what}: {name} must {each}be below 2^64, got {item}")
+            if not self.holds(item):
+                raise ValueError(f"{what}: {name} must {each}{self.words}, got {item}")
 
 
 POSITIVE = Range("be positive and finite", lambda value: value > 0)

@@ -32,7 +32,8 @@ def run(
     """Run all cells, or what is missing of them, and write tables and pictures.
 
     Cells lie in ``out/cells/<digest>``, whatever study asks for them, so studies share what they have in common and a
-    run that was stopped goes on when started again.
+    run that was stopped goes on when started again. Those that other versions or another device made are taken as they
+    are; one line on the standard error says how many, and what made them.
 
     Args:
         data_dir: folder of the data set's files, or of folders named like the data sets.
