@@ -19,7 +19,15 @@ from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-WORDS = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
+WORDS = {
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    bool: "True or False",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "None",
+}
 
 
 def checked(function: Function) -> Function:

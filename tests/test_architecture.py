@@ -61,6 +61,19 @@ def test_all_tables_and_pictures_are_made_in_report():
     assert {owner(path) for path in MODULES if drawing.search(path.read_text())} == {"report"}
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_package_imports_what_is_private_to_another(path):
+    found = {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stochprune.")
+        if node.module.split(".")[1] != owner(path)
+        for alias in node.names
+        if alias.name.startswith("_")
+    }
+    assert not found
+
+
 def test_every_module_was_found():
     assert {"rng", "native", "kernels", "functional", "nn"} <= {owner(path) for path in MODULES}
     assert "native" in imported(PACKAGE / "native" / "products.py") and "rng" in imported(PACKAGE / "reference.py")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 import stochprune
 from stochprune.cli import app
+from tests.runs.owners import STUDY
 
 TINY = {
     "--scores": "magnitude,random",
@@ -47,7 +48,7 @@ def test_finetune(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"--sparsities": "0.9,1.2"}, "sparsity must lie in [0, 1), got 1.2"),
+        ({"--sparsities": "0.9,1.2"}, "sparsities must each lie in [0, 1), got 1.2"),
         ({"--sparsities": "most"}, "sparsities must be numbers separated by commas, got 'most'"),
         ({"--scores": "grad"}, "unknown score 'grad'"),
         ({"--data": "cifar"}, "cifar"),
@@ -67,17 +68,6 @@ def test_help_names_every_option_of_the_configuration():
     output = CliRunner(env={"COLUMNS": "120", "TERMINAL_WIDTH": "120"}).invoke(app, ["finetune", "--help"]).output
     for option in ("--data-dir", "--sparsities", "--logit-lr", "--estimator", "--budget", "--retrain-epochs", "--out"):
         assert option in output
-
-
-STUDY = """
-title: Two masks
-job: initialisation
-data: [digits]
-models: [lenet_300_100]
-seeds: 1
-grid: [{scores: [magnitude], sparsities: [0.9], ablations: [none, shuffle]}]
-settings: {batch_size: 512, weights: {epochs: 1}}
-"""
 
 
 def test_study(tmp_path):

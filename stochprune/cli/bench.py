@@ -38,7 +38,7 @@ def bench(
     tax: the masked layer's time over the dense one's. On a GPU also the route that each number of tokens takes.
     """
     console = Console()
-    place = device_of(device)
+    chosen = device_of(device)
     if calibrate:
         try:
             console.print(backends.load("triton").calibrate())
@@ -47,15 +47,15 @@ def bench(
     counts = split("tokens", tokens, int)
     if not counts or min(counts) < 1:
         raise ValueError(f"tokens must be positive integers separated by commas, got {tokens!r}")
-    times = {count: _times(count, rows, cols, getattr(torch, dtype), place, seconds) for count in counts}
-    title = f"[{rows}, {cols}] {dtype} on {place.type} ({_backend(place, dtype)}), milliseconds"
+    times = {count: _times(count, rows, cols, getattr(torch, dtype), chosen, seconds) for count in counts}
+    title = f"[{rows}, {cols}] {dtype} on {chosen.type} ({_backend(chosen, dtype)}), milliseconds"
     console.print(timing_table(title, times))
-    if place.type == "cuda" and _backend(place, dtype) == "triton":
-        console.print(backends.load("triton").routing_table(rows, cols, place), highlight=False)
+    if chosen.type == "cuda" and _backend(chosen, dtype) == "triton":
+        console.print(backends.load("triton").routing_table(rows, cols, chosen), highlight=False)
 
 
-def _backend(place: torch.device, dtype: str) -> str:
-    return str(backends.resolve(torch.empty(1, 1, dtype=getattr(torch, dtype), device=place)).NAME)
+def _backend(device: torch.device, dtype: str) -> str:
+    return str(backends.resolve(torch.empty(1, 1, dtype=getattr(torch, dtype), device=device)).NAME)
 
 
 def _times(

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from stochprune.cli.options import Device, options_from, split
+from stochprune.cli.options import Device, configured, options_from
 from stochprune.report import bounds_table, plot_bounds
-from stochprune.theory.compare import BoundsConfig, run_bounds
+from stochprune.theory.bounds_config import BoundsConfig
+from stochprune.theory.compare import run_bounds
 
 
 @options_from({BoundsConfig: "Bounds"})
@@ -29,9 +30,7 @@ def bounds(
     docs/theory-compression.md explains them.
     """
     console = Console()
-    values["scales"] = split("scales", values["scales"], float)
-    values["sketch_sizes"] = split("sketch_sizes", values["sketch_sizes"], int)
-    folder, results = run_bounds(BoundsConfig(**values), data_dir=data_dir, out=out, device=device)
+    folder, results = run_bounds(configured(BoundsConfig, values), data_dir=data_dir, out=out, device=device)
     plot_bounds(results, folder / "results.png")
     console.print(bounds_table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)

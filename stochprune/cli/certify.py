@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from stochprune.cli.options import Device, options_from, split, take
+from stochprune.cli.options import Device, configured, options_from
 from stochprune.pac_bayes import (
     CertifyConfig,
     PriorConfig,
@@ -66,12 +66,7 @@ def certify(
         if rerun:
             _rerun(console, verify, data_dir, device)
         return
-    values["prior"] = PriorConfig(**take(PriorConfig, values))
-    values["self_bound"] = SelfBoundConfig(**take(SelfBoundConfig, values))
-    values["certify"] = CertifyConfig(**take(CertifyConfig, values))
-    for name in ("posteriors", "objectives"):
-        values[name] = split(name, values[name], str)
-    folder, results = run_certify(RunConfig(**values), data_dir=data_dir, out=out, device=device)
+    folder, results = run_certify(configured(RunConfig, values), data_dir=data_dir, out=out, device=device)
     plot_certificates(results, folder / "results.png")
     console.print(certificate_table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from stochprune import report
-from stochprune.cli.options import Device, options_from, split, take
+from stochprune.cli.options import Device, configured, options_from
 from stochprune.studies.finetune import StudyConfig, run_study
 from stochprune.training import FinetuneConfig
 
@@ -29,10 +29,7 @@ def finetune(
     Done work is kept: a run that was stopped goes on when started again. Writes results.json and results.png.
     """
     console = Console()
-    values["scores"] = split("scores", values["scores"], str)
-    values["sparsities"] = split("sparsities", values["sparsities"], float)
-    tuning = FinetuneConfig(**take(FinetuneConfig, values))
-    folder, results = run_study(StudyConfig(**values, finetune=tuning), data_dir=data_dir, out=out, device=device)
+    folder, results = run_study(configured(StudyConfig, values), data_dir=data_dir, out=out, device=device)
     report.plot_finetune(results, folder / "results.png")
     console.print(report.finetune_table(results))
     console.print(f"{folder}/results.json, {folder}/results.png", highlight=False, soft_wrap=True, markup=False)

@@ -8,13 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from stochprune.cli.options import options_from
+from stochprune.cli.options import configured, options_from
 from stochprune.report import linear_lab_table, plot_linear_lab
-from stochprune.runs.files import write_json
-from stochprune.runs.folder import claim
-from stochprune.runs.results import versions
-from stochprune.theory.lab import LinearLabConfig, run
-from stochprune.training.config import digest
+from stochprune.theory.lab import LinearLabConfig, run_lab
 
 
 @options_from({LinearLabConfig: "Linear lab"})
@@ -30,11 +26,7 @@ def linear_lab(
     Takes seconds. Writes results.json and four pictures; docs/theory-linear.md explains them.
     """
     console = Console()
-    config = LinearLabConfig(**values)
-    folder = out / f"linear-lab-{digest(config)}"
-    with claim(folder):
-        results = run(config)
-        write_json(folder / "results.json", {"versions": versions(), **results})
-        plot_linear_lab(results, folder)
+    folder, results = run_lab(configured(LinearLabConfig, values), out)
+    plot_linear_lab(results, folder)
     console.print(linear_lab_table(results))
     console.print(f"{folder}/results.json and four pictures", highlight=False, soft_wrap=True, markup=False)

@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from stochprune.runs.files import CheckpointError
 from stochprune.runs.interrupt import Stopped, stop_signals
 
 Command = Callable[..., None]
+Config = TypeVar("Config")
 Device = Annotated[str, typer.Option(help="cpu or cuda; default cuda where there is a GPU.")]
 
 
@@ -62,9 +63,15 @@ def _options(config: type, panel: str, without: tuple[str, ...]) -> list[inspect
     return parameters
 
 
-def take(config: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Removes from ``values`` those of the fields of ``config``, and gives them."""
-    return {field.name: values.pop(field.name) for field in dataclasses.fields(config) if field.name in values}
+def configured(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """Return the configuration that a command's options make, with the configurations that are its fields."""
+    given: dict[str, Any] = {}
+    for name, kind in get_type_hints(config).items():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            given[name] = configured(kind, values)
+        elif name in values:
+            given[name] = split(name, values[name], get_args(kind)[0]) if get_origin(kind) is tuple else values[name]
+    return config(**given)
 
 
 def split(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:

@@ -22,10 +22,9 @@ from stochprune.pac_bayes.trial import Trial
 from stochprune.runs.checkpoint import Checkpoint
 from stochprune.runs.digests import json_digest
 from stochprune.runs.files import CheckpointError, require
-from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
+from stochprune.runs.run import open_run
 from stochprune.seeding import generator
-from stochprune.training.config import digest
 
 P_MIN = 1e-4
 """Of the certified cross-entropy."""
@@ -123,11 +122,9 @@ def certify(
         prior_sizes=[len(seen) for seen in posterior.prior.seen],
         versions={**versions(part.x.device), "threads": torch.get_num_threads()},
     )
-    with claim(folder):
-        checkpoint = None
-        if folder is not None:
-            start = f"{certificate.prior} {certificate.model} {part.digest} {seed} {priors} {posteriors}"
-            checkpoint = Checkpoint(folder, digest(config), start, every=1)
+    with open_run(config, folder) as run:
+        origin = f"{certificate.prior} {certificate.model} {part.digest} {seed} {priors} {posteriors}"
+        if (checkpoint := run.checkpoint(1, origin)) is not None:
             certificate.losses.extend(_former(checkpoint, certificate))
         trial = trial_of(posterior, part, certificate)
         trial.start()
@@ -152,9 +149,9 @@ def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
     payload = checkpoint.load()
     if payload is None:
         return []
-    losses = require(payload, {"losses": list}, checkpoint.path)["losses"]
+    losses: list[int] = require(payload, {"losses": list[int]}, checkpoint.path)["losses"]
     most = round(1 / certificate.unit)
-    if len(losses) > certificate.planned or not all(type(loss) is int and 0 <= loss <= most for loss in losses):
+    if len(losses) > certificate.planned or not all(0 <= loss <= most for loss in losses):
         raise CheckpointError(
             f"{checkpoint.path} must hold at most {certificate.planned} losses, each an integer in 0 .. {most}"
         )

@@ -5,45 +5,33 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from stochprune import rng, scores
-from stochprune.arguments import check_fields
-from stochprune.training.config import _check_counts, _check_positive, option
+from stochprune import scores
+from stochprune.runs.config import FRACTION, POSITIVE, PROBABILITY, Config, at_least, at_most, option
 
 
 @dataclasses.dataclass(frozen=True)
-class PriorConfig:
-    """The prior: a network trained under random masks on its own part of the data, or left as initialised.
+class PriorConfig(Config):
+    """The prior: a network trained under random masks on its own part of the data, or left as initialised."""
 
-    Raises:
-        ValueError: a value outside its range, or an unknown choice.
-    """
-
-    prior_fraction: float = option(0.5, "Fraction of the training set for the prior; 0 is a data-free prior.")
+    prior_fraction: float = option(0.5, "Fraction of the training set for the prior; 0 is a data-free prior.", FRACTION)
     include: str = option("*", "Shell pattern of the names of the weights that are random; the others are fixed.")
     score: str = option(
         "none", "Pruning score of the prior's mask (any, or none), after a first dense training on the prior's part."
     )
-    sparsity: float = option(0.0, "Fraction of weights that the prior's mask prunes (with a score).")
-    keep: float = option(0.95, "Probability with which the prior keeps a weight of its mask.")
-    keep_pruned: float = option(0.05, "Probability with which the prior keeps a pruned weight (with a score).")
-    sigma: float = option(0.01, "The prior's standard deviation of a weight (gaussian, spike_and_slab).")
-    prior_epochs: int = option(60, "Passes over the prior's part.")
-    prior_lr: float = option(1e-3, "Adam's first learning rate; it falls to 0 along a cosine.")
-    prior_batch_size: int = option(64, "Examples in a batch of the prior's training.")
-    shift: int = option(0, "Largest shift in pixels of the images that the prior is trained on.")
+    sparsity: float = option(0.0, "Fraction of weights that the prior's mask prunes (with a score).", FRACTION)
+    keep: float = option(0.95, "Probability with which the prior keeps a weight of its mask.", PROBABILITY)
+    keep_pruned: float = option(
+        0.05, "Probability with which the prior keeps a pruned weight (with a score).", PROBABILITY
+    )
+    sigma: float = option(0.01, "The prior's standard deviation of a weight (gaussian, spike_and_slab).", POSITIVE)
+    prior_epochs: int = option(60, "Passes over the prior's part.", at_least(0))
+    prior_lr: float = option(1e-3, "Adam's first learning rate; it falls to 0 along a cosine.", POSITIVE)
+    prior_batch_size: int = option(64, "Examples in a batch of the prior's training.", at_least(1))
+    shift: int = option(0, "Largest shift in pixels of the images that the prior is trained on.", at_least(0))
     flip: bool = option(False, "Mirror the images that the prior is trained on, each with probability one half.")
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "prior_epochs", "shift")
-        _check_counts(self, 1, "prior_batch_size")
-        _check_positive(self, "prior_lr", "sigma")
-        for name in ("keep", "keep_pruned"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
-        for name in ("prior_fraction", "sparsity"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        super().__post_init__()
         if self.score != "none":
             scores.by_name(self.score)  # refuses an unknown one
         if (self.score == "none") != (self.sparsity == 0):
@@ -51,23 +39,22 @@ class PriorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfBoundConfig:
-    """Self-bounded learning: the posterior that minimises a bound on its own risk.
-
-    Raises:
-        ValueError: a value outside its range, or an unknown choice.
-    """
+class SelfBoundConfig(Config):
+    """Self-bounded learning: the posterior that minimises a bound on its own risk."""
 
     objective: Literal["quadratic", "lambda", "classic", "kl"] = option(
         "quadratic", "Bound that is minimised: quadratic, lambda (alternating), classic, or kl (the certificate's own)."
     )
-    epochs: int = option(10, "Passes over the certifying examples.")
-    lr: float = option(0.1, "First rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.")
-    batch_size: int = option(256, "Examples in a batch.")
-    p_min: float = option(1e-4, "Least probability in the cross-entropy, which is divided by ln(1 / p_min).")
+    epochs: int = option(10, "Passes over the certifying examples.", at_least(0))
+    lr: float = option(0.1, "First rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.", at_most(1))
+    batch_size: int = option(256, "Examples in a batch.", at_least(1))
+    p_min: float = option(
+        1e-4, "Least probability in the cross-entropy, which is divided by ln(1 / p_min).", at_most(0.5)
+    )
     kl_penalty: float = option(
         1.0,
         "Factor of the divergence in the objective: 1 is the bound itself; less trusts the loss, for data-free priors.",
+        POSITIVE,
     )
     estimator: Literal["straight_through", "concrete", "straight_through_concrete", "local_reparameterisation"] = (
         option(
@@ -75,58 +62,32 @@ class SelfBoundConfig:
             "Estimator of the keep probabilities' gradient; local_reparameterisation, of that of weights too.",
         )
     )
-    temperature: float = option(1.0, "Temperature of the concrete estimators.")
-    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "epochs")
-        _check_counts(self, 1, "batch_size", "checkpoint_every")
-        _check_positive(self, "temperature", "kl_penalty")
-        for name, most in (("lr", 1.0), ("p_min", 0.5)):
-            if not 0 < getattr(self, name) <= most:
-                raise ValueError(f"{name} must lie in (0, {most:g}], got {getattr(self, name)}")
+    temperature: float = option(1.0, "Temperature of the concrete estimators.", POSITIVE)
+    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
-class CertifyConfig:
-    """What a certificate is to say, and how the risk of the posterior is estimated: all of it fixed in advance.
+class CertifyConfig(Config):
+    """What a certificate is to say, and how the risk of the posterior is estimated: all of it fixed in advance."""
 
-    Raises:
-        ValueError: a value outside its range, or an unknown choice.
-    """
-
-    delta: float = option(0.025, "Probability that the bound fails over the examples.")
-    delta_draws: float = option(0.01, "Probability that it fails over the Monte Carlo draws.")
-    draws: int = option(5_000, "Monte Carlo draws: each one mask and one batch of examples.")
-    draw_examples: int = option(64, "Examples in the batch of a draw; 0 takes all examples in each draw.")
+    delta: float = option(0.025, "Probability that the bound fails over the examples.", PROBABILITY)
+    delta_draws: float = option(0.01, "Probability that it fails over the Monte Carlo draws.", PROBABILITY)
+    draws: int = option(5_000, "Monte Carlo draws: each one mask and one batch of examples.", at_least(1))
+    draw_examples: int = option(64, "Examples in the batch of a draw; 0 takes all examples in each draw.", at_least(0))
     monte_carlo: Literal["betting", "kl"] = option(
         "betting", "Bound on the mean of the draws: betting, or kl, the inverse of kl as in the literature."
     )
     loss: Literal["zero_one", "cross_entropy"] = option("zero_one", "Loss that is certified.")
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 1, "draws")
-        _check_counts(self, 0, "draw_examples")
-        _check_levels(self, "delta", "delta_draws")
+        super().__post_init__()
         if self.delta + self.delta_draws >= 1:
             raise ValueError(f"delta + delta_draws must lie below 1, got {self.delta + self.delta_draws}")
 
 
-def _check_levels(config: object, *names: str) -> None:
-    for name in names:
-        if not 0 < getattr(config, name) < 1:
-            raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(config, name)}")
-
-
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """A prior, the posteriors learnt from it with each objective, and the certificates of all.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
+class RunConfig(Config):
+    """A prior, the posteriors learnt from it with each objective, and the certificates of all."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn), mnist or cifar10 (files in --data-dir).")
     model: str = option("lenet_300_100", "Network, by its name in stochprune.models, e.g. pbb_fc or pbb_cnn.")
@@ -137,18 +98,12 @@ class RunConfig:
         ("quadratic",),
         "Bounds to minimise: quadratic, lambda (alternating), classic, kl (the certificate's own); with commas.",
     )
-    seed: int = option(0, "Seed of everything.")
+    seed: int = option(0, "Seed of everything.", at_least(0))
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
     self_bound: SelfBoundConfig = dataclasses.field(default_factory=SelfBoundConfig)
     certify: CertifyConfig = dataclasses.field(default_factory=CertifyConfig)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "seed")
-        rng.check_address(type(self).__name__, seed=self.seed)
-        for name in ("posteriors", "objectives"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{name} must name at least one, each once, got {', '.join(values) or 'none'}")
+        super().__post_init__()
         for objective in self.objectives:
             dataclasses.replace(self.self_bound, objective=objective)  # type: ignore[arg-type]

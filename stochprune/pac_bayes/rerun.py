@@ -11,7 +11,7 @@ import torch
 
 from stochprune.arguments import checked
 from stochprune.pac_bayes.certificate import Certificate
-from stochprune.pac_bayes.run import Run
+from stochprune.pac_bayes.run import CertifyRun
 from stochprune.pac_bayes.verify import load_certificate, parsed_configuration
 
 
@@ -51,7 +51,7 @@ def rerun(path: Path, *, data_dir: Path | None = None, device: str | torch.devic
         raise ValueError(f"{path} carries no configuration of a run, so that nothing says how to make it again")
     config = parsed_configuration(stated.configuration, path)
     with tempfile.TemporaryDirectory(prefix="stochprune-rerun-") as folder:
-        run = Run(config, data_dir, device)
+        run = CertifyRun(config, data_dir, device)
         prior = run.prior(Path(folder))
         found, _ = run.certificate(prior, stated.notes["family"], stated.notes["objective"], Path(folder))
     one, other = ({**dataclasses.asdict(each), **each.account()} for each in (stated, found))

@@ -23,13 +23,35 @@ from stochprune.pac_bayes.self_bound import self_bound
 from stochprune.pac_bayes.verify import CONFIGURATION, CONTROL, counts, rows
 from stochprune.runs.device import device_of
 from stochprune.runs.files import save_tensors, write_json
-from stochprune.runs.folder import claim
-from stochprune.runs.results import versions
-from stochprune.training.config import digest
-from stochprune.training.progress import ProgressBar
+from stochprune.runs.progress import ProgressBar
+from stochprune.runs.run import open_run, run_folder
 
 TEST_DRAWS = 5
 """Networks whose mean error on the test set is reported beside a certificate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CertificateRow:
+    """One certificate of a run; for its numbers see :class:`Certificate`.
+
+    Attributes:
+        objective: what was minimised; ``prior`` for the control, of which nothing is learnt.
+        test_error: of the stochastic network, on the test set.
+        kl: by weight, nats.
+        history: of the learning.
+    """
+
+    family: str
+    objective: str
+    test_error: float
+    m: int
+    draws: int
+    mean_loss: float
+    empirical_risk: float
+    total_kl: float
+    bound: float
+    kl: dict[str, float]
+    history: list[dict[str, float]]
 
 
 @checked
@@ -51,31 +73,32 @@ def run_certify(
 
     Returns:
         The folder ``out/certify-<data>-<model>-<digest>``, and what is written to ``results.json`` there:
-        ``configuration``, ``versions`` and ``rows``, one a certificate: family, objective, bound, mean loss, bounded
-        empirical risk, KL in all and by layer, test error of the stochastic network, and the history of the learning.
-        Beside it, for each row, the certificate ``<family>-<objective>.json`` and the posterior, ``.pt``.
+        ``configuration``, ``versions`` and ``rows``, each a :class:`CertificateRow`. Beside it, for each row, the
+        certificate ``<family>-<objective>.json`` and the posterior, ``.pt``.
 
     Raises:
         ValueError: an unknown data set, model, family or device, and what the parts raise.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
-    run = Run(config, data_dir, device)
-    folder = out / f"certify-{config.data}-{config.model}-{digest(config)}"
-    with claim(folder):
+    certifying = CertifyRun(config, data_dir, device)
+    folder = run_folder(out, f"certify-{config.data}-{config.model}", config)
+    with open_run(config, folder) as run:
         write_json(folder / CONFIGURATION, dataclasses.asdict(config))
-        prior = run.prior(folder)
+        prior = certifying.prior(folder)
         found = []
         for family, objective in rows(config):
-            certificate, history = run.certificate(prior, family, objective, folder)
+            certificate, history = certifying.certificate(prior, family, objective, folder)
             certificate.save(folder / f"{family}-{objective}.json")
-            row = {**certificate.notes, "m": certificate.m, **certificate.account(), "kl": certificate.kl}
-            found.append(row | {"history": history})
-        results = {"configuration": dataclasses.asdict(config), "versions": versions(run.device), "rows": found}
-        write_json(folder / "results.json", results)
-    return folder, results
+            found.append(_row(certificate, history))
+        return folder, run.write({"rows": [dataclasses.asdict(row) for row in found]}, certifying.device)
 
 
-class Run:
+def _row(certificate: Certificate, history: list[dict[str, float]]) -> CertificateRow:
+    account = certificate.account()
+    return CertificateRow(**certificate.notes, m=certificate.m, **account, kl=certificate.kl, history=history)  # type: ignore[arg-type]
+
+
+class CertifyRun:
     """The data, the networks and the certificates of a configuration, on a device.
 
     Raises:
@@ -163,4 +186,4 @@ class Progress(ProgressBar):
     """Shows the draws, and the certificate from those so far."""
 
     def on_draws(self, done: int, total: int, bound: float) -> None:
-        self._progress.update(self._task, completed=done, loss=f"certificate {bound:.4g}")
+        self.show(done, f"certificate {bound:.4g}")

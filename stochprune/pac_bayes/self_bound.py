@@ -15,12 +15,7 @@ from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.objective import NaturalGradient, Objective
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior
-from stochprune.runs.checkpoint import Checkpoint
-from stochprune.runs.digests import fingerprint
-from stochprune.runs.files import write_json
-from stochprune.runs.folder import claim
-from stochprune.runs.results import versions
-from stochprune.training.config import digest
+from stochprune.runs.run import open_run, run_folder
 from stochprune.training.loop import fit
 from stochprune.training.schedules import SCHEDULES, follow
 
@@ -99,12 +94,8 @@ def self_bound(
     loader = part.batches(config.batch_size, seed)
     optimizer = torch.optim.SGD([tensor for tensor, _ in posterior.curvatures()], lr=config.lr)
     follow(optimizer, SCHEDULES["cosine"], config.epochs * len(loader))
-    folder = None if out is None else Path(out) / f"self-bound-{family}-{digest(config)}-seed{seed}"
-    with claim(folder):
-        checkpoint = None
-        if folder is not None:
-            start = f"{fingerprint(objective)} {part.digest} {delta}"
-            checkpoint = Checkpoint(folder, folder.name, start, config.checkpoint_every)
+    folder = None if out is None else run_folder(out, f"self-bound-{family}", config, suffix=f"-seed{seed}")
+    with open_run(config, folder, key=folder.name if folder else "") as run:
         history = fit(
             objective,
             loader,
@@ -113,12 +104,10 @@ def self_bound(
             loss_fn=objective.loss,
             constraint=NaturalGradient(objective),
             measure=objective.measure,
-            checkpoint=checkpoint,
+            checkpoint=run.checkpoint(config.checkpoint_every, objective, part.digest, str(delta)),
             callbacks=callbacks,
         )
-        if folder is not None:
-            content = {"configuration": dataclasses.asdict(config), "family": family, "delta": delta, "seed": seed}
-            write_json(folder / "results.json", {**content, "versions": versions(part.x.device), "history": history})
+        run.write({"family": family, "delta": delta, "seed": seed, "history": history}, part.x.device)
     posterior.requires_grad_(False)
     posterior.estimate_by("straight_through")  # hard masks of one network, whatever the training drew
     return SelfBoundResult(posterior, config, history, folder)

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from stochprune.arguments import fits, in_words, shown
+
 PARTIAL = re.compile(r"\.partial-[0-9]+-[0-9a-f]{8}")
 """Names of the files that :func:`replacing` writes to."""
 MOST_BYTES = 1 << 28
@@ -30,8 +32,8 @@ _TAIL = len(MARK) + hashlib.sha256().digest_size
 _ANY = "Restore it from a copy, or move it away and run again."
 
 
-Kinds = Mapping[str, type | tuple[type, ...]]
-"""The keys of what is read, and their types."""
+Kinds = Mapping[str, Any]
+"""The keys of what is read, and their types as annotations write them."""
 
 
 class CheckpointError(RuntimeError):
@@ -162,19 +164,18 @@ def _digest(content: Any) -> str:
 
 
 def require(content: Any, kinds: Kinds, path: Path) -> dict[str, Any]:
-    """Return ``content``, a mapping from ``path``, if it has the keys of ``kinds``, each of its types.
+    """Return ``content``, a mapping from ``path``, if it has the keys of ``kinds``, each of its type.
 
     Raises:
-        CheckpointError: it has not. ``True`` is no integer.
+        CheckpointError: it has not. ``True`` is no number, an integer is one.
     """
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {shown(content)} where a mapping must be. {_ANY}")
     for key, kind in kinds.items():
-        known = kind if isinstance(kind, tuple) else (kind,)
-        if not isinstance(content, dict) or key not in content:
+        if key not in content:
             raise CheckpointError(f"{path} lacks {key!r}: it is not whole, or of another version. {_ANY}")
-        value = content[key]
-        if not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
-            names = " or ".join(each.__name__ for each in known)
-            raise CheckpointError(f"{path}: {key} must be {names}, got {type(value).__name__}. {_ANY}")
+        if not fits(kind, content[key]):
+            raise CheckpointError(f"{path}: {key} must be {in_words(kind)}, got {shown(content[key])}. {_ANY}")
     return content
 
 

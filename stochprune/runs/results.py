@@ -1,13 +1,19 @@
-"""Versions and the device: what a result depends on."""
+"""Results: what they depend on, and dataclasses read back from what was written of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 from stochprune.runs.device import device_name
+from stochprune.runs.files import require
+
+Record = TypeVar("Record")
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
@@ -19,3 +25,27 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
     }
     return found if device is None else found | {"device": device_name(device)}
+
+
+def record_of(kind: type[Record], content: Any, path: Path) -> Record:
+    """Return the dataclass of which ``dataclasses.asdict`` made ``content``; keys that are no fields are left out.
+
+    Args:
+        kind: the dataclass; its fields are what JSON holds, or lists of such dataclasses.
+        path: the file, for messages.
+
+    Raises:
+        CheckpointError: ``content`` is no mapping, lacks a field, or has one of another type.
+    """
+    hints = get_type_hints(get_origin(kind) or kind)
+    if isinstance(content, dict):
+        content = {name: _read(hints.get(name), value, path) for name, value in content.items()}
+    whole = require(content, hints, path)
+    return kind(**{name: whole[name] for name in hints})
+
+
+def _read(kind: Any, value: Any, path: Path) -> Any:
+    inner = get_args(kind)
+    if get_origin(kind) is list and dataclasses.is_dataclass(inner[0]) and isinstance(value, list):
+        return [record_of(inner[0], item, path) for item in value]  # type: ignore[arg-type]
+    return value

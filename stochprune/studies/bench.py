@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from stochprune import models
 from stochprune.data import Batches, Dataset
+from stochprune.runs.progress import ProgressBar
 from stochprune.training.config import WeightConfig
 from stochprune.training.evaluate import error, predict
-from stochprune.training.progress import ProgressBar
 from stochprune.training.weights import train_weights
 
 

@@ -29,56 +29,86 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import data, masks, models, scores
-from stochprune.arguments import check_fields
 from stochprune.data import Batches, Dataset
 from stochprune.nn import convert, masked_layers
+from stochprune.runs.config import FRACTION, Config, at_least, option
 from stochprune.runs.device import device_of
-from stochprune.runs.files import write_json
-from stochprune.runs.folder import claim
-from stochprune.runs.results import versions
+from stochprune.runs.progress import ProgressBar
+from stochprune.runs.run import open_run, run_folder
+from stochprune.runs.store import Kept, remember, say_reused
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
-from stochprune.studies.store import remember
-from stochprune.training.config import FinetuneConfig, WeightConfig, _check_counts, digest, option
+from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
-from stochprune.training.progress import ProgressBar
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """The main job: train dense, prune, and compare what as many epochs make of each mask.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
+class StudyConfig(Config):
+    """The main job: train dense, prune, and compare what as many epochs make of each mask."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
     model: str = option("lenet_300_100", "Network, by its name in stochprune.models: lenet_300_100.")
     scores: tuple[str, ...] = option(("magnitude", "snip", "random"), "Pruning scores, separated by commas.")
-    sparsities: tuple[float, ...] = option((0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.")
-    seeds: int = option(3, "Number of seeds, each with its own start, order of batches and masks.")
-    dense_epochs: int = option(20, "Epochs of dense training before pruning.")
-    retrain_epochs: int = option(12, "Epochs of weight training after the fine-tuned mask is cut.")
-    batch_size: int = option(64, "Examples in a batch.")
-    draws: int = option(10, "Masks drawn to evaluate the stochastic predictor.")
-    validation: float = option(0.0, "Report on this fraction of the training set, held out, not on the test set.")
+    sparsities: tuple[float, ...] = option(
+        (0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.", FRACTION
+    )
+    seeds: int = option(3, "Number of seeds, each with its own start, order of batches and masks.", at_least(1))
+    dense_epochs: int = option(20, "Epochs of dense training before pruning.", at_least(1))
+    retrain_epochs: int = option(12, "Epochs of weight training after the fine-tuned mask is cut.", at_least(0))
+    batch_size: int = option(64, "Examples in a batch.", at_least(1))
+    draws: int = option(10, "Masks drawn to evaluate the stochastic predictor.", at_least(1))
+    validation: float = option(
+        0.0, "Report on this fraction of the training set, held out, not on the test set.", FRACTION
+    )
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "retrain_epochs")
-        _check_counts(self, 1, "seeds", "dense_epochs", "batch_size", "draws")
-        for name in ("scores", "sparsities"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                given = ", ".join(map(str, values)) or "none"
-                raise ValueError(f"{name} must name at least one, each once, got {given}")
-        for sparsity in self.sparsities:
-            if not 0 <= sparsity < 1:
-                raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must lie in [0, 1), got {self.validation}")
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What as many epochs made of one mask.
+
+    Attributes:
+        errors: by the names at the head of this file, per cent.
+        swapped: the share of the kept weights that the fine-tuned mask took in for others.
+        density: by layer, of the score's mask and of the fine-tuned one.
+        history: of the fine-tuning.
+    """
+
+    errors: dict[str, float]
+    swapped: float
+    density: dict[str, list[float]]
+    history: list[dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Where a mask comes from."""
+
+    score: str
+    sparsity: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyCell(Outcome, Mask):
+    """A mask, and what became of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseError:
+    """The error of a dense network, per cent."""
+
+    seed: int
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskStudyResults:
+    """What the main job found."""
+
+    dense: list[DenseError]
+    cells: list[StudyCell]
 
 
 SELECTIONS = ("scores", "sparsities", "seeds")
@@ -96,58 +126,70 @@ def run_study(
 
     Returns:
         The folder, ``out/study-<data>-<digest>``, and what is written to ``results.json`` there: ``configuration``,
-        ``versions``, ``dense`` (seed and error of each dense network) and ``cells`` (see :meth:`Study.cell`).
+        ``versions``, ``dense`` and ``cells``, as in :class:`MaskStudyResults`.
 
     Raises:
         ValueError: an unknown data set, model, score or device, or a mask that would empty a layer.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
+    done = study_masks(config, data_dir, out, device_of(device))
+    say_reused(done.kept.values(), done.content["versions"])
+    return done.folder, done.content
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What :func:`run_study` leaves.
+
+    Attributes:
+        folder: of the run, and ``content``, of ``results.json`` there.
+        kept: what is kept of each cell, by the name of its folder.
+    """
+
+    folder: Path
+    content: dict[str, Any]
+    found: MaskStudyResults
+    kept: dict[str, Kept[Outcome]]
+
+
+def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: torch.device) -> Done:
+    """Do the work of :func:`run_study`, and say nothing."""
     for score in config.scores:
         scores.by_name(score)  # refuses an unknown one before any work
-    place = device_of(device)
-    dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(place)
+    dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(device)
     models.build(config.model, dataset.shape, dataset.num_classes, 0)  # likewise
-    folder = out / f"study-{config.data}-{digest(config, exclude=SELECTIONS)}"
-    cells = itertools.product(range(config.seeds), config.scores, config.sparsities)
-    with claim(folder), ProgressBar("starting", total=_total_steps(config, dataset)) as bar:
+    folder = run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
+    grid = itertools.product(range(config.seeds), config.scores, config.sparsities)
+    with open_run(config, folder) as run, ProgressBar("starting", total=_total_steps(config, dataset)) as bar:
         study = Study(config, dataset, folder, bar)
-        results = {
-            "configuration": dataclasses.asdict(config),
-            "versions": versions(place),
-            "dense": [{"seed": seed, "error": study.error(study.dense(seed))} for seed in range(config.seeds)],
-            "cells": [study.cell(score, sparsity, seed) for seed, score, sparsity in cells],
-        }
-        write_json(folder / "results.json", results)
-    return folder, results
+        dense = [DenseError(seed, study.error(study.dense(seed))) for seed in range(config.seeds)]
+        found = MaskStudyResults(dense, [study.cell(Mask(score, sparsity, seed)) for seed, score, sparsity in grid])
+        return Done(folder, run.write(dataclasses.asdict(found), device), found, study.kept)
 
 
 class Study(Bench):
-    """The pieces of the main job; each is kept in ``folder`` as soon as it is done, and its checkpoints until then."""
+    """The pieces of the main job; each is kept in ``folder`` as soon as it is done, and its checkpoints until then.
+
+    Attributes:
+        kept: what is kept of each cell that was asked for, by the name of its folder.
+    """
 
     def __init__(self, config: StudyConfig, dataset: Dataset, folder: Path, bar: ProgressBar) -> None:
         super().__init__(dataset, config.batch_size, bar)
         self.config, self.folder = config, folder
+        self.kept: dict[str, Kept[Outcome]] = {}
         self.dense = functools.cache(self._dense)
 
-    def cell(self, score: str, sparsity: float, seed: int) -> dict[str, Any]:
-        """One score, sparsity and seed, from its folder if it is there.
-
-        Returns:
-            ``score``, ``sparsity``, ``seed``, ``errors`` (by the names above, per cent), ``swapped`` (the share of the
-            kept weights that the fine-tuned mask took in for others), ``density`` (by layer, of the score's mask and
-            the fine-tuned one) and the fine-tuning's ``history``.
-        """
-        name = f"{score}-{sparsity!r}-seed{seed}"
-        which = {"score": score, "sparsity": sparsity, "seed": seed}
-        result = remember(
-            self.folder / name,
-            {**which, "examples": self.examples},
-            self.device,
-            lambda folder: self._run_cell(folder, name, score, sparsity, seed),
-            {"errors": dict, "swapped": float, "density": dict, "history": list},
-        )
+    def cell(self, mask: Mask) -> StudyCell:
+        """What becomes of one mask, from its folder if it is there."""
+        which = dataclasses.asdict(mask)
+        name = f"{mask.score}-{mask.sparsity!r}-seed{mask.seed}"
+        configuration = {**which, "examples": self.examples}
+        work = functools.partial(self._run_cell, mask)
+        kept = remember(self.folder / name, configuration, self.device, work, Outcome)
+        self.kept[name] = kept
         self.bar.finish(self.steps(_epochs_per_cell(self.config)))
-        return which | result["result"]
+        return StudyCell(**which, **vars(kept.result))
 
     def _dense(self, seed: int) -> nn.Module:
         """The dense network of a seed, trained or taken from its last checkpoint."""
@@ -157,9 +199,10 @@ class Study(Bench):
         self.bar.finish(self.steps(self.config.dense_epochs))
         return model
 
-    def _run_cell(self, folder: Path, name: str, score: str, sparsity: float, seed: int) -> dict[str, Any]:
-        config, dense, retrain = self.config, self.dense(seed), self.config.retrain_epochs
-        checkpoints = folder / "checkpoints"
+    def _run_cell(self, wanted: Mask, folder: Path) -> Outcome:
+        config, retrain, name = self.config, self.config.retrain_epochs, folder.name
+        score, sparsity, seed = wanted.score, wanted.sparsity, wanted.seed
+        dense, checkpoints = self.dense(seed), folder / "checkpoints"
         scored = scores.compute(score, dense, F.cross_entropy, self.batches(seed), sparsity=sparsity, seed=seed)
         mask = masks.from_scores(scored, sparsity)
         errors = {"pruned": self.error(_cut(dense, dense, mask))}
@@ -187,7 +230,7 @@ class Study(Bench):
         kept = sum(int(value.sum()) for value in mask.values())
         swapped = sum(int((tuned[key] & ~mask[key]).sum()) for key in mask) / kept
         density = {key: [_share(mask[key]), _share(tuned[key])] for key in mask}
-        return {"errors": errors, "swapped": swapped, "density": density, "history": history}
+        return Outcome(errors, swapped, density, history)
 
     def _weights(self, epochs: int) -> WeightConfig:
         return WeightConfig(epochs, self.config.finetune.weight_lr, self.config.finetune.checkpoint_every)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -15,33 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import masks, scores
-from stochprune.arguments import check_fields
 from stochprune.data import Batches, per_class
-from stochprune.runs.files import CheckpointError, Kinds, load_tensors, require, save_tensors
+from stochprune.runs.config import Config, at_least, digest, option
+from stochprune.runs.files import CheckpointError, load_tensors, require, save_tensors
 from stochprune.studies.bench import Bench
-from stochprune.training.config import WeightConfig, _check_counts, digest, option
+from stochprune.studies.rows import Moments
+from stochprune.training.config import WeightConfig
 
 ABLATIONS = ("none", "invert", "shuffle", "reinitialise", "rescale")
 
 
 @dataclasses.dataclass(frozen=True)
-class InitialisationConfig:
-    """What all cells of a study have in common.
+class InitialisationConfig(Config):
+    """What all cells of a study have in common."""
 
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    per_class: int = option(10, "Training examples of each class that the scores look at.")
-    score_batch_size: int = option(100, "Examples in a batch of these.")
-    batch_size: int = option(128, "Examples in a batch of the training.")
-    train_examples: int = option(0, "Train on this many examples; 0: on all.")
+    per_class: int = option(10, "Training examples of each class that the scores look at.", at_least(1))
+    score_batch_size: int = option(100, "Examples in a batch of these.", at_least(1))
+    batch_size: int = option(128, "Examples in a batch of the training.", at_least(1))
+    train_examples: int = option(0, "Train on this many examples; 0: on all.", at_least(0))
     weights: WeightConfig = dataclasses.field(default_factory=WeightConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 1, "per_class", "score_batch_size", "batch_size")
-        _check_counts(self, 0, "train_examples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,32 +99,50 @@ def pruned(cell: Cell, bench: Bench) -> tuple[nn.Module, dict[str, Tensor]]:
     return masks.apply(model, mask), mask
 
 
-KINDS: Kinds = {
-    "error": (float, NoneType),
-    "diverged": (str, NoneType),
-    "history": list,
-    "emptied": list,
-    "before": list,
-    "after": list,
-}
-"""Keys and types of what :func:`run_cell` returns."""
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer's weight."""
+
+    name: str
+    shape: list[int]
 
 
-def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class KeptWeights(Moments, Layer):
+    """How the weights that a layer keeps are distributed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CellResult:
+    """What became of a cell.
+
+    Attributes:
+        error: on the test set, in per cent, after training; None if it diverged or had 0 epochs.
+        diverged: what was raised, or None.
+        history: of the training.
+        emptied: layers of which nothing is kept.
+        before, after: the kept weights of each layer, before and after training.
+    """
+
+    error: float | None
+    diverged: str | None
+    history: list[dict[str, float]]
+    emptied: list[str]
+    before: list[KeptWeights]
+    after: list[KeptWeights]
+
+
+def run_cell(cell: Cell, bench: Bench, folder: Path) -> CellResult:
     """Prune, train and measure.
 
     The kept weights of each layer, before and after training, go to ``kept.pt`` in ``folder``, for distances between
     cells (see :func:`load_kept`).
-
-    Returns:
-        ``error`` (test, per cent, after training; None if it diverged or had 0 epochs), ``diverged`` (what was raised,
-        or None), ``history`` of the training, ``emptied`` (layers of which nothing is kept), ``before`` and ``after``:
-        by layer ``shape``, ``kept``, ``density`` and moments of the kept weights (see
-        :class:`stochprune.masks.LayerStatistics`).
     """
     model, mask = pruned(cell, bench)
     start = copy.deepcopy(model)
-    diverged, history, error = None, [], None
+    diverged: str | None = None
+    history: list[dict[str, float]] = []
+    error: float | None = None
     try:
         title = f"{cell.model} {cell.label} {100 * cell.sparsity:g}% {cell.ablation} seed {cell.seed}"
         history = bench.train(model, folder / "checkpoints", title, cell.seed, cell.settings.weights, mask)
@@ -145,13 +155,8 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
         for when, by in kept.items()
     }
     save_tensors(folder / "kept.pt", {"cell": cell.folder, "examples": bench.examples, **tensors})
-    return {
-        "error": error,
-        "diverged": diverged,
-        "history": history,
-        "emptied": [name for name, value in mask.items() if not value.any()],
-        **{when: _rows(by, mask) for when, by in kept.items()},
-    }
+    emptied = [name for name, value in mask.items() if not value.any()]
+    return CellResult(error, diverged, history, emptied, _layers(kept["before"], mask), _layers(kept["after"], mask))
 
 
 def load_kept(folder: Path, cell: Cell, examples: str) -> dict[str, dict[str, np.ndarray]]:
@@ -173,9 +178,15 @@ def load_kept(folder: Path, cell: Cell, examples: str) -> dict[str, dict[str, np
     return {when: {name: values.numpy() for name, values in content[when].items()} for when in ("before", "after")}
 
 
-def _rows(kept: Mapping[str, np.ndarray], mask: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    rows = []
+def _layers(kept: Mapping[str, np.ndarray], mask: Mapping[str, Tensor]) -> list[KeptWeights]:
+    layers = []
     for name, values in kept.items():
-        row = dataclasses.asdict(masks.statistics(name, values, tuple(mask[name].shape)))
-        rows.append({key: None if value != value else value for key, value in row.items() if value is not None})
-    return rows
+        found = masks.statistics(name, values, tuple(mask[name].shape))
+        moments = map(number, (found.mean, found.std, found.skewness, found.kurtosis))
+        layers.append(KeptWeights(name, list(found.shape), found.kept, found.density, *moments))
+    return layers
+
+
+def number(value: float | None) -> float | None:
+    """Return None for NaN, which JSON cannot hold: the moment of a layer that keeps nothing."""
+    return None if value is None or math.isnan(value) else value

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stochprune.arguments import checked, fits, in_words, is_finite, shown
+from stochprune.runs.config import at_least
 from stochprune.studies import document
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
-from stochprune.training.config import _check_counts
 
 MAX_CELLS = 100_000
 SHIPPED = ("immune", "prospr", "finetune")
@@ -56,7 +56,7 @@ class Plan:
     settings: InitialisationConfig | StudyConfig
 
     def __post_init__(self) -> None:
-        _check_counts(self, 1, "seeds")
+        at_least(1).require(self, "seeds")
         if not re.fullmatch(r"\w[\w. +-]{0,99}", self.name):  # the name of a folder inside that of all runs
             raise ValueError(f"name must be letters, digits and . _ + - alone, as it names a folder, got {self.name!r}")
         for name in ("data", "models", "grid"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,15 @@ import torch
 from stochprune import data, masks, models, report
 from stochprune.data import subset
 from stochprune.runs.device import device_of
-from stochprune.runs.files import write_json
-from stochprune.runs.folder import claim, file_name
-from stochprune.runs.results import versions
+from stochprune.runs.folder import file_name
+from stochprune.runs.progress import ProgressBar
+from stochprune.runs.run import open_run, run_folder
+from stochprune.runs.store import Kept, remember, say_reused
 from stochprune.studies.bench import Bench
-from stochprune.studies.finetune import StudyConfig, run_study
-from stochprune.studies.initialisation import KINDS, Cell, InitialisationConfig, load_kept, run_cell
+from stochprune.studies.finetune import Done, StudyConfig, study_masks
+from stochprune.studies.initialisation import Cell, CellResult, InitialisationConfig, load_kept, number, run_cell
 from stochprune.studies.plan import Plan
-from stochprune.studies.store import read_result, remember
-from stochprune.training.config import digest
-from stochprune.training.progress import ProgressBar
-
-Rows = list[dict[str, Any]]
+from stochprune.studies.rows import DistanceRow, ErrorRow, Key, LayerRow, StudyResults, TrainedRow
 
 
 def run(
@@ -35,7 +31,8 @@ def run(
     """Run all cells, or what is missing of them, and write tables and pictures.
 
     Cells lie in ``out/cells/<digest>``, whatever study asks for them, so studies share what they have in common and a
-    run that was stopped goes on when started again.
+    run that was stopped goes on when started again. Those that other versions or another device made are taken as they
+    are; one line on the standard error says how many, and what made them.
 
     Args:
         data_dir: folder of the data set's files, or of folders named like the data sets.
@@ -53,112 +50,112 @@ def run(
             studies may run at the same time: each waits for a cell that another is running. Those of job ``finetune``
             that share a folder, as they differ in scores, sparsities or seeds alone, do not wait and are refused.
     """
-    place = device_of(device)
-    folder = out / f"{file_name(plan.name, 'the name of a study')}-{digest(plan)}"
+    device = device_of(device)
+    folder = run_folder(out, file_name(plan.name, "the name of a study"), plan)
     for name in plan.data:  # refuses what cannot be run before anything is made
-        dataset = data.load(name, _place(data_dir, name))
+        dataset = data.load(name, _files(data_dir, name))
         for model in plan.models:
             models.build(model, dataset.shape, dataset.num_classes, 0)
-    with claim(folder):
-        results = {
-            "title": plan.title,
-            "configuration": dataclasses.asdict(plan),
-            "versions": versions(place),
-            **(
-                _finetune(plan, data_dir, out, folder, place)
-                if plan.job == "finetune"
-                else _initialisation(plan, data_dir, out, place)
-            ),
-        }
-        write_json(folder / "results.json", results)
+    with open_run(plan, folder) as run:
+        if plan.job == "finetune":
+            found, kept = _finetune(plan, data_dir, out, folder, device)
+        else:
+            found, kept = _initialisation(plan, data_dir, out, device)
+        results = run.write(dataclasses.asdict(found), device)
+        say_reused(kept, results["versions"])
         for name in ("rows", "layers", "distances"):
             if results[name]:
                 report.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
         (folder / "tables.md").write_text(report.study_markdown(results), encoding="utf-8")
-        if plan.job == "initialisation" and any(
-            row["error"] is not None for row in results["rows"] if row["score"] != "dense"
-        ):
+        if plan.job == "initialisation" and any(row.error is not None for row in found.rows if row.score != "dense"):
             report.plot_initialisation(results, folder / "errors.png")
     return folder, results
 
 
-def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> dict[str, Any]:
+def _initialisation(
+    plan: Plan, data_dir: Path | None, out: Path, device: torch.device
+) -> tuple[StudyResults, list[Kept[Any]]]:
     settings = plan.settings
     assert isinstance(settings, InitialisationConfig)
-    rows: Rows = []
-    layers: Rows = []
-    distances: Rows = []
-    seconds = 0.0
+    rows: list[ErrorRow] = []
+    layers: list[LayerRow] = []
+    distances: list[DistanceRow] = []
+    kept: list[Kept[Any]] = []
     for name in plan.data:
-        dataset = subset(data.load(name, _place(data_dir, name)), settings.train_examples).to(device)
+        dataset = subset(data.load(name, _files(data_dir, name)), settings.train_examples).to(device)
         cells = list(plan.cells(name))
-        found: dict[Cell, Rows] = {}
+        found: dict[Cell, CellResult] = {}
         with ProgressBar("starting") as bar:
             bench = Bench(dataset, settings.batch_size, bar)
             bar.expect(len(cells) * bench.steps(settings.weights.epochs))
             for cell in cells:
-                folder = out / "cells" / cell.folder
+                configuration = {**dataclasses.asdict(cell), "examples": bench.examples}
                 work = functools.partial(run_cell, cell, bench)
-                done = remember(folder, {**dataclasses.asdict(cell), "examples": bench.examples}, device, work, KINDS)
+                done = remember(out / "cells" / cell.folder, configuration, device, work, CellResult)
                 bar.finish(bench.steps(settings.weights.epochs))
-                seconds += done["seconds"]
-                result, which = done["result"], _which(cell)
-                found[cell] = result["before"]
-                loss = result["history"][-1]["loss"] if result["history"] else None
-                rows.append({**which, "error": result["error"], "loss": loss, "emptied": len(result["emptied"])})
-                for when in _times(settings):
-                    layers += [
-                        {**which, "when": when, **row, "shape": "x".join(map(str, row["shape"]))}
-                        for row in result[when]
-                    ]
+                kept.append(done)
+                found[cell] = done.result
+                rows.append(_row(cell, done.result))
+                layers += _layers(cell, done.result)
             bar.begin("distances between layers")
             distances += _distances(found, out / "cells", bench.examples)
-    return {"hours": seconds / 3600, "rows": rows, "layers": layers, "distances": distances}
+    return StudyResults(plan.title, _hours(kept), rows, layers, distances), kept
 
 
-def _which(cell: Cell) -> dict[str, Any]:
+def _hours(kept: list[Kept[Any]]) -> float:
+    return sum(each.seconds for each in kept) / 3600
+
+
+def _key(cell: Cell) -> dict[str, Any]:
     score = cell.label if cell.sparsity else "dense"
-    return {
-        "data": cell.data,
-        "model": cell.model,
-        "score": score,
-        "sparsity": cell.sparsity,
-        "arm": cell.ablation,
-        "seed": cell.seed,
-    }
+    return vars(Key(cell.data, cell.model, score, cell.sparsity, cell.ablation, cell.seed))
 
 
-def _distances(cells: Mapping[Cell, Rows], root: Path, examples: str) -> Rows:
+def _row(cell: Cell, result: CellResult) -> TrainedRow:
+    loss = result.history[-1]["loss"] if result.history else None
+    return TrainedRow(**_key(cell), error=result.error, loss=loss, emptied=len(result.emptied))
+
+
+def _layers(cell: Cell, result: CellResult) -> list[LayerRow]:
+    found = []
+    for when in _times(cell.settings):
+        for layer in getattr(result, when):
+            values = {**vars(layer), "shape": "x".join(map(str, layer.shape))}
+            found.append(LayerRow(**_key(cell), when=when, **values))
+    return found
+
+
+def _distances(cells: Mapping[Cell, CellResult], root: Path, examples: str) -> list[DistanceRow]:
     """From each mask to its ablations and to a random mask: by layer, before and after training.
 
     Args:
-        cells: with the layers of each.
+        cells: with the result of each.
         examples: the digest of the data.
     """
-    rows: Rows = []
-    for base, layers in cells.items():
+    rows = []
+    for base, result in cells.items():
         if base.ablation != "none" or base.score == "random" or not base.sparsity:
             continue
-        place = (base.data, base.model, base.sparsity, base.seed)
+        at = (base.data, base.model, base.sparsity, base.seed)
         others = {c.ablation: c for c in cells if c != base and dataclasses.replace(c, ablation="none") == base}
         for c in cells:
-            if (c.score, c.ablation, c.data, c.model, c.sparsity, c.seed) == ("random", "none", *place):
+            if (c.score, c.ablation, c.data, c.model, c.sparsity, c.seed) == ("random", "none", *at):
                 others["random"] = c
         kept = load_kept(root / base.folder, base, examples)
         for arm, other in others.items():
             their = load_kept(root / other.folder, other, examples)
-            for when, layer in itertools.product(_times(base.settings), layers):
-                name = layer["name"]
-                found = masks.statistics(name, kept[when][name], tuple(layer["shape"]), their[when][name])
+            for when, layer in itertools.product(_times(base.settings), result.before):
+                name = layer.name
+                found = masks.statistics(name, kept[when][name], tuple(layer.shape), their[when][name])
+                key = _key(base) | {"arm": arm}
                 rows.append(
-                    {
-                        **_which(base),
-                        "arm": arm,
-                        "when": when,
-                        "name": name,
-                        "wasserstein": _number(found.wasserstein),
-                        "wasserstein_zeros": _number(found.wasserstein_zeros),
-                    }
+                    DistanceRow(
+                        **key,
+                        when=when,
+                        name=name,
+                        wasserstein=number(found.wasserstein),
+                        wasserstein_zeros=number(found.wasserstein_zeros),
+                    )
                 )
     return rows
 
@@ -167,40 +164,35 @@ def _times(settings: InitialisationConfig) -> tuple[str, ...]:
     return ("before", "after") if settings.weights.epochs else ("before",)
 
 
-def _number(value: float | None) -> float | None:
-    """None for NaN: a layer of which one of the masks keeps nothing."""
-    return None if value is None or math.isnan(value) else value
-
-
-def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path, device: torch.device) -> dict[str, Any]:
+def _finetune(
+    plan: Plan, data_dir: Path | None, out: Path, folder: Path, device: torch.device
+) -> tuple[StudyResults, list[Kept[Any]]]:
     assert isinstance(plan.settings, StudyConfig)
-    rows: Rows = []
-    seconds = 0.0
-    for name in plan.data:
-        for model in plan.models:
-            merged: dict[str, Any] = {}
-            for block in plan.grid:
-                config = dataclasses.replace(
-                    plan.settings,
-                    data=name,
-                    model=model,
-                    seeds=plan.seeds,
-                    scores=tuple(score for score, _ in block.scores),
-                    sparsities=block.sparsities,
-                )
-                place, results = run_study(config, data_dir=_place(data_dir, name), out=out, device=device)
-                merged = {**results, "cells": [*merged.get("cells", []), *results["cells"]]}
-            seconds += sum(read_result(path)["seconds"] for path in place.glob("*/result.json"))
-            which = {"data": name, "model": model}
-            for entry in merged["dense"]:
-                rows.append({**which, "score": "dense", "sparsity": 0.0, "arm": "none", **entry})
-            for cell in merged["cells"]:
-                for arm, error in cell["errors"].items():
-                    keys = {key: cell[key] for key in ("score", "sparsity")}
-                    rows.append({**which, **keys, "arm": arm, "seed": cell["seed"], "error": error})
-            report.plot_finetune(merged, folder / f"errors-{name}-{model}.png")
-    return {"hours": seconds / 3600, "rows": rows, "layers": [], "distances": []}
+    rows: list[ErrorRow] = []
+    kept: list[Kept[Any]] = []
+    for name, model in itertools.product(plan.data, plan.models):
+        blocks: list[Done] = []
+        for block in plan.grid:
+            config = dataclasses.replace(
+                plan.settings,
+                data=name,
+                model=model,
+                seeds=plan.seeds,
+                scores=tuple(score for score, _ in block.scores),
+                sparsities=block.sparsities,
+            )
+            blocks.append(study_masks(config, _files(data_dir, name), out, device))
+        kept += {cell: found for block in blocks for cell, found in block.kept.items()}.values()  # each once
+        for dense in blocks[0].found.dense:
+            rows.append(ErrorRow(name, model, "dense", 0.0, "none", dense.seed, dense.error))
+        for cell in (cell for block in blocks for cell in block.found.cells):
+            for arm, error in cell.errors.items():
+                rows.append(ErrorRow(name, model, cell.score, cell.sparsity, arm, cell.seed, error))
+        cells = [cell for block in blocks for cell in block.content["cells"]]
+        report.plot_finetune({**blocks[-1].content, "cells": cells}, folder / f"errors-{name}-{model}.png")
+    return StudyResults(plan.title, _hours(kept), rows), kept
 
 
-def _place(data_dir: Path | None, name: str) -> Path | None:
+def _files(data_dir: Path | None, name: str) -> Path | None:
+    """The folder of a data set's files: one of its name in ``data_dir``, or that itself."""
     return data_dir / name if data_dir is not None and (data_dir / name).is_dir() else data_dir

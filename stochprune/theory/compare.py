@@ -4,80 +4,63 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stochprune import bounds, data, rng
-from stochprune.arguments import check_fields
-from stochprune.data.splits import Part, Split, split
+from stochprune import data
+from stochprune.data.splits import Split, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certify import certify
 from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.prior import Prior
 from stochprune.runs.device import device_of
-from stochprune.runs.files import write_json
-from stochprune.runs.folder import claim
-from stochprune.runs.results import versions
-from stochprune.theory import comparators, compression, sketch
-from stochprune.theory.spectral import norm_lower, norm_upper
+from stochprune.runs.progress import ProgressBar
+from stochprune.runs.run import open_run, run_folder
+from stochprune.theory.bounds_config import BoundsConfig
+from stochprune.theory.comparators import Norms
+from stochprune.theory.measure import (
+    Bound,
+    Compressed,
+    PruningRound,
+    SketchPoint,
+    bound_table,
+    compressed,
+    pruning_round,
+    sketches,
+)
 from stochprune.theory.subject import Subject, network, next_mask, weights_of
-from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
-from stochprune.training.progress import ProgressBar
+from stochprune.training.config import WeightConfig
 from stochprune.training.weights import train_weights
 
 
 @dataclass(frozen=True)
-class BoundsConfig:
-    """One fully connected network of equal layers without biases, and every bound on it.
+class BoundsResults:
+    """What was found of one network; see :class:`stochprune.theory.subject.Subject` for its measures.
 
-    Raises:
-        ValueError: a value outside its range.
+    Attributes:
+        sizes: widths, from the inputs to the outputs.
+        examples: number of examples it was trained on.
+        bounds: rows of :class:`stochprune.theory.measure.Bound`.
     """
 
-    data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
-    layers: int = option(5, "Linear layers, as wide as the inputs.")
-    epochs: int = option(20, "Epochs of training.")
-    batch_size: int = option(64, "Examples in a batch.")
-    lr: float = option(1e-3, "Adam's learning rate; it falls by a cosine.")
-    train_fraction: float = option(0.8, "Part of the training set that is trained on; the rest certifies.")
-    scales: tuple[float, ...] = option((0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "Scales d of the compression, with commas.")
-    margin_share: float = option(0.1, "The margin of the bounds is exceeded by all but this share of the examples.")
-    levels: int = option(16, "Values a layer that weights are rounded to before they are counted.")
-    rounds: int = option(5, "Rounds of iterative pruning, each of a tenth of what is left, weights rewound.")
-    round_epochs: int = option(5, "Epochs of training in a round.")
-    keep: float = option(0.99, "Probability of keeping a weight in the PAC-Bayes certificate.")
-    draws: int = option(2000, "Monte Carlo draws of the certificate.")
-    cushion_examples: int = option(20, "Examples on which the cushions of Arora et al. are measured.")
-    sketch_sizes: tuple[int, ...] = option((16, 24), "Orders of the matrices that are sketched, with commas.")
-    sketch_trials: int = option(6, "Random matrices for each size of sketch.")
-    delta: float = option(0.05, "Probability with which a complete bound may fail.")
-    seed: int = option(0, "Seed of everything.")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "seed", "rounds")
-        rng.check_address(type(self).__name__, seed=self.seed)
-        _check_counts(self, 1, "batch_size", "epochs", "levels", "round_epochs", "draws", "cushion_examples")
-        _check_counts(self, 1, "sketch_trials")
-        _check_counts(self, 2, "layers")
-        _check_positive(self, "lr")
-        for name in ("train_fraction", "margin_share", "keep", "delta"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
-        if not self.sketch_sizes or min(self.sketch_sizes) < 4:  # below, no sketch is smaller
-            raise ValueError(f"sketch_sizes must name orders of at least 4, got {self.sketch_sizes}")
-        if not self.scales or not all(0 < d < math.inf for d in self.scales):
-            raise ValueError(f"scales must name positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
+    sizes: list[int]
+    examples: int
+    radius: float
+    margin: float
+    train_error: float
+    test_error: float
+    norms: list[Norms]
+    compression: list[Compressed]
+    bounds: list[dict[str, Any]]
+    iterative: list[PruningRound]
+    sketch: list[SketchPoint]
 
 
 def run_bounds(
@@ -86,219 +69,105 @@ def run_bounds(
     data_dir: Path | None = None,
     out: Path = Path("runs"),
     device: str | torch.device = "cpu",
-) -> tuple[Path, dict]:
+) -> tuple[Path, dict[str, Any]]:
     """Train, compress, prune, certify and compare. A run that was killed goes on from its last checkpoint.
 
     Args:
         device: trains and certifies; the rest is for the CPU, and float64.
 
     Returns:
-        The run's folder and the results, which ``results.json`` there holds too.
+        The run's folder and what ``results.json`` there holds: ``configuration``, ``versions`` and the fields of
+        :class:`BoundsResults`.
 
     Raises:
         ValueError: an unknown data set or device, and what the parts raise.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
-    place = device_of(device)
+    device = device_of(device)
     dataset = data.load(config.data, data_dir, standardised=False)
     parts = split(dataset.train_x, dataset.train_y, config.train_fraction, config.seed)
     assert parts.prior is not None
     # The data are named too: a checkpoint of training on other files may have seen what certifies here.
-    folder = out / f"bounds-{digest(config)}-{parts.prior.digest[:8]}"
-    with claim(folder):
-        return folder, _compared(config, dataset, parts, folder, place)
-
-
-def _compared(
-    config: BoundsConfig, dataset: data.Dataset, parts: Split, folder: Path, place: torch.device
-) -> dict[str, Any]:
-    assert parts.prior is not None
+    folder = run_folder(out, "bounds", config, suffix=f"-{parts.prior.digest[:8]}")
     sizes = [math.prod(dataset.shape)] * config.layers + [dataset.num_classes]
     steps = math.ceil(len(parts.prior) / config.batch_size)
     total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
-    with ProgressBar("training", total) as bar:
-        start = network(sizes, config.seed)
-        model = _train(copy.deepcopy(start), parts.prior, config, config.epochs, folder / "dense", bar, None, place)
-        bar.finish(steps * config.epochs)
+    with open_run(config, folder) as run, ProgressBar("training", total) as bar:
+        comparing = Comparison(config, parts, folder, device, bar)
+        model = comparing.trained(network(sizes, config.seed), "dense", config.epochs)
         test_x = parts.scaled(dataset.test_x)
         subject = Subject.of(model, parts.prior, parts.certify, test_x, dataset.test_y, config.margin_share)
-        rounds = _iterative(start, subject, config, folder, bar, steps, place)
-        bar.begin("certifying")
-        certificate = _certificate(model, subject, config, folder / "certificate", place)
-        bar.finish(config.draws)
+        rounds = comparing.iterative(network(sizes, config.seed), subject)
+        certificate = comparing.certificate(model, subject)
         bar.begin("compressing")
-        compressed = [_compressed(subject, scale, config) for scale in config.scales]
+        compressions = [compressed(subject, scale, config.seed) for scale in config.scales]
         bar.begin("comparing")
-        table = _table(subject, certificate, config)
+        table = bound_table(subject, certificate, config)
         bar.begin("sketching")
-        sketches = _sketches(config)
-    results = {
-        "configuration": dataclasses.asdict(config),
-        "versions": versions(place),
-        "sizes": sizes,
-        "examples": len(subject.train),
-        "radius": subject.radius,
-        "margin": subject.margin,
-        "train_error": subject.train_error(subject.weights),
-        "test_error": subject.test_error(subject.weights),
-        "norms": [dataclasses.asdict(layer) for layer in subject.norms],
-        "compression": compressed,
-        "bounds": table,
-        "iterative": rounds,
-        "sketch": sketches,
-    }
-    write_json(folder / "results.json", results)
-    return results
-
-
-def _train(
-    model: nn.Sequential,
-    part: Part,
-    config: BoundsConfig,
-    epochs: int,
-    folder: Path,
-    bar: ProgressBar,
-    kept: dict[str, Tensor] | None,
-    device: torch.device,
-) -> nn.Sequential:
-    training = WeightConfig(epochs, config.lr, schedule="cosine")
-    batches = part.to(device).batches(config.batch_size, config.seed)
-    train_weights(model.to(device), batches, training, masks=kept, folder=folder, callbacks=[bar])
-    return model.cpu()
-
-
-def _compressed(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, float]:
-    """What one compression keeps and changes, beside what is predicted and proved of it."""
-    pruned = compression.compress(subject.weights, scale, seed=config.seed)
-    x = subject.train.x
-    moved = compression.outputs(subject.weights, x) - compression.outputs(pruned, x)
-    spectral = [layer.spectral for layer in subject.norms]
-    changes = [norm_upper((w - pruned[name]).double().numpy()) for name, w in subject.weights.items()]
-    shrink = compression.contractions(subject.shapes, len(x))
-    return {
-        "scale": scale,
-        "kept": compression.kept(pruned),
-        "predicted_kept": compression.predicted_kept(scale),
-        "error": float(moved.norm(dim=1).max()),
-        "paper_margin": compression.paper_margin(spectral, changes, subject.radius, shrink),
-        "output_change": compression.output_change(spectral, changes, subject.radius),
-        "largest_relative_change": max(c / a for c, a in zip(changes, spectral, strict=True)),
-        "test_error": subject.test_error(pruned),
-    }
-
-
-def matching_scale(subject: Subject, seed: int) -> tuple[float, float]:
-    """The scale d at which the paper's margin meets the measured one, and the paper's margin there.
-
-    By bisection of ln d on estimates by power iteration; then d shrinks until the margin from proved norms is met.
-    """
-    spectral = [layer.spectral for layer in subject.norms]
-    shrink = compression.contractions(subject.shapes, len(subject.train))
-
-    def needed(scale: float, norm: Callable[[np.ndarray], float]) -> float:
-        pruned = compression.compress(subject.weights, scale, seed=seed)
-        changes = [norm((w - pruned[name]).double().numpy()) for name, w in subject.weights.items()]
-        return compression.paper_margin(spectral, changes, subject.radius, shrink)
-
-    low, high = math.log(1e-9), math.log(1e3)
-    for _ in range(24):
-        middle = (low + high) / 2
-        below = needed(math.exp(middle), partial(norm_lower, iterations=20)) < subject.margin
-        low, high = (middle, high) if below else (low, middle)
-    scale = math.exp(low)
-    while (margin := needed(scale, norm_upper)) > subject.margin:
-        scale *= 0.95
-    return scale, margin
-
-
-def _table(subject: Subject, certificate: dict[str, float], config: BoundsConfig) -> list[dict[str, Any]]:
-    """Every bound on the risk: its value, whether it is complete, and on which network."""
-    n, margin, loss = len(subject.train), subject.margin, subject.margin_loss
-    scale, needed = matching_scale(subject, config.seed)
-    found = comparators.cushions(subject.weights, subject.train.x[: config.cushion_examples])
-    norm_based = {
-        "Neyshabur 2015": comparators.neyshabur_2015(subject.norms, subject.radius, margin, n),
-        "Bartlett 2017": comparators.bartlett_2017(subject.norms, subject.radius, margin, n),
-        "Neyshabur 2017": comparators.neyshabur_2017(subject.norms, subject.radius, margin, n),
-        "Arora 2018": comparators.arora_2018(found, margin, n),
-        "Guha 2023": compression.paper_complexity(subject.shapes, compression.predicted_kept(scale), n),
-    }
-    rows: list[dict[str, Any]] = [
-        {"name": name, "value": loss + term, "complete": False} for name, term in norm_based.items()
-    ]
-    rows[-1] |= {"scale": scale, "margin": needed}
-    rows.append(min((_counted(subject, d, config) for d in config.scales), key=lambda row: row["value"]))
-    rows.append({"name": "PAC-Bayes certificate", "complete": True, **certificate})
-    wrong = subject.held_out_error(subject.weights)
-    value = bounds.chernoff(wrong, len(subject.held_out), config.delta)
-    rows.append({"name": "held-out examples alone", "value": value, "complete": True, "error": wrong})
-    return rows
-
-
-def _counted(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, Any]:
-    """The counting bound of one compression, rounded; it holds for all that the code can write, so for the best too."""
-    coded = compression.quantise(compression.compress(subject.weights, scale, seed=config.seed), config.levels)
-    nats, error = compression.code_length(coded, config.levels), subject.train_error(coded)
-    value = compression.counting_bound(error, nats, len(subject.train), config.delta)
-    numbers = {"scale": scale, "nats": nats, "error": error}
-    return {"name": "counting", "value": value, "complete": True, **numbers}
-
-
-def _certificate(
-    model: nn.Sequential, subject: Subject, config: BoundsConfig, folder: Path, device: torch.device
-) -> dict[str, float]:
-    """Of the same weights under random masks that keep each with probability ``keep``, on the examples held out."""
-    random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed).to(device)
-    posterior = make_posterior(Prior(random.requires_grad_(False).eval(), (subject.train,)), "masks")
-    plan = CertifyConfig(delta=0.8 * config.delta, delta_draws=0.2 * config.delta, draws=config.draws)
-    found = certify(posterior, subject.held_out.to(device), plan, seed=config.seed, folder=folder)
-    return {"value": found.bound, "error": found.mean_loss, "kl": found.total_kl}
-
-
-def _iterative(
-    start: nn.Sequential,
-    subject: Subject,
-    config: BoundsConfig,
-    folder: Path,
-    bar: ProgressBar,
-    steps: int,
-    device: torch.device,
-) -> list[dict[str, float]]:
-    """Rounds of magnitude pruning: the paper's complexity and the counting bound, as the network gets sparser."""
-    kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in subject.weights.items()}
-    weights, rows = subject.weights, []
-    for number in range(config.rounds):
-        bar.begin(f"pruning, round {number + 1}")
-        kept = next_mask(weights, kept, 0.9)
-        model = copy.deepcopy(start)  # rewound to the weights before training
-        _train(model, subject.train, config, config.round_epochs, folder / f"round{number + 1}", bar, kept, device)
-        bar.finish(steps * config.round_epochs)
-        weights = weights_of(model)
-        coded = compression.quantise(weights, config.levels)
-        nats = compression.code_length(coded, config.levels)
-        rows.append(
-            {
-                "kept": compression.kept(weights),
-                "train_error": subject.train_error(weights),
-                "test_error": subject.test_error(weights),
-                "complexity": compression.paper_complexity(
-                    subject.shapes, compression.kept(weights), len(subject.train)
-                ),
-                "counting": compression.counting_bound(
-                    subject.train_error(coded), nats, len(subject.train), config.delta
-                ),
-            }
+        found = BoundsResults(
+            sizes=sizes,
+            examples=len(subject.train),
+            radius=subject.radius,
+            margin=subject.margin,
+            train_error=subject.train_error(subject.weights),
+            test_error=subject.test_error(subject.weights),
+            norms=subject.norms,
+            compression=compressions,
+            bounds=[bound.row() for bound in table],
+            iterative=rounds,
+            sketch=sketches(config),
         )
-    return rows
+        return folder, run.write(dataclasses.asdict(found), device)
 
 
-def _sketches(config: BoundsConfig) -> list[dict[str, float]]:
-    """How often sparse matrices are recovered from sketches, by size of the matrix, entries a line and size."""
-    points = []
-    for p, per_line, part in itertools.product(config.sketch_sizes, (1, 2, 3), np.arange(0.3, 1.25, 0.15)):
-        predicted = sketch.predicted_rows(p, per_line)
-        rows = round(part * predicted)
-        if 3 <= rows < p:
-            share = sketch.success(p, per_line, rows, config.sketch_trials, config.seed)
-            points.append({"p": p, "per_line": per_line, "rows": rows, "predicted": predicted, "success": share})
-    return points
+@dataclass(frozen=True)
+class Comparison:
+    """What is trained and drawn for one comparison; each part goes on from its checkpoint in ``folder``.
+
+    Attributes:
+        parts: the data; the prior's part is trained on, the other is held out.
+        device: trains and certifies.
+    """
+
+    config: BoundsConfig
+    parts: Split
+    folder: Path
+    device: torch.device
+    bar: ProgressBar
+
+    def trained(
+        self, model: nn.Sequential, name: str, epochs: int, kept: Mapping[str, Tensor] | None = None
+    ) -> nn.Sequential:
+        """Train in place, under masks if they are given; the model is returned, on the CPU."""
+        assert self.parts.prior is not None
+        training = WeightConfig(epochs, self.config.lr, schedule="cosine")
+        batches = self.parts.prior.to(self.device).batches(self.config.batch_size, self.config.seed)
+        folder = self.folder / name
+        train_weights(model.to(self.device), batches, training, masks=kept, folder=folder, callbacks=[self.bar])
+        self.bar.finish(epochs * len(batches))
+        return model.cpu()
+
+    def iterative(self, start: nn.Sequential, subject: Subject) -> list[PruningRound]:
+        """Prune by magnitude in rounds, each of which starts from the weights before training."""
+        kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in subject.weights.items()}
+        weights, rounds = subject.weights, []
+        for number in range(1, self.config.rounds + 1):
+            self.bar.begin(f"pruning, round {number}")
+            kept = next_mask(weights, kept, 0.9)
+            model = self.trained(copy.deepcopy(start), f"round{number}", self.config.round_epochs, kept)
+            weights = weights_of(model)
+            rounds.append(pruning_round(subject, weights, self.config))
+        return rounds
+
+    def certificate(self, model: nn.Sequential, subject: Subject) -> Bound:
+        """Of the same weights under random masks that keep each with probability ``keep``, on the examples held out."""
+        config = self.config
+        self.bar.begin("certifying")
+        random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed).to(self.device)
+        posterior = make_posterior(Prior(random.requires_grad_(False).eval(), (subject.train,)), "masks")
+        plan = CertifyConfig(delta=0.8 * config.delta, delta_draws=0.2 * config.delta, draws=config.draws)
+        held_out = subject.held_out.to(self.device)
+        found = certify(posterior, held_out, plan, seed=config.seed, folder=self.folder / "certificate")
+        self.bar.finish(config.draws)
+        numbers = {"error": found.mean_loss, "kl": found.total_kl}
+        return Bound("PAC-Bayes certificate", found.bound, True, numbers)

@@ -4,62 +4,141 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stochprune import bounds, rng
-from stochprune.arguments import check_fields
 from stochprune.functional import bernoulli_kl, masked_linear
+from stochprune.runs.config import POSITIVE, PROBABILITY, Config, at_least, option
+from stochprune.runs.run import open_run, run_folder
 from stochprune.seeding import generator
 from stochprune.theory import lab_data, linear
 from stochprune.theory.flow import drift, flow, flow_divergence_bound, orthogonal_flow
 from stochprune.theory.linear import LinearModel
-from stochprune.training.config import _check_counts, _check_positive, option
 
 
 @dataclass(frozen=True)
-class LinearLabConfig:
+class LinearLabConfig(Config):
     """The linear lab.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: more features than examples, or than 16.
     """
 
-    seed: int = option(0, "Seed of the data and the masks.")
-    examples: int = option(200, "Examples of the synthetic problems.")
-    features: int = option(12, "Features of the synthetic problems, at most 16 (masks are enumerated).")
-    rate: float = option(0.5, "Learning rate of the discrete trainings; their time is rate times steps.")
-    steps: int = option(400, "Steps of the discrete trainings.")
-    temperature: float = option(0.5, "Temperature of the concrete masks.")
-    pairs: int = option(60, "Pairs of prior and posterior data for each size in the picture of certificates.")
-    delta: float = option(0.05, "Probability with which a certificate may fail.")
+    seed: int = option(0, "Seed of the data and the masks.", at_least(0))
+    examples: int = option(200, "Examples of the synthetic problems.", at_least(2))
+    features: int = option(12, "Features of the synthetic problems, at most 16 (masks are enumerated).", at_least(2))
+    rate: float = option(0.5, "Learning rate of the discrete trainings; their time is rate times steps.", POSITIVE)
+    steps: int = option(400, "Steps of the discrete trainings.", at_least(2))
+    temperature: float = option(0.5, "Temperature of the concrete masks.", POSITIVE)
+    pairs: int = option(
+        60, "Pairs of prior and posterior data for each size in the picture of certificates.", at_least(2)
+    )
+    delta: float = option(0.05, "Probability with which a certificate may fail.", PROBABILITY)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "seed")
-        rng.check_address(type(self).__name__, seed=self.seed)
-        _check_counts(self, 2, "examples", "features", "steps", "pairs")
-        _check_positive(self, "rate", "temperature", "delta")
+        super().__post_init__()
         if self.features > 16 or self.features > self.examples:
             raise ValueError(f"features must be at most 16 and at most the examples, got {self.features}")
-        if not self.delta < 1:
-            raise ValueError(f"delta must be below 1, got {self.delta}")
 
 
-def run(config: LinearLabConfig) -> dict[str, Any]:
-    """All experiments, as plain numbers by the name of their figure."""
-    results = {
-        "training": training(config),
-        "alignment": alignment(config),
-        "paths": paths(config),
-        "certificates": certificates(config),
-    }
-    return {"configuration": dataclasses.asdict(config), **results}
+@dataclass(frozen=True)
+class Training:
+    """Probabilities of keeping each weight over time.
+
+    Attributes:
+        times: [101], rate times steps.
+        wanted: by weight, the part of it that the labels ask for.
+        flows: by estimator [101, d], the flow that it follows in the mean.
+        trained: by estimator [steps + 1, d], what discrete training gives.
+        losses: by estimator, the expected loss at the end of its flow; ``best`` is that of the best of all masks.
+    """
+
+    times: list[float]
+    wanted: list[float]
+    flows: dict[str, list[list[float]]]
+    trained: dict[str, list[list[float]]]
+    losses: dict[str, float]
+    best: float
 
 
-def training(config: LinearLabConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Alignment:
+    """By weight: its alignment with the labels, with their residual, and what becomes of it."""
+
+    alignment: list[float]
+    residual_alignment: list[float]
+    kept: list[float]
+    best_mask: list[bool]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Mean weights as the regularisation grows.
+
+    Attributes:
+        names: of the features, if they have any.
+        sizes, mask_weights: [110] and [110, d], of the best masks of weights of one size.
+        keeps, dropout_weights: [100] and [100, d], of the ridge at each probability of keeping.
+    """
+
+    names: list[str] | None
+    sizes: list[float]
+    mask_weights: list[list[float]]
+    keeps: list[float]
+    dropout_weights: list[list[float]]
+
+
+@dataclass(frozen=True)
+class CertifiedPair:
+    """Prior and posterior that flowed from independent samples, and the certificate of the posterior.
+
+    Attributes:
+        examples: of each sample.
+        bound: on the divergence ``kl``, by the ``change`` of the features' alignment.
+        certificate: on ``risk``, from ``empirical_risk``.
+    """
+
+    examples: int
+    time: float
+    bound: float
+    kl: float
+    change: float
+    empirical_risk: float
+    certificate: float
+    risk: float
+
+
+@dataclass(frozen=True)
+class LabResults:
+    """The numbers of all figures, ``alignment`` and ``paths`` by the name of their problem."""
+
+    training: Training
+    alignment: dict[str, Alignment]
+    paths: dict[str, Paths]
+    certificates: list[CertifiedPair]
+
+
+def run_lab(config: LinearLabConfig, out: Path = Path("runs")) -> tuple[Path, dict[str, Any]]:
+    """Run all experiments.
+
+    Returns:
+        The folder ``out/linear-lab-<digest>``, and what ``results.json`` there holds: ``configuration``, ``versions``
+        and the fields of :class:`LabResults`.
+
+    Raises:
+        CheckpointError: another process is using the folder.
+    """
+    folder = run_folder(out, "linear-lab", config)
+    with open_run(config, folder) as run:
+        found = LabResults(training(config), alignment(config), paths(config), certificates(config))
+        return folder, run.write(dataclasses.asdict(found))
+
+
+def training(config: LinearLabConfig) -> Training:
     """Discrete training of the probabilities by each estimator beside the flow it follows in the mean.
 
     Orthogonal features: the flow of the exact loss is the closed form. Straight-through follows the flow of the mean
@@ -74,16 +153,16 @@ def training(config: LinearLabConfig) -> dict[str, Any]:
         "straight_through": flow(model, start, times, linear.mean_moments),
         "concrete": flow(model, start, times, concrete),
     }
-    return {
-        "times": times.tolist(),
-        "wanted": (model.alignment / model.w).tolist(),
-        "flows": {name: torch.sigmoid(path).tolist() for name, path in flows.items()},
-        "trained": {name: descend(model, start, name, config).tolist() for name in flows},
-        "losses": {
+    return Training(
+        times=times.tolist(),
+        wanted=(model.alignment / model.w).tolist(),
+        flows={name: torch.sigmoid(path).tolist() for name, path in flows.items()},
+        trained={name: descend(model, start, name, config).tolist() for name in flows},
+        losses={
             name: float(linear.expected_loss(model, linear.bernoulli_moments(path[-1]))) for name, path in flows.items()
         },
-        "best": float(linear.expected_loss(model, (linear.best_mask(model).double(), torch.zeros_like(start)))),
-    }
+        best=float(linear.expected_loss(model, (linear.best_mask(model).double(), torch.zeros_like(start)))),
+    )
 
 
 def descend(model: LinearModel, start: Tensor, estimator: str, config: LinearLabConfig) -> Tensor:
@@ -110,7 +189,7 @@ def descend(model: LinearModel, start: Tensor, estimator: str, config: LinearLab
     return torch.stack(path)
 
 
-def alignment(config: LinearLabConfig) -> dict[str, Any]:
+def alignment(config: LinearLabConfig) -> dict[str, Alignment]:
     """What becomes of each weight, against how well its feature is aligned with the labels.
 
     Orthogonal features: kept where <x_i, y> / (s_i w_i) exceeds 1/2. Correlated ones: the same with the residual of the
@@ -125,16 +204,16 @@ def alignment(config: LinearLabConfig) -> dict[str, Any]:
         start = torch.zeros_like(model.w)
         q = torch.sigmoid(flow(model, start, torch.tensor([1e4], dtype=torch.float64), linear.bernoulli_moments)[0])
         apart = model.x.mT @ (model.y - model.predict(q)) + model.sizes * q * model.w
-        found[name] = {
-            "alignment": (model.alignment * len(model.y) / (model.sizes * model.w)).tolist(),
-            "residual_alignment": (apart / (model.sizes * model.w)).tolist(),
-            "kept": q.tolist(),
-            "best_mask": linear.best_mask(model).tolist(),
-        }
+        found[name] = Alignment(
+            alignment=(model.alignment * len(model.y) / (model.sizes * model.w)).tolist(),
+            residual_alignment=(apart / (model.sizes * model.w)).tolist(),
+            kept=q.tolist(),
+            best_mask=linear.best_mask(model).tolist(),
+        )
     return found
 
 
-def paths(config: LinearLabConfig) -> dict[str, Any]:
+def paths(config: LinearLabConfig) -> dict[str, Paths]:
     """Mean weights as the regularisation grows: the adaptive L1 of trained masks beside the adaptive L2 of dropout.
 
     Masks: fixed weights of one size, of the signs of least squares, that grows from 0; the best mask at each.
@@ -148,17 +227,17 @@ def paths(config: LinearLabConfig) -> dict[str, Any]:
         sizes = torch.linspace(0, 2.2 * float(least.abs().max()), 111, dtype=torch.float64)[1:]
         masks = [linear.best_mask(LinearModel(model.x, model.y, least.sign() * size)) for size in sizes]
         keeps = torch.linspace(0.01, 1, 100, dtype=torch.float64)
-        found[title] = {
-            "names": labels,
-            "sizes": sizes.tolist(),
-            "mask_weights": [(m * least.sign() * s).tolist() for m, s in zip(masks, sizes, strict=True)],
-            "keeps": keeps.tolist(),
-            "dropout_weights": [linear.dropout_solution(model, float(q)).tolist() for q in keeps],
-        }
+        found[title] = Paths(
+            names=labels,
+            sizes=sizes.tolist(),
+            mask_weights=[(m * least.sign() * s).tolist() for m, s in zip(masks, sizes, strict=True)],
+            keeps=keeps.tolist(),
+            dropout_weights=[linear.dropout_solution(model, float(q)).tolist() for q in keeps],
+        )
     return found
 
 
-def certificates(config: LinearLabConfig) -> list[dict[str, float]]:
+def certificates(config: LinearLabConfig) -> list[CertifiedPair]:
     """Divergence and certificate of posteriors against the change of the features' alignment from their prior data.
 
     Prior and posterior flow from one start for one time on independent samples of a distribution whose features are
@@ -178,15 +257,15 @@ def certificates(config: LinearLabConfig) -> list[dict[str, float]]:
             keep = rng.threshold_from_logits(q).double() / rng.LEVELS  # what is drawn, as in kl
             risk = lab_data.empirical_risk(posterior, keep)
             points.append(
-                {
-                    "examples": size,
-                    "time": time,
-                    "bound": flow_divergence_bound(prior, posterior, time),
-                    "kl": kl,
-                    "change": float((drift(posterior) - drift(prior)).norm()),
-                    "empirical_risk": risk,
-                    "certificate": bounds.maurer(risk, kl, size, config.delta),
-                    "risk": cells.risk(keep.numpy()),
-                }
+                CertifiedPair(
+                    examples=size,
+                    time=time,
+                    bound=flow_divergence_bound(prior, posterior, time),
+                    kl=kl,
+                    change=float((drift(posterior) - drift(prior)).norm()),
+                    empirical_risk=risk,
+                    certificate=bounds.maurer(risk, kl, size, config.delta),
+                    risk=cells.risk(keep.numpy()),
+                )
             )
     return points

@@ -1,13 +1,13 @@
 """The trainers: one loop with callbacks and checkpoints, under mask fine-tuning and weight training alike."""
 
 from stochprune.runs.files import CheckpointError
+from stochprune.runs.progress import ProgressBar
 from stochprune.training.annealing import PriorStrength, Sparsity, Temperature
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.early_pruning import PruneEarly, early_pruning_indicator
 from stochprune.training.evaluate import StochasticError, error, predict, stochastic_error
 from stochprune.training.finetune import FinetuneResult, finetune
-from stochprune.training.imp import IMPConfig, imp
-from stochprune.training.progress import ProgressBar
+from stochprune.training.imp import IMPConfig, IMPRound, imp
 from stochprune.training.soft_threshold import SoftThresholdConfig, soft_threshold, train_soft_threshold
 from stochprune.training.weights import train_weights
 
@@ -16,6 +16,7 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "IMPConfig",
+    "IMPRound",
     "PriorStrength",
     "ProgressBar",
     "PruneEarly",

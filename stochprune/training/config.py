@@ -1,97 +1,51 @@
-"""Hyper-parameters: each has one home here, with its help text.
-
-The command line's options and help, the checks and the names of run folders all follow from these dataclasses.
-"""
+"""Hyper-parameters of the trainers: each has one home here, with its help text and its range."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from typing import Any, Literal
+from typing import Literal
 
-from stochprune import rng
-from stochprune.arguments import check_fields
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a help text."""
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
-def digest(config: Any, exclude: tuple[str, ...] = ()) -> str:
-    """Twelve hexadecimal digits that change with the value of any field not in ``exclude``."""
-    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude}
-    text = json.dumps({"class": type(config).__name__, **values}, sort_keys=True)
-    return hashlib.blake2s(text.encode()).hexdigest()[:12]
-
-
-def _check_counts(config: Any, minimum: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not minimum <= value < 1 << 64:
-            what = f"an integer of at least {minimum}" if value < minimum else "below 2^64"
-            raise ValueError(f"{type(config).__name__}: {name} must be {what}, got {value}")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not value > 0:
-            raise ValueError(f"{type(config).__name__}: {name} must be positive and finite, got {value}")
+from stochprune.runs.config import POSITIVE, Config, Range, at_least, option
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightConfig:
+class WeightConfig(Config):
     """Training of the weights alone, dense or under a fixed mask."""
 
-    epochs: int = option(10, "Passes over the training set.")
-    lr: float = option(1e-3, "Learning rate at the start.")
-    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
+    epochs: int = option(10, "Passes over the training set.", at_least(0))
+    lr: float = option(1e-3, "Learning rate at the start.", POSITIVE)
+    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.", at_least(1))
     optimizer: Literal["adam", "sgd"] = option("adam", "Adam, or SGD with Nesterov's momentum of 0.9.")
-    weight_decay: float = option(0.0, "L2 penalty, as torch's optimisers take it.")
+    weight_decay: float = option(
+        0.0,
+        "L2 penalty, as torch's optimisers take it.",
+        Range("be at least 0 and finite", lambda value: value >= 0),
+    )
     schedule: Literal["constant", "linear", "cosine", "steps"] = option(
         "constant", "How the rate falls; steps: to a tenth at one half and at three quarters."
     )
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "epochs")
-        _check_counts(self, 1, "checkpoint_every")
-        _check_positive(self, "lr")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
-
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
-    """Probabilistic fine-tuning of a pruning mask.
+class FinetuneConfig(Config):
+    """Probabilistic fine-tuning of a pruning mask."""
 
-    Raises:
-        ValueError: a value outside its range, or an unknown choice.
-    """
-
-    epochs: int = option(12, "Epochs of mask fine-tuning.")
+    epochs: int = option(12, "Epochs of mask fine-tuning.", at_least(0))
     mode: Literal["joint", "frozen"] = option(
         "joint", "joint: weights and keep probabilities are trained together; frozen: the probabilities alone."
     )
-    weight_lr: float = option(1e-3, "Adam's learning rate for the weights.")
-    logit_lr: float = option(0.1, "Adam's learning rate for the logits of the keep probabilities.")
+    weight_lr: float = option(1e-3, "Adam's learning rate for the weights.", POSITIVE)
+    logit_lr: float = option(0.1, "Adam's learning rate for the logits of the keep probabilities.", POSITIVE)
     estimator: Literal["straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete"] = (
         option("straight_through", "Estimator of the gradient with respect to the keep probabilities.")
     )
-    temperature: float = option(1.0, "Temperature of the concrete estimators.")
+    temperature: float = option(1.0, "Temperature of the concrete estimators.", POSITIVE)
     budget: Literal["shift", "penalty", "kl", "none"] = option(
         "shift", "How the expected number of kept weights is held: a common shift, a penalty, the KL to the start."
     )
-    penalty_strength: float = option(100.0, "Loss per squared relative deviation from the budget (budget penalty).")
-    kl_strength: float = option(1e-4, "Loss per nat of KL to the start, summed over weights (budget kl).")
-    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
-    seed: int = option(0, "Seed of the masks drawn while training.")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 0, "epochs", "seed")
-        rng.check_address(type(self).__name__, seed=self.seed)
-        _check_counts(self, 1, "checkpoint_every")
-        _check_positive(self, "weight_lr", "logit_lr", "temperature", "penalty_strength", "kl_strength")
+    penalty_strength: float = option(
+        100.0, "Loss per squared relative deviation from the budget (budget penalty).", POSITIVE
+    )
+    kl_strength: float = option(1e-4, "Loss per nat of KL to the start, summed over weights (budget kl).", POSITIVE)
+    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.", at_least(1))
+    seed: int = option(0, "Seed of the masks drawn while training.", at_least(0))

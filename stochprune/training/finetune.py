@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
-from stochprune.runs.checkpoint import Checkpoint
-from stochprune.runs.digests import fingerprint
-from stochprune.runs.files import write_json
-from stochprune.runs.folder import claim
-from stochprune.runs.results import versions
+from stochprune.runs.run import open_run, run_folder
 from stochprune.training.budget import make_budget
-from stochprune.training.config import FinetuneConfig, digest
+from stochprune.training.config import FinetuneConfig
 from stochprune.training.loop import Loader, LossFunction, fit
 
 
@@ -95,12 +91,10 @@ def finetune(
             "budget_error": budget.kept() / budget.target - 1,
         }
 
-    folder = Path(out) / f"finetune-{digest(config)}" if out is not None else None
+    folder = None if out is None else run_folder(out, "finetune", config)
     training = model.training
-    with claim(folder):
-        checkpoint = None
-        if folder is not None:
-            checkpoint = Checkpoint(folder, digest(config), fingerprint(model), config.checkpoint_every)
+    with open_run(config, folder) as run:
+        checkpoint = run.checkpoint(config.checkpoint_every, model)
         model.train()
         with sampling(model), _trainable(model, logits, config) as groups:
             history = fit(
@@ -115,13 +109,7 @@ def finetune(
                 callbacks=callbacks,
             )
         model.train(training)
-        if folder is not None:
-            results = {
-                "configuration": dataclasses.asdict(config),
-                "versions": versions(logits[0].device),
-                "history": history,
-            }
-            write_json(folder / "results.json", results)
+        run.write({"history": history}, logits[0].device)
     return FinetuneResult(config, history, folder)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from stochprune import masks as mask_tools
 from stochprune import scores
-from stochprune.arguments import check_fields, checked
-from stochprune.training.config import WeightConfig, _check_counts, digest, option
+from stochprune.arguments import checked
+from stochprune.runs.config import FRACTION, Config, at_least, option
+from stochprune.runs.run import run_folder
+from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Loader, LossFunction
 from stochprune.training.schedules import SCHEDULES, Schedule
 from stochprune.training.weights import train_weights
@@ -38,25 +40,29 @@ line from the first rate to 0; ALLR: a line from the discounted first rate (Zimm
 
 
 @dataclass(frozen=True)
-class IMPConfig:
-    """Iterative magnitude pruning: train, then prune and retrain in cycles, from the trained weights.
+class IMPConfig(Config):
+    """Iterative magnitude pruning: train, then prune and retrain in cycles, from the trained weights."""
 
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    sparsity: float = option(0.9, "Fraction of weights pruned at the end.")
-    cycles: int = option(3, "Prunings, each of the same share of what is left.")
-    retrain_epochs: int = option(3, "Epochs of weight training after each.")
+    sparsity: float = option(0.9, "Fraction of weights pruned at the end.", FRACTION)
+    cycles: int = option(3, "Prunings, each of the same share of what is left.", at_least(1))
+    retrain_epochs: int = option(3, "Epochs of weight training after each.", at_least(0))
     retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option("allr", "Learning rates of the retraining.")
     dense: WeightConfig = field(default_factory=WeightConfig)
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_counts(self, 1, "cycles")
-        _check_counts(self, 0, "retrain_epochs")
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
+
+@dataclass(frozen=True)
+class IMPRound:
+    """The dense training, or a cycle.
+
+    Attributes:
+        sparsity: of the weights that were trained.
+        discount: of ALLR's first rate; None of the other retrainings and of the dense training.
+        history: of the training, see :func:`stochprune.training.train_weights`.
+    """
+
+    sparsity: float
+    discount: float | None
+    history: list[dict[str, float]]
 
 
 def discount(before: Mapping[str, Tensor], after: Mapping[str, Tensor], ratio: float) -> float:
@@ -88,7 +94,7 @@ def imp(
     loss_fn: LossFunction = F.cross_entropy,
     out: Path | None = None,
     callbacks: Sequence[object] = (),
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+) -> tuple[dict[str, Tensor], list[IMPRound]]:
     """Train, prune by global magnitude and retrain, in place.
 
     Args:
@@ -97,18 +103,18 @@ def imp(
             was killed goes on from there (pass the model as it was at the start).
 
     Returns:
-        The final masks, and an entry for the dense training and each cycle: ``sparsity``, ``discount`` (of ALLR, else
-        None) and the ``history``.
+        The final masks, and the rounds: the dense training, then each cycle.
 
     Raises:
         ValueError: no prunable layer, a layer left empty, a loader without length; see also
             :func:`stochprune.training.train_weights`.
     """
     config = config or IMPConfig()
-    folder = None if out is None else Path(out) / f"imp-{digest(config)}"
+    folder = None if out is None else run_folder(out, "imp", config)
 
-    def train(name: str, weights: WeightConfig, schedule: Schedule, masks: Mapping[str, Tensor] | None) -> Any:
-        place = None if folder is None else folder / name
+    def train(
+        name: str, weights: WeightConfig, schedule: Schedule, masks: Mapping[str, Tensor] | None
+    ) -> list[dict[str, float]]:
         return train_weights(
             model,
             train_loader,
@@ -116,12 +122,12 @@ def imp(
             masks=masks,
             schedule=schedule,
             loss_fn=loss_fn,
-            folder=place,
+            folder=None if folder is None else folder / name,
             callbacks=callbacks,
         )
 
     original = SCHEDULES[config.dense.schedule]
-    rounds = [{"sparsity": 0.0, "discount": None, "history": train("dense", config.dense, original, None)}]
+    rounds = [IMPRound(0.0, None, train("dense", config.dense, original, None))]
     masks: dict[str, Tensor] = {}
     ratio = config.retrain_epochs / max(1, config.dense.epochs)
     for cycle in range(1, config.cycles + 1):
@@ -140,5 +146,5 @@ def imp(
         )
         history = train(f"cycle{cycle}", again, schedule, masks)
         used = factor if config.retraining == "allr" else None
-        rounds.append({"sparsity": sparsity, "discount": used, "history": history})
+        rounds.append(IMPRound(sparsity, used, history))
     return masks, rounds

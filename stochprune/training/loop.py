@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import NoneType
 from typing import Any, ClassVar
 
 import torch
@@ -63,7 +62,7 @@ class State:
         "loss_sum": float,
         "stop": bool,
         "history": list,
-        "steps_per_epoch": (int, NoneType),
+        "steps_per_epoch": int | None,
     }
 
 

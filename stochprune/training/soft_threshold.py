@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from stochprune.arguments import check_fields, checked
-from stochprune.runs.checkpoint import Checkpoint
-from stochprune.runs.digests import fingerprint
-from stochprune.runs.folder import claim
+from stochprune.arguments import checked
+from stochprune.runs.config import POSITIVE, Config, at_least, option
+from stochprune.runs.run import open_run
 from stochprune.scores import prunable_weights
-from stochprune.training.config import WeightConfig, _check_positive, digest, option
+from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, follow
 from stochprune.training.weights import make_optimizer
 
 
 @dataclass(frozen=True)
-class SoftThresholdConfig:
-    """Training under a growing soft threshold.
+class SoftThresholdConfig(Config):
+    """Training under a growing soft threshold."""
 
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    epochs: int = option(20, "Passes over the training set.")
-    lr: float = option(0.1, "Learning rate of SGD at the start; it falls as a cosine.")
-    threshold: float = option(0.1, "The threshold at the end.")
-    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check_positive(self, "threshold")
-        self.weights  # noqa: B018 - checks the rest
+    epochs: int = option(20, "Passes over the training set.", at_least(0))
+    lr: float = option(0.1, "Learning rate of SGD at the start; it falls as a cosine.", POSITIVE)
+    threshold: float = option(0.1, "The threshold at the end.", POSITIVE)
+    checkpoint_every: int = option(500, "Optimiser steps between checkpoints.", at_least(1))
 
     @property
     def weights(self) -> WeightConfig:
@@ -134,18 +125,13 @@ def train_soft_threshold(
     config = config or SoftThresholdConfig()
     if not isinstance(train_loader, Sized):
         raise ValueError("soft-threshold pruning needs a train_loader of known length")
-    weights = prunable_weights(model)
-    layers = [model.get_submodule(name.rpartition(".")[0]) for name in weights]
-    start = fingerprint(model) if folder else ""
-    parts = [SoftThreshold(weight) for weight in weights.values()]
-    for layer, part in zip(layers, parts, strict=True):
-        parametrize.register_parametrization(layer, "weight", part)
-    try:
-        optimizer = make_optimizer(model, config.weights)
-        total = config.epochs * len(train_loader)
-        follow(optimizer, SCHEDULES[config.weights.schedule], total)
-        model.train()
-        with claim(folder):
+    total = config.epochs * len(train_loader)
+    with open_run(config, folder) as run:
+        checkpoint = run.checkpoint(config.checkpoint_every, model)  # of the plain model, as the caller has it
+        with _thresholds(model) as parts:
+            optimizer = make_optimizer(model, config.weights)
+            follow(optimizer, SCHEDULES[config.weights.schedule], total)
+            model.train()
             fit(
                 model,
                 train_loader,
@@ -153,10 +139,22 @@ def train_soft_threshold(
                 optimizer=optimizer,
                 loss_fn=loss_fn,
                 constraint=_Growth(parts, config.threshold, max(1, total)),
-                checkpoint=Checkpoint(folder, digest(config), start, config.checkpoint_every) if folder else None,
+                checkpoint=checkpoint,
                 callbacks=callbacks,
             )
+    return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
+
+
+@contextlib.contextmanager
+def _thresholds(model: nn.Module) -> Iterator[list[SoftThreshold]]:
+    """Parametrise the prunable weights while the block runs; they end as their soft thresholds."""
+    weights = prunable_weights(model)
+    layers = [model.get_submodule(name.rpartition(".")[0]) for name in weights]
+    parts = [SoftThreshold(weight) for weight in weights.values()]
+    for layer, part in zip(layers, parts, strict=True):
+        parametrize.register_parametrization(layer, "weight", part)
+    try:
+        yield parts
     finally:
         for layer in layers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}

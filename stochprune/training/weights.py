@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.runs.checkpoint import Checkpoint
-from stochprune.runs.digests import fingerprint
-from stochprune.runs.folder import claim
-from stochprune.training.config import WeightConfig, digest
+from stochprune.runs.run import open_run
+from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Constraint, Loader, LossFunction, fit
 from stochprune.training.schedules import SCHEDULES, Schedule, follow
 
@@ -84,11 +82,8 @@ def train_weights(
         if not isinstance(train_loader, Sized):
             raise ValueError("a schedule of the learning rate needs a train_loader of known length")
         follow(optimizer, schedule or SCHEDULES[config.schedule], config.epochs * len(train_loader))
-    with claim(folder):
-        checkpoint = None
-        if folder is not None:
-            start = " ".join(filter(None, (fingerprint(model), identity)))
-            checkpoint = Checkpoint(folder, digest(config), start, config.checkpoint_every)
+    with open_run(config, folder) as run:
+        checkpoint = run.checkpoint(config.checkpoint_every, model, identity)
         model.train()
         return fit(
             model,

@@ -466,7 +466,7 @@ def calls() -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 # Records that the package gives out and nobody makes, exceptions and types.
-NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult"}
+NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult", "IMPRound"}
 NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer", "Part", "Split"}
 
 

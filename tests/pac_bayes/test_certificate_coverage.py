@@ -9,18 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from stochprune import rng
+from stochprune import pac_bayes, rng
 from stochprune.data.splits import split
 from stochprune.nn import masked_layers
-from stochprune.pac_bayes import (
-    CertifyConfig,
-    PriorConfig,
-    SelfBoundConfig,
-    certify,
-    make_posterior,
-    self_bound,
-    train_prior,
-)
 from stochprune.seeding import generator
 
 INPUTS = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)))
@@ -52,12 +43,12 @@ def certificate_fails(repetition: int, objective: str, monte_carlo: str, estimat
     linear = torch.nn.utils.skip_init(nn.Linear, 4, 2)
     for parameter in linear.parameters():
         parameter.data.copy_(torch.from_numpy(numbers.standard_normal(tuple(parameter.shape))))
-    options = PriorConfig(prior_epochs=4, prior_lr=0.1, prior_batch_size=20, keep=0.8)
-    prior = train_prior(nn.Sequential(linear), parts.prior, options, seed=repetition)
-    learning = SelfBoundConfig(objective=objective, epochs=3, lr=0.3, batch_size=10, estimator=estimator)
-    posterior = self_bound(prior, parts.certify, learning, seed=repetition, delta=0.2).posterior
-    config = CertifyConfig(delta=0.2, delta_draws=0.1, draws=25, draw_examples=5, monte_carlo=monte_carlo)
-    certificate = certify(posterior, parts.certify, config, seed=repetition)
+    options = pac_bayes.PriorConfig(prior_epochs=4, prior_lr=0.1, prior_batch_size=20, keep=0.8)
+    prior = pac_bayes.train_prior(nn.Sequential(linear), parts.prior, options, seed=repetition)
+    learning = pac_bayes.SelfBoundConfig(objective=objective, epochs=3, lr=0.3, batch_size=10, estimator=estimator)
+    posterior = pac_bayes.self_bound(prior, parts.certify, learning, seed=repetition, delta=0.2).posterior
+    config = pac_bayes.CertifyConfig(delta=0.2, delta_draws=0.1, draws=25, draw_examples=5, monte_carlo=monte_carlo)
+    certificate = pac_bayes.certify(posterior, parts.certify, config, seed=repetition)
     posterior.inputs = parts.scaled(INPUTS)
     return true_risk(posterior) > certificate.bound
 
@@ -86,8 +77,8 @@ def test_true_risk_is_that_of_the_draws():
     linear = torch.nn.utils.skip_init(nn.Linear, 4, 2)
     for parameter in linear.parameters():
         parameter.data.copy_(torch.from_numpy(generator(0, "w").standard_normal(tuple(parameter.shape))))
-    prior = train_prior(nn.Sequential(linear), None, PriorConfig(prior_fraction=0.0, keep=0.6))
-    posterior = make_posterior(prior, "masks")
+    prior = pac_bayes.train_prior(nn.Sequential(linear), None, pac_bayes.PriorConfig(prior_fraction=0.0, keep=0.6))
+    posterior = pac_bayes.make_posterior(prior, "masks")
     posterior.inputs = INPUTS
     assert list(masked_layers(posterior.model)) == ["0.weight"]
     posterior.at(3, 0)

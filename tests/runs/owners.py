@@ -39,10 +39,10 @@ def loader() -> Batches:
     return Batches(*problem(), batch_size=16, seed=3)
 
 
-def dense() -> nn.Sequential:
+def dense(hidden: int = 5) -> nn.Sequential:
     generator = torch.Generator().manual_seed(1)
     model = nn.Sequential(
-        torch.nn.utils.skip_init(nn.Linear, 6, 5), nn.ReLU(), torch.nn.utils.skip_init(nn.Linear, 5, 3)
+        torch.nn.utils.skip_init(nn.Linear, 6, hidden), nn.ReLU(), torch.nn.utils.skip_init(nn.Linear, hidden, 3)
     )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)
@@ -101,19 +101,20 @@ def run_initialisation(out: Path, callbacks: tuple[object, ...] = ()) -> Any:
     return {name: found[name] for name in ("rows", "layers", "distances")}
 
 
+TINY_STUDY = StudyConfig(
+    scores=("magnitude",),
+    sparsities=(0.9,),
+    seeds=1,
+    dense_epochs=1,
+    retrain_epochs=1,
+    batch_size=512,
+    draws=2,
+    finetune=FinetuneConfig(epochs=1, checkpoint_every=2),
+)
+
+
 def run_finetune_study(out: Path, callbacks: tuple[object, ...] = ()) -> Any:
-    tuning = FinetuneConfig(epochs=1, checkpoint_every=2)
-    config = StudyConfig(
-        scores=("magnitude",),
-        sparsities=(0.9,),
-        seeds=1,
-        dense_epochs=1,
-        retrain_epochs=1,
-        batch_size=512,
-        draws=2,
-        finetune=tuning,
-    )
-    return run_study(config, out=out)[1]
+    return run_study(TINY_STUDY, out=out)[1]
 
 
 TRAINERS: dict[str, Callable[..., Any]] = {
@@ -129,6 +130,16 @@ OWNERS: dict[str, Callable[..., Any]] = {
     "initialisation": run_initialisation,
     "finetune study": run_finetune_study,
 }
+STUDY = """
+title: Two masks
+job: initialisation
+data: [digits]
+models: [lenet_300_100]
+seeds: 1
+grid: [{scores: [magnitude], sparsities: [0.9], ablations: [none, shuffle]}]
+settings: {batch_size: 512, weights: {epochs: 2, checkpoint_every: 2}}
+"""
+"""A study as a user writes it."""
 COMMANDS = {
     "finetune": "--scores magnitude --sparsities 0.9 --seeds 1 --dense-epochs 1 --epochs 1 --retrain-epochs 1 "
     "--batch-size 512 --draws 2",

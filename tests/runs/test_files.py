@@ -257,9 +257,10 @@ def test_torch_reads_what_was_saved(tmp_path):
 
 
 def test_kinds():
-    kinds = {"n": int, "x": (float, type(None)), "b": bool}
-    content = {"n": 1, "x": None, "b": True}
+    kinds = {"n": int, "x": float | None, "b": bool, "l": list[int]}
+    content = {"n": 1, "x": None, "b": True, "l": [2]}
     assert require(content, kinds, Path("f")) == content
-    for wrong in (None, [], {"n": 1}, {**content, "n": True}, {**content, "x": 1}, {**content, "b": 1}):
+    changes = ({"n": True}, {"n": 1.0}, {"x": True}, {"x": "1"}, {"b": 1}, {"l": [2.0]}, {"l": (2,)}, {"l": None})
+    for wrong in (None, [], {"n": 1}, *({**content, **change} for change in changes)):
         with pytest.raises(CheckpointError, match=r"^f\b"):
             require(wrong, kinds, Path("f"))

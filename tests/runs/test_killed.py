@@ -13,16 +13,8 @@ import pytest
 import torch
 
 from stochprune.runs import load_tensors, read_json
+from tests.runs.owners import STUDY
 
-STUDY = """
-title: Two masks
-job: initialisation
-data: [digits]
-models: [lenet_300_100]
-seeds: 1
-grid: [{scores: [magnitude], sparsities: [0.9], ablations: [none, shuffle]}]
-settings: {batch_size: 512, weights: {epochs: 2, checkpoint_every: 2}}
-"""
 COMMANDS = {
     "finetune": "finetune --scores magnitude --sparsities 0.9 --seeds 1 --dense-epochs 1 --epochs 1 --retrain-epochs 1 "
     "--batch-size 256 --draws 2 --checkpoint-every 2",

@@ -16,17 +16,9 @@ from stochprune.studies import bench
 from stochprune.studies import finetune as study
 from stochprune.studies.finetune import StudyConfig, run_study
 from stochprune.training import CheckpointError, FinetuneConfig
+from tests.runs.owners import TINY_STUDY
 
-TINY = StudyConfig(
-    scores=("magnitude", "random"),
-    sparsities=(0.9,),
-    seeds=1,
-    dense_epochs=2,
-    retrain_epochs=1,
-    batch_size=256,
-    draws=2,
-    finetune=FinetuneConfig(epochs=1, checkpoint_every=2),
-)
+TINY = dataclasses.replace(TINY_STUDY, scores=("magnitude", "random"), dense_epochs=2, batch_size=256)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +69,7 @@ def test_killed_and_resumed_gives_the_same(finished, tmp_path, monkeypatch):
 
 
 def test_done_cells_are_not_run_again(finished, monkeypatch):
-    monkeypatch.setattr(study.Study, "_run_cell", None)
+    monkeypatch.setattr(study.Study, "_run_cell", lambda *_: pytest.fail("run again"))
     folder, results = run_study(TINY, out=finished[0].parent)
     assert (folder, results) == finished
 

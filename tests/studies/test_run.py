@@ -173,7 +173,7 @@ def test_a_training_that_diverges_is_a_result(bench, tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench_module, "train_weights", diverge)
     result = initialisation.run_cell(cell(), bench, tmp_path)
-    assert result["error"] is None and result["diverged"] == "the loss is nan"
+    assert result.error is None and result.diverged == "the loss is nan"
 
 
 def test_a_fine_tuning_study(tmp_path):
@@ -194,6 +194,12 @@ def test_a_fine_tuning_study(tmp_path):
         *(("random", 0.8, arm) for arm in arms),
     ]
     assert (folder / "errors-digits-lenet_300_100.png").exists() and "finetuned" in (folder / "tables.md").read_text()
+    seconds = {
+        path.parent.name: read_json(path, "result")["seconds"] for path in tmp_path.glob("study-*/*/result.json")
+    }
+    assert len(seconds) == 2 and results["hours"] == pytest.approx(sum(seconds.values()) / 3600)
+    _, part = studies.run(dataclasses.replace(plan, name="part", grid=plan.grid[:1]), out=tmp_path)
+    assert part["hours"] == seconds["magnitude-0.9-seed0"] / 3600  # of its own cells, in a folder that holds more
 
 
 def test_without_training_there_are_distributions_and_no_errors(tmp_path):

@@ -14,8 +14,9 @@ from stochprune import data, models
 from stochprune.cli import app
 from stochprune.data.splits import split
 from stochprune.runs import read_json
-from stochprune.theory import comparators, compare, compression
-from stochprune.theory.compare import BoundsConfig, run_bounds
+from stochprune.theory import comparators, compression, measure
+from stochprune.theory.bounds_config import BoundsConfig
+from stochprune.theory.compare import run_bounds
 from stochprune.theory.subject import Subject, next_mask
 
 SMALL = BoundsConfig(
@@ -99,9 +100,9 @@ def test_the_scale_whose_margin_is_the_measured_one(run):
     model.load_state_dict(saved["model"])
     subject = Subject.of(model, parts.prior, parts.certify, parts.certify.x, parts.certify.y, SMALL.margin_share)
     assert subject.margin == pytest.approx(results["margin"])
-    row = compare._compressed(subject, found["scale"], SMALL)  # from proved norms
-    assert 0.8 * subject.margin <= row["paper_margin"] <= subject.margin  # masks change by whole weights
-    assert row["paper_margin"] == pytest.approx(found["margin"])
+    row = measure.compressed(subject, found["scale"], SMALL.seed)  # from proved norms
+    assert 0.8 * subject.margin <= row.paper_margin <= subject.margin  # masks change by whole weights
+    assert row.paper_margin == pytest.approx(found["margin"])
     found = comparators.cushions(subject.weights, parts.prior.x[:3])
     arora = comparators.arora_2018(found, subject.margin, 1150) + subject.margin_loss
     assert arora == pytest.approx(next(r["value"] for r in results["bounds"] if r["name"] == "Arora 2018"))
@@ -151,9 +152,9 @@ def test_command(run):
     "change, message",
     [
         ({"keep": 1.0}, "keep must lie strictly between 0 and 1"),
-        ({"scales": ()}, "scales must name positive numbers, got none"),
-        ({"scales": (1.0, -1.0)}, r"scales must name positive numbers, got 1\.0, -1\.0"),
-        ({"sketch_sizes": (12, 3)}, r"sketch_sizes must name orders of at least 4, got \(12, 3\)"),
+        ({"scales": ()}, "scales must .*, got none"),
+        ({"scales": (1.0, -1.0)}, r"scales must .*, got -1\.0"),
+        ({"sketch_sizes": (12, 3)}, "sketch_sizes must .* at least 4, got 3"),
         ({"layers": 1}, "layers must be an integer of at least 2, got 1"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import stochprune as sp
 from stochprune.data import Batches
+from tests.runs import owners
 
 
 @pytest.fixture
@@ -27,13 +30,7 @@ def loader(problem: tuple[Tensor, Tensor]) -> Batches:
 
 
 def make_dense() -> nn.Sequential:
-    generator = torch.Generator().manual_seed(1)
-    model = nn.Sequential(
-        torch.nn.utils.skip_init(nn.Linear, 6, 10), nn.ReLU(), torch.nn.utils.skip_init(nn.Linear, 10, 3)
-    )
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=generator)
-    return model
+    return owners.dense(hidden=10)
 
 
 def make_masked(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -87,3 +84,18 @@ def recorder() -> type[Recorder]:
 @pytest.fixture
 def stop() -> type[Stop]:
     return Stop
+
+
+@pytest.fixture
+def resumes(dense: nn.Sequential, tmp_path: Path) -> Callable[..., None]:
+    """Check that a training which is stopped after a step, and started again, ends with the weights of a whole one."""
+
+    def check(train: Callable[..., object], stop_after: int) -> None:
+        whole, part, again = (copy.deepcopy(dense) for _ in range(3))
+        train(whole)
+        with pytest.raises(Stop):
+            train(part, folder=tmp_path, callbacks=[Recorder(stop=stop_after)])
+        train(again, folder=tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+    return check

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import stochprune
+from stochprune.runs.config import digest
 from stochprune.studies.finetune import StudyConfig
-from stochprune.training.config import FinetuneConfig, WeightConfig, digest
+from stochprune.training.config import FinetuneConfig, WeightConfig
 
 MODULES = [importlib.import_module(module.name) for module in pkgutil.walk_packages(stochprune.__path__, "stochprune.")]
 CONFIGURATIONS = sorted(
@@ -114,7 +115,7 @@ def test_a_refusal_names_the_configuration_and_the_value(kind):
         (FinetuneConfig, {"budget": "x"}, "budget must be one of shift, penalty, kl, none, got 'x'"),
         (FinetuneConfig, {"checkpoint_every": 0}, "checkpoint_every must be an integer of at least 1, got 0"),
         (WeightConfig, {"lr": -1.0}, "lr must be positive and finite, got -1.0"),
-        (StudyConfig, {"sparsities": (0.5, 1.2)}, r"sparsity must lie in \[0, 1\), got 1.2"),
+        (StudyConfig, {"sparsities": (0.5, 1.2)}, r"sparsities must .*\[0, 1\), got 1\.2"),
         (StudyConfig, {"sparsities": (math.nan,)}, "sparsities must be .*nan"),
         (StudyConfig, {"scores": ()}, "scores must name at least one, each once, got none"),
         (StudyConfig, {"scores": ("snip", "snip")}, "each once, got snip, snip"),

@@ -56,8 +56,8 @@ def test_cycles_prune_and_retrain(dense, loader, retraining):
         train_weights(by_hand, loader, again, masks=mask, schedule=schedule)
     assert all(torch.equal(found[name], mask[name]) for name in mask)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), by_hand.parameters(), strict=True))
-    assert [entry["sparsity"] for entry in rounds] == pytest.approx([0.0, 0.5, 0.75])
-    assert [entry["discount"] is None for entry in rounds] == [True, retraining != "allr", retraining != "allr"]
+    assert [entry.sparsity for entry in rounds] == pytest.approx([0.0, 0.5, 0.75])
+    assert [entry.discount is None for entry in rounds] == [True, retraining != "allr", retraining != "allr"]
     assert masks.sparsity(found) == pytest.approx(0.75, abs=0.01)
     for name, value in found.items():
         assert not bool(model.get_parameter(name)[~value].any())

@@ -40,15 +40,9 @@ def test_rates_are_set_before_each_step():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
-def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, tmp_path, recorder, stop, schedule):
+def test_resumed_is_bit_for_bit_the_uninterrupted(resumes, loader, schedule):
     config = WeightConfig(3, 0.1, 2, "sgd", 1e-3, schedule)
-    whole, part = copy.deepcopy(dense), copy.deepcopy(dense)
-    train_weights(whole, loader, config)
-    with pytest.raises(stop):
-        train_weights(part, loader, config, folder=tmp_path, callbacks=[recorder(stop=5)])
-    part = copy.deepcopy(dense)
-    train_weights(part, loader, config, folder=tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
+    resumes(lambda model, **options: train_weights(model, loader, config, **options), stop_after=5)
 
 
 def test_sgd_is_torchs_with_nesterov_and_decay(dense, problem):

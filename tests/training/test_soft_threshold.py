@@ -61,16 +61,9 @@ def test_training_is_iterative_shrinkage(dense, problem):
     assert trained.state_dict().keys() == dense.state_dict().keys()
 
 
-def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, tmp_path, recorder, stop):
+def test_resumed_is_bit_for_bit_the_uninterrupted(resumes, loader):
     config = SoftThresholdConfig(epochs=3, lr=0.1, threshold=0.2, checkpoint_every=2)
-    whole = copy.deepcopy(dense)
-    train_soft_threshold(whole, loader, config)
-    part = copy.deepcopy(dense)
-    with pytest.raises(stop):
-        train_soft_threshold(part, loader, config, folder=tmp_path, callbacks=[recorder(stop=7)])
-    part = copy.deepcopy(dense)
-    train_soft_threshold(part, loader, config, folder=tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
+    resumes(lambda model, **options: train_soft_threshold(model, loader, config, **options), stop_after=7)
 
 
 def test_bad_input_is_named(dense, problem):

@@ -1,12 +1,20 @@
-"""A progress bar as a callback."""
+"""A progress bar, which is also a callback of the trainings."""
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Protocol
 
 from stochprune.arguments import checked
 from stochprune.extras import extra
-from stochprune.training.loop import State
+
+
+class Training(Protocol):
+    """What the bar reads of a training."""
+
+    epochs: int
+    steps_per_epoch: int | None
+    loss: float
 
 
 class ProgressBar:
@@ -53,7 +61,11 @@ class ProgressBar:
         self._finished += steps
         self._progress.update(self._task, completed=self._finished)
 
-    def on_step(self, state: State) -> None:
+    def show(self, done: int, text: str) -> None:
+        """Show ``done`` steps of all, and a text beside them."""
+        self._progress.update(self._task, completed=done, loss=text)
+
+    def on_step(self, state: Training) -> None:
         if self._progress.tasks[0].total is None and state.steps_per_epoch is not None:
             self._progress.update(self._task, total=state.epochs * state.steps_per_epoch)
         self._progress.update(self._task, advance=1, loss=f"loss {state.loss:.4g}")

@@ -11,17 +11,24 @@ import pytest
 import torch
 
 from stochprune import data, studies
-from stochprune.runs import CheckpointError, load_tensors, read_json, save_tensors, write_json
-from stochprune.studies.store import remember
+from stochprune.runs import CheckpointError, load_tensors, read_json, save_tensors, store, write_json
+from stochprune.runs.store import remember, say_reused
 from tests.runs.owners import run_finetune_study, run_initialisation
 
 CPU = torch.device("cpu")
-KINDS = {"error": (float, type(None)), "rows": list}
-RESULT = {"error": 0.5, "rows": [1]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    error: float | None
+    rows: list[int]
+
+
+RESULT = Found(0.5, [1])
 
 
 def ask(folder, configuration=None, work=lambda folder: RESULT):
-    return remember(folder, configuration or {"lr": 0.1, "sizes": (1, 2)}, CPU, work, KINDS)["result"]
+    return remember(folder, configuration or {"lr": 0.1, "sizes": (1, 2)}, CPU, work, Found).result
 
 
 def test_work_is_done_once(tmp_path):
@@ -51,7 +58,7 @@ def test_other_json_is_not_taken_as_done(tmp_path, text):
         {"result": {}},
         {"result": {"error": 0.5}},
         {"result": {"error": "0.5", "rows": []}},
-        {"result": {"error": 1, "rows": []}},
+        {"result": {"error": True, "rows": []}},
         {"configuration": []},
         {"seconds": None},
         {"seconds": True},
@@ -100,6 +107,28 @@ def test_two_processes_share_a_cell(tmp_path):
 
 
 @pytest.mark.parametrize("run", [run_initialisation, run_finetune_study])
+def test_results_of_another_version_are_reused_and_named(tmp_path, capsys, run):
+    first = run(tmp_path)
+    assert capsys.readouterr().err == ""
+    path = sorted(tmp_path.rglob("result.json"))[0]
+    content = read_json(path, "result")
+    write_json(path, {**content, "versions": {**content["versions"], "stochprune": "0.0.7"}})
+    assert run(tmp_path) == first
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "stochprune 0.0.7" in said and said.startswith("1 of ")
+
+
+def test_all_that_differs_is_named_once(tmp_path, capsys):
+    kept = remember(tmp_path, {}, CPU, lambda folder: RESULT, Found)
+    here = {**kept.versions, "device": "a GPU", "torch": "9.9"}
+    others = [dataclasses.replace(kept, versions={**kept.versions, "torch": torch}) for torch in ("1.1", "1.2", "1.1")]
+    say_reused([*others, dataclasses.replace(kept, versions=here)], here)
+    said = capsys.readouterr().err
+    assert said.startswith("3 of 4 ") and "torch 1.1 and 1.2 (here 9.9)" in said and "device cpu (here a GPU)" in said
+    assert "python" not in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("run", [run_initialisation, run_finetune_study])
 def test_a_result_in_the_place_of_another_is_refused(tmp_path, run):
     """Through a study: a cell's folder under the name of another cell."""
     run(tmp_path)
@@ -143,7 +172,7 @@ def test_what_is_kept_of_other_examples_under_the_same_name_is_refused(tmp_path,
     """Files of one name in another folder: one label differs."""
     if kept == "checkpoint.pt":  # the run was stopped while it trained
         with monkeypatch.context() as patched:
-            patched.setattr(studies.store, "write_json", lambda *_: pytest.exit("stopped"))
+            patched.setattr(store, "write_json", lambda *_: pytest.exit("stopped"))
             with pytest.raises(pytest.exit.Exception):
                 run(tmp_path)
     else:

@@ -1,0 +1,92 @@
+"""Results kept by what they are the result of: each configuration has one folder, and is run once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from stochprune.runs.files import CheckpointError, read_json, write_json
+from stochprune.runs.folder import claim
+from stochprune.runs.results import record_of, versions
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept(Generic[Result]):
+    """A result, as ``result.json`` keeps it.
+
+    Attributes:
+        configuration: what it is the result of.
+        versions: what it was made with, see :func:`stochprune.runs.versions`.
+        seconds: of the run that ended; a run that was killed before adds nothing.
+        result: a dataclass, or a mapping of its fields as long as it is not read.
+    """
+
+    configuration: dict[str, Any]
+    versions: dict[str, Any]
+    seconds: float
+    result: Result
+
+
+def remember(
+    folder: Path,
+    configuration: Mapping[str, Any],
+    device: torch.device,
+    work: Callable[[Path], Result],
+    kind: type[Result],
+) -> Kept[Result]:
+    """Return the result of ``work`` for a configuration: from its folder if it is there, else from ``work(folder)``.
+
+    The work runs on ``device``. While another process is at work in the folder, it waits. ``result.json`` holds a
+    :class:`Kept`. The checkpoints that the work leaves in the folder ``checkpoints`` are removed when that is on disk.
+
+    Args:
+        kind: the dataclass of the result.
+
+    Raises:
+        CheckpointError: ``result.json`` is damaged, of another configuration, or lacks a key.
+    """
+    path = folder / "result.json"
+    with claim(folder, wait=True):
+        if not os.path.lexists(path):
+            begun = time.monotonic()
+            result = dataclasses.asdict(work(folder))  # type: ignore[call-overload]  # a dataclass
+            seconds = round(time.monotonic() - begun, 2)
+            write_json(path, dataclasses.asdict(Kept(dict(configuration), versions(device), seconds, result)))
+        content = read_json(path, "result")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    found = record_of(Kept[Any], content, path)
+    kept = dataclasses.replace(found, result=record_of(kind, found.result, path))
+    if kept.configuration != json.loads(json.dumps(configuration)):
+        raise CheckpointError(
+            f"{path} is the result of another configuration, or of other examples. Move it away to run this one."
+        )
+    return kept
+
+
+def say_reused(kept: Collection[Kept[Any]], here: Mapping[str, str]) -> None:
+    """Say on the standard error, in one line, how many results were made with something else than ``here``.
+
+    Args:
+        here: versions and device of this run.
+    """
+    former = [each.versions for each in kept if each.versions != here]
+    if not former:
+        return
+    found = {name: sorted({str(versions.get(name)) for versions in former} - {value}) for name, value in here.items()}
+    made_with = ", ".join(f"{name} {' and '.join(found[name])} (here {here[name]})" for name in here if found[name])
+    print(
+        f"{len(former)} of {len(kept)} results are kept from former runs, made with {made_with}: "
+        "remove their folders to make them again",
+        file=sys.stderr,
+    )
