@@ -117,7 +117,7 @@ def test_training_on_other_data_is_no_start(tmp_path, monkeypatch):
         dataclasses.replace(digits, train_x=digits.train_x.flip(0), train_y=digits.train_y.flip(0)),
     ):
         monkeypatch.setattr(data, "load", lambda *_, dataset=dataset, **__: dataset)
-        with pytest.raises(ValueError, match="train for longer"):
+        with pytest.raises(ValueError, match="margin"):
             run_bounds(config, out=tmp_path)
     states = [torch.load(path, weights_only=True) for path in tmp_path.glob("*/dense/checkpoint.pt")]
     assert len(states) == 2
@@ -127,9 +127,7 @@ def test_training_on_other_data_is_no_start(tmp_path, monkeypatch):
 
 def test_a_network_that_knows_nothing_is_refused(tmp_path):
     config = dataclasses.replace(SMALL, epochs=1, lr=1e-7)
-    with pytest.raises(
-        ValueError, match=r"0\.3 of the training examples have a margin of -.* or less: train for longer"
-    ):
+    with pytest.raises(ValueError, match=r"0\.3 of the training examples .*margin.* -"):
         run_bounds(config, out=tmp_path)
 
 
@@ -150,11 +148,11 @@ def test_command(run):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"keep": 1.0}, "keep must lie strictly between 0 and 1"),
-        ({"scales": ()}, "scales must name positive numbers, got none"),
-        ({"scales": (1.0, -1.0)}, r"scales must name positive numbers, got 1\.0, -1\.0"),
-        ({"sketch_sizes": (12, 3)}, r"sketch_sizes must name orders of at least 4, got \(12, 3\)"),
-        ({"layers": 1}, "layers must be an integer of at least 2, got 1"),
+        ({"keep": 1.0}, "keep.*got 1.0"),
+        ({"scales": ()}, "scales.*got none"),
+        ({"scales": (1.0, -1.0)}, r"scales.*got 1\.0, -1\.0"),
+        ({"sketch_sizes": (12, 3)}, r"sketch_sizes.*got \(12, 3\)"),
+        ({"layers": 1}, "layers.*got 1"),
     ],
 )
 def test_bad_configuration(change, message):
