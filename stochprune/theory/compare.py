@@ -28,7 +28,7 @@ from stochprune.runs.device import device_of
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
-from stochprune.theory import comparators, compression, sketch
+from stochprune.theory import compression, norm_bounds, sketch
 from stochprune.theory.spectral import norm_lower, norm_upper
 from stochprune.theory.subject import Subject, network, next_mask, weights_of
 from stochprune.training.config import WeightConfig, _check_counts, _check_positive, digest, option
@@ -215,12 +215,12 @@ def _table(subject: Subject, certificate: dict[str, float], config: BoundsConfig
     """Every bound on the risk: its value, whether it is complete, and on which network."""
     n, margin, loss = len(subject.train), subject.margin, subject.margin_loss
     scale, needed = matching_scale(subject, config.seed)
-    found = comparators.cushions(subject.weights, subject.train.x[: config.cushion_examples])
+    found = norm_bounds.cushions(subject.weights, subject.train.x[: config.cushion_examples])
     norm_based = {
-        "Neyshabur 2015": comparators.neyshabur_2015(subject.norms, subject.radius, margin, n),
-        "Bartlett 2017": comparators.bartlett_2017(subject.norms, subject.radius, margin, n),
-        "Neyshabur 2017": comparators.neyshabur_2017(subject.norms, subject.radius, margin, n),
-        "Arora 2018": comparators.arora_2018(found, margin, n),
+        "Neyshabur 2015": norm_bounds.neyshabur_2015(subject.norms, subject.radius, margin, n),
+        "Bartlett 2017": norm_bounds.bartlett_2017(subject.norms, subject.radius, margin, n),
+        "Neyshabur 2017": norm_bounds.neyshabur_2017(subject.norms, subject.radius, margin, n),
+        "Arora 2018": norm_bounds.arora_2018(found, margin, n),
         "Guha 2023": compression.paper_complexity(subject.shapes, compression.predicted_kept(scale), n),
     }
     rows: list[dict[str, Any]] = [

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from stochprune import masks, models
 from stochprune.data.splits import Part
 from stochprune.theory import compression
-from stochprune.theory.comparators import Norms
 from stochprune.theory.compression import Weights
+from stochprune.theory.norm_bounds import Norms
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from stochprune import data, models
 from stochprune.cli import app
 from stochprune.data.splits import split
 from stochprune.runs import read_json
-from stochprune.theory import comparators, compare, compression
+from stochprune.theory import compare, compression, norm_bounds
 from stochprune.theory.compare import BoundsConfig, run_bounds
 from stochprune.theory.subject import Subject, next_mask
 
@@ -102,8 +102,8 @@ def test_the_scale_whose_margin_is_the_measured_one(run):
     row = compare._compressed(subject, found["scale"], SMALL)  # from proved norms
     assert 0.8 * subject.margin <= row["paper_margin"] <= subject.margin  # masks change by whole weights
     assert row["paper_margin"] == pytest.approx(found["margin"])
-    found = comparators.cushions(subject.weights, parts.prior.x[:3])
-    arora = comparators.arora_2018(found, subject.margin, 1150) + subject.margin_loss
+    found = norm_bounds.cushions(subject.weights, parts.prior.x[:3])
+    arora = norm_bounds.arora_2018(found, subject.margin, 1150) + subject.margin_loss
     assert arora == pytest.approx(next(r["value"] for r in results["bounds"] if r["name"] == "Arora 2018"))
     assert compression.kept(subject.weights) == 1
 
