@@ -33,12 +33,12 @@ def bounds(
     device: Device = "",
     **values: Any,
 ) -> None:
-    """Every bound on one network, and which of them say nothing.
+    """Compute many bounds on the risk of one network, and show which are vacuous.
 
-    Trains a fully connected network without biases; compresses it by magnitude at several scales, prunes it in rounds,
-    recovers sparse matrices from sketches; and tables norm-based, compression, counting and PAC-Bayes bounds. Done work
-    is kept: a run that was stopped goes on when started again. Writes results.json and results.png;
-    docs/theory-compression.md explains them.
+    Trains a fully connected network without biases, compresses it by magnitude at several scales, prunes it in rounds,
+    and recovers sparse matrices from sketches. Prints a table of norm-based, compression, counting and PAC-Bayes
+    bounds. Run the same command again to continue a run that was stopped. Writes results.json and results.png, which
+    docs/theory-compression.md explains.
     """
     console = Console()
     values["scales"] = split("scales", values["scales"], float)
@@ -50,19 +50,19 @@ def bounds(
 
 
 def table(results: dict[str, Any]) -> Table:
-    """Bounds on the risk; a value above 1 says nothing."""
+    """Return the table of bounds on the risk. A bound of 1 or more is vacuous."""
     made = Table(
         title=f"Bounds on the risk; test error {results['test_error']:.4f}, training error "
         f"{results['train_error']:.4f}, margin {results['margin']:.3g}",
-        caption="Complete: it holds with its probability as it stands. Order: constants and logarithms are left out, "
-        "so that only a value far from 1 means something. Vacuous: 1 or more.",
+        caption="Complete: the bound holds with its probability, exactly as computed. Order: constants and logarithms "
+        "are left out, so only a value far from 1 means something. Vacuous: 1 or more.",
         caption_justify="left",
     )
     for name, justify in (("bound", "left"), ("by", "left"), ("value", "right"), ("", "left"), ("", "left")):
         made.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in results["bounds"]:
         value = row["value"]
-        said = "[red]vacuous[/red]" if value >= 1 else "[green]says something[/green]"
+        said = "[red]vacuous[/red]" if value >= 1 else "[green]non-vacuous[/green]"
         shown = f"{value:.4f}" if value < 10 else f"{value:.3g}"
         made.add_row(row["name"], ABOUT[row["name"]], shown, "complete" if row["complete"] else "order", said)
     return made
