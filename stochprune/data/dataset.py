@@ -25,7 +25,7 @@ def check_examples(x: Tensor, y: Tensor, what: str) -> None:
 
 
 def digest_of(*tensors: Tensor) -> str:
-    """Hexadecimal digest of the dtypes, shapes and bytes of tensors, on whatever device."""
+    """Hexadecimal digest of the dtypes, shapes and bytes of tensors, the same on every device."""
     content = hashlib.blake2s()
     for tensor in tensors:
         content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -38,7 +38,7 @@ class Dataset:
     """A classification data set in memory.
 
     Attributes:
-        name: what it is called.
+        name: the name of the data set.
         train_x, test_x: float32 [examples, *shape].
         train_y, test_y: int64 [examples], in 0 .. num_classes - 1.
         num_classes: number of classes.
