@@ -1,4 +1,4 @@
-"""``stochprune bounds``: what every bound says of one trained network, and how the compression behaves."""
+"""``stochprune bounds``: many bounds on one trained network, and measurements of its compression."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from stochprune.training.weights import train_weights
 
 @dataclass(frozen=True)
 class BoundsConfig:
-    """One fully connected network of equal layers without biases, and every bound on it.
+    """Configuration of one fully connected network of equal layers without biases, and of the bounds on it.
 
     Raises:
         ValueError: a value outside its range.
@@ -49,19 +49,19 @@ class BoundsConfig:
     epochs: int = option(20, "Epochs of training.")
     batch_size: int = option(64, "Examples in a batch.")
     lr: float = option(1e-3, "Adam's learning rate; it falls by a cosine.")
-    train_fraction: float = option(0.8, "Part of the training set that is trained on; the rest certifies.")
+    train_fraction: float = option(0.8, "Fraction of the training set for training; the rest certifies.")
     scales: tuple[float, ...] = option((0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "Scales d of the compression, with commas.")
-    margin_share: float = option(0.1, "The margin of the bounds is exceeded by all but this share of the examples.")
-    levels: int = option(16, "Values a layer that weights are rounded to before they are counted.")
-    rounds: int = option(5, "Rounds of iterative pruning, each of a tenth of what is left, weights rewound.")
+    margin_share: float = option(0.1, "All but this share of the examples have a larger margin than the bounds use.")
+    levels: int = option(16, "Number of values per layer to which weights are rounded before they are counted.")
+    rounds: int = option(5, "Rounds of iterative pruning; each prunes a tenth of the rest and rewinds the weights.")
     round_epochs: int = option(5, "Epochs of training in a round.")
     keep: float = option(0.99, "Probability of keeping a weight in the PAC-Bayes certificate.")
     draws: int = option(2000, "Monte Carlo draws of the certificate.")
     cushion_examples: int = option(20, "Examples on which the cushions of Arora et al. are measured.")
-    sketch_sizes: tuple[int, ...] = option((16, 24), "Orders of the matrices that are sketched, with commas.")
-    sketch_trials: int = option(6, "Random matrices for each size of sketch.")
+    sketch_sizes: tuple[int, ...] = option((16, 24), "Sizes p of the p x p matrices that are sketched, with commas.")
+    sketch_trials: int = option(6, "Random matrices per size of sketch.")
     delta: float = option(0.05, "Probability with which a complete bound may fail.")
-    seed: int = option(0, "Seed of everything.")
+    seed: int = option(0, "Seed of all random numbers.")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -74,10 +74,10 @@ class BoundsConfig:
         for name in ("train_fraction", "margin_share", "keep", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}")
-        if not self.sketch_sizes or min(self.sketch_sizes) < 4:  # below, no sketch is smaller
-            raise ValueError(f"sketch_sizes must name orders of at least 4, got {self.sketch_sizes}")
+        if not self.sketch_sizes or min(self.sketch_sizes) < 4:  # no sketch of a smaller matrix is smaller than it
+            raise ValueError(f"sketch_sizes must be sizes of at least 4, got {self.sketch_sizes}")
         if not self.scales or not all(0 < d < math.inf for d in self.scales):
-            raise ValueError(f"scales must name positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
+            raise ValueError(f"scales must be positive numbers, got {', '.join(map(str, self.scales)) or 'none'}")
 
 
 def run_bounds(
@@ -87,23 +87,23 @@ def run_bounds(
     out: Path = Path("runs"),
     device: str | torch.device = "cpu",
 ) -> tuple[Path, dict]:
-    """Train, compress, prune, certify and compare. A run that was killed goes on from its last checkpoint.
+    """Train, compress, prune, certify and compare. A run that was killed continues from its last checkpoint.
 
     Args:
-        device: trains and certifies; the rest is for the CPU, and float64.
+        device: the device of training and certifying; the rest runs on the CPU in float64.
 
     Returns:
-        The run's folder and the results, which ``results.json`` there holds too.
+        The run's folder and the results, which are also in its ``results.json``.
 
     Raises:
-        ValueError: an unknown data set or device, and what the parts raise.
+        ValueError: an unknown data set or device, or an error of a part.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
     place = device_of(device)
     dataset = data.load(config.data, data_dir, standardised=False)
     parts = split(dataset.train_x, dataset.train_y, config.train_fraction, config.seed)
     assert parts.prior is not None
-    # The data are named too: a checkpoint of training on other files may have seen what certifies here.
+    # The folder's identity includes the data: a checkpoint of other files may have seen examples that certify here.
     folder = out / f"bounds-{digest(config)}-{parts.prior.digest[:8]}"
     with claim(folder):
         return folder, _compared(config, dataset, parts, folder, place)
@@ -168,7 +168,7 @@ def _train(
 
 
 def _compressed(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, float]:
-    """What one compression keeps and changes, beside what is predicted and proved of it."""
+    """Measure what one compression keeps and changes, with the predicted and the proved values."""
     pruned = compression.compress(subject.weights, scale, seed=config.seed)
     x = subject.train.x
     moved = compression.outputs(subject.weights, x) - compression.outputs(pruned, x)
@@ -188,9 +188,10 @@ def _compressed(subject: Subject, scale: float, config: BoundsConfig) -> dict[st
 
 
 def matching_scale(subject: Subject, seed: int) -> tuple[float, float]:
-    """The scale d at which the paper's margin meets the measured one, and the paper's margin there.
+    """Return the scale d at which the paper's margin equals the measured margin, and the paper's margin there.
 
-    By bisection of ln d on estimates by power iteration; then d shrinks until the margin from proved norms is met.
+    Bisects ln d with spectral norms estimated by power iteration, then shrinks d until the margin from proved norms is
+    small enough.
     """
     spectral = [layer.spectral for layer in subject.norms]
     shrink = compression.contractions(subject.shapes, len(subject.train))
@@ -212,7 +213,7 @@ def matching_scale(subject: Subject, seed: int) -> tuple[float, float]:
 
 
 def _table(subject: Subject, certificate: dict[str, float], config: BoundsConfig) -> list[dict[str, Any]]:
-    """Every bound on the risk: its value, whether it is complete, and on which network."""
+    """Return the bounds on the risk: the value of each, whether it is complete, and for which network."""
     n, margin, loss = len(subject.train), subject.margin, subject.margin_loss
     scale, needed = matching_scale(subject, config.seed)
     found = norm_bounds.cushions(subject.weights, subject.train.x[: config.cushion_examples])
@@ -236,7 +237,7 @@ def _table(subject: Subject, certificate: dict[str, float], config: BoundsConfig
 
 
 def _counted(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, Any]:
-    """The counting bound of one compression, rounded; it holds for all that the code can write, so for the best too."""
+    """Return the counting bound of one rounded compression; it holds for all networks that the code can write."""
     coded = compression.quantise(compression.compress(subject.weights, scale, seed=config.seed), config.levels)
     nats, error = compression.code_length(coded, config.levels), subject.train_error(coded)
     value = compression.counting_bound(error, nats, len(subject.train), config.delta)
@@ -247,7 +248,7 @@ def _counted(subject: Subject, scale: float, config: BoundsConfig) -> dict[str, 
 def _certificate(
     model: nn.Sequential, subject: Subject, config: BoundsConfig, folder: Path, device: torch.device
 ) -> dict[str, float]:
-    """Of the same weights under random masks that keep each with probability ``keep``, on the examples held out."""
+    """Certify the same weights under random masks of keep probability ``keep``, on the held-out examples."""
     random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed).to(device)
     posterior = make_posterior(Prior(random.requires_grad_(False).eval(), (subject.train,)), "masks")
     plan = CertifyConfig(delta=0.8 * config.delta, delta_draws=0.2 * config.delta, draws=config.draws)
@@ -264,7 +265,7 @@ def _iterative(
     steps: int,
     device: torch.device,
 ) -> list[dict[str, float]]:
-    """Rounds of magnitude pruning: the paper's complexity and the counting bound, as the network gets sparser."""
+    """Prune by magnitude in rounds and return the paper's complexity and the counting bound of each round."""
     kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in subject.weights.items()}
     weights, rows = subject.weights, []
     for number in range(config.rounds):
@@ -293,7 +294,7 @@ def _iterative(
 
 
 def _sketches(config: BoundsConfig) -> list[dict[str, float]]:
-    """How often sparse matrices are recovered from sketches, by size of the matrix, entries a line and size."""
+    """Measure how often sparse matrices are recovered from sketches, by matrix size, entries per line and rows."""
     points = []
     for p, per_line, part in itertools.product(config.sketch_sizes, (1, 2, 3), np.arange(0.3, 1.25, 0.15)):
         predicted = sketch.predicted_rows(p, per_line)

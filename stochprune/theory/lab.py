@@ -1,4 +1,4 @@
-"""The experiments of the linear lab. Each returns the numbers of one figure; all together take seconds."""
+"""The experiments of the linear lab. Each returns the numbers of one figure; together they take seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stochprune.training.config import _check_counts, _check_positive, option
 
 @dataclass(frozen=True)
 class LinearLabConfig:
-    """The linear lab.
+    """Configuration of the linear lab.
 
     Raises:
         ValueError: a value outside its range.
@@ -30,10 +30,10 @@ class LinearLabConfig:
     seed: int = option(0, "Seed of the data and the masks.")
     examples: int = option(200, "Examples of the synthetic problems.")
     features: int = option(12, "Features of the synthetic problems, at most 16 (masks are enumerated).")
-    rate: float = option(0.5, "Learning rate of the discrete trainings; their time is rate times steps.")
-    steps: int = option(400, "Steps of the discrete trainings.")
+    rate: float = option(0.5, "Learning rate of gradient descent; the time of the flow is rate times steps.")
+    steps: int = option(400, "Steps of gradient descent.")
     temperature: float = option(0.5, "Temperature of the concrete masks.")
-    pairs: int = option(60, "Pairs of prior and posterior data for each size in the picture of certificates.")
+    pairs: int = option(60, "Pairs of prior and posterior data per size in the picture of certificates.")
     delta: float = option(0.05, "Probability with which a certificate may fail.")
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class LinearLabConfig:
 
 
 def run(config: LinearLabConfig) -> dict[str, Any]:
-    """All experiments, as plain numbers by the name of their figure."""
+    """Run all experiments and return their numbers by the name of their figure."""
     results = {
         "training": training(config),
         "alignment": alignment(config),
@@ -60,10 +60,10 @@ def run(config: LinearLabConfig) -> dict[str, Any]:
 
 
 def training(config: LinearLabConfig) -> dict[str, Any]:
-    """Discrete training of the probabilities by each estimator beside the flow it follows in the mean.
+    """Train the probabilities with each estimator, and compute the flow that the estimator follows in the mean.
 
-    Orthogonal features: the flow of the exact loss is the closed form. Straight-through follows the flow of the mean
-    network, concrete masks that of their own expected loss.
+    Features are orthogonal, so the flow of the exact loss has a closed form. Straight-through follows the flow of the
+    mean network, concrete masks the flow of their own expected loss.
     """
     model = lab_data.orthogonal(config.seed, config.examples, config.features)
     start = torch.zeros(config.features, dtype=torch.float64)
@@ -87,7 +87,7 @@ def training(config: LinearLabConfig) -> dict[str, Any]:
 
 
 def descend(model: LinearModel, start: Tensor, estimator: str, config: LinearLabConfig) -> Tensor:
-    """Probabilities [steps + 1, d] under gradient descent; a fresh mask each step, but for ``"exact"``."""
+    """Return probabilities [steps + 1, d] of gradient descent, with a fresh mask in each step unless ``"exact"``."""
     logits, path = start.clone().requires_grad_(), [torch.sigmoid(start)]
     for step in range(config.steps):
         if estimator == "exact":
@@ -111,10 +111,10 @@ def descend(model: LinearModel, start: Tensor, estimator: str, config: LinearLab
 
 
 def alignment(config: LinearLabConfig) -> dict[str, Any]:
-    """What becomes of each weight, against how well its feature is aligned with the labels.
+    """Compute the final probability of each weight and the alignment of its feature with the labels.
 
-    Orthogonal features: kept where <x_i, y> / (s_i w_i) exceeds 1/2. Correlated ones: the same with the residual of the
-    other weights for the labels, at the end of the flow.
+    With orthogonal features a weight is kept if <x_i, y> / (s_i w_i) exceeds 1/2. With correlated features the same
+    holds for the residual of the other weights instead of the labels, at the end of the flow.
     """
     found = {}
     for name, model in (
@@ -135,10 +135,10 @@ def alignment(config: LinearLabConfig) -> dict[str, Any]:
 
 
 def paths(config: LinearLabConfig) -> dict[str, Any]:
-    """Mean weights as the regularisation grows: the adaptive L1 of trained masks beside the adaptive L2 of dropout.
+    """Compute mean weights as the regularisation grows: adaptive L1 for trained masks, adaptive L2 for dropout.
 
-    Masks: fixed weights of one size, of the signs of least squares, that grows from 0; the best mask at each.
-    Dropout: the ridge at each probability of keeping.
+    Masks: fixed weights of one size and with the signs of least squares; the best mask at each size. Dropout: the ridge
+    solution at each keep probability.
     """
     problem, names = lab_data.diabetes()
     synthetic = lab_data.correlated(config.seed, config.examples, config.features)
@@ -159,10 +159,11 @@ def paths(config: LinearLabConfig) -> dict[str, Any]:
 
 
 def certificates(config: LinearLabConfig) -> list[dict[str, float]]:
-    """Divergence and certificate of posteriors against the change of the features' alignment from their prior data.
+    """Compute KL and certificate of posteriors, and the change of the features' alignment from their prior data.
 
-    Prior and posterior flow from one start for one time on independent samples of a distribution whose features are
-    orthogonal on every sample. The empirical risk is exact, and Maurer's certificate is compared with the true risk.
+    Prior and posterior follow the flow for the same time from the same start, on independent samples of a distribution
+    whose features are orthogonal on every sample. The empirical risk is exact. Maurer's certificate is compared with
+    the true risk.
     """
     cells = lab_data.Cells.make(config.seed, config.features)
     start = torch.zeros(config.features, dtype=torch.float64)
@@ -175,7 +176,7 @@ def certificates(config: LinearLabConfig) -> list[dict[str, float]]:
             at = torch.tensor([time], dtype=torch.float64)
             p, q = (orthogonal_flow(start, drift(m), at)[0] for m in (prior, posterior))
             kl = float(bernoulli_kl(q, p))
-            keep = rng.threshold_from_logits(q).double() / rng.LEVELS  # what is drawn, as in kl
+            keep = rng.threshold_from_logits(q).double() / rng.LEVELS  # the probabilities that are sampled, as in kl
             risk = lab_data.empirical_risk(posterior, keep)
             points.append(
                 {

@@ -18,7 +18,7 @@ TITLES = {"exact": "exact gradient", "straight_through": "straight-through", "co
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write one PNG file for each experiment, and give their paths."""
+    """Write one PNG file per experiment and return the paths."""
     makers: dict[str, tuple[tuple[float, float], int, Callable[[Any, list[Axes]], None]]] = {
         "training": ((9.6, 3.4), 3, _training),
         "alignment": ((9.6, 3.2), 3, _alignment),
