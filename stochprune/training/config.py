@@ -1,6 +1,6 @@
-"""Hyper-parameters: each has one home here, with its help text.
+"""Hyper-parameters of the trainers, each defined once, with its help text.
 
-The command line's options and help, the checks and the names of run folders all follow from these dataclasses.
+The options and help of the command line, the checks and the names of run folders are made from these dataclasses.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def _check_positive(config: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class WeightConfig:
-    """Training of the weights alone, dense or under a fixed mask."""
+    """Configuration of weight training, dense or under a fixed mask."""
 
     epochs: int = option(10, "Passes over the training set.")
-    lr: float = option(1e-3, "Learning rate at the start.")
+    lr: float = option(1e-3, "Initial learning rate.")
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
-    optimizer: Literal["adam", "sgd"] = option("adam", "Adam, or SGD with Nesterov's momentum of 0.9.")
-    weight_decay: float = option(0.0, "L2 penalty, as torch's optimisers take it.")
+    optimizer: Literal["adam", "sgd"] = option("adam", "Adam, or SGD with Nesterov momentum 0.9.")
+    weight_decay: float = option(0.0, "L2 penalty, as in torch's optimisers.")
     schedule: Literal["constant", "linear", "cosine", "steps"] = option(
-        "constant", "How the rate falls; steps: to a tenth at one half and at three quarters."
+        "constant", "Schedule of the learning rate; steps: divide by ten at one half and at three quarters."
     )
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class WeightConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """Probabilistic fine-tuning of a pruning mask.
+    """Configuration of the probabilistic fine-tuning of a pruning mask.
 
     Raises:
         ValueError: a value outside its range, or an unknown choice.
@@ -73,7 +73,7 @@ class FinetuneConfig:
 
     epochs: int = option(12, "Epochs of mask fine-tuning.")
     mode: Literal["joint", "frozen"] = option(
-        "joint", "joint: weights and keep probabilities are trained together; frozen: the probabilities alone."
+        "joint", "joint: train weights and keep probabilities together; frozen: train the probabilities only."
     )
     weight_lr: float = option(1e-3, "Adam's learning rate for the weights.")
     logit_lr: float = option(0.1, "Adam's learning rate for the logits of the keep probabilities.")
@@ -82,12 +82,12 @@ class FinetuneConfig:
     )
     temperature: float = option(1.0, "Temperature of the concrete estimators.")
     budget: Literal["shift", "penalty", "kl", "none"] = option(
-        "shift", "How the expected number of kept weights is held: a common shift, a penalty, the KL to the start."
+        "shift", "How to hold the expected number of kept weights: a shift of all logits, a penalty, or the KL."
     )
     penalty_strength: float = option(100.0, "Loss per squared relative deviation from the budget (budget penalty).")
-    kl_strength: float = option(1e-4, "Loss per nat of KL to the start, summed over weights (budget kl).")
+    kl_strength: float = option(1e-4, "Loss per nat of KL from the start, summed over weights (budget kl).")
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.")
-    seed: int = option(0, "Seed of the masks drawn while training.")
+    seed: int = option(0, "Seed of the masks of the training.")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -30,25 +30,25 @@ RETRAINING: Mapping[str, Callable[[Schedule, float, float], Schedule]] = {
     "llr": lambda original, ratio, discount: SCHEDULES["linear"],
     "allr": lambda original, ratio, discount: lambda progress: discount * (1.0 - progress),
 }
-"""Schedules of a retraining, from that of the original training, the retraining's length over the original's, and the
-discount. FT: the original's last rate (Han et al. 2015); LRW: its last epochs (Renda, Frankle and Carbin 2020, arXiv
-2003.02389); SLR: all of it, compressed (Le and Hua 2021, arXiv 2105.03193); CLR: a cosine from the first rate; LLR: a
-line from the first rate to 0; ALLR: a line from the discounted first rate (Zimmer, Spiegel and Pokutta 2023, arXiv
-2111.00843)."""
+"""Learning-rate schedules of a retraining, made from the original schedule, the ratio of the lengths of both trainings,
+and the discount. FT: the last rate of the original (Han et al. 2015). LRW: its last epochs (Renda, Frankle and Carbin
+2020, arXiv 2003.02389). SLR: the whole schedule, compressed (Le and Hua 2021, arXiv 2105.03193). CLR: a cosine from the
+first rate. LLR: linear from the first rate to 0. ALLR: linear from the discounted first rate (Zimmer, Spiegel and
+Pokutta 2023, arXiv 2111.00843)."""
 
 
 @dataclass(frozen=True)
 class IMPConfig:
-    """Iterative magnitude pruning: train, then prune and retrain in cycles, from the trained weights.
+    """Configuration of iterative magnitude pruning: train, then prune and retrain the trained weights in cycles.
 
     Raises:
         ValueError: a value outside its range.
     """
 
     sparsity: float = option(0.9, "Fraction of weights pruned at the end.")
-    cycles: int = option(3, "Prunings, each of the same share of what is left.")
-    retrain_epochs: int = option(3, "Epochs of weight training after each.")
-    retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option("allr", "Learning rates of the retraining.")
+    cycles: int = option(3, "Number of prunings, each of the same share of the rest.")
+    retrain_epochs: int = option(3, "Epochs of weight training after each pruning.")
+    retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option("allr", "Schedule of the retraining.")
     dense: WeightConfig = field(default_factory=WeightConfig)
 
     def __post_init__(self) -> None:
@@ -60,11 +60,12 @@ class IMPConfig:
 
 
 def discount(before: Mapping[str, Tensor], after: Mapping[str, Tensor], ratio: float) -> float:
-    """ALLR's factor of the first rate: ``max(d1, d2)``, at most 1.
+    """Return ALLR's factor of the first learning rate: ``max(d1, d2)``, at most 1.
 
-    ``d1 = |w - w_pruned| / (|w| sqrt(s))`` is the pruning's impact, s being the fraction that it removed of the weights
-    that were not 0; ``d2`` is the retraining's length over the original training's. Zimmer, Spiegel and Pokutta 2023,
-    "How I learned to stop worrying and love retraining" (arXiv 2111.00843), as we recall its section 3.
+    ``d1 = |w - w_pruned| / (|w| sqrt(s))`` is the impact of the pruning, where s is the fraction of the non-zero
+    weights that it removed. ``d2`` is the length of the retraining divided by that of the original training. Zimmer,
+    Spiegel and Pokutta 2023, "How I learned to stop worrying and love retraining" (arXiv 2111.00843), section 3 as we
+    recall it.
 
     Args:
         before, after: the weights by name, before and after the pruning.
@@ -92,13 +93,13 @@ def imp(
     """Train, prune by global magnitude and retrain, in place.
 
     Args:
-        train_loader: batches (x, y), anew each time it is iterated, of a known length.
-        out: if given, each training is kept in a folder of its own in ``out/imp-<digest of config>``, and a run that
-            was killed goes on from there (pass the model as it was at the start).
+        train_loader: batches (x, y) of a known length, iterated again in each epoch.
+        out: if given, each training has a folder of its own in ``out/imp-<digest of config>``, and a run that was
+            killed continues from there (pass the model as it was at the start).
 
     Returns:
-        The final masks, and an entry for the dense training and each cycle: ``sparsity``, ``discount`` (of ALLR, else
-        None) and the ``history``.
+        The final masks, and one entry for the dense training and for each cycle: ``sparsity``, ``discount`` (of ALLR,
+        else None) and the ``history``.
 
     Raises:
         ValueError: no prunable layer, a layer left empty, a loader without length; see also
