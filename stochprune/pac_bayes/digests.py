@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 ADDRESS = ("mask_seed", "mask_draw")
-"""Buffers that say which network is drawn next, and nothing of the distribution."""
+"""Buffers that choose which network is sampled next; the distribution does not depend on them."""
 _PRIOR = "prior_logits"
 """A masked layer's buffer for its divergence, on which no output depends."""
 

@@ -16,8 +16,8 @@ from stochprune.pac_bayes.random_layers import RANDOM, RandomLayer
 class WeightPosterior(Posterior):
     """A posterior over the weights of linear layers and convolutions; other masked layers keep the prior's masks.
 
-    The network must use the weights through these layers alone: whoever reads ``layer.weight`` gets the mean, which is
-    not random and for which the divergence does not pay.
+    The network must use the weights only through these layers: code that reads ``layer.weight`` gets the mean, which is
+    not random and which the KL does not count.
 
     Raises:
         ValueError: no such layer, or layers that share their weight.
@@ -28,14 +28,14 @@ class WeightPosterior(Posterior):
     def __init__(self, prior: Prior) -> None:
         super().__init__(prior)
         if len({id(layer.weight) for layer in self.layers.values()}) < len(self.layers):
-            raise ValueError("a posterior over weights needs layers that share no weight")
+            raise ValueError("a posterior over weights needs layers that do not share a weight")
         self.random = {
             name: RANDOM[type(layer)].of(layer, prior.sigma, self.slab)
             for name, layer in self.layers.items()
             if type(layer) in RANDOM
         }
         if not self.random:
-            raise ValueError("a posterior over weights needs a linear layer or a convolution")
+            raise ValueError("a posterior over weights needs at least one linear layer or convolution")
         self.model = _replace(self.model, {self.layers[name]: layer for name, layer in self.random.items()})
         self.layers |= self.random
         self.start = {
@@ -76,6 +76,6 @@ class WeightPosterior(Posterior):
 
 
 class SpikeAndSlabPosterior(WeightPosterior):
-    """As :class:`WeightPosterior`, with masks that are trained too."""
+    """A :class:`WeightPosterior` whose masks are trained too."""
 
     slab = True
