@@ -1,4 +1,4 @@
-"""Runs: their folders, files, checkpoints and devices. Nothing here knows of pruning."""
+"""Runs: their folders, files, checkpoints and devices. Nothing here depends on pruning."""
 
 from stochprune.runs.checkpoint import Checkpoint, fingerprint
 from stochprune.runs.device import device_name, device_of
