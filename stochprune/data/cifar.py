@@ -28,10 +28,10 @@ def read_cifar10(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Ten
             a file is run, see :mod:`stochprune.data.pickled`), or has labels outside 0 .. 9.
     """
     inner = folder / FOLDER
-    place = inner if inner.is_dir() else folder
-    train = [_read(place / f"data_batch_{i}") for i in range(1, 6)]
+    batches = inner if inner.is_dir() else folder
+    train = [_read(batches / f"data_batch_{i}") for i in range(1, 6)]
     images, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
-    return (images, labels), _read(place / "test_batch")
+    return (images, labels), _read(batches / "test_batch")
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor]:

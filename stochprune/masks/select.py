@@ -94,7 +94,7 @@ def why_empty(what: str, scores: Mapping[str, Tensor], empty: Sequence[str], spa
         best = max(float(scores[name].max()) for name in empty)
         return (
             f"sparsity {sparsity} of all weights together leaves no weight in {names}, whose highest {what}, "
-            f"{best:.4g}, does not reach the cut: scope='layer' cuts each tensor apart; or choose a lower sparsity"
+            f"{best:.4g}, is below the cut: use scope='layer', which cuts each tensor separately, or a lower sparsity"
         )
     count = min(scores[name].numel() if scope == "layer" else scores[name][:1].numel() for name in empty)
     return (

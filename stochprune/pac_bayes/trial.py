@@ -22,9 +22,9 @@ from stochprune.seeding import generator
 _ALONE = 4
 """Examples that are run alone."""
 _ADVICE = {
-    True: "Make each layer treat examples apart (normalise by running statistics, not by those of the batch), or "
-    "certify with draw_examples=1, which runs no batches",
-    False: "Remove what draws numbers of its own, counts or remembers in evaluation mode",
+    True: "Make each layer process each example independently (normalise with running statistics, not with those of "
+    "the batch), or certify with draw_examples=1, which runs no batches",
+    False: "Remove layers that use random numbers of their own, count or remember in evaluation mode",
 }
 
 

@@ -59,7 +59,7 @@ def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor) -> Tensor
     replacements: dict[int, Tensor] = {id(buffer): buffer.clone() for buffer in model.buffers()}
     replacements |= {id(tensor): value for tensor, value in values.items()}
     # Not torch's own tying: it leaves a module that has two names with the replaced tensors (pytorch #164759).
-    return functional_call(model, _by_place(model, replacements), (x,), tie_weights=False)
+    return functional_call(model, _by_name(model, replacements), (x,), tie_weights=False)
 
 
 def loss_at(model: nn.Module, loss_fn: LossFunction, values: Mapping[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _by_place(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str, Tensor]:
+def _by_name(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str, Tensor]:
     """Return replacements, given by the id of a tensor, under every name of the tensor; each module counts once."""
     replaced = {}
     for prefix, module in model.named_modules():

@@ -124,10 +124,10 @@ def alignment(config: LinearLabConfig) -> dict[str, Any]:
     ):
         start = torch.zeros_like(model.w)
         q = torch.sigmoid(flow(model, start, torch.tensor([1e4], dtype=torch.float64), linear.bernoulli_moments)[0])
-        apart = model.x.mT @ (model.y - model.predict(q)) + model.sizes * q * model.w
+        aligned = model.x.mT @ (model.y - model.predict(q)) + model.sizes * q * model.w
         found[name] = {
             "alignment": (model.alignment * len(model.y) / (model.sizes * model.w)).tolist(),
-            "residual_alignment": (apart / (model.sizes * model.w)).tolist(),
+            "residual_alignment": (aligned / (model.sizes * model.w)).tolist(),
             "kept": q.tolist(),
             "best_mask": linear.best_mask(model).tolist(),
         }

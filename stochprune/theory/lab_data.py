@@ -29,10 +29,10 @@ def orthogonal(seed: int, examples: int, features: int) -> LinearModel:
 def correlated(seed: int, examples: int, features: int) -> LinearModel:
     """Gaussian features of correlation 0.5^|i - j|; every second has a coefficient; noise of standard deviation 1/2."""
     numbers = generator(seed, "linear lab", "correlated")
-    place = np.arange(features)
-    covariance = 0.5 ** np.abs(place[:, None] - place)
+    index = np.arange(features)
+    covariance = 0.5 ** np.abs(index[:, None] - index)
     x = numbers.standard_normal((examples, features)) @ np.linalg.cholesky(covariance).T
-    coefficients = np.where(place % 2, 0.0, numbers.uniform(0.3, 1.5, features) * numbers.choice([-1, 1], features))
+    coefficients = np.where(index % 2, 0.0, numbers.uniform(0.3, 1.5, features) * numbers.choice([-1, 1], features))
     w = coefficients + 0.4 * numbers.standard_normal(features)
     return LinearModel(_tensor(x), _tensor(x @ coefficients + 0.5 * numbers.standard_normal(examples)), _tensor(w))
 

@@ -100,8 +100,8 @@ def expected_loss(model: LinearModel, moments: Moments) -> Tensor:
 
 def gradient(model: LinearModel, q: Tensor) -> Tensor:
     """Return dL/dq [d]: ``(-w_i <x_i, r_i> + s_i w_i^2 / 2) / n`` with r_i = y - sum_{j != i} q_j w_j x_j."""
-    apart = model.x.mT @ (model.y - model.predict(q)) + model.sizes * q * model.w  # [d]: <x_i, r_i>
-    return (-model.w * apart + model.sizes * model.w.square() / 2) / len(model.y)
+    aligned = model.x.mT @ (model.y - model.predict(q)) + model.sizes * q * model.w  # [d]: <x_i, r_i>
+    return (-model.w * aligned + model.sizes * model.w.square() / 2) / len(model.y)
 
 
 def straight_through_gradient(model: LinearModel, q: Tensor) -> Tensor:
