@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each sets up everything it needs in .venv first.
+# Two commands for a fresh machine: `make demo` and `make test`. Each first installs everything it needs in .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ CSRC   := $(shell find csrc -type f)
 
 .PHONY: demo test lint types sanitize bench compile-gates gpu-check clean
 
-# torch first and by its exact version; then the build tools, because the package is built without isolation.
+# Install torch first, in its pinned version, with the build tools, because the package is built without isolation.
 $(READY): constraints.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch setuptools pybind11 cmake ninja
@@ -17,7 +17,7 @@ $(READY): constraints.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
 demo: $(READY)
 	$(BIN)/stochprune finetune --data digits --out runs/demo
 
-# One thread for each of the two workers: threads of both on the same cores wait for one another.
+# One thread for each of the two workers: more threads than cores would wait for each other.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term --cov-fail-under=90 --durations=10
 
@@ -28,8 +28,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# The backend contract on the C++ kernels under AddressSanitizer and UBSan, in a build of its own. Python and torch keep
-# memory until they end, so leaks are not looked for; libstdc++ comes first, or exceptions thrown by torch are not found.
+# Test the C++ kernels against the backend contract under AddressSanitizer and UBSan, in a separate build. Leaks are not
+# detected, because Python and torch keep memory until they end. libstdc++ is preloaded, because otherwise the sanitizer
+# does not find the exceptions that torch throws.
 SANITIZED := build/sanitize
 CMAKE     := PATH="$(abspath $(BIN)):$$PATH" cmake
 sanitize: $(READY)
@@ -42,14 +43,14 @@ sanitize: $(READY)
 SANITIZED_TESTS := tests/test_native.py tests/native tests/backends \
   tests/test_mask_fuzz.py
 
-# The CPU benchmark: every contender in one run, then the tables and the ledger. About fifteen minutes on two cores.
+# Run the CPU benchmark: all contenders in one run, then the tables and the ledger. About fifteen minutes on two cores.
 bench: $(READY)
 	mkdir -p .benchmarks
 	$(BIN)/python -m pytest bench/bench_masked_linear.py --benchmark-json=.benchmarks/cpu.json
 	$(BIN)/python -m bench.report .benchmarks/cpu.json
 
-# What the Triton kernels compile to, for both versions of Triton that are in use, without a GPU: the gates of every kernel,
-# then of everything that the GPU tests launch. Hours on two cores the first time; results are kept in .benchmarks.
+# Compile the Triton kernels with both supported versions of Triton, without a GPU, and check the gates: first of every
+# kernel, then of everything that the GPU tests launch. The first run takes hours on two cores; .benchmarks keeps results.
 OLD := .venv-triton36
 $(OLD)/.ready: $(READY)
 	$(PYTHON) -m venv $(OLD)
@@ -67,7 +68,7 @@ compile-gates: $(READY) $(OLD)/.ready
 	$(BIN)/python -O -m pytest --assert=plain -q -n 0 -p tests.recorder --record .benchmarks/launches.pickle tests/gpu
 	for python in $(BIN)/python $(OLD)/bin/python; do $$python -m bench.recorded .benchmarks/launches.pickle || exit 1; done
 
-# On a machine with a GPU and its own torch and Triton, without a network: see docs/gpu.md.
+# Check, time and test on a machine with a GPU and its own torch and Triton; needs no network. See docs/gpu.md.
 gpu-check:
 	$(PYTHON) -m bench.gpu_check
 

@@ -1,1 +1,1 @@
-"""Benchmarks and the check of a GPU; a package, so that no other one called ``bench`` can hide it."""
+"""Benchmarks and the GPU check. This is a package, so that no other package called ``bench`` can hide it."""

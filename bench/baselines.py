@@ -1,7 +1,7 @@
-"""What a user would write without this package: the same stochastic linear layer in plain PyTorch.
+"""The same stochastic linear layer in plain PyTorch, in the ways in which a user would write it without this package.
 
-Every contender is ``make(weight, logits, bias) -> forward(x)``. They draw from torch's generator, so their masks differ
-from ours; their cost is what is compared.
+Every contender is ``make(weight, logits, bias) -> forward(x)``. They use torch's generator, so their masks differ from
+ours; the benchmark compares their cost only.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def dense(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """No mask: the floor."""
+    """Return the dense layer, the lower bound on the time."""
     return lambda x: F.linear(x, weight.to(x.dtype), bias)
 
 
 def eager(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """Straight-through by detaching, the mask from ``rand_like``."""
+    """Return straight-through by detaching, with the mask from ``rand_like``."""
 
     def forward(x: Tensor) -> Tensor:
         q = torch.sigmoid(logits)
@@ -50,7 +50,7 @@ def compiled(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
 
 
 class _SeedReplay(torch.autograd.Function):
-    """Saves the generator's state instead of the mask and draws again in backward."""
+    """Saves the generator's state instead of the mask and samples again in backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class _SeedReplay(torch.autograd.Function):
 
 
 def seed_replay(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """Ten lines of autograd.Function that save no mask."""
+    """Return a layer that saves no mask, an autograd.Function of ten lines."""
     return lambda x: _SeedReplay.apply(x, weight, logits, bias)
 
 

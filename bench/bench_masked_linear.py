@@ -1,9 +1,9 @@
-"""The stochastic linear layer on the CPU against everything a user would write instead, in one run.
+"""Benchmark of the stochastic linear layer on the CPU, with all ways to write it in plain PyTorch, in one run.
 
     make bench
 
-Each case is one contender on one size; the contenders of a size follow each other, and ``bench.report`` turns their
-medians into ratios. Every step uses fresh draws.
+Each case is one contender at one size. The contenders of a size follow each other, and ``bench.report`` turns their
+medians into ratios. Every step uses a fresh mask.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Layer:
-    """One contender on one size: its tensors and the three things that are timed."""
+    """One contender at one size: its tensors and the three timed functions."""
 
     def __init__(self, contender: str, width: int, batch: int, dtype: torch.dtype, mode: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -57,7 +57,7 @@ class Layer:
         self.backward(self.forward(), retain=False)
 
     def memory(self) -> dict[str, float]:
-        """Bytes a weight: saved for backward, and the peak of a step, gradients included."""
+        """Return bytes per weight: saved for backward, and at the peak of a step including gradients."""
         owned = [self.x, self.weight, self.logits, self.bias]
         weights, saved = self.weight.numel(), saved_bytes(self.forward, owned)
         native.workspace.release()  # so that its growth counts
@@ -86,7 +86,7 @@ def test_linear(benchmark, width, batch, dtype, mode, part, contender):
 
 @pytest.mark.parametrize("what", ["copy", "mask, cached thresholds", "mask", "thresholds"])
 def test_sampling(benchmark, what):
-    """Sampling and masking a 4096 x 4096 fp32 weight beside copying it."""
+    """Time sampling and masking of a 4096 x 4096 fp32 weight, and a copy of it."""
     generator = torch.Generator().manual_seed(0)
     weight, logits = (torch.randn(4096, 4096, generator=generator) for _ in range(2))
     out, threads = torch.empty_like(weight), torch.get_num_threads()

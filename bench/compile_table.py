@@ -1,13 +1,13 @@
-"""Compile every Triton kernel at its real configurations, without a GPU, and table what came out.
+"""Compile every Triton kernel in its real configurations, without a GPU, and write a table of the results.
 
     python -m bench.compile_table                  # all cases; writes bench/results/compile_table.md
     python -m bench.compile_table --quick --check  # the everyday subset; exit status 1 on a broken gate
 
-The ops run on ``meta`` tensors while their launches are recorded instead of made, so each kernel is compiled with the
-very specialisation a GPU would ask for. Gates: no race of a matrix instruction with the registers of its left operand
-(:mod:`bench.sass`); no spills, or few where rows are no multiple of 16; another step (stream, temperature, number of
-tokens) compiles nothing again; where the mask is drawn in the main loop, the masked operand reaches the tensor cores
-from registers (sm_90) or tensor memory (sm_100, forward only); 16-byte loads and stores.
+The ops run on ``meta`` tensors, and their launches are recorded instead of made. So each kernel is compiled with the
+specialisation that a GPU would need. Gates: no race of a matrix instruction with the registers of its left operand
+(:mod:`bench.sass`); no spills, or few if rows are not a multiple of 16; another stream, temperature or number of tokens
+compiles nothing again; if the mask is sampled in the main loop, the masked operand reaches the tensor cores from
+registers (sm_90) or tensor memory (sm_100, forward only); 16-byte loads and stores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ARCHITECTURES = (80, 90, 100)
 
 
 class Row(NamedTuple):
-    """What one kernel compiled to."""
+    """The result of compiling one kernel."""
 
     case: Case
     arch: int
@@ -47,7 +47,7 @@ class Row(NamedTuple):
     recompiles: bool  # for another stream, temperature or number of tokens
 
     def faults(self) -> list[str]:
-        """The gates this row breaks."""
+        """Return the gates that this row breaks."""
         broken = ["recompiles"] if self.recompiles else []
         if self.races:
             broken.append(f"{self.races} races")
@@ -72,7 +72,7 @@ class Row(NamedTuple):
 SMALL = ("mask_bits", "bernoulli_kl", "spike_and_slab_kl")
 """Ops whose result is too small for the width of its stores to matter."""
 SCALARS = 11
-"""At most so many loads of a memory-bound kernel are narrow: those of seed, draw and what the table says of a layer."""
+"""Maximum number of narrow loads of a memory-bound kernel: those of seed, draw and the table entry of a layer."""
 
 
 def specialise(case: Case, arch: int) -> Specialisation:
@@ -102,12 +102,12 @@ def compile_case(case: Case, arch: int) -> Row:
 
 
 def widths(operations: str, sass: str) -> list[int]:
-    """Bits that each of the memory instructions moves for a thread."""
+    """Return the number of bits that each memory instruction moves for a thread."""
     return [int(bits or 32) for bits in re.findall(rf"\b(?:{operations})\.E(?:\.[A-Z]\w*)*(?:\.(64|128))?\b", sass)]
 
 
 def matrix_instructions(sass: str) -> str:
-    """The tensor-core instructions of a kernel, and where the left operand of the first one comes from."""
+    """Return the tensor-core instructions of a kernel, and the source of the left operand of the first one."""
     found = re.findall(r"\b(HGMMA|UTCHMMA|HMMA)[.\w]*\s+([^;]*);", sass)
     if not found:
         return ""

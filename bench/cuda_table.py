@@ -1,4 +1,4 @@
-"""Compile the CUDA C++ kernels as the build does, without a GPU, and table what came out.
+"""Compile the CUDA C++ kernels as the build does, without a GPU, and write a table of the results.
 
     python -m bench.cuda_table            # writes bench/results/cuda_table.md
     python -m bench.cuda_table --check    # exit status 1 on a broken gate
@@ -28,7 +28,7 @@ WIDE = {"KeepMask": (1, 0), "FormThresholds": (4, 1), "MaskWeight": (8, 4), "Wei
 
 
 class Row(NamedTuple):
-    """What one kernel compiled to."""
+    """The result of compiling one kernel."""
 
     arch: str
     kernel: str
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     store: int
 
     def faults(self) -> list[str]:
-        """The gates this row breaks."""
+        """Return the gates that this row breaks."""
         op = self.kernel.split()[0]
         broken = [f"{self.stack} bytes of local memory"] if self.stack else []
         for name, found, wanted in (("loads", self.load, WIDE[op][0]), ("stores", self.store, WIDE[op][1])):

@@ -1,9 +1,9 @@
-"""The Monte Carlo draws of a certificate: one network a forward, and many in one forward.
+"""Benchmark of a certificate's Monte Carlo draws: one network per forward pass, and many in one forward pass.
 
     python -m bench.draws         # a minute on one thread; prints a table
 
-The networks are those of the certificates on MNIST, untrained, on made-up examples. Median of rounds in which the two
-take turns: processor time of one thread on the CPU, time on a GPU, where the draws' losses are waited for.
+The networks are those of the certificates on MNIST, untrained, on random examples. The times are medians of rounds in
+which the two take turns: processor time of one thread on the CPU; time on a GPU, which includes waiting for the losses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLUMNS = ("network", "posterior", "examples", "alone, us a draw", "together, us
 
 
 def measure(network: str, family: str, examples: int, draws: int, rounds: int, device: str) -> dict[str, float]:
-    """Microseconds a draw, ``alone`` and ``together``, so many draws in a forward."""
+    """Return microseconds per draw, ``alone`` and ``together`` (``draws`` draws in a forward pass)."""
     model = sp.convert(models.build(network, (1, 28, 28), 10, 0)).to(device)
     posterior = make_posterior(Prior(model, ()), family)
     generator = torch.Generator().manual_seed(0)
@@ -60,7 +60,7 @@ def measure(network: str, family: str, examples: int, draws: int, rounds: int, d
 
 
 def rows(rounds: int, device: str) -> list[dict[str, object]]:
-    """All cases; ``minutes`` is what as many draws as ``GOAL`` would take."""
+    """Measure all cases; ``minutes`` is the time of ``GOAL`` draws."""
     found: list[dict[str, object]] = []
     for network, family, examples in CASES:
         times = measure(network, family, examples, DRAWS[device], rounds, device)

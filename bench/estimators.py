@@ -3,9 +3,9 @@
     python -m bench.estimators              # about five minutes on one core
     python -m bench.estimators --draws 2000 # a quick look; writes nothing
 
-On networks so small that the expected loss over all hard masks is a finite sum, its exact gradient is known. Each
-estimator's mean over many draws is compared with it, and its spread from draw to draw is measured; then the time of a
-training step on a layer of a usual size is taken; then posteriors are learnt on the digits under two estimators, and
+On small networks the expected loss is a finite sum over all hard masks, so its exact gradient is known. The mean of
+each estimator over many draws is compared with it, and the spread over draws is measured. Then the time of a training
+step on a layer of a usual size is measured. Finally posteriors are learnt on the digits under two estimators, and
 certified.
 """
 
@@ -67,7 +67,7 @@ class Problem(NamedTuple):
         return -F.log_softmax(y, -1)[..., torch.arange(len(self.target)), self.target].mean(-1)
 
     def run(self, x: Tensor, layer: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """The output, ``layer(x, i)`` being the product of the i-th layer."""
+        """Return the output; ``layer(x, i)`` is the product of the i-th layer."""
         for i in range(len(self.weights)):
             x = layer(x if i == 0 else torch.tanh(x), i)
         return x
@@ -78,7 +78,7 @@ class Problem(NamedTuple):
 
 
 def problem(name: str, sizes: tuple[int, ...], square: bool) -> Problem:
-    """Random data, weights of a usual size, probabilities of keeping from about 0.1 to 0.9."""
+    """Make random data, weights of a usual size, and keep probabilities from about 0.1 to 0.9."""
     numbers = generator(0, "estimators", name)
 
     def normal(*shape: int) -> Tensor:
@@ -122,7 +122,7 @@ def bernoulli(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def conditioned(logits: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
-    """The same of an n:m mask."""
+    """The same for an n:m mask."""
     n, m = patterns.parse(pattern)
     log_p = patterns.log_probabilities(logits.reshape(-1, m), n)  # [groups, P]
     index = torch.cartesian_prod(*[torch.arange(log_p.shape[1])] * len(log_p)).view(-1, len(log_p))
@@ -165,7 +165,7 @@ def local(p: Problem, block: int) -> list[Tensor]:
 
 
 def antithetic(estimator: str) -> Callable[[Problem, int], list[Tensor]]:
-    """Gradients of the logits alone; a block is one draw."""
+    """Return gradients of the logits only; a block is one draw."""
 
     def gradient(p: Problem, draw: int) -> list[Tensor]:
         logits = {str(i): t.detach() for i, t in enumerate(p.logits)}
@@ -190,7 +190,7 @@ class Figures(NamedTuple):
 
 
 def compare(blocks: Tensor, truth: Tensor, draws_a_block: int) -> Figures:
-    """Of block means [B, n] against the exact gradient [n]."""
+    """Compare block means [B, n] with the exact gradient [n]."""
     mean, scale = blocks.mean(0), truth.norm()
     noise2 = (blocks.var(0) / len(blocks)).sum()
     bias2 = (mean - truth).square().sum() - noise2  # the noise of the mean adds to its distance
@@ -221,7 +221,7 @@ PROBLEMS = [
 
 
 def measure(draws: int) -> list[dict[str, Any]]:
-    """Every estimator on every network."""
+    """Measure every estimator on every network."""
     rows = []
     jobs = [(name, sizes, square, e) for name, sizes, square, found in PROBLEMS for e in found]
     for name, sizes, square, estimator in track(jobs, "estimators"):
@@ -303,9 +303,9 @@ PRIOR = PriorConfig(prior_epochs=6, keep=0.8, sigma=0.05)
 
 
 def noise(posterior: Posterior, part: Part) -> tuple[Tensor, float, float]:
-    """Of the objective's gradient for one batch, in the metric of the divergence, in which steps are taken.
+    """Measure the objective's gradient for one batch, in the metric of the KL, in which steps are taken.
 
-    Its mean, the norm of the mean less what the draws' noise adds to it, and the root of its summed variances.
+    Returns its mean, the norm of the mean without the contribution of the noise, and the root of its summed variances.
     """
     config = SelfBoundConfig()
     objective = Objective(posterior, len(part), CertifyConfig.delta, config)
@@ -322,7 +322,7 @@ def noise(posterior: Posterior, part: Part) -> tuple[Tensor, float, float]:
 
 
 def learn() -> list[dict[str, Any]]:
-    """Self-bounded learning under straight_through and local reparameterisation, from one prior for each family."""
+    """Learn under straight_through and local reparameterisation, from one prior per family."""
     digits = data.load("digits", None)
     parts = split(digits.train_x, digits.train_y, 0.5, 0)
     prior = train_prior(models.build("lenet_300_100", digits.shape, digits.num_classes, 0), parts.prior, PRIOR)
@@ -389,7 +389,7 @@ def report(rows: list[dict[str, Any]], times: dict[str, float], learnt: list[dic
 
 
 def learning(rows: list[dict[str, Any]]) -> tuple[str, str]:
-    """What was measured of self-bounded learning, and the table."""
+    """Return the description of the self-bounded learning and its table."""
     about = (
         f"LeNet-300-100 on the digits, 719 of which certify. The prior has {PRIOR.prior_epochs} epochs behind it, and "
         f"keeps with probability {PRIOR.keep:g} or has the deviation {PRIOR.sigma:g}. Spread of one draw of the "

@@ -1,9 +1,9 @@
-"""The divergences on the CPU against what a user would write, in one run.
+"""Benchmark of the KL ops on the CPU against the formulas in plain PyTorch, in one run.
 
     python -m bench.kl            # half a minute; prints a table
 
-Processor time of one thread for value and gradients, the contenders in turn so that what else the machine does falls on
-all alike; medians. *eager* is the formula in torch's operations with autograd.
+The times are medians of the processor time of one thread for value and gradients. The contenders take turns, so that
+other load affects all of them equally. *eager* is the formula in torch operations with autograd.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[dict[str, Contender], int]] = {  # contenders, and how ma
 
 
 def inputs(op: str, count: int) -> list[Tensor]:
-    """float32 [count]: a posterior near its prior, as it is while a bound is minimised."""
+    """Return float32 [count] tensors of a posterior near its prior, as during the minimisation of a bound."""
     generator = torch.Generator().manual_seed(0)
     prior, step, spread = (torch.randn(count, generator=generator) for _ in range(3))
     if op == "bernoulli_kl":

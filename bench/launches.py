@@ -1,4 +1,4 @@
-"""Records what Triton would launch on a GPU, without one, and compiles it."""
+"""Record what Triton would launch on a GPU, without a GPU, and compile it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Launch(NamedTuple):
     grid: tuple[int, ...]
 
     def faults(self) -> list[str]:
-        """Why a GPU would refuse the launch, whatever the kernel compiles to."""
+        """Return the reasons for which a GPU would refuse the launch, for any compiled code."""
         limits = zip("xyz", self.grid, GRID, strict=False)
         return [f"{size} programs along {axis}" for axis, size, most in limits if not 0 < size <= most]
 

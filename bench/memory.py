@@ -1,4 +1,4 @@
-"""Bytes: what a forward keeps for backward, and the largest amount a step holds at once."""
+"""Memory in bytes: what a forward pass keeps for backward, and the peak of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def saved_bytes(forward: Callable[[], Tensor], owned: Sequence[Tensor]) -> int:
-    """Bytes of the distinct storages that ``forward`` saves for backward, those of ``owned`` tensors not counted."""
+    """Return the bytes of the distinct storages that ``forward`` saves for backward, without those of ``owned``."""
     seen = {t.untyped_storage().data_ptr() for t in owned}
     total = 0
 
@@ -29,7 +29,7 @@ def saved_bytes(forward: Callable[[], Tensor], owned: Sequence[Tensor]) -> int:
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """The largest sum of live allocations of torch's allocator during ``step``, above what was there before."""
+    """Return the peak of torch's live allocations during ``step`` minus the allocations before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         step()
     now = peak = 0

@@ -1,11 +1,11 @@
-"""The masking tax of whole networks on the CPU: a training step of ResNet-20, ResNet-18 and VGG-16 against dense.
+"""Benchmark of whole networks on the CPU: a training step of masked ResNet-20, ResNet-18 and VGG-16 against dense.
 
     python -m bench.models              # a few minutes on one core
     python -m bench.models --rounds 1   # a quick look; writes nothing
 
-The contenders of a network take their steps in turn on one thread, and what is taken is the processor's time, so that
-what else the machine does matters little; the tax is the median of the rounds' ratios to dense. A step is forward,
-backward and the drop of the gradients. *eager* masks the weight in plain PyTorch, as a user would write it.
+The contenders of a network take turns on one thread, and the processor time is measured, so that other load matters
+little. The tax is the median over rounds of the time divided by that of the dense network. A step is forward, backward
+and deleting the gradients. *eager* masks the weight in plain PyTorch, as a user would write it.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Eager(nn.Module):
 
 
 def eager(model: nn.Module) -> nn.Module:
-    """Every linear and convolutional layer with a mask in plain PyTorch."""
+    """Mask every linear and convolutional layer in plain PyTorch."""
     for module in [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]:
         parametrize.register_parametrization(module, "weight", Eager(module.weight))
     return model
 
 
 def mask_only(model: nn.Module) -> nn.Module:
-    """Masked layers whose weights do not train."""
+    """Convert the model and freeze the weights of its masked layers."""
     for layer in sp.nn.masked_layers(sp.convert(model)).values():
         layer.weight.requires_grad_(False)
     return model
@@ -112,7 +112,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 
 
 def saved(row: dict[str, Any], contender: str) -> str:
-    """Bytes a weight, where they were counted."""
+    """Return bytes per weight, if they were counted."""
     return f"{row[SAVED][contender]:.2f}" if contender in row[SAVED] else ""
 
 

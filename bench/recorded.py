@@ -1,10 +1,11 @@
-"""Compile what tests/recorder.py recorded, every specialisation that the GPU tests launch, and hold it to the gates.
+"""Compile every specialisation that the GPU tests launch, as recorded by tests/recorder.py, and check the gates.
 
     python -O -m pytest --assert=plain -p tests.recorder --record launches.pickle tests/gpu
     python -m bench.recorded launches.pickle    # exit status 1 on a broken gate
 
 Gates: the grid, the threads and the shared memory fit the GPU; no race of a matrix instruction with its left operand;
-at most 64 bytes a thread spilled. Results are kept by the content of the kernel, so that a run goes on where one ended.
+at most 64 bytes per thread spilled. Results are stored by the content of the kernel, so that a run continues where the
+last one ended.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ KNOWN = Path(".benchmarks/specialisations.jsonl")
 
 
 class Result(NamedTuple):
-    """The code that one specialisation compiled to."""
+    """The result of compiling one specialisation."""
 
     registers: int
     stack: int
@@ -39,7 +40,7 @@ class Result(NamedTuple):
     threads: int
 
     def faults(self) -> list[str]:
-        """The gates it breaks."""
+        """Return the gates that it breaks."""
         values = (self.races, "races", 0), (self.stack, "bytes spilled", SPILLED)
         sizes = (self.shared, "bytes of shared memory", SHARED[ARCH]), (self.threads, "threads", THREADS)
         return [f"{value} {what}" for value, what, most in (*values, *sizes) if value > most]

@@ -1,7 +1,7 @@
-"""stochprune: stochastic pruning masks that are drawn in registers and never stored.
+"""stochprune: stochastic pruning masks that are sampled in registers and never stored.
 
 A stochastic mask is not data, it is an address: whether a weight is kept is a pure function of the seed, the draw, the
-layer and the weight's position (:mod:`stochprune.rng`). On that stand kernels, layers and trainers.
+layer and the weight's position (:mod:`stochprune.rng`). Kernels, layers and trainers build on this contract.
 """
 
 from importlib import import_module

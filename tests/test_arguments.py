@@ -59,13 +59,13 @@ class Later:
 def test_a_checked_function_names_itself_the_argument_and_the_value():
     x = torch.ones(2)
     assert torch.equal(scaled(x, 2, "a", later=Later()), 2 * x)
-    with pytest.raises(TypeError, match=r"scaled: factor must be a number, got 'x'"):
+    with pytest.raises(TypeError, match=r"scaled: factor.*got 'x'"):
         scaled(x, factor="x")
-    with pytest.raises(TypeError, match=r"scaled: x must be a dense .*Tensor.*, got ndarray float64 \(3,\)"):
+    with pytest.raises(TypeError, match=r"scaled: x.*got ndarray float64 \(3,\)"):
         scaled(np.ones(3))
-    with pytest.raises(TypeError, match=r"scaled: later must be of class .*Later or None, got 3"):
+    with pytest.raises(TypeError, match=r"scaled: later.*got 3"):
         scaled(x, later=3)
-    with pytest.raises(TypeError, match=r"scaled\(\) missing 1 required positional argument: 'x'"):
+    with pytest.raises(TypeError, match=r"scaled\(\) .*'x'"):
         scaled()
     assert scaled.__doc__ == "Docstring." and scaled.__name__ == "scaled"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,19 +49,19 @@ def test_finetune(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"--sparsities": "0.9,1.2"}, "sparsities must each lie in [0, 1), got 1.2"),
-        ({"--sparsities": "most"}, "sparsities must be numbers separated by commas, got 'most'"),
-        ({"--scores": "grad"}, "unknown score 'grad'"),
+        ({"--sparsities": "0.9,1.2"}, "sparsities.*got 1.2"),
+        ({"--sparsities": "most"}, "sparsities.*got 'most'"),
+        ({"--scores": "grad"}, "score 'grad'"),
         ({"--data": "cifar"}, "cifar"),
         ({"--data": "mnist", "--data-dir": "missing"}, "missing"),
         ({"--model": "vgg"}, "vgg"),
-        ({"--logit-lr": "-1"}, "logit_lr must be positive and finite, got -1.0"),
+        ({"--logit-lr": "-1"}, "logit_lr.*got -1.0"),
     ],
 )
 def test_errors_are_one_line_without_a_traceback(tmp_path, options, message):
     result = invoke_finetune(tmp_path, **options)
     assert result.exit_code == 1
-    assert "error:" in result.output and message in result.output
+    assert "error:" in result.output and re.search(message, result.output)
     assert "Traceback" not in result.output
 
 
@@ -82,7 +83,7 @@ def test_study(tmp_path):
 
 def test_an_unknown_study_is_one_line_without_a_traceback():
     result = invoke("study", "imune")
-    assert result.exit_code == 1 and "neither a file nor one of the studies immune" in result.output
+    assert result.exit_code == 1 and "'imune'" in result.output
     assert "Traceback" not in result.output
 
 
@@ -95,7 +96,7 @@ def test_backends_and_version():
 def test_a_device_that_is_not_there_is_one_line(tmp_path, command):
     out = [] if command == ["bench"] else ["--out", tmp_path]
     for device, message in (
-        ("cuda:99", "there is no device cuda:99"),
+        ("cuda:99", "cuda:99"),
         ("gpu", "got 'gpu'"),
     ):
         result = invoke(*command, *out, "--device", device)

@@ -150,7 +150,7 @@ def test_threads_have_workspaces_of_their_own(generator):
 
 
 def test_an_unknown_instruction_set_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown instruction set 'sve'; this machine runs: .*scalar"):
+    with pytest.raises(ValueError, match=r"'sve'.*scalar"):
         _C.use_instruction_set("sve")
 
 

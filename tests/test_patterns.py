@@ -96,12 +96,12 @@ def test_stable_where_odds_overflow():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: patterns.parse("2of4"), "written n:m, such as 2:4, got '2of4'"),
-        (lambda: patterns.parse("-2:4"), "written n:m"),
-        (lambda: patterns.check("op", 4, 4, 8), "got 4:4"),
-        (lambda: patterns.check("op", 2, 5, 10), "m of 2, 4 or 8 .* got 2:5"),
-        (lambda: patterns.check("op", 5, 8, 16), "at most 4, got 5:8"),
-        (lambda: patterns.check("op", 2, 4, 37), "4 does not divide the 37 columns"),
+        (lambda: patterns.parse("2of4"), "n:m.*got '2of4'"),
+        (lambda: patterns.parse("-2:4"), "n:m.*got '-2:4'"),
+        (lambda: patterns.check("op", 4, 4, 8), "op: .*got 4:4"),
+        (lambda: patterns.check("op", 2, 5, 10), "op: .*got 2:5"),
+        (lambda: patterns.check("op", 5, 8, 16), "op: .*got 5:8"),
+        (lambda: patterns.check("op", 2, 4, 37), "op: 4 .*37 columns"),
     ],
 )
 def test_bad_patterns(call, message):

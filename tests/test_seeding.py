@@ -38,7 +38,7 @@ def test_numbers_stay_as_they_were() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, None])
 def test_a_seed_out_of_range_is_named(seed: object) -> None:
-    with pytest.raises(ValueError, match=rf"seed must be an integer in 0 .. 2\^64 - 1, got {seed}"):
+    with pytest.raises(ValueError, match=rf"seed.*got {seed}"):
         generator(seed, "x")  # type: ignore[arg-type]
 
 

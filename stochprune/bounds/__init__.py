@@ -1,4 +1,4 @@
-"""Bounds: float64 functions of numbers, each with its source and what it assumes. See docs/bounds.md."""
+"""Bounds: float64 functions of numbers, each with its source and its assumptions. See docs/bounds.md."""
 
 from stochprune.bounds.kl import kl, kl_inverse
 from stochprune.bounds.monte_carlo import betting, monte_carlo

@@ -1,4 +1,4 @@
-"""Rules for the arguments of the bounds: one for each name."""
+"""Rules for the arguments of the bounds, one per argument name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rule:
-    """The numbers between ``low`` and ``high``, these included unless ``open``; NaN never.
+    """Allows the numbers from ``low`` to ``high``, without the ends if ``open``; never NaN.
 
     Attributes:
         says: the rule in words.
-        whole: integers alone; those of numpy count, booleans do not.
-        differentiable: a tensor of one element stays a tensor.
+        whole: allow integers only, those of numpy included, booleans excluded.
+        differentiable: keep a tensor of one element as a tensor.
     """
 
     says: str
@@ -30,7 +30,7 @@ class Rule:
     differentiable: bool = False
 
     def taken(self, value: Any) -> Any:
-        """The value as an int, a float or a float64 tensor.
+        """Return the value as an int, a float or a float64 tensor.
 
         Raises:
             ValueError: the rule does not allow it.
@@ -43,7 +43,7 @@ class Rule:
             raise ValueError
         if self.differentiable and isinstance(value, Tensor):
             return value.double()
-        # Numpy's small integers overflow without a word, its small floats round.
+        # Small integers of numpy overflow silently, small floats round.
         return int(number) if self.whole else float(number)
 
 
@@ -66,10 +66,10 @@ RULES = {
 
 
 def check(function: str, **values: object) -> tuple[Any, ...]:
-    """The values, in float64 and exact integers.
+    """Return the values as float64 numbers and exact integers.
 
     Raises:
-        ValueError: the rule of a value's name does not allow it.
+        ValueError: a value breaks the rule of its name.
     """
     taken = []
     for name, value in values.items():
@@ -81,10 +81,10 @@ def check(function: str, **values: object) -> tuple[Any, ...]:
 
 
 def losses(function: str, values: object) -> np.ndarray:
-    """``values`` as a float64 vector [T], T at least 1, of numbers in [0, 1].
+    """Return ``values`` as a float64 vector [T], T at least 1, of numbers in [0, 1].
 
     Raises:
-        ValueError: they are something else.
+        ValueError: the values are not such a vector.
     """
     if isinstance(values, Tensor):
         values = None if values.is_complex() or not _holds_numbers(values) else values.detach().cpu().double().numpy()

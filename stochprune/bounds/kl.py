@@ -1,4 +1,4 @@
-"""The divergence between two biased coins, and its inverse rounded outward."""
+"""The KL divergence between two Bernoulli distributions, and its inverse rounded outward."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from stochprune.bounds.checks import check
 
 _MARGIN = 2.0**-44
-"""Relative; :func:`kl` is exact to about ten roundings of 2^-53, so a value lowered by this is below the truth."""
+"""Relative margin: :func:`kl` is exact to about ten roundings of 2^-53, so a value lowered by it is below the exact
+value."""
 
 
 def kl(q: float, p: float) -> float:
-    """kl(q || p) = q ln(q / p) + (1 - q) ln((1 - q) / (1 - p)), in nats; infinite where p is 0 or 1 and q is not.
+    """Return kl(q || p) = q ln(q / p) + (1 - q) ln((1 - q) / (1 - p)), in nats; infinite if p is 0 or 1 and q is not.
 
-    Computed with d = p - q and f(x) = x - ln(1 + x) >= 0 as q f(d / q) + (1 - q) f(-d / (1 - q)): nothing cancels, and
-    the relative error stays below 1e-14 for all q and p, however close.
+    With d = p - q and f(x) = x - ln(1 + x) >= 0 it is computed as q f(d / q) + (1 - q) f(-d / (1 - q)). No terms
+    cancel, and the relative error stays below 1e-14 for all q and p, however close they are.
 
     Raises:
         ValueError: an argument outside [0, 1].
@@ -37,7 +38,7 @@ def _kl(q: float, p: float) -> float:
 
 
 def _half(a: float, b: float, d: float) -> float:
-    """a f(d / a), d = b - a, f(x) = x - ln(1 + x); d where a is 0."""
+    """Return a f(d / a) with d = b - a and f(x) = x - ln(1 + x); d if a is 0."""
     if a == 0:
         return d
     x = d / a
@@ -63,18 +64,19 @@ def kl_inverse(q: Tensor, c: Tensor | float) -> Tensor: ...
 @overload
 def kl_inverse(q: float, c: Tensor) -> Tensor: ...
 def kl_inverse(q: float | Tensor, c: float | Tensor) -> float | Tensor:
-    """sup {p in [q, 1] : kl(q || p) <= c}, rounded outward: never below it, and above it by a relative 1e-13 or less
-    of kl.
+    """Return sup {p in [q, 1] : kl(q || p) <= c}, rounded outward.
 
-    The result p satisfies kl(q || p) >= c in exact arithmetic, or is 1: it is the upper end of a bracket that is
-    closed down to neighbouring floating-point numbers.
+    The result is never below the supremum; the kl at it is above c by a relative 1e-13 at most. The result p satisfies
+    kl(q || p) >= c in exact arithmetic, or is 1: it is the upper end of a bracket whose ends are neighbouring
+    floating-point numbers.
 
     Args:
         q: in [0, 1].
-        c: at least 0, in nats. If either argument is a tensor of one element the result is a float64 tensor, and its
+        c: at least 0, in nats. If either argument is a tensor of one element, the result is a float64 tensor. Its
             gradient is that of the implicit function: dp/dc = 1 / kl_p, dp/dq = -kl_q / kl_p with
             kl_p = (p - q) / (p (1 - p)) and kl_q = ln(q (1 - p) / (p (1 - q))); 0 where p is 1. At q = 0 the slope
-            dp/dq is infinite, and that of the least normal number stands in, so that the chain rule holds no 0 * inf.
+            dp/dq is infinite; the slope at the smallest normal number replaces it, so that the chain rule never
+            multiplies 0 by infinity.
 
     Raises:
         ValueError: q outside [0, 1]; c negative or NaN.

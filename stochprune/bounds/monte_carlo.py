@@ -1,8 +1,8 @@
-"""From the mean over draws of the posterior to the posterior's own empirical risk.
+"""Bounds on the posterior's empirical risk, from the losses of sampled networks.
 
-Each value is the loss, in [0, 1], under one independent draw of the posterior; the draws are independent of the
-posterior's training. Both bounds hold with probability at least 1 - delta over the draws. Which of them is used is
-fixed before the draws are seen; ``choices`` is the number of posteriors that are certified and compared.
+Each value is the loss, in [0, 1], of one network sampled independently from the posterior. The samples are independent
+of the posterior's training. Both bounds hold with probability at least 1 - delta over the samples. Choose one of the
+two before the losses are seen. ``choices`` is the number of posteriors that are certified and compared.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from stochprune.bounds.checks import check
 from stochprune.bounds.kl import kl_inverse
 
 _SLACK = 1e-9
-"""Added to the logarithm that a wealth must reach: more than the rounding of sums of 2^32 logarithms."""
+"""Added to the logarithm that the wealth must reach; larger than the rounding of a sum of 2^32 logarithms."""
 
 
 def monte_carlo(mean: float, draws: int, delta: float, *, choices: int = 1) -> float:
-    """kl^-1(mean | ln(2 choices / delta) / draws), for a number of draws that was fixed beforehand.
+    """Return kl^-1(mean | ln(2 choices / delta) / draws), for a number of draws that was fixed beforehand.
 
     Langford and Caruana 2001, "(Not) bounding the true error"; as in Perez-Ortiz et al. 2021 (arXiv 2007.12911).
 
@@ -36,22 +36,23 @@ def monte_carlo(mean: float, draws: int, delta: float, *, choices: int = 1) -> f
 def betting(
     values: np.ndarray | Tensor | Sequence[float], delta: float, *, choices: int = 1, planned: int | None = None
 ) -> float:
-    """An upper bound on the mean by a bet against every larger mean; tight where the values vary little.
+    """Return an upper bound on the mean by betting, tight if the values vary little.
 
-    Who bets the share lam_t of a wealth of 1 that a value falls below mu owns prod_t (1 + lam_t (mu - X_t)) in the
-    end. If the mean is mu or more, that wealth is a nonnegative supermartingale, which ever reaches 1 / delta with
-    probability delta at most (Ville 1939). The bound is the smallest mu at which it does. It holds at all times at
-    once, so that a run may be watched and stopped. The bets lam_t are functions of the values before, in [0, 1]:
+    Start with a wealth of 1 and bet the share lam_t of it that the next value is below mu. The final wealth is
+    prod_t (1 + lam_t (mu - X_t)). If the mean is mu or more, the wealth is a nonnegative supermartingale, which
+    reaches 1 / delta at any time with probability at most delta (Ville 1939). The bound is the smallest mu at which the
+    wealth reaches it. It holds at all times at once, so you may watch a run and stop it. The bets lam_t in [0, 1]
+    depend on earlier values only:
     sqrt(2 ln(1 / delta) / (planned * variance)), the hedged capital bets of Waudby-Smith and Ramdas 2024,
     "Estimating means of bounded random variables by betting" (arXiv 2010.09686), equation 26, one-sided. The wealth
     rises in mu, so the bound is found by bisection; the upper end is returned.
 
     Args:
         values: [T] in [0, 1], in the order of the draws.
-        planned: the number of draws to which the bets are tuned; default T. It must not depend on the values.
+        planned: the number of draws for which the bets are tuned; default T. It must not depend on the values.
 
     Raises:
-        ValueError: no values, one that is NaN or outside [0, 1]; an argument outside its range, see
+        ValueError: no values, a value that is NaN or outside [0, 1], or an argument outside its range, see
             :mod:`stochprune.bounds.checks`.
     """
     x = checks.losses("betting", values)

@@ -1,4 +1,4 @@
-"""The command line: ``stochprune COMMAND``. A command is a module of this package."""
+"""The command line: ``stochprune COMMAND``. Each command is a module of this package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stochprune.cli.options import one_line_ends
 from stochprune.cli.study import study
 
 app = typer.Typer(
-    help="Stochastic pruning masks that are drawn, never stored.",
+    help="Stochastic pruning masks that are sampled where they are used and never stored.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",

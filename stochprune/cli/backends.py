@@ -8,5 +8,5 @@ import stochprune
 
 
 def backends() -> None:
-    """Print which backend serves which device."""
+    """Print which backend serves which device, and why."""
     typer.echo(stochprune.backends.table())

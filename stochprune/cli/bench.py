@@ -25,17 +25,17 @@ def bench(
     rows: Annotated[int, typer.Option(help="Output features of the layer.", min=1)] = 1024,
     cols: Annotated[int, typer.Option(help="Input features of the layer.", min=1)] = 1024,
     tokens: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = "1,16,128,512",
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the tensors.")] = "float32",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Dtype of the tensors.")] = "float32",
     device: Device = "",
-    seconds: Annotated[float, typer.Option(help="Time for each figure.", min=0.01, max=600)] = 0.3,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each time.", min=0.01, max=600)] = 0.3,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First measure what the GPU's routes rest on.")
+        bool, typer.Option("--calibrate", help="First measure the constants that choose the routes on this GPU.")
     ] = False,
 ) -> None:
-    """Time a masked linear layer beside a dense one on this machine.
+    """Time a masked linear layer and a dense one on this machine.
 
-    Prints medians of a forward pass and of a whole step (weights, logits and input differentiated), and the masking
-    tax: the masked layer's time over the dense one's. On a GPU also the route that each number of tokens takes.
+    Prints median times of a forward pass and of a whole step (gradients of weights, logits and input), and the tax: the
+    masked layer's time divided by the dense layer's time. On a GPU it also prints the route of each number of tokens.
     """
     console = Console()
     chosen = device_of(device)
@@ -61,7 +61,7 @@ def _backend(device: torch.device, dtype: str) -> str:
 def _times(
     tokens: int, rows: int, cols: int, dtype: torch.dtype, device: torch.device, seconds: float
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of forward and step, of the dense layer and of the masked one."""
+    """Return milliseconds of a forward pass and of a step, for the dense layer and for the masked layer."""
     numbers = generator(0, "bench", str(tokens))
 
     def tensor(*shape: int) -> Tensor:

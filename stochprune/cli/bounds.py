@@ -22,12 +22,12 @@ def bounds(
     device: Device = "",
     **values: Any,
 ) -> None:
-    """Every bound on one network, and which of them say nothing.
+    """Compute many bounds on the risk of one network, and show which are vacuous.
 
-    Trains a fully connected network without biases; compresses it by magnitude at several scales, prunes it in rounds,
-    recovers sparse matrices from sketches; and tables norm-based, compression, counting and PAC-Bayes bounds. Done work
-    is kept: a run that was stopped goes on when started again. Writes results.json and results.png;
-    docs/theory-compression.md explains them.
+    Trains a fully connected network without biases, compresses it by magnitude at several scales, prunes it in rounds,
+    and recovers sparse matrices from sketches. Prints a table of norm-based, compression, counting and PAC-Bayes
+    bounds. Run the same command again to continue a run that was stopped. Writes results.json and results.png, which
+    docs/theory-compression.md explains.
     """
     console = Console()
     folder, results = run_bounds(configured(BoundsConfig, values), data_dir=data_dir, out=out, device=device)

@@ -33,32 +33,32 @@ def certify(
     device: Device = "",
     verify: Annotated[
         Path | None,
-        typer.Option(help="Recompute what follows from this certificate's configuration and account; nothing is run."),
+        typer.Option(help="Recompute every number of this certificate that follows from others; no network is run."),
     ] = None,
     replay: Annotated[
         int | None,
-        typer.Option(help="With --verify: draw the network of this number again, its loss, and --sample others."),
+        typer.Option(help="With --verify: run this draw again, and --sample others, and compare their losses."),
     ] = None,
-    sample: Annotated[int, typer.Option(help="With --replay: how many draws, chosen at random, are repeated too.")] = (
+    sample: Annotated[int, typer.Option(help="With --replay: how many other draws, chosen at random, to repeat.")] = (
         SAMPLE
     ),
     rerun: Annotated[
-        bool, typer.Option("--rerun", help="With --verify: make the certificate again from the data, and compare.")
+        bool, typer.Option("--rerun", help="With --verify: train and certify again from the data, and compare.")
     ] = False,
     **values: Any,
 ) -> None:
-    """Certify the risk of stochastic networks.
+    """Certify the risk (the expected test error) of stochastic networks.
 
-    Trains a prior on one part of the data, learns posteriors from it that minimise a PAC-Bayes bound on the rest, and
-    prints certificates that hold with probability 1 - delta - delta_draws, beside that of the prior itself. Done work
-    is kept: a run that was stopped goes on when started again. Writes a certificate for each posterior, results.json
-    and results.png.
+    Trains a prior on one part of the data. Starts from it and learns posteriors that minimise a PAC-Bayes bound on the
+    rest. Prints a certificate for each posterior and for the prior itself, which hold with probability
+    1 - delta - delta_draws. Run the same command again to continue a run that was stopped. Writes a certificate for
+    each posterior, results.json and results.png.
     """
     console = Console()
     if replay is not None and verify is None:
-        raise ValueError("--replay needs --verify FILE, the certificate whose draw is to be repeated")
+        raise ValueError("--replay needs --verify FILE, the certificate whose draw to repeat")
     if rerun and verify is None:
-        raise ValueError("--rerun needs --verify FILE, the certificate that is to be made again")
+        raise ValueError("--rerun needs --verify FILE, the certificate to make again")
     if verify is not None:
         _verify(console, verify)
         if replay is not None:
@@ -91,13 +91,14 @@ def _verify(console: Console, path: Path) -> None:
         f"{', '.join(seen[:12] for seen in certificate.prior_saw) or 'none'}, prior {certificate.prior[:12]}, "
         f"posterior {certificate.model[:12]}, draws {certificate.digests()['draws'][:12]}",
         "made with": ", ".join(f"{name} {value}" for name, value in certificate.versions.items()),
-        "seen here": "the bound follows from the account, the account from the configuration; draws and learning are "
-        "seen by --replay and --rerun"
+        "checked": "the bound follows from the losses and the KL, and these counts from the configuration; check the "
+        "draws with --replay and the training with --rerun"
         if made
-        else "the bound follows from the account; no run made it, so m, delta and the counts are as stated",
+        else "the bound follows from the losses and the KL; it has no configuration, so m, delta and the counts are "
+        "taken as stated",
     }
     for name, text in lines.items():
-        text = "".join(mark if mark.isprintable() else "?" for mark in text)  # the file may hold what moves a cursor
+        text = "".join(mark if mark.isprintable() else "?" for mark in text)  # the file may hold control characters
         console.print(f"{name:<12} {text}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -111,13 +112,15 @@ def _replay(console: Console, path: Path, draw: int, sample: int, data_dir: Path
     pairs = {draw: (again.stated, again.found), **again.sample}
     differ = [t for t, (stated, found) in pairs.items() if stated != found]
     console.print(
-        f"{len(pairs) - len(differ)} of {len(pairs)} draws have the loss stated, all but one of them drawn by lot"
+        f"{len(pairs) - len(differ)} of {len(pairs)} draws have the loss that the file states; all but one were chosen "
+        "at random",
+        soft_wrap=True,
     )
     if differ:
         raise ValueError(
-            f"draw {differ[0]} gives the loss {pairs[differ[0]][1]:.6f}, where {path} states "
-            f"{pairs[differ[0]][0]:.6f}; {len(differ)} of {len(pairs)} differ. On another --device than the run's, "
-            "rounding may decide an example: repeat it there"
+            f"draw {differ[0]} has the loss {pairs[differ[0]][1]:.6f}, but {path} states {pairs[differ[0]][0]:.6f}; "
+            f"{len(differ)} of {len(pairs)} differ. If the run used another --device, rounding may change an example: "
+            "repeat on that device"
         )
 
 
@@ -126,11 +129,15 @@ def _rerun(console: Console, path: Path, data_dir: Path | None, device: str) -> 
     console.print(f"made again: risk <= {again.found.bound:.6f}, stated {again.stated.bound:.6f}", highlight=False)
     if not again.differences:
         console.print(
-            "made again: prior, posterior, draws and bound are those of the certificate, bit for bit", soft_wrap=True
+            "made again: prior, posterior, draws and bound equal those of the certificate, bit for bit", soft_wrap=True
         )
         return
     settings = ", ".join(f"{name} {there} there and {here} here" for name, (there, here) in again.made_with.items())
     raise ValueError(
-        f"{path} is not what its configuration gives: {', '.join(again.differences)} differ. "
-        + (f"Rounding may be the reason: {settings}. Repeat it there" if settings else "Nothing of the machine differs")
+        f"{path} is not the result of its configuration: {', '.join(again.differences)} differ. "
+        + (
+            f"Rounding may be the reason: {settings}. Repeat it with those settings"
+            if settings
+            else "The machine and the versions are the same"
+        )
     )

@@ -22,11 +22,12 @@ def finetune(
     device: Device = "",
     **values: Any,
 ) -> None:
-    """Fine-tune pruning masks, and compare.
+    """Fine-tune pruning masks and compare with weight training.
 
-    Trains dense networks, prunes them by each score at each sparsity, fine-tunes the masks as probabilities, cuts them
-    to the same sparsity, and reports errors beside those of weight training for as many epochs and of a shuffled mask.
-    Done work is kept: a run that was stopped goes on when started again. Writes results.json and results.png.
+    Trains dense networks and prunes them with each score at each sparsity. Fine-tunes the probabilities of the masks,
+    prunes to the same sparsity, and trains the weights. Reports the test errors, those of weight training under the
+    first mask for as many epochs, and those of a shuffled mask. Run the same command again to continue a run that was
+    stopped. Writes results.json and results.png.
     """
     console = Console()
     folder, results = run_study(configured(StudyConfig, values), data_dir=data_dir, out=out, device=device)

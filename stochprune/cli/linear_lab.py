@@ -19,11 +19,11 @@ def linear_lab(
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     **values: Any,
 ) -> None:
-    """Masks of a linear model: training against its closed forms.
+    """Train masks of a linear model and compare with closed forms.
 
-    Gradient flow and discrete training of the probabilities by each estimator, pruning by alignment with the labels,
-    the L1 paths of masks beside the L2 paths of dropout, and PAC-Bayes certificates against the change of alignment.
-    Takes seconds. Writes results.json and four pictures; docs/theory-linear.md explains them.
+    Computes the gradient flow and the discrete training of the probabilities with each estimator, pruning by alignment
+    with the labels, the L1 paths of masks and the L2 paths of dropout, and PAC-Bayes certificates against the change of
+    alignment. Takes seconds. Writes results.json and four pictures, which docs/theory-linear.md explains.
     """
     console = Console()
     folder, results = run_lab(configured(LinearLabConfig, values), out)

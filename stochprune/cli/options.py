@@ -1,4 +1,4 @@
-"""What the commands share: options that follow from configuration dataclasses, and errors in one line."""
+"""Helpers of the commands: options made from configuration dataclasses, and errors in one line."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Device = Annotated[str, typer.Option(help="cpu or cuda; default cuda where there
 
 
 def options_from(panels: Mapping[type, str], without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """Gives a command the fields of dataclasses as options, which reach it as keyword arguments.
+    """Add the fields of dataclasses to a command as options; it receives them as keyword arguments.
 
     Args:
         panels: the dataclasses, each with the heading of its options in the help text.
-        without: fields that are no options.
+        without: names of fields that do not become options.
     """
 
     def decorate(command: Command) -> Command:
@@ -43,7 +43,7 @@ def options_from(panels: Mapping[type, str], without: tuple[str, ...] = ()) -> C
 
 
 def _options(config: type, panel: str, without: tuple[str, ...]) -> list[inspect.Parameter]:
-    """Names, types, defaults and help from the fields; tuples are given with commas."""
+    """Return one parameter per field, with its type, default and help; a tuple becomes a text with commas."""
     kinds = get_type_hints(config)
     parameters = []
     for field in dataclasses.fields(config):
@@ -75,7 +75,7 @@ def configured(config: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def split(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    """The parts of a text with commas."""
+    """Split a text at commas and convert each part to ``kind``."""
     try:
         return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
@@ -83,10 +83,10 @@ def split(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
 
 
 def one_line_ends(command: Command) -> Command:
-    """Give a command one way to end early: one line on the standard error, and no traceback.
+    """Make a command report user errors in one line on the standard error, without a traceback.
 
-    The exit status is 128 and the signal's number for SIGINT and SIGTERM, and 1 for what the user can mend. A reader of
-    the standard output that left is no reason for a line.
+    The exit status is 1 for errors that the user can correct, and 128 plus the signal's number for SIGINT and SIGTERM.
+    If the reader of the standard output has closed it, the command ends with status 1 and no message.
     """
 
     @functools.wraps(command)
@@ -95,12 +95,12 @@ def one_line_ends(command: Command) -> Command:
             with stop_signals():
                 command(*arguments, **options)
         except Stopped as stopped:
-            kept = "no run had begun"
-            if stopped.folder is not None:  # that of a rerun is gone by now
-                kept = f"{stopped.folder} keeps what is done" if stopped.folder.is_dir() else "nothing is kept"
-            _end(f"{stopped}: {kept}; run the same command again to go on", 128 + stopped.signal)
+            kept = "no run had started"
+            if stopped.folder is not None:  # the temporary folder of a rerun is already deleted
+                kept = f"finished work is in {stopped.folder}" if stopped.folder.is_dir() else "nothing is kept"
+            _end(f"{stopped}: {kept}; run the same command again to continue", 128 + stopped.signal)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still flushes at exit
             raise typer.Exit(1) from None
         except OSError as error:
             _end(f"error: {_reason(error)}", 1)
@@ -116,14 +116,14 @@ def _end(text: str, status: int) -> NoReturn:
 
 
 ADVICE = {
-    errno.ENOSPC: "Free some space and run the same command again to go on.",
-    errno.EDQUOT: "Free some space and run the same command again to go on.",
-    errno.EFBIG: "Raise the limit on the size of files, and run the same command again to go on.",
+    errno.ENOSPC: "Free some space and run the same command again to continue.",
+    errno.EDQUOT: "Free some space and run the same command again to continue.",
+    errno.EFBIG: "Raise the limit on the size of files and run the same command again to continue.",
     errno.EACCES: "Change its permissions, or choose another folder.",
     errno.EPERM: "Change its permissions, or choose another folder.",
     errno.EROFS: "Choose another folder with --out.",
-    errno.EEXIST: "Choose another folder with --out: a file has the name of one.",
-    errno.ENOTDIR: "Choose another folder with --out: a file has the name of one.",
+    errno.EEXIST: "Choose another folder with --out: this name belongs to a file.",
+    errno.ENOTDIR: "Choose another folder with --out: this name belongs to a file.",
 }
 
 

@@ -16,18 +16,18 @@ from stochprune.report import study_markdown
 
 def study(
     name: Annotated[str, typer.Argument(help=f"{', '.join(studies.SHIPPED)}, or a YAML file.")],
-    small: Annotated[bool, typer.Option("--small", help="Take the file's small version: a minute on digits.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="Run the file's small version: a minute on digits.")] = False,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the data set's files, or of folders named like the data sets.")
+        Path | None, typer.Option(help="Folder of the data set's files, or folder with one folder per data set.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     device: Device = "",
 ) -> None:
     """Run a grid of experiments.
 
-    A study is a YAML file: models, data sets, scores, sparsities, ablations and seeds. Each configuration is run once
-    and kept in a folder of its own; a run that was stopped goes on when started again. Writes results.json, tables
-    (CSV and Markdown) and pictures.
+    A study is a YAML file that lists models, data sets, scores, sparsities, ablations and seeds. Each configuration
+    runs once, in a folder of its own. Run the same command again to continue a run that was stopped. Writes
+    results.json, tables (CSV and Markdown) and pictures.
     """
     console = Console()
     folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out, device=device)

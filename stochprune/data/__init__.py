@@ -1,4 +1,4 @@
-"""Small data sets, held in memory, and mini-batches whose order can be repeated."""
+"""Small data sets in memory, and mini-batches in a reproducible order."""
 
 from stochprune.data.batches import Batches
 from stochprune.data.dataset import Dataset

@@ -1,4 +1,4 @@
-"""Random shifts and flips of images, functions of the seed, the epoch and the batch."""
+"""Random shifts and flips of images that depend only on the seed, the epoch and the batch."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from stochprune.seeding import generator
 
 
 class Augmented:
-    """Mini-batches whose images are each shifted in both directions, and mirrored left to right half of the time.
+    """Mini-batches whose images are shifted in both directions, and mirrored left to right with probability one half.
 
-    The rim is filled with the smallest value of all the images, which is the background of digits.
+    The border is filled with the smallest value of all images, which is the background of digits.
 
     Args:
-        batches: of images [B, channels, height, width].
-        pixels: the largest shift, at least 0, and smaller than the images; 0 leaves them where they are.
+        batches: batches of images [B, channels, height, width].
+        pixels: the largest shift, at least 0 and smaller than the images; with 0 images are not shifted.
         flip: whether to mirror images.
     """
 
     @checked
     def __init__(self, batches: Batches, pixels: int, flip: bool = False) -> None:
         if pixels < 0 or batches.x.dim() != 4 or pixels >= min(batches.x.shape[2:]):
-            raise ValueError(f"{tuple(batches.x.shape)} are no images, or cannot be shifted by {pixels} pixels")
+            raise ValueError(
+                f"images must be [B, C, H, W] and larger than the shift to be shifted by {pixels} pixels, "
+                f"got {tuple(batches.x.shape)}"
+            )
         self.batches, self.pixels, self.flip = batches, pixels, flip
         self.background = float(batches.x.min())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order, shifts and flips the next iteration takes."""
+        """Choose the epoch whose order, shifts and flips the next iteration uses."""
         self.batches.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -50,7 +53,7 @@ class Augmented:
 
 
 def shift(x: Tensor, moves: Tensor, pixels: int, background: float) -> Tensor:
-    """Windows of the padded images [B, C, H, W], whose corners are ``moves`` [2, B], in 0 .. 2 ``pixels``."""
+    """Return windows of the padded images [B, C, H, W] with corners ``moves`` [2, B] in 0 .. 2 ``pixels``."""
     count, _, height, width = x.shape
     padded = torch.nn.functional.pad(x, (pixels,) * 4, value=background)
     rows = moves[0].view(-1, 1, 1, 1) + torch.arange(height, device=x.device).view(1, 1, -1, 1)

@@ -15,16 +15,16 @@ from stochprune.seeding import generator
 class Batches:
     """Iterates over (x, y) in mini-batches.
 
-    The order is a function of ``seed`` and the epoch alone: iterating twice gives the same batches until
-    :meth:`set_epoch` is called, and a resumed run sees what the uninterrupted one would have.
+    The order depends only on ``seed`` and the epoch. Iterating twice gives the same batches until :meth:`set_epoch` is
+    called, and a resumed run sees the same batches as an uninterrupted run.
 
     Args:
         x: inputs [examples, ...].
         y: targets [examples, ...].
         batch_size: examples in a batch; the last one may be smaller.
         seed: 0 .. 2^64 - 1.
-        shuffle: False gives the examples as they lie, in every epoch.
-        drop_last: leave out a smaller last batch.
+        shuffle: False keeps the order of ``x`` in every epoch.
+        drop_last: leave out the last batch if it is smaller.
 
     Raises:
         ValueError: no examples or no batch, lengths that differ, NaN inputs, a batch size or epoch out of range.
@@ -39,14 +39,14 @@ class Batches:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if drop_last and len(x) < batch_size:
             raise ValueError(f"drop_last leaves no batch: {len(x)} examples, batch_size {batch_size}")
-        generator(seed)  # an unusable seed shows here, not in the first epoch
+        generator(seed)  # an invalid seed raises here, not in the first epoch
         self.x, self.y = x, y
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.epoch = 0
 
     @checked
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose order the next iteration takes."""
+        """Choose the epoch, from 0, whose order the next iteration uses."""
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
         self.epoch = epoch

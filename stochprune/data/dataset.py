@@ -29,7 +29,7 @@ class Dataset:
     """A classification data set in memory.
 
     Attributes:
-        name: what it is called.
+        name: the name of the data set.
         train_x, test_x: float32 [examples, *shape].
         train_y, test_y: int64 [examples], in 0 .. num_classes - 1.
         num_classes: number of classes.

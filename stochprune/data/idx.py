@@ -1,7 +1,7 @@
-"""IDX, the file format of MNIST and its kin.
+"""Reader of IDX, the file format of MNIST and similar data sets.
 
-Big-endian: two zero bytes, a type code, the number of dimensions, one uint32 for each dimension, then the values in
-row-major order (http://yann.lecun.com/exdb/mnist/).
+A file contains two zero bytes, a type code, the number of dimensions, one uint32 per dimension, and the values in
+row-major order, all big-endian (http://yann.lecun.com/exdb/mnist/).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from stochprune.arguments import checked
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 8
 _MAX_BYTES = 1 << 30
-"""Bytes of the values: a header of a few bytes may state any size, and a small gzip file may hold it."""
+"""Limit on the bytes of the values: a header may state any size, and a small gzip file may unpack to it."""
 
 
 @checked
 def read_idx(path: Path | str) -> Tensor:
-    """The array in an IDX file, gzipped or not (told by its content, not its name).
+    """Read the array in an IDX file, gzipped or not (decided by its content, not by its name).
 
-    No more is unpacked than the header states, and 1 GiB at most.
+    At most the size that the header states is unpacked, and at most 1 GiB.
 
     Returns:
-        uint8, int8, int16, int32, float32 or float64 tensor, as the file says.
+        A uint8, int8, int16, int32, float32 or float64 tensor, as the header states.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no IDX file, is truncated, goes on after its last value, or is larger than 1 GiB.
+        ValueError: the file is not an IDX file, is truncated, has bytes after its last value, or is larger than 1 GiB.
     """
     path = Path(path)
     with path.open("rb") as raw:
@@ -72,12 +72,12 @@ def _read(path: Path, source: BinaryIO) -> Tensor:
     if len(values) < expected:
         raise ValueError(f"{path} is truncated: {what}, got {header + len(values)}")
     if source.read(1):
-        raise ValueError(f"{path} has trailing bytes: {what}, and it goes on")
+        raise ValueError(f"{path} has trailing bytes: {what}, and the file is longer")
     return torch.from_numpy(np.frombuffer(values, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape))
 
 
 def _at_most(source: BinaryIO, size: int) -> bytearray:
-    """The next ``size`` bytes, or those that there are: taken in chunks, so that a false header costs no memory."""
+    """Read ``size`` bytes, or fewer at the end of the file, in chunks, so that a false header takes no memory."""
     values = bytearray()
     while len(values) < size and (chunk := source.read(min(size - len(values), 1 << 20))):
         values += chunk

@@ -1,4 +1,4 @@
-"""Checks of batches: each must be a pair of inputs and labels."""
+"""Checks that each batch is a pair of inputs and labels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def pairs(batches: Iterable[object], what: str, labels: bool = True) -> Iterator
     """Iterate over batches, each checked to be a pair (x, y) of tensors.
 
     Args:
-        batches: what a user gave: a ``DataLoader``, a list of pairs, :class:`stochprune.data.Batches`.
-        what: whose batches they are, for the message.
-        labels: whether they are used; if not, y may be anything, such as None.
+        batches: a ``DataLoader``, a list of pairs, or :class:`stochprune.data.Batches`.
+        what: the function or argument that the message names.
+        labels: whether labels are used; if not, y may be anything, such as None.
 
     Raises:
         TypeError: a batch of another kind, such as a dictionary, three tensors, or one tensor.

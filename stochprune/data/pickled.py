@@ -1,9 +1,9 @@
-"""Reads pickles that hold only numbers, strings, integer arrays and their containers, without running anything.
+"""A reader of pickles that contain only numbers, strings, integer arrays and their containers; it runs no code.
 
-Python's own unpickler imports what a file names, and its C code trusts sizes that a file states. This reader parses
-with :mod:`pickletools`, which runs nothing, and interprets the opcodes that a data file of protocol 2 to 5 needs. The
-few functions that such a file names are played here: nothing is imported, and no memory is taken that the file's own
-bytes do not account for.
+Python's own unpickler imports the names in a file, and its C code trusts the sizes that a file states. This reader
+parses with :mod:`pickletools`, which runs nothing, and interprets the opcodes that a data file of protocol 2 to 5
+needs. It replaces the few functions that such a file names by its own. So nothing is imported, and the memory used is
+limited by the size of the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 MAX_OPCODES = 300_000
 """A batch of CIFAR-10 has 30,000 to 100,000."""
-TEXTS = ("BINSTRING", "SHORT_BINSTRING")  # of Python 2, and so bytes
+TEXTS = ("BINSTRING", "SHORT_BINSTRING")  # strings of Python 2, which are bytes
 NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 STRINGS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
 SINGLE = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -36,15 +36,17 @@ OPCODES = {
 
 
 def loads(content: bytes) -> Any:
-    """The object in a pickle. Python 2's strings become bytes, arrays ``numpy.ndarray`` of integers.
+    """Read the object in a pickle. Strings of Python 2 become bytes, arrays become ``numpy.ndarray`` of integers.
 
     Raises:
-        ValueError: the pickle is damaged, or asks for anything else.
+        ValueError: the pickle is damaged, or contains anything else.
     """
     try:
         return _Reader(content).read()
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise ValueError(f"a damaged pickle, or one of something else than numbers, text and arrays: {error}") from None
+        raise ValueError(
+            f"the pickle is damaged, or contains something other than numbers, text and arrays: {error}"
+        ) from None
 
 
 @dataclass
@@ -64,7 +66,7 @@ class _Type:
 
 @dataclass
 class _Array:
-    """``numpy.ndarray``, whose content is checked against its shape when it is given out."""
+    """``numpy.ndarray``; its content is checked against its shape when it is returned."""
 
     content: Any = None
     kind: _Type | None = None
@@ -74,7 +76,7 @@ class _Array:
     def set_state(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.kind, fortran, self.content = state
         if type(fortran) is not bool:
-            raise ValueError("an array whose order in memory is unknown")
+            raise ValueError("an array with an unknown memory order")
         self.order = "F" if fortran else "C"
 
     def array(self) -> np.ndarray:
@@ -85,7 +87,7 @@ class _Array:
             raise ValueError("an array with an impossible shape")
         dtype = np.dtype(self.kind.code).newbyteorder(self.kind.order)  # type: ignore[arg-type]
         if len(self.shape) > 8 or math.prod(self.shape) * dtype.itemsize != len(self.content):
-            raise ValueError(f"an array of {len(self.content)} bytes, which its shape contradicts")
+            raise ValueError(f"an array of {len(self.content)} bytes, which do not match its shape")
         return np.frombuffer(self.content, dtype).reshape(self.shape, order=self.order)
 
 
@@ -129,8 +131,8 @@ class _Reader:
             self.top(list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = self.last(2) if name == "SETITEM" else self.marked()
-            if not all(type(key) in (bytes, str) for key in items[::2]):  # a tuple as key may take forever to hash
-                raise ValueError("a key that is no text")
+            if not all(type(key) in (bytes, str) for key in items[::2]):  # hashing a tuple may take very long
+                raise ValueError("a key that is not text")
             self.top(dict).update(zip(items[::2], items[1::2], strict=True))
         elif name == "MEMOIZE":
             self.memo[len(self.memo)] = stack[-1]
@@ -145,16 +147,16 @@ class _Reader:
         elif name == "REDUCE":
             function, arguments = self.last(2)
             if not callable(function) or type(arguments) is not tuple:
-                raise ValueError("a call of what is no function")
+                raise ValueError("a call of something that is not a function")
             stack.append(function(*arguments))
         elif name == "BUILD":
             (state,) = self.last(1)
             if type(state) is not tuple:
-                raise ValueError("a state that is no tuple")
+                raise ValueError("a state that is not a tuple")
             self.top(_Array, _Type).set_state(state)
 
     def last(self, count: int) -> list[Any]:
-        """Take the last ``count`` objects, which lie above the last mark."""
+        """Pop the last ``count`` objects above the last mark."""
         if len(self.stack) - count < (self.marks[-1] if self.marks else 0):
             raise ValueError("too few objects")
         items = self.stack[-count:]
@@ -162,7 +164,7 @@ class _Reader:
         return items
 
     def marked(self) -> list[Any]:
-        """Take the objects above the last mark, and the mark."""
+        """Pop the objects above the last mark, and the mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -177,15 +179,15 @@ class _Reader:
         if type(module) is not str or type(name) is not str:
             raise ValueError("a global without a name")
         if (module, name) not in self.functions:
-            raise ValueError(f"{module:.60}.{name:.60} has no place in a data file")
+            raise ValueError(f"{module:.60}.{name:.60} is not allowed in a data file")
         return self.functions[module, name]
 
     def encode(self, text: Any, codec: Any) -> bytes:
-        """``_codecs.encode``, by which protocol 2 of Python 3 writes bytes."""
+        """Replace ``_codecs.encode``, with which protocol 2 of Python 3 writes bytes."""
         if type(text) is not str or codec != "latin1":
             raise ValueError("an encoding that is not latin1")
         self.spare -= len(text)
-        if self.spare < 0:  # one text, encoded again and again
+        if self.spare < 0:  # the same text, encoded many times
             raise ValueError("more bytes than the file has")
         return text.encode("latin-1")
 
@@ -196,7 +198,7 @@ class _Reader:
         if type(code) is bytes:
             code = code.decode("ascii")
         if type(code) is not str or not re.fullmatch(r"[iu][1248]", code):
-            raise ValueError("an array of something else than integers")
+            raise ValueError("an array of something other than integers")
         return _Type(code)
 
     def reconstruct(self, kind: Any, shape: Any, code: Any) -> _Array:
@@ -215,11 +217,11 @@ FUNCTIONS = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): "reconstruct" for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): "frombuffer" for core in ("core", "_core")},
 }
-"""Globals that a file may name, by module and name, and the method that plays each."""
+"""Globals that a file may name, by module and name, and the method that replaces each."""
 
 
 def _given_out(made: Any) -> Any:
-    """The object with finished arrays, on the two levels that data files have."""
+    """Return the object with its arrays converted, on the two levels that data files have."""
     if type(made) is dict:
         return {key: value.array() if type(value) is _Array else value for key, value in made.items()}
     return made.array() if type(made) is _Array else made

@@ -1,4 +1,4 @@
-"""Smaller parts of a training set, drawn at random."""
+"""Random subsets of a training set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stochprune.seeding import generator
 
 @checked
 def per_class(dataset: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """``count`` training examples of each class, in random order: inputs [classes * count, ...] and labels.
+    """Return ``count`` training examples of each class, in random order: inputs [classes * count, ...] and labels.
 
     Raises:
         ValueError: ``count`` is below 1, or a class has fewer.
@@ -24,20 +24,20 @@ def per_class(dataset: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     numbers = generator(seed, "examples of each class")
     chosen = []
     for label in range(dataset.num_classes):
-        places = (dataset.train_y == label).nonzero().flatten()
-        if len(places) < count:
-            raise ValueError(f"{dataset.name}: {count} examples a class are asked for, class {label} has {len(places)}")
-        chosen.append(places[torch.from_numpy(numbers.permutation(len(places))[:count])])
+        members = (dataset.train_y == label).nonzero().flatten()
+        if len(members) < count:
+            raise ValueError(f"{dataset.name}: {count} examples per class are wanted, class {label} has {len(members)}")
+        chosen.append(members[torch.from_numpy(numbers.permutation(len(members))[:count])])
     order = torch.cat(chosen)[torch.from_numpy(numbers.permutation(dataset.num_classes * count))]
     return dataset.train_x[order], dataset.train_y[order]
 
 
 @checked
 def subset(dataset: Dataset, examples: int) -> Dataset:
-    """The data set with ``examples`` of its training examples, always the same ones; 0 stands for all.
+    """The data set with ``examples`` of its training examples, always the same ones; 0 means all.
 
     Raises:
-        ValueError: a negative number, or more than there are.
+        ValueError: a negative number, or more than the data set has.
     """
     if not 0 <= examples <= len(dataset.train_y):
         raise ValueError(f"{dataset.name} has {len(dataset.train_y)} training examples, asked for {examples}")

@@ -1,4 +1,4 @@
-"""The data sets that are known by name."""
+"""The data sets and their names."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def load(name: str, data_dir: Path | str | None = None, *, standardised: bool = 
     """The data set called ``name``: ``digits``, or ``mnist`` or ``cifar10`` from the files in ``data_dir``.
 
     Args:
-        standardised: to mean 0 and deviation 1 over all training pixels. False leaves the inputs in [0, 1], that is
-            the pixels over the largest value of their format, so that no example depends on another. Certificates
-            need that.
+        standardised: scale inputs to mean 0 and standard deviation 1 over all training pixels. False leaves the inputs
+            in [0, 1], the pixels divided by the largest value of their format, so that no example depends on
+            another. Certificates need this.
 
     Raises:
-        ValueError: an unknown name, or no folder given where one is needed; and what the data set itself raises.
+        ValueError: an unknown name, a folder that is needed and missing, or an error of the data set itself.
     """
     if name == "digits":
         return digits(standardised=standardised)
@@ -63,7 +63,8 @@ def digits(*, standardised: bool = True) -> Dataset:
 def mnist(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
     """MNIST (LeCun, Cortes and Burges) from its four IDX files, gzipped or not.
 
-    Inputs [n, 1, 28, 28] are scaled to [0, 1], then ``standardised`` by mean and deviation over all training pixels.
+    Inputs [n, 1, 28, 28] are scaled to [0, 1], then ``standardised`` with the mean and standard deviation over all
+    training pixels.
 
     Raises:
         FileNotFoundError: a file is missing; the message lists the names that were looked for.
@@ -74,10 +75,10 @@ def mnist(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
 
 
 def cifar10(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
-    """CIFAR-10 (Krizhevsky 2009) from the batches of its Python version, as they are or in ``cifar-10-batches-py``.
+    """CIFAR-10 (Krizhevsky 2009) from the batches of its Python version, in ``data_dir`` or ``cifar-10-batches-py``.
 
-    Inputs [n, 3, 32, 32] are scaled to [0, 1], then ``standardised`` by mean and deviation over all training pixels
-    of the channel.
+    Inputs [n, 3, 32, 32] are scaled to [0, 1], then ``standardised`` with the mean and standard deviation of each
+    channel over all training pixels.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -115,7 +116,7 @@ def _dataset(
     standardised: bool,
     axes: tuple[int, ...] | None = None,
 ) -> Dataset:
-    """Ten classes; the inputs [n, C, rows, columns] as they are, or standardised over ``axes`` (default: all)."""
+    """Make a data set of ten classes; inputs [n, C, rows, columns] may be standardised over ``axes`` (default: all)."""
     if not standardised:
         return Dataset(name, *train, *test, num_classes=10)
     std, mean = torch.std_mean(train[0], dim=axes, keepdim=True)

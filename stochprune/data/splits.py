@@ -1,4 +1,4 @@
-"""Which examples a prior may see, and which are left to certify: the parts of a training set, tracked and hashed."""
+"""Splits of a training set into the part that a prior may see and the part that certifies, with digests of both."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from stochprune.runs.digests import tensor_digest
 from stochprune.seeding import generator
 
 _PATH = ("split", "prior")
-"""Address of the numbers that choose the prior's part."""
+"""Purpose of the random numbers that choose the prior's part, see :func:`stochprune.seeding.generator`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some examples of a data set, and which.
+    """A part of a data set that knows which examples it contains.
 
     Attributes:
         x, y: the examples [m, ...] and labels [m].
-        indices: int64 [m], their numbers in the data set, ascending.
-        dataset: digest of the whole data set, as it was split.
+        indices: int64 [m], their indices in the data set, ascending.
+        dataset: digest of the whole data set at the time of the split.
     """
 
     x: Tensor
@@ -53,7 +53,7 @@ class Part:
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
     def split(self, fraction: float, seed: int, *path: str) -> tuple[Part, Part]:
-        """Two disjoint parts at random, the first with ``fraction`` of the examples; ``path`` names what for."""
+        """Split at random into two parts, the first with ``fraction`` of the examples; ``path`` names the purpose."""
         first, second = _cut(len(self), fraction, seed, "split", *path)
         return self._take(first), self._take(second)
 
@@ -69,7 +69,7 @@ class Split:
     Attributes:
         prior: the prior's part; None for a data-free prior.
         certify: the part that certifies.
-        shift, scale: of the inputs, float64, one for each channel of images, see :func:`split`.
+        shift, scale: float64 shift and scale of the inputs, one per channel of images, see :func:`split`.
     """
 
     prior: Part | None
@@ -78,7 +78,7 @@ class Split:
     scale: Tensor
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Inputs such as those that were split, test inputs for instance, scaled as the parts are."""
+        """Scale other inputs of the same data set, for example test inputs, in the same way as the parts."""
         return _scaled(x, self.shift, self.scale)
 
 
@@ -86,18 +86,18 @@ class Split:
 def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
     """Divide a training set at random into the prior's part and the part that certifies.
 
-    The inputs are scaled by what the prior's part alone tells: to mean 0 and deviation 1 over a channel of its images
-    [m, C, H, W], or over all numbers of other inputs. Without a prior's part nothing may be learnt from the inputs,
-    not even their range, and they stay as they are. uint8, the dtype of pixels, is divided by 255 first, in both
-    cases. Other integers, such as tokens, are categories and never scaled.
+    The inputs are standardised with statistics of the prior's part only: to mean 0 and standard deviation 1 over each
+    channel of its images [m, C, H, W], or over all numbers of other inputs. If the prior has no part, nothing may be
+    learnt from the inputs, not even their range, and they are not scaled. uint8, the dtype of pixels, is divided by 255
+    first in both cases. Other integers, such as tokens, are categories and never scaled.
 
-    Give inputs that no statistics have touched (``data.load(name, standardised=False)``): what was computed over all
-    examples has seen those that certify. With a prior's part a former affine scaling of the same kind cancels up to
-    rounding; without one it stays, and the prior is not free of the data.
+    Give inputs that were not standardised before (``data.load(name, standardised=False)``): statistics over all
+    examples have seen the certifying examples. With a prior's part, an earlier affine scaling of the same kind cancels
+    up to rounding. Without one it stays, and the prior is then not free of the data.
 
     Args:
         x, y: examples and labels.
-        prior_fraction: in [0, 1): of the examples, for the prior. 0 is a data-free prior.
+        prior_fraction: fraction of the examples for the prior, in [0, 1). 0 is a data-free prior.
         seed: 0 .. 2^64 - 1.
 
     Raises:
@@ -112,7 +112,7 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
     prior, rest = whole.split(prior_fraction, seed, *_PATH[1:]) if prior_fraction else (None, whole)
     shift, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     if prior is not None and (numbers := _numbers(prior.x)).is_floating_point():
-        axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim))  # of images each channel apart
+        axes = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim))  # images: each channel separately
         scale, shift = torch.std_mean(numbers.double(), axes, keepdim=True)
         if not bool(((scale > 0) & scale.isfinite()).all()):
             raise ValueError("split: the inputs of the prior's part are constant or not finite; leave them out")
@@ -121,16 +121,16 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
 
 
 def require_unseen(part: Part, seen: Iterable[Part]) -> None:
-    """Refuse a part of which the prior, or a choice that changed it, has seen an example.
+    """Raise if the prior, or a choice that changed it, has seen an example of this part.
 
     Raises:
-        ValueError: a common example, or a part of another data set, so that nothing can be said.
+        ValueError: a common example, or a part of another data set, whose examples cannot be compared.
     """
     for other in seen:
         if other.dataset != part.dataset:
             raise ValueError(
-                f"the prior saw a part of data set {other.dataset[:12]}, the certificate is asked for data set "
-                f"{part.dataset[:12]}: whether they share examples is unknown. Split one data set once"
+                f"the prior saw a part of data set {other.dataset[:12]}, but the certificate is for data set "
+                f"{part.dataset[:12]}: they may share examples. Split one data set once"
             )
         common = np.intersect1d(part.indices, other.indices)
         if len(common):
@@ -148,10 +148,10 @@ def digests_of_split(dataset: str, count: int, prior_fraction: float, seed: int)
         count: number of its examples.
 
     Returns:
-        Of the prior's part, if there is one, and of the part that certifies.
+        The pairs of the prior's part, if there is one, and of the part that certifies.
 
     Raises:
-        ValueError: as :func:`split` raises.
+        ValueError: as for :func:`split`.
     """
     parts = _cut(count, prior_fraction, seed, *_PATH) if prior_fraction else (np.arange(count),)
     return [(_digest(dataset, indices), len(indices)) for indices in parts]

@@ -1,4 +1,4 @@
-"""From scores to pruning masks, and what the ablations of masks need.
+"""Pruning masks: made from scores, applied to models, and changed for ablations.
 
 A mask is a dictionary of bool tensors by qualified weight name, True where the weight is kept.
 """

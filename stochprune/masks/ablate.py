@@ -1,4 +1,4 @@
-"""Masks on the weights of a model."""
+"""Apply masks to the weights of a model, and change masks or weights for ablations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from stochprune.seeding import check_seed, generator
 
 
 def shuffle(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Permute each mask within its tensor: layers keep their densities, nothing else.
+    """Permute each mask within its tensor, so that only the densities of the layers stay the same.
 
-    A tensor's permutation depends on ``seed``, its name and its size alone (ablation of Frankle, Dziugaite, Roy and
-    Carbin 2020, "Pruning neural networks at initialization: why are we missing the mark?", arXiv 2009.08576).
+    The permutation of a tensor depends only on ``seed``, its name and its size. This is an ablation of Frankle,
+    Dziugaite, Roy and Carbin 2020, "Pruning neural networks at initialization: why are we missing the mark?" (arXiv
+    2009.08576).
 
     Args:
         masks: bool masks by weight name; they stay as they are.
@@ -25,7 +26,7 @@ def shuffle(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 
     Raises:
         TypeError: masks that are not bool tensors.
-        ValueError: a seed that is no integer of its range.
+        ValueError: a seed that is not an integer in its range.
     """
     check_masks("shuffle", masks)
     check_seed("shuffle", seed)
@@ -41,7 +42,7 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Set the pruned weights to exactly 0, in place.
 
     Args:
-        model: has every weight that ``masks`` name; others stay as they are.
+        model: a model with every weight that ``masks`` name; its other weights do not change.
         masks: bool masks by weight name, each of its weight's shape.
 
     Returns:
@@ -57,12 +58,12 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 
 def reinitialize(model: nn.Module, masks: Mapping[str, Tensor], seed: int) -> nn.Module:
-    """Draw fresh weights under the same masks, in place.
+    """Initialise the weights again under the same masks, in place.
 
-    The weights that ``masks`` name are drawn Kaiming normal (:func:`stochprune.models.mlp` starts from the same
-    distribution, with other numbers for the same seed), and pruned ones set to 0. A layer's weights depend on ``seed``,
-    its name and its shape alone. Biases and normalisation layers stay as they are. The ablation of Frankle et al. 2020
-    (arXiv 2009.08576).
+    The weights that ``masks`` name are sampled from the Kaiming normal distribution, and pruned ones are set to 0.
+    (:func:`stochprune.models.mlp` uses the same distribution, with other numbers for the same seed.) A layer's weights
+    depend only on ``seed``, its name and its shape. Biases and normalisation layers do not change. This is an ablation
+    of Frankle et al. 2020 (arXiv 2009.08576).
 
     Args:
         model, masks: as for :func:`apply`.
@@ -82,11 +83,11 @@ def reinitialize(model: nn.Module, masks: Mapping[str, Tensor], seed: int) -> nn
 
 @torch.no_grad()
 def rescale(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """Set the pruned weights to 0 and bring each layer back to its variance, so to the edge of chaos if it was there.
+    """Set the pruned weights to 0 and rescale each layer to the variance that it had.
 
-    A layer's kept weights are multiplied by ``sqrt(sum w^2 / sum of the kept w^2)``, so that a network initialised on
-    the edge of chaos (Kaiming normal, for ReLU) is there again after pruning. Hayou, Ton, Doucet and Teh 2021, "Robust
-    pruning at initialization" (arXiv 2002.08797), section 3.
+    A layer's kept weights are multiplied by ``sqrt(sum w^2 / sum of the kept w^2)``. A network that was initialised on
+    the edge of chaos (Kaiming normal, for ReLU) is then on it again after pruning. Hayou, Ton, Doucet and Teh 2021,
+    "Robust pruning at initialization" (arXiv 2002.08797), section 3.
 
     Args:
         model, masks: as for :func:`apply`; changed in place.
@@ -95,13 +96,15 @@ def rescale(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, float]:
         The factor of each layer.
 
     Raises:
-        TypeError, ValueError: as for :func:`apply`; or a layer all of whose kept weights are 0.
+        TypeError, ValueError: as for :func:`apply`, or a layer whose kept weights are all 0.
     """
     factors = {}
     for name, weight, mask in masked_weights("rescale", model, masks):
         whole, kept = weight.double().square().sum().item(), weight[mask].double().square().sum().item()
         if not kept > 0:
-            raise ValueError(f"rescale: the mask of {name} keeps {int(mask.sum())} weights, none but 0: leave it out")
+            raise ValueError(
+                f"rescale: the mask of {name} keeps {int(mask.sum())} weights, and all of them are 0: leave it out"
+            )
         factors[name] = math.sqrt(whole / kept)
     for name, weight, mask in masked_weights("rescale", model, masks):
         weight.mul_(factors[name]).masked_fill_(~mask, 0)
@@ -109,7 +112,7 @@ def rescale(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def expand(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of the weights' shapes, from masks of channels [C_out, 1, ...] or others that broadcast to them.
+    """Expand masks of channels [C_out, 1, ...], or others that broadcast, to the shapes of their weights.
 
     Raises:
         TypeError: masks that are not bool tensors, a model that is not a module.
@@ -127,7 +130,7 @@ def expand(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def masked_weights(op: str, model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, weight (detached, sharing memory) and mask on its device; all are checked before the first is given."""
+    """Yield name, weight (detached, sharing memory) and mask on the weight's device, after checking all of them."""
     parameters = _parameters(op, model, masks)
     for name, mask in masks.items():
         shape = tuple(parameters[name].shape)
@@ -135,14 +138,14 @@ def masked_weights(op: str, model: nn.Module, masks: Mapping[str, Tensor]) -> It
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
             raise ValueError(f"{op}: the mask of {name} must be bool {shape}, got {got}")
         if mask.is_meta and not parameters[name].is_meta:
-            raise ValueError(f"{op}: the mask of {name} lies on the meta device and has no values")
+            raise ValueError(f"{op}: the mask of {name} is on the meta device and has no values")
     for name, mask in masks.items():
         weight = parameters[name].detach()
         yield name, weight, mask.to(weight.device)
 
 
 def _parameters(op: str, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """The model's parameters by name, each name of a shared one; all that the masks name are among them."""
+    """Return the model's parameters by name, a shared one under each of its names; check that masks name no others."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(masks, Mapping):

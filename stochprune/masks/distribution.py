@@ -1,4 +1,4 @@
-"""How the weights that a mask keeps are distributed, layer by layer."""
+"""Statistics of the weights that a mask keeps, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from stochprune.masks.ablate import masked_weights
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """One layer under its mask; numbers of kept weights are NaN where there are none.
+    """Statistics of one layer under its mask; those of the kept weights are NaN if no weight is kept.
 
     Attributes:
         name, shape: of the weight.
         kept: number of weights kept.
-        density: ``kept`` over all.
+        density: ``kept`` divided by the number of weights.
         mean, std: of the kept weights; ``std`` is the root of their mean squared deviation.
         skewness, kurtosis: third and fourth moment of ``(w - mean) / std``: 0 and 3 for a Gaussian, NaN if ``std``
             is 0.
         wasserstein: 1-D Wasserstein-1 distance between the weights kept and those that the reference keeps; None
             without a reference.
-        wasserstein_zeros: the same between whole layers, pruned weights counting as zeros.
+        wasserstein_zeros: the same distance between whole layers, in which pruned weights count as zeros.
     """
 
     name: str
@@ -47,15 +47,15 @@ def layer_statistics(
     reference: Mapping[str, Tensor] | None = None,
     reference_model: nn.Module | None = None,
 ) -> list[LayerStatistics]:
-    """How many weights each mask keeps and how they are distributed, in the order of ``masks``.
+    """Return how many weights each mask keeps and how they are distributed, in the order of ``masks``.
 
-    The distances to shuffled masks and to reinitialised weights are those by which Singh and Liu 2021 (arXiv
-    2107.01808) explain why pruning at initialisation is immune to both.
+    Singh and Liu 2021 (arXiv 2107.01808) use the distances to shuffled masks and to reinitialised weights to explain
+    why pruning at initialisation is immune to both.
 
     Args:
         model, masks: as for :func:`apply`; nothing is changed.
         reference: other masks of the same weights, for the Wasserstein distances.
-        reference_model: what the reference masks are of, if not of ``model``: reinitialised, or trained.
+        reference_model: the model of the reference masks if it is not ``model``, for example reinitialised or trained.
 
     Raises:
         TypeError, ValueError: as for :func:`apply`, or reference masks of other weights.
@@ -67,12 +67,12 @@ def layer_statistics(
     )
     if reference is not None and set(reference) != set(masks):
         differing = ", ".join(sorted(set(reference) ^ set(masks)))
-        raise ValueError(f"{op}: masks and reference must be of the same weights, they differ in {differing}")
+        raise ValueError(f"{op}: masks and reference must have the same weights, they differ in {differing}")
     return [statistics(name, values, tuple(masks[name].shape), others.get(name)) for name, values in kept.items()]
 
 
 def kept_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """By weight name the kept weights, float64 [kept], in row-major order.
+    """Return the kept weights by weight name, float64 [kept], in row-major order.
 
     Raises:
         TypeError, ValueError: as for :func:`apply`.
@@ -87,11 +87,11 @@ def _kept_weights(op: str, model: nn.Module, masks: Mapping[str, Tensor]) -> dic
 def statistics(
     name: str, values: np.ndarray, shape: tuple[int, ...], other: np.ndarray | None = None
 ) -> LayerStatistics:
-    """The statistics of one layer from its kept weights [kept], and those of a reference of the same shape.
+    """Return the statistics of one layer from its kept weights [kept] and those of a reference of the same shape.
 
     Raises:
-        TypeError: a name that is no text, a shape that is no tuple of integers.
-        ValueError: more weights kept than the shape holds, or values that are no vector.
+        TypeError: a name that is not text, a shape that is not a tuple of integers.
+        ValueError: more weights kept than the shape holds, or values that are not a vector.
     """
     if not isinstance(name, str):
         raise TypeError(f"statistics: name must be text, got {name!r}")

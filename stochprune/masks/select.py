@@ -1,4 +1,4 @@
-"""Cutting scores into masks."""
+"""Make masks from scores."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ def from_scores(
 ) -> dict[str, Tensor]:
     """Keep the weights of highest score.
 
-    Of N weights exactly ``N - round(sparsity * N)`` are kept. Of equal scores the one of the larger ``ties`` is kept.
-    What is equal then too is cut evenly: of the tensors that hold such weights each keeps the same fraction of them, up
-    to one weight, and within a tensor, or a row, those of the lower row-major position. So a mask is a subset of every
-    less sparse one.
+    Of N weights exactly ``N - round(sparsity * N)`` are kept. If scores are equal, the weight with the larger ``ties``
+    is kept. If these are equal too, each tensor keeps the same fraction of such weights, up to one weight; within a
+    tensor or a row, those at lower row-major positions are kept. So a mask is a subset of every less sparse mask.
 
     Args:
         scores: floating tensors by weight name; higher means keep.
         sparsity: fraction of weights pruned, in [0, 1).
-        scope: ``"global"`` ranks all weights together, N being their number; ``"layer"`` each tensor's apart; ``"row"``
-            each output's, an entry of the tensor's first dimension.
+        scope: ``"global"`` ranks all weights together; ``"layer"`` ranks the weights of each tensor separately;
+            ``"row"`` those of each output, an entry of the tensor's first dimension. N is the number ranked together.
         ties: floating tensors of the same names and shapes, such as the weights' magnitudes.
-        allow_empty: do not object to a tensor of which nothing is kept.
+        allow_empty: allow a tensor of which nothing is kept.
 
     Returns:
         bool masks by weight name, each on its score's device.
@@ -50,7 +49,10 @@ def from_scores(
         other = [name for name in {**scores, **ties} if name not in ties or name not in scores]
         other += [name for name in scores if not other and ties[name].shape != scores[name].shape]
         if other:
-            raise ValueError(f"from_scores: ties must be like the scores; they differ in {', '.join(map(str, other))}")
+            raise ValueError(
+                "from_scores: ties must have the names and shapes of the scores; they differ in "
+                f"{', '.join(map(str, other))}"
+            )
     if scope == "global":
         masks = _from_global_ranking(scores, sparsity, ties)
     elif scope == "layer":
@@ -71,7 +73,7 @@ def from_scores(
 
 
 def check_cut(op: str, sparsity: float, scope: str) -> None:
-    """Refuse a sparsity that is not a number in [0, 1), and an unknown scope."""
+    """Raise if sparsity is not a number in [0, 1) or the scope is unknown."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, int | float | np.floating):
         raise TypeError(f"{op}: sparsity must be a number in [0, 1), such as 0.9, got {sparsity!r}")
     if not 0 <= sparsity < 1:
@@ -81,18 +83,18 @@ def check_cut(op: str, sparsity: float, scope: str) -> None:
 
 
 def emptied(masks: Mapping[str, Tensor]) -> list[str]:
-    """The names of masks that keep nothing."""
+    """Return the names of the masks that keep nothing."""
     return [name for name, mask in masks.items() if mask.numel() and not bool(mask.any())]
 
 
 def why_empty(what: str, scores: Mapping[str, Tensor], empty: Sequence[str], sparsity: float, scope: str) -> str:
-    """Say why a cut left these tensors without a weight, and the way out; ``what``: the scores' name to the user."""
+    """Explain why a cut left these tensors without a weight and what to do; ``what`` is the user's name of a score."""
     names = ", ".join(empty)
     if scope == "global":
         best = max(float(scores[name].max()) for name in empty)
         return (
             f"sparsity {sparsity} of all weights together leaves no weight in {names}, whose highest {what}, "
-            f"{best:.4g}, does not reach the cut: scope='layer' cuts each tensor apart; or choose a lower sparsity"
+            f"{best:.4g}, is below the cut: use scope='layer', which cuts each tensor separately, or a lower sparsity"
         )
     count = min(scores[name].numel() if scope == "layer" else scores[name][:1].numel() for name in empty)
     return (
@@ -116,9 +118,9 @@ def _from_global_ranking(
 
 
 def _keep_top(scores: Tensor, sparsity: float, sizes: Sequence[int], second: Tensor | None) -> Tensor:
-    """bool [n]: the n - round(sparsity * n) highest of [n] scores of tensors of these sizes, one after another.
+    """Return bool [n]: the n - round(sparsity * n) highest of [n] scores of tensors of these sizes, concatenated.
 
-    Of equal ones, those of the highest ``second`` [n]; of these, the same fraction of each tensor's.
+    Of equal scores keep those of the highest ``second`` [n]; if these are equal too, the same fraction of each tensor.
     """
     count = scores.numel() - round(sparsity * scores.numel())
     if count == 0:
@@ -136,17 +138,17 @@ def _keep_top(scores: Tensor, sparsity: float, sizes: Sequence[int], second: Ten
 
 
 def _evenly(positions: Tensor, sizes: Sequence[int]) -> Tensor:
-    """int64 [t]: an order of [t] positions, ascending, in which the tensors they lie in take turns in proportion."""
+    """Return int64 [t]: [t] ascending positions, reordered so that their tensors take turns in proportion."""
     borders = torch.tensor([0, *itertools.accumulate(sizes)]).to(positions.device)
     tensor = torch.searchsorted(borders, positions, right=True) - 1
-    first = torch.searchsorted(positions, borders)  # of each tensor, its first among the positions
+    first = torch.searchsorted(positions, borders)  # index of each tensor's first position
     number = first.diff()
     rank = torch.arange(len(positions), device=positions.device) - first[tensor]
     return ((rank.double() + 0.5) / number[tensor]).argsort(stable=True)
 
 
 def _keep_top_of_rows(score: Tensor, sparsity: float, ties: Tensor | None) -> Tensor:
-    """bool like ``score`` [rows, ...]: of each row's n entries the n - round(sparsity * n) highest."""
+    """Return bool like ``score`` [rows, ...]: the n - round(sparsity * n) highest of each row's n entries."""
     if score.numel() == 0:
         return torch.zeros_like(score, dtype=torch.bool)
     rows = score.reshape(len(score), -1)
@@ -155,7 +157,7 @@ def _keep_top_of_rows(score: Tensor, sparsity: float, ties: Tensor | None) -> Te
 
 
 def n_of_m(scores: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
-    """Keep the n of highest score of every m weights that follow one another in a row, such as 2 of 4.
+    """Keep the n weights of highest score in each group of m consecutive weights of a row, such as 2 of 4.
 
     Args:
         scores: floating tensors by weight name; a row is an entry of the first dimension, flattened.
@@ -180,7 +182,7 @@ def n_of_m(scores: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
 
 
 def _highest(rows: Tensor, count: int, second: Tensor | None = None) -> Tensor:
-    """bool [rows, n]: the ``count`` highest of each row, of equal ones those of the highest second, then the first."""
+    """Return bool [rows, n]: the ``count`` highest of each row; ties go to the highest ``second``, then the first."""
     if second is None:
         order = rows.argsort(dim=1, descending=True, stable=True)
     else:
@@ -205,10 +207,10 @@ def _check(op: str, what: str, scores: Mapping[str, Tensor]) -> None:
 
 
 def sparsity(masks: Mapping[str, Tensor]) -> float:
-    """The fraction of weights that the masks prune.
+    """Return the fraction of weights that the masks prune.
 
     Raises:
-        TypeError: what is not a dictionary of bool tensors.
+        TypeError: masks that are not a dictionary of bool tensors.
         ValueError: there are no weights.
     """
     check_masks("sparsity", masks)
@@ -219,7 +221,7 @@ def sparsity(masks: Mapping[str, Tensor]) -> float:
 
 
 def check_masks(op: str, masks: Mapping[str, Tensor]) -> None:
-    """Refuse what is not a dictionary of bool tensors."""
+    """Raise if masks are not a dictionary of bool tensors."""
     if not isinstance(masks, Mapping):
         raise TypeError(f"{op}: masks must be a dictionary of bool tensors by weight name, got {type(masks).__name__}")
     for name, mask in masks.items():

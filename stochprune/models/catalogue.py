@@ -1,4 +1,4 @@
-"""The networks that are known by name."""
+"""The networks and their names."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ DIMENSIONS = {"pbb_cnn": 3, "resnet20": 3, "resnet18": 3, "vgg16": 3, "vit": 3, 
 
 @builder
 def build(name: str, dataset_shape: Sequence[int], num_classes: int, seed: int) -> nn.Module:
-    """The network called ``name`` for inputs of one shape.
+    """Build the network called ``name`` for inputs of one shape.
 
     Args:
         dataset_shape: shape of one input, without the batch: (channels, height, width) for networks of images,
             (context,) for ``gpt``, any for ``lenet_300_100`` and ``pbb_fc``.
-        num_classes: number of outputs; of tokens for ``gpt``.
-        seed: 0 .. 2^64 - 1, of the initial weights.
+        num_classes: number of outputs; number of tokens for ``gpt``.
+        seed: seed of the initial weights, 0 .. 2^64 - 1.
 
     Raises:
-        ValueError: an unknown name, where the message lists the known ones; inputs of the wrong number of dimensions.
+        ValueError: an unknown name (the message lists the known names), or inputs of the wrong number of dimensions.
     """
     if name not in BUILDERS:
         raise ValueError(f"unknown model {name!r}; known are: {', '.join(BUILDERS)}")

@@ -12,7 +12,7 @@ from stochprune.models.transformer import Block
 class GPT(nn.Module):
     """Token and position embeddings, causal transformer blocks, and an output layer.
 
-    Logits [B, L, vocabulary] of the next token from int64 tokens [B, L], L at most ``context``.
+    The forward pass returns logits [B, L, vocabulary] of the next token for int64 tokens [B, L], L at most ``context``.
     """
 
     def __init__(self, vocabulary: int, context: int, width: int, depth: int, heads: int) -> None:
@@ -33,9 +33,9 @@ class GPT(nn.Module):
 
 @builder
 def gpt(vocabulary: int, context: int = 128, *, width: int = 192, depth: int = 6, heads: int = 3, seed: int) -> GPT:
-    """A small GPT in the manner of GPT-2 (Radford et al. 2019), the output layer tied to the token embedding.
+    """A small GPT like GPT-2 (Radford et al. 2019), whose output layer is tied to the token embedding.
 
-    Weights and embeddings start from N(0, 0.02^2).
+    Initial weights and embeddings are sampled from N(0, 0.02^2).
 
     Args:
         vocabulary: number of tokens.

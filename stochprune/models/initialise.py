@@ -1,4 +1,4 @@
-"""Initialisation from local generators."""
+"""Initialisation of networks with local random generators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Fill = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 def builder(function: Function) -> Function:
-    """Check the arguments of a function that builds a network: their kinds, and that every size is at least 1."""
+    """Make a function that builds a network check its arguments: their types, and that every size is at least 1."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -41,23 +41,23 @@ def normal_(weight: Tensor, generator: np.random.Generator, std: float = 0.02) -
 
 
 def kaiming_normal_(weight: Tensor, generator: np.random.Generator) -> Tensor:
-    """Fill a weight [out, in, ...] in place from N(0, 2 / fan_in), fan_in being the product of all but the first size.
+    """Fill a weight [out, in, ...] in place from N(0, 2 / fan_in); fan_in is the product of all sizes but the first.
 
-    He, Zhang, Ren and Sun 2015, "Delving deep into rectifiers", equation 10: the variance that keeps signals through
-    ReLU layers. It is the default of ``open_lth`` (Frankle), from which much of the pruning literature starts.
+    He, Zhang, Ren and Sun 2015, "Delving deep into rectifiers", equation 10: this variance preserves the size of
+    signals through ReLU layers. It is the default of ``open_lth`` (Frankle), which much of the pruning literature uses.
     """
     return normal_(weight, generator, math.sqrt(2 / max(1, math.prod(weight.shape[1:]))))
 
 
 def initialised(construct: Callable[[], Model], seed: int, fill: Fill = kaiming_normal_) -> Model:
-    """A model with starting values that depend on ``seed`` and on its parameters' names and shapes alone.
+    """A model whose initial values depend only on ``seed`` and on the names and shapes of its parameters.
 
-    Normalisation layers start as in torch, other vectors (biases) at 0, and tensors of two and more dimensions are
-    filled, each from its own stream of ``seed``.
+    Normalisation layers start as in torch, other vectors (biases) at 0. Tensors of two and more dimensions are filled,
+    each with its own generator made from ``seed``.
 
     Args:
-        construct: builds the model. It is called under the meta device, since torch's constructors draw from the
-            global generator; weights must be tied afterwards.
+        construct: builds the model. It is called under the meta device, because torch's constructors use the global
+            generator; tie weights afterwards.
         seed: 0 .. 2^64 - 1.
         fill: fills a tensor in place from a generator.
     """

@@ -15,7 +15,7 @@ from stochprune.models.initialise import builder, initialised
 def mlp(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
     """Linear layers ``fc1``, ``fc2``, ... with ReLU between them, on flattened inputs.
 
-    Weights are Kaiming normal, each layer's from its own stream of ``seed``; biases are 0.
+    Weights are Kaiming normal, each layer with its own generator made from ``seed``; biases are 0.
 
     Args:
         sizes: input features, hidden widths, outputs.
@@ -40,7 +40,7 @@ def mlp(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
 
 @builder
 def lenet_300_100(in_features: int = 784, num_classes: int = 10, *, seed: int) -> nn.Sequential:
-    """LeNet-300-100 (LeCun, Bottou, Bengio and Haffner 1998) with ReLU, as the pruning literature has it.
+    """LeNet-300-100 (LeCun, Bottou, Bengio and Haffner 1998) with ReLU, as in the pruning literature.
 
     266,200 weights with the default sizes. See :func:`mlp` for names and initialisation.
     """

@@ -1,5 +1,5 @@
-"""The networks of "Tighter risk certificates for neural networks" (Perez-Ortiz, Rivasplata, Shawe-Taylor and Szepesvari
-2021, arXiv 2007.12911), as far as its authors' code tells them, deterministic."""
+"""The deterministic networks of "Tighter risk certificates for neural networks" (Perez-Ortiz, Rivasplata, Shawe-Taylor
+and Szepesvari 2021, arXiv 2007.12911), after the authors' code."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from stochprune.models.initialise import builder, initialised
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: the identity, or a 1x1 projection where the shape changes."""
+    """Two 3x3 convolutions plus a shortcut: the identity, or a 1x1 projection if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The block of both transformers: attention and a two-layer network, each normalised first and added."""
+"""The block of both transformers: attention and a two-layer network, each with normalised input and a residual."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) on x [B, L, width] by plain linear layers.
+    """Multi-head self-attention (Vaswani et al. 2017) on x [B, L, width] with plain linear layers.
 
-    ``qkv`` holds the three projections one above the other: rows 0 .. width - 1 make the queries.
+    ``qkv`` concatenates the three projections along its rows: rows 0 .. width - 1 give the queries.
     """
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
@@ -30,7 +30,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is no multiple of the number of heads, {heads}")
+            raise ValueError(f"width must be a multiple of the number of heads, got width {width} and {heads} heads")
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads, causal)
         self.norm2 = nn.LayerNorm(width)

@@ -13,7 +13,7 @@ _STAGES = (1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8)
 
 @builder
 def vgg16(in_channels: int = 3, num_classes: int = 10, *, width: int = 64, seed: int) -> nn.Sequential:
-    """VGG-16 for images of about 32 x 32, as the pruning literature has it (``open_lth``, SynFlow).
+    """VGG-16 for images of about 32 x 32, as in the pruning literature (``open_lth``, SynFlow).
 
     Thirteen 3x3 convolutions with batch normalisation in five stages, maximum pooling between the stages, global
     average pooling and one linear layer instead of three: 14.7 million parameters. Initialised by

@@ -10,7 +10,7 @@ from stochprune.models.transformer import Block
 
 
 class ViT(nn.Module):
-    """Patches, learnt positions, transformer blocks, the mean over patches, and a linear layer."""
+    """Patch embedding, learnt position embedding, transformer blocks, the mean over patches, and a linear layer."""
 
     def __init__(
         self, in_channels: int, size: tuple[int, int], num_classes: int, patch: int, width: int, depth: int, heads: int
@@ -43,7 +43,7 @@ def vit(
 ) -> ViT:
     """A small vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) with mean pooling, no class token.
 
-    2.7 million parameters with the default sizes. Weights and positions start from N(0, 0.02^2).
+    2.7 million parameters with the default sizes. Initial weights and positions are sampled from N(0, 0.02^2).
 
     Args:
         in_channels, size: of the images [B, in_channels, H, W], size = (H, W) in multiples of ``patch``.

@@ -16,16 +16,16 @@ from stochprune.seeding import generator
 
 FORMAT = "stochprune-certificate-2"
 FINE = 1e-6
-"""Unit to which a cross-entropy is rounded up."""
+"""A cross-entropy is rounded up to a multiple of this."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """With probability at least 1 - delta - delta_draws, the risk of the stochastic network is at most ``bound``.
+    """Certifies that with probability at least 1 - delta - delta_draws the risk is at most ``bound``.
 
-    The risk is the expected loss, on a fresh example of the same distribution, of a network drawn from the posterior
+    The risk is the expected loss, on a fresh example of the same distribution, of a network sampled from the posterior
     for that example. ``bound`` = kl^-1(``empirical_risk`` | (KL + ln(2 sqrt(m) priors / delta)) / m), and
-    ``empirical_risk`` bounds the mean loss over the m examples by the Monte Carlo ``losses``.
+    ``empirical_risk`` is an upper bound on the mean loss over the m examples, computed from the Monte Carlo ``losses``.
 
     Attributes:
         m: number of examples that certify.
@@ -36,16 +36,16 @@ class Certificate:
         loss, monte_carlo: names, as in :class:`stochprune.pac_bayes.CertifyConfig`.
         planned: number of draws, fixed beforehand.
         unit, losses: the loss of draw t is ``losses[t] * unit``, rounded up.
-        draw_examples: examples in the batch of a draw; 0 where each draw saw all of them.
-        seed, mask_seed: of the examples of each draw, and of its masks: draw t uses the contract's draw t. The second
-            follows from the first.
-        data, dataset: what the examples are, and the digest of all of them, before the split.
+        draw_examples: number of examples in the batch of a draw; 0 if each draw used all of them.
+        seed, mask_seed: seeds of the examples of each draw and of its masks; draw t uses the contract's draw t. The
+            second seed is computed from the first.
+        data, dataset: the name of the data set, and the digest of all its examples before the split.
         prior, model: digests of the prior and of the posterior.
-        certified, prior_saw, prior_sizes: digests of the index sets: of the examples that certify, and of the parts
-            that the prior or a choice has seen, with their numbers of examples. They have no example in common.
-        configuration: of the run (``RunConfig``), from which most of the above follows; None outside of one.
-        versions: what the run was made with. Nothing depends on it.
-        notes: ``family`` and ``objective`` of a run's posterior, and its test error. Outside of a run they are free.
+        certified, prior_saw, prior_sizes: digests of the index sets of the certifying examples and of the parts that
+            the prior or a choice has seen, and the sizes of these parts. They have no example in common.
+        configuration: the run's configuration (``RunConfig``), which determines most of the above; None outside a run.
+        versions: versions and settings of the run. Nothing depends on them.
+        notes: ``family`` and ``objective`` of a run's posterior, and its test error. Outside a run they are free text.
     """
 
     m: int
@@ -98,11 +98,11 @@ class Certificate:
 
     @property
     def bound(self) -> float:
-        """The certified risk; 1 at most."""
+        """The certified risk, at most 1."""
         return min(1.0, bounds.maurer(self.empirical_risk, self.total_kl, self.m, self.delta, choices=self.priors))
 
     def account(self) -> dict[str, float]:
-        """What is recomputed from the rest."""
+        """The numbers that are recomputed from the other fields."""
         names = ("draws", "mean_loss", "empirical_risk", "total_kl", "bound")
         return {name: getattr(self, name) for name in names}
 
@@ -111,10 +111,10 @@ class Certificate:
         return {"configuration": json_digest(self.configuration), "draws": json_digest(self.losses)}
 
     def save(self, path: Path) -> None:
-        """Write everything, with what was computed, as JSON with a digest of the whole."""
+        """Write all fields and the computed numbers as JSON, with a digest of the whole."""
         write_json(path, {"format": FORMAT, **self.account(), "digests": self.digests(), **dataclasses.asdict(self)})
 
 
 def mask_seed(seed: int) -> int:
-    """The seed of the masks of a certificate: never that of a training."""
+    """Return the seed of the masks of a certificate, which no training uses."""
     return int(generator(seed, "certify", "masks").integers(1 << 63))

@@ -1,4 +1,4 @@
-"""Risk certificates by Monte Carlo over networks drawn from a posterior."""
+"""Risk certificates by Monte Carlo over networks sampled from a posterior."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from stochprune.runs.run import open_run
 from stochprune.seeding import generator
 
 P_MIN = 1e-4
-"""Of the certified cross-entropy."""
+"""Minimum probability in the certified cross-entropy."""
 _BATCH = 4096
-"""Examples in a forward, of all its draws."""
+"""Maximum number of examples in a forward pass, over all its draws."""
 _WEIGHTS = 1 << 26
-"""Random weights in a forward, of all its draws."""
+"""Maximum number of random weights in a forward pass, over all its draws."""
 DRAWS = {"cpu": 8, "cuda": 64}
-"""Draws in a forward at most: on the CPU the activations of more leave the caches, and a few share what calls cost."""
+"""Maximum number of draws in a forward pass. On the CPU the activations of more draws do not fit into the caches."""
 _ALONE = 8
-"""Draws that are run alone, to see whether draws may share a forward."""
+"""Draws that are run alone, to check whether draws may share a forward pass."""
 _CHUNKS = 50
-"""Pauses of a run at most: for a checkpoint and the running certificate."""
+"""Maximum number of checkpoints of a run; each also reports the running certificate."""
 
 
 @checked
@@ -64,38 +64,39 @@ def certify(
     from ``seed`` by a hash, and is never that of a training. Small batches of many draws share a forward
     (:func:`stochprune.nn.batched_samples`), if the network gives them there what it gives them alone.
 
-    What is certified is the loss of one example at a time. The network is tried on a few examples, alone and in batches
-    (:class:`stochprune.pac_bayes.trial.Trial`), before the draws and, alone, after them. With ``draw_examples=1`` no
-    forward ever has two examples, so that the certificate holds whatever the network does with a batch.
+    The certificate is for the loss of one example at a time. Before the draws the network is tested on a few examples,
+    alone and in batches (:class:`stochprune.pac_bayes.trial.Trial`); after the draws it is tested alone again. With
+    ``draw_examples=1`` no forward pass has two examples, so the certificate holds whatever the network does with a
+    batch.
 
     Args:
-        posterior: from :func:`stochprune.pac_bayes.self_bound`, or a prior's own by
+        posterior: from :func:`stochprune.pac_bayes.self_bound`, or the prior itself as a posterior, from
             :func:`stochprune.pac_bayes.make_posterior`.
         part: the certifying examples, of which the prior has seen none.
-        config: is fixed before anything is drawn.
-        priors: the number of priors among which the posterior's is, or will be, chosen after looking at certificates.
-        posteriors: the number of posteriors likewise.
+        config: the options, fixed before anything is sampled.
+        priors: the number of priors among which one is, or will be, chosen after looking at certificates.
+        posteriors: the number of posteriors among which one is, or will be, chosen likewise.
         seed: 0 .. 2^64 - 1.
         data: a name of the examples for the certificate.
-        folder: if given, the draws so far are kept there and a run that was killed goes on from them.
-        callbacks: objects with the optional method ``on_draws(done, total, bound)``, the bound from the draws so far;
-            with ``betting`` it holds at every such time.
+        folder: if given, the draws so far are stored there, and a run that was killed continues from them.
+        callbacks: objects with the optional method ``on_draws(done, total, bound)``, where ``bound`` is computed from
+            the draws so far; with ``betting`` it holds at all these times at once.
 
     Raises:
-        ValueError: the prior has seen one of the examples, or was edited; the posterior differs from it in more than
-            its divergence counts; the network's output for an example depends on others or on what was run before;
-            labels that are no class; counts below 1; a divergence that is not finite.
+        ValueError: the prior has seen one of the examples, or was edited; the posterior differs from it in a tensor
+            that the KL does not count; the network's output for an example depends on other examples or on earlier
+            forward passes; labels that are not classes; counts below 1; a KL that is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
     config = config or CertifyConfig()
     for name, count in (("priors", priors), ("posteriors", posteriors)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"certify: {name} must be an integer of at least 1, got {count!r}: count those looked at")
+            raise ValueError(f"certify: {name} must be an integer of at least 1, got {count!r}: count all looked at")
     posterior.require_paid("certify")
     require_unseen(part, posterior.prior.seen)
     kl = {name: value.item() for name, value in posterior.kl().items()}
     if not math.isfinite(math.fsum(kl.values())):
-        raise ValueError(f"certify: the divergence from the prior is not finite: {kl}; learn at a lower rate")
+        raise ValueError(f"certify: the KL from the prior is not finite: {kl}; use a lower learning rate")
     posterior.eval().estimate_by("straight_through")
     per_draw = config.draw_examples or len(part)
     certificate = Certificate(
@@ -131,7 +132,7 @@ def certify(
         together = draws_together(posterior, part, certificate)
         pause = together * math.ceil(config.draws / _CHUNKS / together)
         while (done := certificate.draws) < config.draws:
-            # Up to the next multiple, wherever a run under another number of draws together was killed.
+            # Up to the next multiple, because a killed run may have shared forward passes among other numbers of draws.
             certificate.losses.extend(draw_losses(posterior, part, certificate, done, together - done % together))
             done = certificate.draws
             if done % pause == 0 or done == config.draws:
@@ -145,7 +146,7 @@ def certify(
 
 
 def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
-    """The losses of the draws that were made before the run was killed."""
+    """Return the losses of the draws that were made before the run was killed."""
     payload = checkpoint.load()
     if payload is None:
         return []
@@ -153,21 +154,21 @@ def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
     most = round(1 / certificate.unit)
     if len(losses) > certificate.planned or not all(0 <= loss <= most for loss in losses):
         raise CheckpointError(
-            f"{checkpoint.path} must hold at most {certificate.planned} losses, each an integer in 0 .. {most}"
+            f"{checkpoint.path} must contain at most {certificate.planned} losses, each an integer in 0 .. {most}"
         )
     return losses
 
 
 def trial_of(posterior: Posterior, part: Part, certificate: Certificate) -> Trial:
-    """The trial of a network: whoever draws losses of a certificate runs it first."""
+    """Return the trial of a network, which runs before the losses of a certificate are computed."""
     return Trial(posterior, part, min(certificate.draw_examples or len(part), _BATCH), certificate.seed)
 
 
 def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -> int:
-    """How many draws share a forward: the same for whoever goes on, or repeats a draw."""
+    """Return how many draws share a forward pass; a resumed run and a replay get the same number."""
     weights = sum(layer.weight.numel() for layer in posterior.layers.values())
     examples = certificate.draw_examples or len(part)
-    if examples == 1:  # which promises that no forward has two examples
+    if examples == 1:  # then no forward pass may have two examples
         return 1
     most = DRAWS.get(next(posterior.parameters()).device.type, 1)
     together = min(most, _BATCH // examples, _WEIGHTS // max(1, weights), certificate.planned // _CHUNKS)
@@ -177,11 +178,11 @@ def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -
 
 
 def draws_apart(posterior: Posterior, x: Tensor, y: Tensor) -> bool:
-    """Whether networks that share a forward are those of single forwards, up to rounding.
+    """Return True if sharing a forward pass does not change the outputs of the networks, up to rounding.
 
-    They are not where a layer has something else than the batch first, such as positions or time. Rounding changes the
-    losses on x [D, n, ...] and y [D, n] by less than a hundredth of what the next network in each one's place does, for
-    the first networks, in a forward of all.
+    It changes them if the first dimension of a layer is not the batch but, for example, positions or time. The check
+    compares the losses of the first networks on x [D, n, ...] and y [D, n], alone and in a forward pass of all. It
+    allows less than a hundredth of the difference between one network and the next.
     """
     draws = range(min(len(x), _ALONE))
 
@@ -197,14 +198,14 @@ def draws_apart(posterior: Posterior, x: Tensor, y: Tensor) -> bool:
 
 
 def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int, together: int | None = None) -> int:
-    """The loss of draw t in units of the certificate, by the forward that it had there, of ``together`` draws."""
+    """Return the loss of draw t in units of the certificate, from the same forward pass of ``together`` draws."""
     together = together or draws_together(posterior, part, certificate)
     first = t - t % together
     return draw_losses(posterior, part, certificate, first, together)[t - first]
 
 
 def draw_losses(posterior: Posterior, part: Part, certificate: Certificate, first: int, together: int) -> list[int]:
-    """The losses of the draws from ``first`` on, in units of the certificate, rounded up."""
+    """Return the losses of the draws from ``first`` on, in units of the certificate, rounded up."""
     draws = min(together, certificate.planned - first)
     x, y = draw_examples(part, certificate, first, draws)
     losses = network_losses(posterior, x, y, certificate.loss, certificate.mask_seed, first)
@@ -216,7 +217,7 @@ def draw_losses(posterior: Posterior, part: Part, certificate: Certificate, firs
 
 @torch.no_grad()
 def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: int, first: int) -> Tensor:
-    """The losses [D, n], float64, of D networks from the address on, each drawn again for each batch of examples.
+    """Return losses [D, n], float64, of D networks from draw ``first`` on; each batch samples the networks again.
 
     Args:
         x: [D, n, ...], the examples of each network.
@@ -237,7 +238,7 @@ def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: 
 
 
 def draw_examples(part: Part, certificate: Certificate, first: int, draws: int) -> tuple[Tensor, Tensor]:
-    """The examples [draws, draw_examples, ...] and labels of the draws from ``first`` on, or all examples for each."""
+    """Return examples [draws, draw_examples, ...] and labels of the draws from ``first`` on, or all for each draw."""
     if not certificate.draw_examples:
         return part.x.expand(draws, *part.x.shape), part.y.expand(draws, -1)
     numbers = [
@@ -254,7 +255,7 @@ def model_digest(posterior: Posterior) -> str:
 
 
 def mean_loss(posterior: Posterior, x: Tensor, y: Tensor, draws: int, seed: int) -> float:
-    """The mean 0-1 loss of ``draws`` networks of the posterior on the examples: an estimate, no bound."""
+    """Estimate the mean 0-1 loss on the examples with ``draws`` networks of the posterior; this is not a bound."""
     mask_seed = int(generator(seed, "estimate", "masks").integers(1 << 63))
     networks = [network_losses(posterior, x[None], y[None], "zero_one", mask_seed, t) for t in range(draws)]
     return torch.cat(networks).mean().item()

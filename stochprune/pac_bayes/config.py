@@ -16,7 +16,7 @@ class PriorConfig(Config):
     prior_fraction: float = option(0.5, "Fraction of the training set for the prior; 0 is a data-free prior.", FRACTION)
     include: str = option("*", "Shell pattern of the names of the weights that are random; the others are fixed.")
     score: str = option(
-        "none", "Pruning score of the prior's mask (any, or none), after a first dense training on the prior's part."
+        "none", "Pruning score of the prior's mask, or none; the network is first trained dense on the prior's part."
     )
     sparsity: float = option(0.0, "Fraction of weights that the prior's mask prunes (with a score).", FRACTION)
     keep: float = option(0.95, "Probability with which the prior keeps a weight of its mask.", PROBABILITY)
@@ -33,9 +33,9 @@ class PriorConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.score != "none":
-            scores.by_name(self.score)  # refuses an unknown one
+            scores.by_name(self.score)  # raises for an unknown score
         if (self.score == "none") != (self.sparsity == 0):
-            raise ValueError(f"score {self.score} and sparsity {self.sparsity:g} do not go together: give both or none")
+            raise ValueError(f"give both or none: got score {self.score} and sparsity {self.sparsity:g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SelfBoundConfig(Config):
     """Self-bounded learning: the posterior that minimises a bound on its own risk."""
 
     objective: Literal["quadratic", "lambda", "classic", "kl"] = option(
-        "quadratic", "Bound that is minimised: quadratic, lambda (alternating), classic, or kl (the certificate's own)."
+        "quadratic", "Bound to minimise: quadratic, lambda (alternating), classic, or kl (the certificate's own)."
     )
     epochs: int = option(10, "Passes over the certifying examples.", at_least(0))
     lr: float = option(0.1, "First rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.", at_most(1))
@@ -59,7 +59,7 @@ class SelfBoundConfig(Config):
     estimator: Literal["straight_through", "concrete", "straight_through_concrete", "local_reparameterisation"] = (
         option(
             "straight_through",
-            "Estimator of the keep probabilities' gradient; local_reparameterisation, of that of weights too.",
+            "Estimator of the gradient of keep probabilities; local_reparameterisation also for that of weights.",
         )
     )
     temperature: float = option(1.0, "Temperature of the concrete estimators.", POSITIVE)
@@ -77,7 +77,7 @@ class CertifyConfig(Config):
     monte_carlo: Literal["betting", "kl"] = option(
         "betting", "Bound on the mean of the draws: betting, or kl, the inverse of kl as in the literature."
     )
-    loss: Literal["zero_one", "cross_entropy"] = option("zero_one", "Loss that is certified.")
+    loss: Literal["zero_one", "cross_entropy"] = option("zero_one", "Loss to certify.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,9 +90,9 @@ class RunConfig(Config):
     """A prior, the posteriors learnt from it with each objective, and the certificates of all."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn), mnist or cifar10 (files in --data-dir).")
-    model: str = option("lenet_300_100", "Network, by its name in stochprune.models, e.g. pbb_fc or pbb_cnn.")
+    model: str = option("lenet_300_100", "Name of the network in stochprune.models, e.g. pbb_fc or pbb_cnn.")
     posteriors: tuple[str, ...] = option(
-        ("masks", "gaussian", "spike_and_slab"), "What is random: masks, gaussian weights, or both; with commas."
+        ("masks", "gaussian", "spike_and_slab"), "What is random: masks, gaussian (weights), spike_and_slab (both)."
     )
     objectives: tuple[str, ...] = option(
         ("quadratic",),

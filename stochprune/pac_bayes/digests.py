@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from stochprune.runs.digests import tensor_digest
 
 ADDRESS = ("mask_seed", "mask_draw")
-"""Buffers that say which network is drawn next, and nothing of the distribution."""
+"""Buffers that choose which network is sampled next; the distribution does not depend on them."""
 _PRIOR = "prior_logits"
 """A masked layer's buffer for its divergence, on which no output depends."""
 

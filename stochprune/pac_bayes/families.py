@@ -16,16 +16,16 @@ FAMILIES: dict[str, type[Posterior]] = {
 
 @checked
 def make_posterior(prior: Prior, family: str) -> Posterior:
-    """The posterior of a family, at its prior: ``masks``, ``gaussian`` (weights) or ``spike_and_slab`` (both).
+    """Make a posterior that equals the prior: ``masks``, ``gaussian`` (weights) or ``spike_and_slab`` (both).
 
     Raises:
-        ValueError: an unknown family; the message lists the known ones. A network that does not suit it.
+        ValueError: an unknown family (the message lists the known ones), or a network that the family does not support.
     """
     check_family(family)
     return FAMILIES[family](prior)
 
 
 def check_family(family: str) -> None:
-    """Raise ValueError if no posterior is called that."""
+    """Raise ValueError if the family is unknown."""
     if family not in FAMILIES:
         raise ValueError(f"unknown posterior {family!r}; known are: {', '.join(FAMILIES)}")

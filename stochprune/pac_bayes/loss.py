@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def bounded_cross_entropy(outputs: Tensor, y: Tensor, p_min: float) -> Tensor:
-    """Cross-entropy with probabilities of at least ``p_min``, over ln(1 / p_min): [B] in [0, 1].
+    """Return the cross-entropy with probabilities of at least ``p_min``, divided by ln(1 / p_min): [B] in [0, 1].
 
     Dziugaite and Roy 2018, "Data-dependent PAC-Bayes priors via differential privacy"; Perez-Ortiz et al. 2021
-    (arXiv 2007.12911), section 6.1. Where the probability is clamped the gradient is 0.
+    (arXiv 2007.12911), section 6.1. The gradient is 0 if the probability is clamped.
 
     Args:
         outputs: [B, classes], before the softmax.
@@ -23,5 +23,5 @@ def bounded_cross_entropy(outputs: Tensor, y: Tensor, p_min: float) -> Tensor:
 
 
 def zero_one(outputs: Tensor, y: Tensor) -> Tensor:
-    """1 where the largest output is not the label's, or where one is NaN: float64 [B]."""
+    """Return float64 [B]: 1 if the largest output is not the label's, or if an output is NaN, else 0."""
     return ((outputs.argmax(dim=1) != y) | outputs.isnan().any(dim=1)).double()

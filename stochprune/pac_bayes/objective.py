@@ -15,10 +15,10 @@ from stochprune.training.loop import Constraint
 
 
 class Objective(nn.Module):
-    """f(r, KL(Q || P)) of a batch, with everything that a resumed run needs in its buffers.
+    """The objective f(r, KL(Q || P)) of a batch; its buffers contain everything that a resumed run needs.
 
     Args:
-        posterior: is trained.
+        posterior: the posterior to train.
         m: the number of certifying examples.
         delta: probability that the bound fails.
     """
@@ -40,7 +40,7 @@ class Objective(nn.Module):
         return self.posterior(x)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The objective of one batch, float64."""
+        """Return the objective of one batch, float64."""
         risk = bounded_cross_entropy(outputs, y, self.config.p_min).double().mean()
         kl = torch.stack(list(self.posterior.kl().values())).sum()
         self.sums += torch.stack((risk.detach(), torch.ones_like(risk)))
@@ -51,7 +51,7 @@ class Objective(nn.Module):
         return self.bound(risk, kl)
 
     def bound(self, risk: Tensor, kl: Tensor) -> Tensor:
-        """The configured bound at a risk and a divergence."""
+        """Return the configured bound at a risk and a KL."""
         delta, kl = self.delta, self.config.kl_penalty * kl
         match self.config.objective:
             case "quadratic":
@@ -65,7 +65,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """The numbers of an epoch that has ended; lambda moves to its optimum there."""
+        """Return the numbers of the epoch that has ended, and set lambda to its optimum."""
         risk = (self.sums[0] / self.sums[1]).item()
         layers = {name: value.item() for name, value in self.posterior.kl().items()}
         kl = math.fsum(layers.values())
@@ -76,9 +76,9 @@ class Objective(nn.Module):
 
 
 class NaturalGradient(Constraint):
-    """Divides each gradient by df/dKL and by the curvature of the divergence.
+    """Divides each gradient by df/dKL and by the curvature of the KL.
 
-    A step of rate 1 goes to the minimum of the batch's risk, linearised, plus the divergence, taken as quadratic.
+    A step of rate 1 goes to the minimum of the batch's linearised risk plus a quadratic approximation of the KL.
     """
 
     def __init__(self, objective: Objective) -> None:

@@ -1,4 +1,4 @@
-"""Posteriors over networks: what is random in them, and how far they are from their prior."""
+"""Posteriors over networks: their random layers and their KL from the prior."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from stochprune.pac_bayes.prior import Prior
 
 
 class Posterior(nn.Module):
-    """A network each of whose forwards draws the random layers anew. It stays in evaluation mode: the statistics of a
-    normalisation layer would otherwise take in the certifying examples at no cost.
+    """A network whose random layers are sampled anew in each forward pass.
+
+    It stays in evaluation mode. In training mode the statistics of a normalisation layer would learn from the
+    certifying examples, and the KL would not count this.
 
     Attributes:
         model: the network.
-        prior: what it starts from; KL(Q || P) is 0 there.
+        prior: the initial distribution; KL(Q || P) is 0 there.
 
     Raises:
-        ValueError: layers that share a stream and not their logits, or these and no stream.
+        ValueError: layers that share a stream but not their logits, or logits but not a stream.
     """
 
     @checked
@@ -42,13 +44,13 @@ class Posterior(nn.Module):
             layer.sample = True
 
     def require_paid(self, function: str) -> None:
-        """Refuse a posterior that differs from its prior in more than its divergence counts.
+        """Raise if the posterior differs from its prior in a tensor that the KL does not count.
 
         Args:
-            function: names the caller in the message.
+            function: the caller, named in the message.
 
         Raises:
-            ValueError: a tensor that is not learnt and not the prior's, by its name; a prior that was edited.
+            ValueError: a tensor that is not learnt and differs from the prior's, named; a prior that was edited.
         """
         self.prior.require_unedited(function)
         learnt = {id(tensor) for tensor, _ in self.curvatures()}
@@ -58,43 +60,43 @@ class Posterior(nn.Module):
                 continue
             if name not in start or not _equal(value, start[name]):
                 raise ValueError(
-                    f"{function}: {name} is not the prior's, and the divergence does not count it. Learn the posterior "
-                    "by self_bound, or make a Prior of the changed network that names what it has seen"
+                    f"{function}: {name} differs from the prior's, and the KL does not count it. Learn the posterior "
+                    "with self_bound, or make a Prior of the changed network with the parts that it has seen"
                 )
 
     def train(self, mode: bool = True) -> Posterior:
-        """Stays in evaluation mode."""
+        """Keep evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
     def kl(self) -> dict[str, Tensor]:
-        """KL(Q || P) in nats by weight, float64 and differentiable; the posterior's is the sum."""
+        """Return KL(Q || P) in nats by weight name, float64 and differentiable; the KL of the posterior is the sum."""
         raise NotImplementedError
 
     def curvatures(self) -> list[tuple[Tensor, Tensor]]:
-        """The trained parameters, each with the second derivative of the divergence in it, its Fisher information.
+        """Return the trained parameters, each with the second derivative of the KL, its Fisher information.
 
-        Away from the prior no less than there: the information of a weight that is hardly ever, or always, kept
-        vanishes, and a step divided by it would know no bounds.
+        The value is never less than at the prior: the information of a weight that is almost never, or almost always,
+        kept goes to 0, and a step divided by it would be unbounded.
         """
         raise NotImplementedError
 
     def at(self, seed: int, draw: int) -> None:
-        """The next forward draws the network of this address, and the following ones those after it."""
+        """Make the next forward pass sample the network of this seed and draw, and later passes the next draws."""
         for layer in self.layers.values():
             layer.mask_seed.fill_(rng.as_int64(seed))
             layer.mask_draw.fill_(draw)
 
     def require_one_draw(self, draw: int, draws: int = 1) -> None:
-        """Refuse networks one of whose random layers ran several times, or not once, since :meth:`at` set ``draw``.
+        """Raise if a random layer did not run exactly once per draw since :meth:`at` set ``draw``.
 
-        Each run draws anew: a network would have more randomness than its divergence pays for, and share some with
-        the network of the next draw.
+        Each run of a layer samples again. If a layer ran twice, the network would have more randomness than the KL
+        counts, and would share some with the network of the next draw.
 
         Raises:
-            ValueError: such a layer, by its weight's name.
+            ValueError: such a layer, named by its weight.
         """
         counters = torch.cat([layer.mask_draw for layer in self.layers.values()]).tolist()
         for name, counter in zip(self.layers, counters, strict=True):
@@ -103,7 +105,7 @@ class Posterior(nn.Module):
                 raise ValueError(f"{name} ran {runs} times in one forward: a certificate needs layers that run once")
 
     def kept(self, seed: int, draw: int) -> dict[str, tuple[int, int]]:
-        """By weight name: how many weights the mask of this address keeps, and of how many."""
+        """Return, by weight name, how many weights the mask of this seed and draw keeps, and of how many."""
         found = {}
         for name, layer in self.masks().items():
             threshold = rng.threshold_from_logits(layer.mask_logits.flatten(1))
@@ -112,7 +114,7 @@ class Posterior(nn.Module):
         return found
 
     def masks(self) -> dict[str, MaskedLayer]:
-        """The layers that draw masks."""
+        """Return the layers that sample masks."""
         return self.layers
 
     def estimate_by(self, estimator: str, temperature: float = 1.0) -> None:
@@ -123,7 +125,7 @@ class Posterior(nn.Module):
         :func:`stochprune.functional.masked_linear`.
 
         Raises:
-            ValueError: a layer that local reparameterisation does not serve.
+            ValueError: a layer that local reparameterisation does not support.
         """
         local = estimator == "local_reparameterisation"
         reparameterise_locally(self.layers, local)
@@ -134,7 +136,7 @@ class Posterior(nn.Module):
 
 
 class MaskPosterior(Posterior):
-    """A posterior over masks alone: the weights are the prior's, the keep probabilities are trained."""
+    """A posterior over masks only: the weights are the prior's, the keep probabilities are trained."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__(prior)
@@ -162,17 +164,17 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _require_own_streams(layers: Mapping[str, MaskedLayer]) -> None:
-    """The divergence is that of one independent mask for each tensor of logits."""
+    """Raise unless each tensor of logits has exactly one independent mask, as the KL assumes."""
     for (a, one), (b, other) in itertools.combinations(layers.items(), 2):
         if (one.stream == other.stream) != (one.mask_logits is other.mask_logits):
             shared, apart = ("a stream", "logits") if one.stream == other.stream else ("logits", "streams")
             raise ValueError(
-                f"{a} and {b} share {shared} and have {apart} of their own, so that the masks drawn are not those that "
-                f"the divergence counts: convert the whole model at once"
+                f"{a} and {b} share {shared} but have different {apart}, so the KL does not count their masks "
+                "correctly: convert the whole model at once"
             )
 
 
 def mask_curvature(logits: Tensor, start: Tensor) -> Tensor:
-    """q (1 - q), at the logits or at their start, whichever is larger."""
+    """Return q (1 - q) at the logits or at their start, whichever is larger."""
     spreads = (torch.sigmoid(tensor) for tensor in (logits, start))
     return torch.maximum(*(q * (1 - q) for q in spreads))

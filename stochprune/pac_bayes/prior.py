@@ -1,4 +1,4 @@
-"""Priors: what is fixed before the certifying examples are looked at, and which examples it has seen."""
+"""Priors: a network fixed before the certifying examples are used, and the examples that it has seen."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from stochprune.training.weights import train_weights
 
 @dataclass(frozen=True)
 class Prior:
-    """A network under the prior's random masks, and the examples behind it.
+    """A network under the prior's random masks, and the parts of the data that it has seen.
 
-    It must stay as it is: what is changed later may depend on the certifying examples, at no cost. So digests are taken
-    here, and whatever uses the prior compares. To change a prior on purpose make another, whose ``seen`` holds every
-    part that the change depends on.
+    It must not be changed: a later change could depend on the certifying examples, and the KL would not count it. So
+    the prior stores digests of its tensors, and every function that uses the prior compares them. To change a prior on
+    purpose, make another one whose ``seen`` contains every part that the change depends on.
 
     Attributes:
         model: a converted model whose keep probabilities are the prior's.
-        seen: every part of the data that the weights, the masks or any choice made on the way depend on. Empty for a
-            data-free prior.
-        sigma: standard deviation of the weights where the posterior is one over weights.
+        seen: every part of the data that the weights, the masks or a choice on the way depend on. Empty for a data-free
+            prior.
+        sigma: standard deviation of the weights, for posteriors over weights.
         tensors: digest of each tensor of the model.
 
     Raises:
@@ -67,20 +67,20 @@ class Prior:
         return json_digest([self.tensors, self.sigma, [part.digest for part in self.seen]])
 
     def require_unedited(self, function: str) -> None:
-        """Refuse a prior whose model is no longer the one that was given.
+        """Raise if the model was changed after the prior was made.
 
         Args:
-            function: names the caller in the message.
+            function: the caller, named in the message.
 
         Raises:
-            ValueError: the first tensor that differs, by its name.
+            ValueError: a tensor differs; the message names the first one.
         """
         now = tensor_digests(self.model)
         for name in {**self.tensors, **now}:
             if now.get(name) != self.tensors.get(name):
                 raise ValueError(
-                    f"{function}: the prior was edited after it was made, {name} differs. If the change depends on no "
-                    "example that certifies, make a new Prior(model, seen, sigma), with the parts that it has seen"
+                    f"{function}: the prior was edited after it was made: {name} differs. If the change depends on no "
+                    "certifying example, make a new Prior(model, seen, sigma) with the parts that it has seen"
                 )
 
 
@@ -94,24 +94,24 @@ def train_prior(
     folder: Path | None = None,
     callbacks: Sequence[object] = (),
 ) -> Prior:
-    """Make the prior of a plain model, in place: mask it, and train its weights under random masks.
+    """Turn a plain model into a prior, in place: convert it, and train its weights under random masks.
 
-    With a score the network is first trained dense for as many epochs, then pruned: the weights that the score keeps
-    stay with probability ``keep``, the others return with ``keep_pruned``. The keep probabilities are those of exactly
-    representable thresholds, so that the prior that is sampled is the prior that enters a divergence.
+    With a score the network is first trained dense for the same number of epochs, then pruned: the weights that the
+    score keeps have keep probability ``keep``, the others ``keep_pruned``. The keep probabilities are exactly
+    representable as thresholds, so the distribution that is sampled is the one that the KL uses.
 
     Args:
         model: a plain model with linear layers.
-        part: the prior's part of the data; None leaves the weights as initialised (a data-free prior), but for a factor
-            1 / sqrt(keep), by which their variance under the mask is that of the initialisation (Ramanujan et al. 2020,
-            "What's hidden in a randomly weighted neural network?", section 5).
-        seed: 0 .. 2^64 - 1, of the batches, the shifts and the masks of the training.
-        folder: if given, checkpoints are kept there, and a run that was killed goes on from them.
+        part: the prior's part of the data. None gives a data-free prior: the initial weights times 1 / sqrt(keep), so
+            that their variance under the mask is that of the initialisation (Ramanujan et al. 2020, "What's hidden in a
+            randomly weighted neural network?", section 5).
+        seed: seed of the batches, the shifts and the masks of the training, 0 .. 2^64 - 1.
+        folder: if given, checkpoints are written there, and a run that was killed continues from them.
 
     Raises:
-        CheckpointError: the folder's checkpoint is truncated, or of another training: another part, seed or
+        CheckpointError: the folder's checkpoint is truncated, or belongs to another training: another part, seed or
             configuration.
-        ValueError: a score without data; what :func:`stochprune.convert` and the loop raise.
+        ValueError: a score without data; also the errors of :func:`stochprune.convert` and of the training loop.
     """
     chosen = None
     if config.score != "none":
@@ -124,7 +124,7 @@ def train_prior(
             {name: s for name, s in scored.items() if fnmatchcase(name, config.include)}, config.sparsity
         )
     device = next(model.parameters()).device
-    # On the CPU, so that the prior's bytes, and what is kept under their digest, are the same on every device.
+    # On the CPU, so that the prior's bytes, and everything stored under their digest, are the same on every device.
     model = convert(
         model.cpu(), chosen, keep_kept=config.keep, keep_pruned=config.keep_pruned, include=config.include, seed=seed
     )
@@ -144,7 +144,7 @@ def train_prior(
 
 
 def representable(logits: Tensor) -> Tensor:
-    """The logits of the quantised probabilities T / 32768 of ``logits``."""
+    """Return the logits of the quantised probabilities T / 32768 of ``logits``."""
     threshold = rng.threshold_from_logits(logits).to(torch.int32).double()
     return torch.logit(threshold / rng.LEVELS).to(logits.dtype)
 
@@ -156,6 +156,7 @@ def _train(
     augmented = config.shift or config.flip
     loader = Augmented(batches, config.shift, config.flip) if augmented else batches
     training = WeightConfig(config.prior_epochs, config.prior_lr, schedule="cosine")
-    # Another part, images or order may not go on from this one's checkpoint: the prior would have seen what it denies.
+    # A training on another part, other images or another order must not continue from this checkpoint: the prior would
+    # have seen examples that its ``seen`` does not name.
     identity = f"{part.digest} {config.shift} {config.flip} {config.prior_batch_size} {seed}"
     train_weights(model, loader, training, folder=folder, identity=identity, callbacks=callbacks)

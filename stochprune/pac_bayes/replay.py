@@ -1,4 +1,4 @@
-"""Draws of a certificate, drawn again from the files of its run."""
+"""Repetition of a certificate's draws from the files of its run."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from stochprune.runs.device import device_of
 from stochprune.runs.files import load_tensors
 
 SAMPLE = 50
-"""Draws that are repeated besides the one that is asked for."""
+"""Number of draws that are repeated besides the requested one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Monte Carlo draws of a certificate, drawn again.
+    """Repeated Monte Carlo draws of a certificate.
 
     Attributes:
-        stated, found: the loss of the draw that was asked for, in the certificate and now.
+        stated, found: the loss of the requested draw, in the certificate and now.
         kept: by weight name, how many weights its mask keeps, and of how many; without layers that have no mask.
-        examples: number of examples it saw.
-        sample: of further draws, chosen at random, by number: the losses stated and found.
+        examples: the number of its examples.
+        sample: stated and found losses of further draws, chosen at random, by the number of the draw.
     """
 
     stated: float
@@ -54,22 +54,22 @@ def replay(
     data_dir: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Replay:
-    """Draw some of a certificate's networks again, and their losses on the examples of these draws.
+    """Sample some of a certificate's networks again, and compute their losses on the examples of these draws.
 
-    Data, both parts, prior, posterior and divergences are computed again from the files of the run and compared with
-    the certificate, and the network is tried as before it was certified. Besides the one draw others are repeated that
-    the operating system's random numbers choose, so that nobody can know which losses to state truly: if a share f of
-    them is false, a sample of n misses all of these with a probability of (1 - f)^n.
+    Data, both parts, prior, posterior and KL are computed again from the files of the run and compared with the
+    certificate. The network is tested as before it was certified. Besides the requested draw, others are repeated that
+    the operating system's random numbers choose, so that nobody knows in advance which losses are checked. If a share f
+    of the losses is false, a sample of n misses all false ones with probability (1 - f)^n.
 
     Args:
         path: the certificate, in the folder of its run.
         draw: the number of a draw, from 0.
-        sample: how many other draws; all of them if there are fewer.
-        device: need not be that of the run.
+        sample: how many other draws to repeat; all of them if there are fewer.
+        device: may differ from the device of the run.
 
     Raises:
-        ValueError: the certificate does not verify; no such draw or device; data, a prior, a posterior or divergences
-            that are not those of the certificate.
+        ValueError: the certificate does not verify; no such draw or device; data, a prior, a posterior or KL values
+            that differ from those of the certificate.
         CheckpointError: a file of the run is missing or damaged.
         FileNotFoundError: files of the data set are missing.
     """
@@ -94,7 +94,7 @@ def replay(
 def _rebuild(
     path: Path, certificate: Certificate, data_dir: Path | None, device: torch.device
 ) -> tuple[Posterior, Part]:
-    """The posterior and the examples of a certificate, checked by their digests."""
+    """Return the posterior and the examples of a certificate, checked by their digests."""
     if certificate.configuration is None:
         raise ValueError(f"{path} carries no configuration of a run, so that there is nothing to rebuild it from")
     config = parsed_configuration(certificate.configuration, path)
@@ -119,12 +119,12 @@ def _rebuild(
     found = posterior.kl()
     if set(found) != set(certificate.kl):
         raise ValueError(
-            f"{path} states divergences of {', '.join(certificate.kl)}, its posterior has {', '.join(found)}"
+            f"{path} states the KL of {', '.join(certificate.kl)}, but its posterior has {', '.join(found)}"
         )
     for name, value in found.items():
         stated = certificate.kl[name]
         if not math.isclose(value.item(), stated, rel_tol=1e-6, abs_tol=1e-9):
-            raise ValueError(f"{path} states a divergence of {stated:.9g} nats for {name}, found {value.item():.9g}")
+            raise ValueError(f"{path} states a KL of {stated:.9g} nats for {name}, but found {value.item():.9g}")
     return posterior, parts.certify.to(device)
 
 

@@ -1,4 +1,4 @@
-"""A certificate made again from the data: the one check of what the prior has seen and of what was learnt."""
+"""Repetition of a whole run: the only check of what the prior has seen and of what was learnt."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stochprune.pac_bayes.verify import load_certificate, parsed_configuration
 
 @dataclasses.dataclass(frozen=True)
 class Rerun:
-    """A certificate as it is stated, and made again.
+    """A stated certificate, and the same certificate made again.
 
     Attributes:
-        differences: names of the fields that differ, those of the account too. Empty if the certificate is what its
-            configuration gives on these data.
-        made_with: what differs in versions, device and threads, as (stated, here). Other rounding there gives another
-            prior, so that differences show a forgery only where this is empty; the certificate ``found`` holds anyway.
+        differences: names of the fields that differ, computed ones too. Empty if the certificate is the result of its
+            configuration on these data.
+        made_with: versions, device and threads that differ, as (stated, here). They change the rounding and so the
+            prior. So differences show a forgery only if this is empty; the certificate ``found`` holds in any case.
     """
 
     stated: Certificate
@@ -34,13 +34,13 @@ class Rerun:
 
 @checked
 def rerun(path: Path, *, data_dir: Path | None = None, device: str | torch.device = "cpu") -> Rerun:
-    """Train the prior of a certificate anew, learn the posterior, certify it, and compare.
+    """Train the prior of a certificate again, learn the posterior, certify it, and compare.
 
-    Nothing but the configuration is taken from the certificate, and nothing from its folder.
+    Only the configuration is read from the certificate, and nothing else from its folder.
 
     Args:
-        path: a certificate of a run; its folder's other files need not be there.
-        device: that of the run, or rounding will differ.
+        path: a certificate of a run; the other files of its folder are not needed.
+        device: use the device of the run, or rounding will differ.
 
     Raises:
         ValueError: the certificate does not verify, or was not made by a run; an unknown device.

@@ -1,4 +1,4 @@
-"""From a data set to certificates: the prior, its own certificate as the control, and those of its posteriors."""
+"""A run from a data set to certificates: of the prior itself as a control, and of its posteriors."""
 
 from __future__ import annotations
 
@@ -64,12 +64,11 @@ def run_certify(
 ) -> tuple[Path, dict[str, Any]]:
     """Train a prior, learn posteriors from it, and certify all of them on the same examples.
 
-    Choices are counted: each family of posteriors has a prior of its own, over other things, so ``delta`` is divided
-    by the number of families; ``delta_draws`` is divided by the number of certificates, controls included. So any of
-    the certificates may be picked afterwards.
+    Choices are counted. Each family of posteriors has a prior of its own, so ``delta`` is divided by the number of
+    families. ``delta_draws`` is divided by the number of certificates, controls included. So you may choose any of the
+    certificates afterwards.
 
-    The run may be on a GPU: the folder, the networks drawn and the examples of each draw are the same, their losses up
-    to rounding.
+    A run on a GPU has the same folder, networks and examples of each draw; only the losses differ by rounding.
 
     Returns:
         The folder ``out/certify-<data>-<model>-<digest>``, and what is written to ``results.json`` there:

@@ -22,12 +22,12 @@ from stochprune.training.schedules import SCHEDULES, follow
 
 @dataclasses.dataclass(frozen=True)
 class SelfBoundResult:
-    """What self-bounded learning came to.
+    """The result of self-bounded learning.
 
     Attributes:
-        history: one entry an epoch: ``epoch``, mean ``loss`` (the objective), mean ``risk`` (bounded cross-entropy),
+        history: one entry per epoch: ``epoch``, mean ``loss`` (the objective), mean ``risk`` (bounded cross-entropy),
             ``kl`` (nats), ``lam`` (of objective lambda) and ``kl <weight name>`` for each layer.
-        folder: the run's folder, with ``checkpoint.pt`` and ``results.json``; None if nothing was to be written.
+        folder: the run's folder, with ``checkpoint.pt`` and ``results.json``; None if nothing was written.
     """
 
     posterior: Posterior
@@ -50,9 +50,9 @@ def self_bound(
 ) -> SelfBoundResult:
     """Minimise a bound on the risk of a stochastic network over its posterior, starting at the prior.
 
-    Our reading of Hayou, He and Dziugaite (arXiv 2110.11804), with the objectives of Perez-Ortiz et al. 2021 (arXiv
-    2007.12911). Each step draws one network, takes the bounded cross-entropy r of a batch, and follows the gradient of
-    f(r, KL(Q || P)) with m = ``len(part)``:
+    This is our reading of Hayou, He and Dziugaite (arXiv 2110.11804), with the objectives of Perez-Ortiz et al. 2021
+    (arXiv 2007.12911). Each step samples one network, computes the bounded cross-entropy r of a batch, and follows the
+    gradient of f(r, KL(Q || P)) with m = ``len(part)``:
 
     ==========  ====================================================
     quadratic   (sqrt(r + B / 2) + sqrt(B / 2))^2
@@ -61,26 +61,27 @@ def self_bound(
     kl          kl^-1(r | B), by implicit differentiation
     ==========  ====================================================
 
-    The gradient is the natural one of the divergence (see :class:`stochprune.pac_bayes.objective.NaturalGradient`): a
-    rate of 1 jumps to the minimum that one batch suggests, smaller ones average over batches.
+    The steps follow the natural gradient of the KL (see :class:`stochprune.pac_bayes.objective.NaturalGradient`). A
+    learning rate of 1 jumps to the minimum that one batch suggests; smaller rates average over batches.
 
-    With the estimator ``local_reparameterisation`` a step draws pre-activations, for each example apart, in place of
-    one network. An example's loss then has its exact distribution under Gaussian weights of linear layers, and an
-    approximate one under masks (normal in the limit of many inputs) and convolutions (whose positions share weights).
-    That concerns the gradient alone: the posterior that is returned draws networks, and so does its certificate.
+    With the estimator ``local_reparameterisation`` a step samples pre-activations, for each example independently,
+    instead of one network. The loss of an example then has its exact distribution under Gaussian weights of linear
+    layers. Under masks (normal in the limit of many inputs) and convolutions (whose positions share weights) the
+    distribution is approximate. This affects only the gradient: the returned posterior and its certificate sample
+    networks.
 
     Args:
         prior: from :func:`stochprune.pac_bayes.train_prior`; it is not changed.
         part: the certifying examples, of which the prior has seen none.
         family: ``masks``: keep probabilities; ``gaussian``: weights; ``spike_and_slab``: both.
         delta: probability that the bound fails.
-        seed: 0 .. 2^64 - 1, of the batches and the networks drawn.
-        out: if given, the run is kept in the folder ``out/self-bound-...``: a checkpoint, from which the same
-            call goes on bit for bit after a kill, and the results.
+        seed: seed of the batches and of the sampled networks, 0 .. 2^64 - 1.
+        out: if given, the folder ``out/self-bound-...`` stores the results and a checkpoint, from which the same call
+            continues bit for bit after a kill.
 
     Raises:
         ValueError: the prior has seen one of the examples; an unknown family; a layer that the estimator
-            ``local_reparameterisation`` does not serve.
+            ``local_reparameterisation`` does not support.
         FloatingPointError: the objective is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
@@ -109,5 +110,5 @@ def self_bound(
         )
         run.write({"family": family, "delta": delta, "seed": seed, "history": history}, part.x.device)
     posterior.requires_grad_(False)
-    posterior.estimate_by("straight_through")  # hard masks of one network, whatever the training drew
+    posterior.estimate_by("straight_through")  # hard masks of one network, whatever the training sampled
     return SelfBoundResult(posterior, config, history, folder)

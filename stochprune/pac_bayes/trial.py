@@ -1,8 +1,8 @@
-"""Trial on a few examples that a network is a function of one example and its address, as a certificate asks.
+"""A test on a few examples that the network processes each example independently, as a certificate assumes.
 
-A certificate bounds the loss of one example at a time, and the draws are made in batches. That is the same where an
-example's output depends on nothing but the example and the network that was drawn: not on the other examples of its
-batch, nor on its place there, their number, or what was run before.
+A certificate bounds the loss of one example at a time, but the draws process batches. Both agree if the output for an
+example depends only on the example and the sampled network: not on the other examples of the batch, its position there,
+the size of the batch, or earlier forward passes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from stochprune.seeding import generator
 _ALONE = 4
 """Examples that are run alone."""
 _ADVICE = {
-    True: "Make each layer treat examples apart (normalise by running statistics, not by those of the batch), or "
-    "certify with draw_examples=1, which runs no batches",
-    False: "Remove what draws numbers of its own, counts or remembers in evaluation mode",
+    True: "Make each layer process each example independently (normalise with running statistics, not with those of "
+    "the batch), or certify with draw_examples=1, which runs no batches",
+    False: "Remove layers that use random numbers of their own, count or remember in evaluation mode",
 }
 
 
 class Trial:
-    """One network of a posterior on some of the certifying examples, alone and in batches.
+    """Runs one network of a posterior on some of the certifying examples, alone and in batches, and compares.
 
-    Of each example's outputs the largest finite one is taken away, which neither loss depends on. Each class is then
-    compared apart: one that is masked by -1e9 or -inf says nothing of the others. Two runs of the same sums in another
-    order differ by rounding, in proportion to the outputs' size and to eps, the rounding of the coarsest dtype at work.
-    An output that depends on other examples differs by about what outputs differ from example to example, their spread.
-    A difference up to sqrt(eps) spread + eps^(2/3) size, of the class, and four roundings of the largest output counts
-    as rounding: in float32 some hundred roundings, and 0.03 % of the spread.
+    The largest finite output of each example is subtracted from its outputs; neither loss depends on it. Each class is
+    then compared separately, so that a class masked by -1e9 or -inf does not hide the others. Sums in another order
+    differ by rounding, in proportion to the size of the outputs and to eps, the rounding of the coarsest dtype used. An
+    output that depends on other examples differs by about the spread of the outputs over examples. Allowed are
+    sqrt(eps) spread + eps^(2/3) size, of the class, plus four roundings of the largest output: in float32 about a
+    hundred roundings, and 0.03 % of the spread.
 
     Args:
-        batch: number of examples in a forward of the draws; 1 tries no batches.
-        seed: 0 .. 2^64 - 1, chooses network and examples.
+        batch: number of examples in a forward pass of the draws; with 1 no batches are tested.
+        seed: chooses network and examples, 0 .. 2^64 - 1.
     """
 
     def __init__(self, posterior: Posterior, part: Part, batch: int, seed: int) -> None:
@@ -58,14 +58,14 @@ class Trial:
         self.single = torch.empty(0)
 
     def start(self) -> None:
-        """Compare examples alone, again, in a batch, in another order, and in other company.
+        """Compare examples alone, alone again, in a batch, in another order, and with other examples.
 
         Raises:
-            ValueError: outputs differ, or are no [B, classes] for labels 0 .. classes - 1; a layer that stays in
-                training mode, or a forward that changes a tensor of the network.
+            ValueError: outputs differ, or are not [B, classes] for labels 0 .. classes - 1; a layer that stays in
+                training mode, or a forward pass that changes a tensor of the network.
         """
         if training := [name for name, module in self.posterior.model.named_modules() if module.training]:
-            raise ValueError(f"certify: {training[0] or 'the network'} stays in training mode; its eval() must end it")
+            raise ValueError(f"certify: {training[0] or 'the network'} stays in training mode after eval()")
         self.single = self._each_alone()
         self._check_labels()
         self._compare(self.single[:1], self._run([0]), [0], [0], "when it is run again")
@@ -81,7 +81,7 @@ class Trial:
         self.end()
 
     def end(self) -> None:
-        """Compare examples alone with what they gave at the start.
+        """Compare the outputs of examples alone with those at the start.
 
         Raises:
             ValueError: outputs differ, or a tensor of the network has changed.
@@ -94,7 +94,7 @@ class Trial:
 
     @torch.no_grad()
     def _run(self, chosen: list[int]) -> Tensor:
-        """The outputs [n, classes] of the trial's network on examples in one batch."""
+        """Return the outputs [n, classes] of the trial's network on examples in one batch."""
         self.posterior.at(self.seed, 0)
         try:
             outputs = self.posterior(self.x[chosen].to(next(self.posterior.parameters()).device))
@@ -104,7 +104,7 @@ class Trial:
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(chosen):
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ValueError(
-                f"certify: for {len(chosen)} examples the network must give a tensor [{len(chosen)}, classes], "
+                f"certify: for {len(chosen)} examples the network must return a tensor [{len(chosen)}, classes], "
                 f"got {shape}"
             )
         return outputs
@@ -121,7 +121,7 @@ class Trial:
             )
 
     def _compare(self, expected: Tensor, found: Tensor, examples: list[int], batch: list[int], where: str) -> None:
-        """Refuse outputs [n, classes] of the ``examples`` that differ; ``batch`` is where they were found."""
+        """Raise if outputs [n, classes] of the ``examples`` differ; ``found`` are those in ``batch``."""
         eps = self._eps(found)
         a, b = _below_the_largest(expected), _below_the_largest(found)
         largest = torch.cat([expected, found]).double().nan_to_num(0.0, 0.0, 0.0).amax(1).abs().max()
@@ -136,23 +136,23 @@ class Trial:
         if not first and example in ordered:
             first = self._first_module(example, ordered, batch, eps)
         raise ValueError(
-            f"certify: the network gives an example another output {where}: they differ by "
+            f"certify: the network's output for an example changes {where}: it differs by "
             f"{differences[worst, column]:.3g}, rounding explains {allowed[column]:.3g}. {first}A certificate bounds "
             f"the loss of one example at a time. {_ADVICE[len(batch) > 1]}"
         )
 
     def _eps(self, outputs: Tensor) -> float:
-        """The eps of the coarsest dtype at work."""
+        """Return the eps of the coarsest dtype used."""
         device = outputs.device.type
         dtypes = {outputs.dtype, *(p.dtype for p in self.posterior.model.parameters() if p.is_floating_point())}
         if torch.is_autocast_enabled(device):
             dtypes.add(torch.get_autocast_dtype(device))
         eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-        # GPUs multiply float32 in TF32, which has ten bits, in convolutions and where it is allowed.
+        # GPUs multiply float32 in TF32, which has ten bits, in convolutions and wherever it is allowed.
         return max(eps, 2.0**-10) if device == "cuda" and torch.float32 in dtypes else eps
 
     def _first_module(self, example: int, one: list[int], other: list[int], eps: float) -> str:
-        """Names the first module whose output for an example differs between two batches, if there is one."""
+        """Name the first module whose output for an example differs between two batches, if there is one."""
         with contextlib.suppress(ValueError):
             runs = [self._outputs_by_module(batch, batch.index(example)) for batch in (one, other)]
             for (name, kind, a), (_, _, b) in zip(*runs, strict=False):
@@ -162,7 +162,7 @@ class Trial:
         return ""
 
     def _outputs_by_module(self, batch: list[int], row: int) -> list[tuple[str, str, Tensor]]:
-        """Name, type and output of each module for one example of a batch, in the order in which they end."""
+        """Return name, type and output of each module for one example of a batch, in the order in which they end."""
         found: list[tuple[str, str, Tensor]] = []
 
         def record(name: str) -> Any:
@@ -180,14 +180,14 @@ class Trial:
 
 
 def _below_the_largest(outputs: Tensor) -> Tensor:
-    """Outputs [n, classes] less the largest finite one of each row, float64."""
+    """Return outputs [n, classes] minus the largest finite one of each row, float64."""
     wide = outputs.double()
     largest = wide.masked_fill(~wide.isfinite(), -math.inf).amax(1, keepdim=True)
     return wide - largest.masked_fill(largest.isinf(), 0.0)
 
 
 def _differences(a: Tensor, b: Tensor) -> Tensor:
-    """Elementwise; numbers that are not finite differ from all but their like."""
+    """Return elementwise differences; numbers that are not finite differ from everything but the same value."""
     same = (a == b) | (a.isnan() & b.isnan())
     return torch.where(same, 0.0, (a - b).abs().nan_to_num(nan=math.inf))
 

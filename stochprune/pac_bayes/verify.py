@@ -1,4 +1,4 @@
-"""Reads a certificate and verifies it: every number that follows from others is computed again."""
+"""Reading and verification of a certificate: every number that follows from others is computed again."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from stochprune.pac_bayes.config import CertifyConfig, PriorConfig, RunConfig, S
 from stochprune.runs.files import CheckpointError, read_json
 
 CONTROL = "prior"
-"""In the place of an objective: the prior's own certificate, at KL = 0, on the same examples."""
+"""Used instead of an objective: the certificate of the prior itself, at KL = 0, on the same examples."""
 CONFIGURATION = "configuration.json"
-"""Lies beside the certificates of a run."""
+"""The name of the configuration's file, beside the certificates of a run."""
 _LARGEST = 10**7
-"""Examples of a data set whose split is drawn again."""
+"""Maximum number of examples of a data set whose split is computed again."""
 
 
 @checked
 def load_certificate(path: Path) -> Certificate:
     """Read a certificate and verify it.
 
-    The bound is recomputed from its account; the account from the configuration that the certificate carries: the
-    probabilities, the numbers of draws, of priors and of posteriors, the seeds, and the sizes and digests of both parts
-    of the data. ``configuration.json`` beside the file, if it is there, must be the same. A certificate that was not
-    made by a run carries no configuration, and what follows from one is then taken as it is stated.
+    The bound is recomputed from the losses and the KL. The probabilities, the numbers of draws, priors and posteriors,
+    the seeds, and the sizes and digests of both parts of the data are recomputed from the configuration in the
+    certificate. If ``configuration.json`` is beside the file, it must be the same. A certificate made outside a run has
+    no configuration; these numbers are then taken as stated.
 
-    What was drawn and learnt is not seen here: :func:`stochprune.pac_bayes.replay` draws again, and
-    :func:`stochprune.pac_bayes.rerun` learns again.
+    The draws and the training are not checked here: :func:`stochprune.pac_bayes.replay` repeats draws, and
+    :func:`stochprune.pac_bayes.rerun` repeats the training.
 
     Raises:
-        ValueError: the file is no certificate, is damaged or of another format, or states what does not follow from
-            the rest. The message names file and field.
+        ValueError: the file is not a certificate, is damaged or has another format, or has a number that does not
+            follow from the others. The message names file and field.
     """
     content = _read(path, "certificate")
     if content.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has the format {content.get('format')!r}, where this version reads {FORMAT}: older certificates "
+            f"{path} has the format {content.get('format')!r}, but this version reads {FORMAT}: older certificates "
             "lack the digests that it verifies. Run stochprune certify again to make a new one"
         )
     fields = [field.name for field in dataclasses.fields(Certificate)]
     if missing := [name for name in (*fields, "digests") if name not in content]:
-        raise ValueError(f"{path} lacks {missing[0]!r}: it is damaged, or no certificate of this version")
+        raise ValueError(f"{path} lacks {missing[0]!r}: it is damaged, or not a certificate of this version")
     certificate = Certificate(**{name: content[name] for name in fields})
     _check_fields(certificate, path)
     if certificate.configuration is not None:
@@ -56,27 +56,27 @@ def load_certificate(path: Path) -> Certificate:
     for name, value in certificate.account().items():
         stated: Any = content.get(name)
         if type(stated) not in (int, float) or not math.isclose(stated, value, rel_tol=1e-9, abs_tol=1e-12):
-            raise ValueError(f"{path} states {name} = {stated}, but its account gives {value}")
+            raise ValueError(f"{path} states {name} = {stated}, but its other numbers give {value}")
     for name, digest in certificate.digests().items():
         if not isinstance(content["digests"], dict) or content["digests"].get(name) != digest:
-            raise ValueError(f"{path}: digests of {name} is not that of what the file holds, {digest}")
+            raise ValueError(f"{path}: the digests must have {digest} for {name}, the digest of what the file contains")
     return certificate
 
 
 def read_configuration(path: Path) -> RunConfig:
-    """The configuration of a run from its ``configuration.json``.
+    """Read the configuration of a run from its ``configuration.json``.
 
     Raises:
-        ValueError: the file cannot be read, is damaged, or holds no configuration of a run.
+        ValueError: the file cannot be read, is damaged, or is not the configuration of a run.
     """
     return parsed_configuration(_read(path, "configuration"), path)
 
 
 def parsed_configuration(content: Any, path: Path) -> RunConfig:
-    """The configuration that a file holds.
+    """Return the configuration in the content of a file.
 
     Raises:
-        ValueError: it is none; the message names the file.
+        ValueError: the content is not a configuration; the message names the file.
     """
     try:
         values = dict(content)
@@ -86,16 +86,16 @@ def parsed_configuration(content: Any, path: Path) -> RunConfig:
             values[name] = tuple(values[name])
         return RunConfig(**values)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no configuration of a certificate's run: {error}") from error
+        raise ValueError(f"{path} is not the configuration of a certificate's run: {error}") from error
 
 
 def counts(config: RunConfig) -> tuple[int, int]:
-    """Count the priors and the certificates of a run, among which one may choose afterwards."""
+    """Return the numbers of priors and certificates of a run, among which one may choose afterwards."""
     return len(config.posteriors), len(config.posteriors) * (1 + len(config.objectives))
 
 
 def rows(config: RunConfig) -> list[tuple[str, str]]:
-    """Family and objective of each certificate of a run; the objective of a control is ``CONTROL``."""
+    """Return family and objective of each certificate of a run; the objective of a control is ``CONTROL``."""
     return list(itertools.product(config.posteriors, (CONTROL, *config.objectives)))
 
 
@@ -155,7 +155,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check_fields(certificate: Certificate, path: Path) -> None:
-    """Each field by itself, and those that follow from one another without a configuration."""
+    """Check each field by itself, and fields that follow from others without a configuration."""
     for name, (valid, text) in _RULES.items():
         if not valid(value := getattr(certificate, name)):
             raise ValueError(f"{path}: {name} {text}, got {value!r:.200}")
@@ -168,12 +168,12 @@ def _check_fields(certificate: Certificate, path: Path) -> None:
     largest = per_draw if certificate.loss == "zero_one" else round(1 / FINE)
     _require(path, "unit", certificate.unit, unit, f"a {certificate.loss} loss of {per_draw} examples")
     if len(certificate.losses) != certificate.planned:
-        raise ValueError(f"{path}: losses holds {len(certificate.losses)} draws, but {certificate.planned} are planned")
+        raise ValueError(f"{path}: losses has {len(certificate.losses)} draws, but {certificate.planned} are planned")
     if max(certificate.losses) > largest:
         raise ValueError(f"{path}: losses must be integers in 0 .. {largest}, got {max(certificate.losses)}")
     if len(certificate.prior_saw) != len(certificate.prior_sizes) or certificate.certified in certificate.prior_saw:
         raise ValueError(
-            f"{path}: prior_saw must differ from certified, and prior_sizes have a number for each of them"
+            f"{path}: prior_saw must differ from certified, and prior_sizes must have one number for each of prior_saw"
         )
     _require(path, "mask_seed", certificate.mask_seed, mask_seed(certificate.seed), f"seed {certificate.seed}")
 
@@ -182,7 +182,7 @@ def _check_configuration(certificate: Certificate, path: Path) -> None:
     """Check what follows from the configuration of a run."""
     config, beside = parsed_configuration(certificate.configuration, path), path.parent / CONFIGURATION
     if beside.exists() and read_configuration(beside) != config:
-        raise ValueError(f"{beside} is not the configuration that {path} carries")
+        raise ValueError(f"{beside} is not the configuration in {path}")
     priors, posteriors = counts(config)
     plan = {"planned": config.certify.draws, **dataclasses.asdict(config.certify)}
     del plan["draws"]
@@ -191,9 +191,9 @@ def _check_configuration(certificate: Certificate, path: Path) -> None:
         _require(path, name, getattr(certificate, name), value, "its configuration")
     row = (certificate.notes.get("family"), certificate.notes.get("objective"))
     if row not in rows(config):
-        raise ValueError(f"{path}: notes name the posterior {row}, which its configuration does not have")
+        raise ValueError(f"{path}: notes name the posterior {row}, which its configuration lacks")
     if (count := certificate.m + sum(certificate.prior_sizes)) > _LARGEST:
-        raise ValueError(f"{path}: m and prior_sizes make {count} examples; no data set of a run has above {_LARGEST}")
+        raise ValueError(f"{path}: m and prior_sizes sum to {count} examples; a run's data set has at most {_LARGEST}")
     *seen, certified = digests_of_split(certificate.dataset, count, config.prior.prior_fraction, config.seed)
     why = f"the split of {count} examples"
     _require(path, "m", certificate.m, certified[1], why)

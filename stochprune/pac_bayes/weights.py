@@ -16,8 +16,8 @@ from stochprune.pac_bayes.prior import Prior
 class WeightPosterior(Posterior):
     """A posterior over the weights of linear layers and convolutions; other masked layers keep the prior's masks.
 
-    The network must use the weights through these layers alone: whoever reads ``layer.weight`` gets the mean, which is
-    not random and for which the divergence does not pay.
+    The network must use the weights only through these layers: code that reads ``layer.weight`` gets the mean, which is
+    not random and which the KL does not count.
 
     Raises:
         ValueError: no such layer, or layers that share their weight.
@@ -72,6 +72,6 @@ class WeightPosterior(Posterior):
 
 
 class SpikeAndSlabPosterior(WeightPosterior):
-    """As :class:`WeightPosterior`, with masks that are trained too."""
+    """A :class:`WeightPosterior` whose masks are trained too."""
 
     masked = True

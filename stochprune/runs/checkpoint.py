@@ -1,4 +1,4 @@
-"""Checkpoints: refused if they are damaged or of another run."""
+"""Checkpoints, which are refused if they are damaged or belong to another run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Checkpoint:
     """The checkpoint file of one run.
 
     Args:
-        folder: where ``checkpoint.pt`` lies; made if missing.
+        folder: the folder of ``checkpoint.pt``; made if missing.
         config: the digest of the run's configuration.
-        start: the fingerprint of the model as it was before the first step.
-        every: optimiser steps from one checkpoint to the next.
+        start: the fingerprint of the model before the first step.
+        every: number of optimiser steps between checkpoints.
     """
 
     def __init__(self, folder: Path, config: str, start: str, every: int) -> None:
@@ -29,14 +29,14 @@ class Checkpoint:
         self.every = every
 
     def save(self, payload: dict[str, Any]) -> None:
-        """Replace the checkpoint; until the new one is complete on disk the former stays."""
+        """Replace the checkpoint; the old one stays until the new one is complete on disk."""
         save_tensors(self.path, {"format": FORMAT, "identity": self.identity, **payload})
 
     def load(self) -> dict[str, Any] | None:
-        """The last payload saved, or None if there is none.
+        """Return the last payload saved, or None if there is none.
 
         Raises:
-            CheckpointError: the file is damaged, foreign, or of another run. The file is left as it is.
+            CheckpointError: the file is damaged, not a checkpoint, or belongs to another run. It is not changed.
         """
         if not os.path.lexists(self.path):
             return None

@@ -1,4 +1,4 @@
-"""Where a run's tensors lie."""
+"""The device of a run's tensors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from stochprune.arguments import checked
 
 @checked
 def device_of(name: str | torch.device) -> torch.device:
-    """The device called ``cpu``, ``cuda`` or ``cuda:1``; an empty name is cuda where there is a GPU, and else cpu.
+    """Return the device called ``cpu``, ``cuda`` or ``cuda:1``; an empty name is cuda if there is a GPU, else cpu.
 
     Raises:
-        ValueError: another name, a GPU that is not there, or a CPU with a number, of which there is one.
+        ValueError: another name, a GPU that does not exist, or a CPU with a number.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -27,5 +27,5 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a result file says of a device: ``cpu``, or the GPU's name."""
+    """Return the name of a device for result files: ``cpu``, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, and refused on reading if any byte of them has changed."""
+"""Files of a run. A file is written completely or not at all, and refused on reading if any byte has changed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from stochprune.arguments import fits, in_words, shown
 PARTIAL = re.compile(r"\.partial-[0-9]+-[0-9a-f]{8}")
 """Names of the files that :func:`replacing` writes to."""
 MOST_BYTES = 1 << 28
-"""Bytes of a JSON file."""
+"""Limit on the bytes of a JSON file."""
 DEEPEST = 32
-"""Levels of a JSON file."""
+"""Limit on the levels of a JSON file."""
 LARGEST = 1 << 64
-"""Integers of a JSON file lie between its negative and itself."""
+"""Limit on the absolute value of integers in a JSON file."""
 MARK = b"stochprune-sha256"
-"""Ends a file of tensors, followed by the digest of all bytes before the mark."""
+"""A file of tensors ends with this mark and the digest of all bytes before it."""
 _TAIL = len(MARK) + hashlib.sha256().digest_size
 _ANY = "Restore it from a copy, or move it away and run again."
 
@@ -42,12 +42,12 @@ class CheckpointError(RuntimeError):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of ``path``, durably, when the block ends, and never if it raises.
+    """Open a new file that replaces ``path`` durably when the block ends, or not at all if the block raises.
 
-    Its name until then is unique to the process and the call, so writers of one path do not meet.
+    Until then its name is unique to the process and the call, so that two writers of one path do not conflict.
 
     Raises:
-        OSError: it cannot be written; ``filename`` is ``path``, which is as it was.
+        OSError: it cannot be written; ``filename`` is ``path``, which is not changed.
     """
     partial = path.parent / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
     try:
@@ -62,7 +62,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with contextlib.suppress(OSError):  # it is there only after a failure
+        with contextlib.suppress(OSError):  # it exists only after a failure
             partial.unlink()
 
 
@@ -76,15 +76,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the whole file or nothing, and with it ``digest``, the SHA-256 of the content.
+    """Write the content and its SHA-256 as ``digest``; write the whole file or nothing.
 
     Raises:
         ValueError: NaN, infinity, an integer of more than 64 bits, or a key ``digest``.
-        TypeError: what JSON cannot hold.
+        TypeError: a value that JSON does not support.
         OSError: see :func:`replacing`.
     """
     if "digest" in content:
-        raise ValueError(f"write_json: {path} gets a key 'digest' of its own; name that of the content otherwise")
+        raise ValueError(f"write_json: {path} gets its own key 'digest'; use another key in the content")
     try:
         known = _parsed(json.dumps(content, allow_nan=False))
     except ValueError as error:
@@ -94,34 +94,35 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The content that :func:`write_json` was given, tuples as lists.
+    """Read the content of a file of :func:`write_json`; tuples become lists.
 
     Args:
-        what: names the kind of file in messages, for example ``certificate``.
+        what: the kind of file for messages, for example ``certificate``.
 
     Raises:
-        CheckpointError: the file is not there or cannot be read, is no JSON object, has another digest than it states,
-            or is one that no ``write_json`` makes: more than 256 MiB, NaN or numbers out of range, nested too deeply.
+        CheckpointError: the file does not exist or cannot be read, is not a JSON object, has another digest than it
+            states, or is one that ``write_json`` never writes: more than 256 MiB, NaN or numbers out of range, nested
+            too deeply.
     """
     with _opened(path, what) as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise CheckpointError(f"{path} is no {what}: it has more than {MOST_BYTES >> 20} MiB")
+        raise CheckpointError(f"{path} is not a {what}: it has more than {MOST_BYTES >> 20} MiB")
     try:
         content = _parsed(data.decode())
         if not isinstance(content, dict):
-            raise ValueError(f"it holds {type(content).__name__} where an object must be")
+            raise ValueError(f"it must contain an object, got {type(content).__name__}")
         _require_shallow(content)
         stated = content.pop("digest", None)
         found = _digest(content)
     except RecursionError:
-        raise CheckpointError(f"{path} is no {what}: it is nested too deeply") from None
+        raise CheckpointError(f"{path} is not a {what}: it is nested too deeply") from None
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is no {what}: byte {error.start} is not UTF-8 text. {_ANY}") from error
+        raise CheckpointError(f"{path} is not a {what}: byte {error.start} is not UTF-8 text. {_ANY}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is truncated, damaged or no {what}: {error}. {_ANY}") from error
+        raise CheckpointError(f"{path} is truncated, damaged or not a {what}: {error}. {_ANY}") from error
     if stated is None:
-        raise CheckpointError(f"{path} has no digest: it is no {what}, or of an older version. {_ANY}")
+        raise CheckpointError(f"{path} has no digest: it is not a {what}, or is from an older version. {_ANY}")
     if stated != found or data != _file_of(content):
         raise CheckpointError(f"{path} was changed after it was written: its digest or its bytes differ. {_ANY}")
     return content
@@ -132,7 +133,7 @@ def _file_of(content: Mapping[str, Any]) -> bytes:
 
 
 def _require_shallow(content: dict[str, Any]) -> None:
-    """Refuse what takes the square of its size to write, which is how a digest is compared."""
+    """Raise on deep content: to compare its digest it is written, which takes the square of its size."""
     level: list[Any] = [content]
     for _ in range(DEEPEST):
         inner = (child for each in level for child in (each.values() if isinstance(each, dict) else each))
@@ -180,9 +181,9 @@ def require(content: Any, kinds: Kinds, path: Path) -> dict[str, Any]:
 
 
 def save_tensors(path: Path, payload: Any) -> None:
-    """Write what ``torch.save`` writes, and after it the digest of every byte: the whole file or nothing.
+    """Write a file like ``torch.save``, followed by the digest of every byte; write the whole file or nothing.
 
-    ``torch.load`` reads the file too, without the check.
+    ``torch.load`` also reads the file, without the check.
 
     Raises:
         OSError: see :func:`replacing`.
@@ -190,9 +191,9 @@ def save_tensors(path: Path, payload: Any) -> None:
     with replacing(path) as file:
         writer = _Hashed(file)
         try:
-            torch.save(payload, writer)  # type: ignore[arg-type]  # all that it asks for is write
+            torch.save(payload, writer)  # type: ignore[arg-type]  # torch only calls its write
         except RuntimeError as error:
-            # If a write fails, torch's writer fails once more when it is closed, and that hides the reason.
+            # If a write fails, torch's writer fails again when it is closed, which hides the reason.
             if error.__context__ is not None:
                 raise error.__context__ from None
             raise
@@ -214,20 +215,21 @@ class _Hashed:
 
 
 def load_tensors(path: Path, what: str = "checkpoint") -> Any:
-    """Return what :func:`save_tensors` was given, on the CPU; no code in the file is run.
+    """Read the payload of a file of :func:`save_tensors`, on the CPU; no code in the file is run.
 
     Args:
-        what: names the kind of file in messages.
+        what: the kind of file for messages.
 
     Raises:
-        CheckpointError: the file is not there or cannot be read, is truncated or foreign, or a byte of it has changed.
+        CheckpointError: the file does not exist or cannot be read, is truncated, is another kind of file, or a byte of
+            it has changed.
     """
     with _opened(path, what) as file:
         size = file.seek(0, os.SEEK_END) - _TAIL
         file.seek(max(size, 0))
         tail = file.read(_TAIL)
         if size < 0 or not tail.startswith(MARK):
-            raise CheckpointError(f"{path} cannot be read: it is truncated, or no {what} of this program. {_ANY}")
+            raise CheckpointError(f"{path} cannot be read: it is truncated, or not a {what} of this program. {_ANY}")
         file.seek(0)
         digest, left = hashlib.sha256(), size
         while left and (block := file.read(min(left, 1 << 20))):
@@ -237,24 +239,24 @@ def load_tensors(path: Path, what: str = "checkpoint") -> Any:
             raise CheckpointError(f"{path} cannot be read: it was changed after it was written. {_ANY}")
         try:
             with zipfile.ZipFile(file) as packed:
-                if sum(part.file_size for part in packed.infolist()) > size:  # torch writes nothing compressed
+                if sum(part.file_size for part in packed.infolist()) > size:  # torch never compresses
                     raise ValueError("it is compressed")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # torch's reader fails in many ways on a file that was written to deceive it
-            raise CheckpointError(f"{path} cannot be read: it is no {what} of this program. {_ANY}") from error
+        except Exception as error:  # torch's reader fails in many ways on a forged file
+            raise CheckpointError(f"{path} cannot be read: it is not a {what} of this program. {_ANY}") from error
 
 
 @contextlib.contextmanager
 def _opened(path: Path, what: str) -> Iterator[BinaryIO]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
-            raise CheckpointError(f"{path} is no {what}: it is not a regular file")
+            raise CheckpointError(f"{path} is not a {what}: it is not a regular file")
         with Path(path).open("rb") as file:
             yield file
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read as a {what}: {error.strerror}") from error
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # an invalid file name
         raise CheckpointError(f"{str(path)!r} cannot be read as a {what}: {error}") from error

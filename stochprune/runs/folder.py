@@ -1,4 +1,4 @@
-"""Folders of runs: made under safe names, and held by one process at a time."""
+"""Folders of runs: they have safe names, and one process at a time holds them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import BinaryIO
 from stochprune.runs.files import PARTIAL, CheckpointError, sync_folder
 
 LOCK = ".lock"
-"""The file that is locked; it holds the process id of its last owner."""
+"""The file that is locked; it contains the process id of its last owner."""
 held: list[Path] = []
 """The folders that this process holds, outermost first."""
 
 
 def file_name(name: str, what: str) -> str:
-    """``name``, if it can be a part of a path: not another folder, hidden, or taken for an option.
+    """Return ``name`` if it is a safe part of a path: not another folder, not hidden, not like an option.
 
     Args:
-        what: names the value in messages.
+        what: the name of the value for messages.
 
     Raises:
         ValueError: it is empty, longer than 100 bytes, starts with a dot or a dash, or has a slash or a character that
@@ -41,13 +41,13 @@ def file_name(name: str, what: str) -> str:
 
 @contextlib.contextmanager
 def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
-    """Make a folder, durably, and hold it for this process while the block runs; nothing for None.
+    """Make a folder durably and lock it for this process while the block runs; do nothing for None.
 
-    The kernel frees it when the process ends, however it ends. What a killed process left half-written there is
-    removed. Where the file system has no locks, a warning says so and the block runs.
+    The kernel releases the lock when the process ends, even if it is killed. Files that a killed process left
+    incomplete are removed. If the file system has no locks, the block runs after a warning.
 
     Args:
-        wait: until another process has freed it.
+        wait: wait until another process has released it.
 
     Raises:
         CheckpointError: another process holds it.
@@ -60,7 +60,7 @@ def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if (lock := _locked(folder, wait)) is not None:
             stack.enter_context(lock)
-            stack.callback((folder / LOCK).unlink, missing_ok=True)  # before it is closed
+            stack.callback((folder / LOCK).unlink, missing_ok=True)  # while it is still locked
             for path in folder.iterdir():
                 if PARTIAL.fullmatch(path.name):
                     path.unlink()
@@ -70,7 +70,7 @@ def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, as far as they are missing, and wait until their names are on disk."""
+    """Make a folder and its missing parents, and wait until their names are on disk."""
     missing = list(itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents)))
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
@@ -78,7 +78,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _lock_file(path: Path) -> BinaryIO:
-    """The file, made if missing, and never one that a link names: it will be overwritten."""
+    """Open the lock file, made if missing. It is never a link, because it will be overwritten."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o666)
@@ -88,11 +88,11 @@ def _lock_file(path: Path) -> BinaryIO:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR):
             raise
-    raise CheckpointError(f"{path} is no lock of this program: it is not a regular file. Remove it")
+    raise CheckpointError(f"{path} is not a lock of this program: it is not a regular file. Remove it")
 
 
 def _locked(folder: Path, wait: bool) -> BinaryIO | None:
-    """The lock file of a folder, locked until it is closed; None where the file system cannot."""
+    """Return the lock file of a folder, locked until it is closed; None if the file system has no locks."""
     while True:
         with contextlib.ExitStack() as attempt:
             lock = attempt.enter_context(_lock_file(folder / LOCK))
@@ -103,7 +103,7 @@ def _locked(folder: Path, wait: bool) -> BinaryIO | None:
                 owner = f"{folder} (pid {lock.read(20).decode(errors='replace') or 'unknown'})"
                 if not wait:
                     raise CheckpointError(
-                        f"another process is using {owner}: let it finish, end it, or choose another folder"
+                        f"another process is using {owner}: wait until it ends, stop it, or choose another folder"
                     ) from None
                 print(f"waiting for the process that is using {owner}", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -111,7 +111,7 @@ def _locked(folder: Path, wait: bool) -> BinaryIO | None:
                 text = f"{folder} cannot be locked ({error.strerror}): let no other process use it"
                 warnings.warn(text, RuntimeWarning, stacklevel=4)
                 return None
-            if os.fstat(lock.fileno()).st_nlink:  # else its former owner has removed it, and another may be there
+            if os.fstat(lock.fileno()).st_nlink:  # else its last owner has removed it, and a new one may exist
                 lock.truncate(0)
                 lock.write(str(os.getpid()).encode())
                 lock.flush()

@@ -13,11 +13,11 @@ from stochprune.runs.folder import held
 
 
 class Stopped(BaseException):
-    """A signal asked the program to end.
+    """A signal told the program to end.
 
     Attributes:
-        signal: which.
-        folder: the outermost folder that the process held then, if any.
+        signal: the signal.
+        folder: the outermost folder that the process held at that time, if any.
     """
 
     def __init__(self, number: int, folder: Path | None) -> None:
@@ -27,10 +27,10 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise :class:`Stopped` while the block runs; a second one ends the process at once.
+    """Let SIGINT and SIGTERM raise :class:`Stopped` while the block runs; a second one ends the process immediately.
 
-    A signal that the process was told to ignore, as by ``nohup``, stays ignored. Threads other than the main one
-    receive no signals: for them, nothing changes.
+    A signal that the process ignores, for example because of ``nohup``, stays ignored. Threads other than the main
+    thread receive no signals, so nothing changes for them.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -24,8 +24,8 @@ class ProgressBar:
             stochprune.finetune(model, loader, config, callbacks=[bar])
 
     Args:
-        title: what is going on; :meth:`begin` changes it.
-        total: steps of all the trainings that the bar is given to; by default of the first, from its state.
+        title: text before the bar; :meth:`begin` changes it.
+        total: number of steps of all trainings that use the bar; by default that of the first training.
     """
 
     @checked
@@ -49,7 +49,7 @@ class ProgressBar:
         self._progress.stop()
 
     def expect(self, total: int) -> None:
-        """Set the number of steps of all the trainings to come."""
+        """Set the number of steps of all trainings to come."""
         self._progress.update(self._task, total=total)
 
     def begin(self, title: str) -> None:
@@ -57,7 +57,7 @@ class ProgressBar:
         self._progress.update(self._task, description=title, loss="")
 
     def finish(self, steps: int) -> None:
-        """Count ``steps`` as done since the last call, however many were made: the rest was found done."""
+        """Count ``steps`` as done since the last call, including those that were already in a checkpoint."""
         self._finished += steps
         self._progress.update(self._task, completed=self._finished)
 

@@ -64,10 +64,10 @@ _SCORES: dict[str, Score] = {
 
 @checked
 def by_name(name: str) -> Score:
-    """The score called ``name``.
+    """Return the score function called ``name``.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name; the message lists the known names.
     """
     if name not in _SCORES:
         raise ValueError(f"unknown score {name!r}; known are: {', '.join(_SCORES)}")
@@ -76,7 +76,7 @@ def by_name(name: str) -> Score:
 
 @checked
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for an unknown score, or an option that it does not have; the message lists its own."""
+    """Raise ``ValueError`` for an unknown score or an option that it lacks; the message lists the known ones."""
     known = [p.name for p in inspect.signature(by_name(name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -94,10 +94,10 @@ def compute(
     seed: int,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """The score called ``name`` for a cut at ``sparsity``; both it and ``seed`` reach the scores that look at them.
+    """Compute the score called ``name``; pass ``sparsity`` and ``seed`` to the scores that take them.
 
     Raises:
-        ValueError: an unknown name or option, and what the score itself raises.
+        ValueError: an unknown name or option, and the errors of the score itself.
     """
     check_options(name, options)
     if not 0 <= sparsity < 1:

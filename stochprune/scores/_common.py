@@ -1,4 +1,4 @@
-"""What the scores share: which weights can be pruned, how a loss depends on them, and means over all examples."""
+"""Helpers of the scores: the weights that can be pruned, gradients with respect to them, means over all examples."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Examples = Iterable[tuple[Tensor, Tensor]]
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 Score = Callable[..., dict[str, Tensor]]
-"""``(model, loss_fn, batches, **options)``. Scores without need of data take None for ``loss_fn`` and ``batches``."""
+"""``(model, loss_fn, batches, **options)``. Scores that need no data accept None for ``loss_fn`` and ``batches``."""
 
 
 @checked
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of linear, convolutional and masked layers by qualified name, tied weights once.
+    """Return the weights of linear, convolutional and masked layers by qualified name, tied weights once.
 
-    Subclasses of torch's layers do not count, since they may use their weight in another way; their instances under
-    ``torch.nn.utils.parametrize`` neither, since their weight is no parameter.
+    Subclasses of torch's layers are left out, because they may use their weight in another way. Layers under
+    ``torch.nn.utils.parametrize`` are left out too, because their weight is not a parameter.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the model has no such weights.
     """
     masked = masked_layers(model)
     weights: dict[str, nn.Parameter] = {}
@@ -47,30 +47,30 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """``tensor`` without its graph, in float64 if it is, else in float32."""
+    """Return ``tensor`` detached, in float64 if it is float64, else in float32."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor) -> Tensor:
-    """``model(x)`` with parameters and buffers (the keys) replaced by ``values``, the other buffers by copies.
+    """Return ``model(x)`` with parameters and buffers (the keys) replaced by ``values``, other buffers by copies.
 
-    So neither weights nor running statistics nor draw counters change. The model is called in the mode it is in.
+    So weights, running statistics and draw counters do not change. The model is called in its present mode.
     """
     replacements: dict[int, Tensor] = {id(buffer): buffer.clone() for buffer in model.buffers()}
     replacements |= {id(tensor): value for tensor, value in values.items()}
     # Not torch's own tying: it leaves a module that has two names with the replaced tensors (pytorch #164759).
-    return functional_call(model, _by_place(model, replacements), (x,), tie_weights=False)
+    return functional_call(model, _by_name(model, replacements), (x,), tie_weights=False)
 
 
 def loss_at(model: nn.Module, loss_fn: LossFunction, values: Mapping[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """The loss of one batch, with a graph, where parameters (the keys) are ``values``; see :func:`call`."""
+    """Return the loss of one batch, with a graph, if parameters (the keys) are ``values``; see :func:`call`."""
     device = next(iter(values)).device
     with torch.enable_grad():
         return loss_fn(call(model, values, x.to(device)), y.to(device))
 
 
 def differentiate(loss: Tensor, by: Iterable[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """The gradient of ``loss``; of a tensor that the loss does not reach it is 0."""
+    """Return the gradient of ``loss``; it is 0 for a tensor on which the loss does not depend."""
     with torch.enable_grad():
         return torch.autograd.grad(loss, list(by), create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
@@ -78,13 +78,13 @@ def differentiate(loss: Tensor, by: Iterable[Tensor], create_graph: bool = False
 def gradients(
     model: nn.Module, loss_fn: LossFunction, batches: Examples, masks: Mapping[str, Tensor] | None = None
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """For each batch its number of examples and the gradient of its loss by prunable weight.
+    """Yield, for each batch, its number of examples and the gradient of its loss by prunable weight.
 
-    The model is called in the mode it is in, on copies of its buffers, with its weights detached: neither weights nor
-    ``.grad`` nor ``requires_grad`` nor running statistics nor draw counters change.
+    The model is called in its present mode, on copies of its buffers, with its weights detached. So weights, ``.grad``,
+    ``requires_grad``, running statistics and draw counters do not change.
 
     Args:
-        masks: if given, the gradient is that at the masked weights, also for those pruned.
+        masks: if given, the gradient is taken at the masked weights, for pruned weights too.
     """
     parameters = prunable_weights(model)
     weights = {name: weight.detach() for name, weight in parameters.items()}
@@ -97,10 +97,10 @@ def gradients(
 
 
 def mean_over_examples(terms: Iterable[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """The mean of the batches' values, each by its number of examples, in float32 or wider.
+    """Return the mean of the batches' values, weighted by their numbers of examples, in float32 or wider.
 
-    Under an initialised process group it is the mean over the examples of all ranks: every rank must take part, each
-    with examples of its own, and all get the same.
+    Under an initialised process group it is the mean over the examples of all ranks. Every rank must take part, each
+    with its own examples, and all ranks get the same result.
 
     Raises:
         ValueError: there are no examples.
@@ -123,12 +123,12 @@ def mean_over_examples(terms: Iterable[tuple[int, dict[str, Tensor]]]) -> dict[s
 
 
 def repeatable(batches: Examples) -> Examples:
-    """``batches`` for several passes: what can be iterated once only becomes a list."""
+    """Return ``batches`` for several passes: an iterator, which allows one pass only, becomes a list."""
     return list(batches) if isinstance(batches, Iterator) else batches
 
 
 def needed(score: str, loss_fn: LossFunction | None, batches: Examples | None) -> tuple[LossFunction, Examples]:
-    """Both, for a score that cannot do without.
+    """Return both arguments, for a score that needs both.
 
     Raises:
         ValueError: one of them is None.
@@ -140,7 +140,7 @@ def needed(score: str, loss_fn: LossFunction | None, batches: Examples | None) -
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Inside, every module is in evaluation mode; after, each in the mode it was in."""
+    """Set every module to evaluation mode inside the block, and restore each module's mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -150,8 +150,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _by_place(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """The replacements of tensors, given by id, under the name of every place of theirs; each module counts once."""
+def _by_name(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """Return replacements, given by the id of a tensor, under every name of the tensor; each module counts once."""
     replaced = {}
     for prefix, module in model.named_modules():
         for members in (module.named_parameters, module.named_buffers):
@@ -162,7 +162,7 @@ def _by_place(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str,
 
 
 def all_finite(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``scores``, all of them finite.
+    """Return ``scores`` if all of them are finite.
 
     Raises:
         ValueError: some are not; the message names the layer.

@@ -1,4 +1,4 @@
-"""What enters the linear layers of a model, for scores that look at activations."""
+"""Statistics of the inputs of a model's linear layers, for scores that use activations."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stochprune.scores._common import Examples, call, wide
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear | MaskedLinear]:
-    """The linear layers by the name of their weight, tied weights once.
+    """Return the linear layers by the name of their weight, tied weights once.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the model has no linear layer.
     """
     layers: dict[str, nn.Linear | MaskedLinear] = {}
     seen: set[int] = set()
@@ -33,9 +33,9 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear | MaskedLinear]:
 def input_sums(
     model: nn.Module, batches: Examples, summary: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """For each batch its number of examples, and by weight name the sum of ``summary(inputs)`` over it, an example.
+    """Yield, for each batch, its number of examples and by weight name ``summary(inputs)`` per example.
 
-    ``inputs`` are all that enter the layers of one weight in a forward, [tokens, in_features], in float32 or wider.
+    ``inputs`` are all inputs of the layers of one weight in a forward pass, [tokens, in_features], in float32 or wider.
     """
     names = {id(layer.weight): name for name, layer in linear_layers(model).items()}
     sums: dict[str, Tensor] = {}

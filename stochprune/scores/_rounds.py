@@ -1,4 +1,4 @@
-"""Pruning in rounds: the mask of one round is the start of the next."""
+"""Pruning in rounds: each round starts from the mask of the round before."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def in_rounds(
     rounds: int,
     schedule: Schedule = "exponential",
 ) -> dict[str, Tensor]:
-    """The scores of the last of ``rounds``, whose cut at ``sparsity`` is the last round's mask.
+    """Return the scores of the last of ``rounds``; their cut at ``sparsity`` is the last round's mask.
 
-    Round t keeps the fraction ``(1 - sparsity)^(t / rounds)`` (exponential: each round prunes the same share of what
-    is left) or ``1 - sparsity t / rounds`` (linear).
+    Round t keeps the fraction ``(1 - sparsity)^(t / rounds)`` (exponential: each round prunes the same share of the
+    remaining weights) or ``1 - sparsity t / rounds`` (linear).
 
     Args:
-        score: the scores under the masks of the round before, None in the first.
+        score: a function from the masks of the round before (None in the first round) to scores.
 
     Raises:
-        ValueError: a sparsity outside [0, 1), no round, or an unknown schedule.
+        ValueError: a sparsity outside [0, 1), less than one round, or an unknown schedule.
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent on copies of a model's parameters, differentiable if asked."""
+"""Stochastic gradient descent on copies of a model's parameters, optionally differentiable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Values = dict[Tensor, Tensor]
 
 
 def starting_point(model: nn.Module) -> Values:
-    """Copies of all that training moves; the logits of masked layers stay out."""
+    """Return copies of all trainable parameters, without the logits of masked layers."""
     logits = {id(layer.mask_logits) for layer in masked_layers(model).values()}
     return {p: p.detach().clone() for p in model.parameters() if id(p) not in logits}
 
@@ -32,15 +32,16 @@ def descend(
     masks: Mapping[Tensor, Tensor] | None = None,
     see: Callable[[Mapping[Tensor, Tensor]], None] | None = None,
 ) -> Values:
-    """One step a batch from ``values``, by parameter of the model; all of them move, none in place.
+    """Make one step per batch from ``values`` (by parameter of the model) and return the new values.
 
-    With momentum as in torch: ``v <- momentum v + g`` (the first v is g), ``theta <- theta - lr v``.
+    Momentum is that of torch: ``v <- momentum v + g`` (the first v is g), ``theta <- theta - lr v``. Nothing is changed
+    in place.
 
     Args:
-        create_graph: the result depends differentiably on ``values``, which must require gradients then, through
-            gradients and momentum alike.
-        masks: by parameter; what they prune is 0 after each step.
-        see: called with each step's gradients, by parameter.
+        create_graph: make the result differentiable with respect to ``values``, through gradients and momentum;
+            ``values`` must then require gradients.
+        masks: by parameter; pruned entries are 0 after each step.
+        see: called with the gradients of each step, by parameter.
     """
     theta = dict(values)
     velocity: Values = {}
@@ -61,7 +62,7 @@ def descend(
 
 
 def check_descent(score: str, *, lr: float, momentum: float = 0.0) -> None:
-    """Raise ``ValueError`` for a rate that is not positive or a momentum outside [0, 1)."""
+    """Raise ``ValueError`` if the learning rate is not positive or the momentum is outside [0, 1)."""
     if not lr > 0:
         raise ValueError(f"{score}: lr must be positive, got {lr}")
     if not 0 <= momentum < 1:

@@ -1,4 +1,4 @@
-"""Scores that look at the first epochs of training: K-starts and dissipating gradients."""
+"""Scores from the first epochs of training: K-starts and dissipating gradients."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ def dissipating_gradients(
     lr: float = 0.1,
     momentum: float = 0.9,
 ) -> dict[str, Tensor]:
-    """``|w_T - w| / |w|``: how far a weight moves in its first epochs, as a fraction of its start.
+    """Return ``|w_T - w| / |w|``: how far a weight moves in its first epochs, as a fraction of its initial value.
 
-    Weights that stay within a fraction of their initial value go, whatever their size; the masks are for the weights
-    as they are. Haroon 2022, "What to prune and what not to prune at initialization" (arXiv 2209.02201), as we read
-    its abstract: its threshold on the fraction is here the cut at a sparsity.
+    Weights that stay within a fraction of their initial value are pruned, whatever their size. The masks are for the
+    weights before these epochs. This is our reading of the abstract of Haroon 2022, "What to prune and what not to
+    prune at initialization" (arXiv 2209.02201); its threshold on the fraction is here the cut at a sparsity.
 
     Args:
         loss_fn: as for :func:`snip`.
-        batches: one epoch; gone through ``epochs`` times. Under a process group each rank trains on its own, and the
-            movements are averaged.
-        epochs, lr, momentum: of the SGD on a copy of the weights.
+        batches: one epoch, iterated ``epochs`` times. Under a process group each rank trains on its own batches, and
+            the movements are averaged.
+        epochs, lr, momentum: hyper-parameters of the SGD on a copy of the weights.
 
     Returns:
         By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
 
     Raises:
-        ValueError: no loss function or examples, no epoch, a rate or momentum out of range, no prunable layer, a score
-            not finite (training diverged).
+        ValueError: no loss function or examples, less than one epoch, a learning rate or momentum out of range, no
+            prunable layer, or a score that is not finite (training diverged).
     """
     loss_fn, batches = needed("dissipating_gradients", loss_fn, batches)
     _check_epochs("dissipating_gradients", epochs)
@@ -84,22 +84,24 @@ def k_starts(
     fitness: Literal["magnitude", "gradient", "both"] = "magnitude",
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """The random scores of the fittest of ``starts`` random masks, each trained for the first epochs.
+    """Return the random scores of the fittest of ``starts`` random masks, each trained for the first epochs.
 
-    Haroon 2022 (arXiv 2209.02201), as we read its abstract. The fitness of a mask is the sum over its kept weights of
-    ``"magnitude"``: ``|w_T|``; ``"gradient"``: ``|g|`` accumulated over all steps; ``"both"``: their product.
+    This is our reading of the abstract of Haroon 2022 (arXiv 2209.02201). The fitness of a mask is a sum over its kept
+    weights: of ``|w_T|`` for ``"magnitude"``, of ``|g|`` accumulated over all steps for ``"gradient"``, and of their
+    product for ``"both"``.
 
     Args:
         loss_fn, batches, epochs, lr, momentum: as for :func:`dissipating_gradients`.
-        sparsity: that of the mask to be cut from the scores.
-        starts: K.
-        seed: 0 .. 2^64 - 1, of the random masks.
+        sparsity: the sparsity at which the scores will be cut.
+        starts: K, the number of random masks.
+        seed: seed of the random masks, 0 .. 2^64 - 1.
 
     Returns:
         By weight name, a float32 tensor of the weight's shape; its cut at ``sparsity`` is the fittest mask.
 
     Raises:
-        ValueError: as for :func:`dissipating_gradients`; no start, an unknown fitness, a sparsity outside [0, 1).
+        ValueError: as for :func:`dissipating_gradients`; also less than one start, an unknown fitness, or a sparsity
+            outside [0, 1).
     """
     loss_fn, batches = needed("k_starts", loss_fn, batches)
     _check_epochs("k_starts", epochs)
@@ -139,7 +141,7 @@ def k_starts(
 
 
 def _feed(score: str, batches: Examples, epochs: int) -> Examples:
-    """The batches of all epochs, at least one."""
+    """Yield the batches of all epochs, at least one."""
     feed = chain.from_iterable(repeat(batches, epochs))
     first = next(feed, None)
     if first is None:

@@ -32,25 +32,25 @@ def force(
     rounds: int = 20,
     schedule: Schedule = "exponential",
 ) -> dict[str, Tensor]:
-    """FORCE: ``|w g|`` with g the gradient at the weights that the last but one round left, w unmasked.
+    """Return the FORCE scores ``|w g|``: w is unmasked, g is the gradient under the mask of the last round but one.
 
-    A weight pruned in one round has a score in the next, and may return. De Jorge, Sanyal, Behl, Torr, Rogez and
-    Dokania 2021, "Progressive skeletonization: trimming more fat from a network at initialization" (arXiv 2006.09081),
-    section 4.
+    A weight that is pruned in one round has a score in the next, so it may return. De Jorge, Sanyal, Behl, Torr, Rogez
+    and Dokania 2021, "Progressive skeletonization: trimming more fat from a network at initialization" (arXiv
+    2006.09081), section 4.
 
     Args:
-        loss_fn, batches: as for :func:`snip`; the batches are gone through in each round.
-        sparsity: that of the mask to be cut from the scores.
-        rounds: with 1 the scores are those of SNIP.
-        schedule: of the fraction kept after round t: ``"exponential"``, ``(1 - sparsity)^(t / rounds)``, or
+        loss_fn, batches: as for :func:`snip`; the batches are iterated once in each round.
+        sparsity: the sparsity at which the scores will be cut.
+        rounds: number of rounds; with 1 the scores are those of SNIP.
+        schedule: the fraction kept after round t: ``"exponential"``, ``(1 - sparsity)^(t / rounds)``, or
             ``"linear"``.
 
     Returns:
         By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
 
     Raises:
-        ValueError: no loss function or examples, a sparsity outside [0, 1), no round, an unknown schedule, no prunable
-            layer, a score not finite.
+        ValueError: no loss function or examples, a sparsity outside [0, 1), less than one round, an unknown schedule,
+            no prunable layer, or a score that is not finite.
     """
     return _progressive("force", model, loss_fn, batches, sparsity, rounds, schedule, may_return=True)
 
@@ -65,9 +65,10 @@ def iterative_snip(
     rounds: int = 20,
     schedule: Schedule = "exponential",
 ) -> dict[str, Tensor]:
-    """SNIP in rounds: ``|w g|`` at the weights that the last but one round left; pruned weights have 0 and stay out.
+    """Return the scores of SNIP in rounds: ``|w g|`` under the mask of the last round but one.
 
-    De Jorge et al. 2021 (arXiv 2006.09081), section 4. Arguments and errors are those of :func:`force`.
+    Pruned weights have the score 0 and cannot return. De Jorge et al. 2021 (arXiv 2006.09081), section 4. Arguments and
+    errors are those of :func:`force`.
     """
     return _progressive("iterative_snip", model, loss_fn, batches, sparsity, rounds, schedule, may_return=False)
 

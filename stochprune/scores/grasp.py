@@ -1,4 +1,4 @@
-"""GraSP: what pruning does to the flow of gradients."""
+"""GraSP: the effect of pruning on the gradient flow."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def grasp(
     temperature: float = 200.0,
     absolute: bool = False,
 ) -> dict[str, Tensor]:
-    """``w (H g)``: g the gradient, H the Hessian of the loss over all examples, by the prunable weights.
+    """Return ``w (H g)``, where g is the gradient and H the Hessian of the mean loss in the prunable weights.
 
-    To first order, removing w changes ``|g|^2 / 2`` by ``-w (H g)``; the authors remove the weights of the highest
-    ``-w (H g)``, those that hinder the flow of gradients, and so does the top of this score, whose sign is turned.
+    To first order, removing w changes ``|g|^2 / 2`` by ``-w (H g)``. The authors remove the weights with the highest
+    ``-w (H g)``, which hinder the gradient flow. This score has the opposite sign, so that higher means keep here too.
     Wang, Zhang and Grosse 2020, "Picking winning tickets before training by preserving gradient flow" (arXiv
     2002.07376), equation 8 and algorithm 2.
 
     Args:
-        loss_fn, batches: as for :func:`snip`; the batches are gone through twice.
-        temperature: the outputs are divided by it before the loss, as in the authors' code, which takes 200.
-        absolute: ``|w (H g)|``, the effect on the flow whatever its sign (Tanaka et al. 2020 and Frankle et al. 2020,
-            arXiv 2009.08576, look at it).
+        loss_fn, batches: as for :func:`snip`; the batches are iterated twice.
+        temperature: divides the outputs before the loss, as in the authors' code, which uses 200.
+        absolute: return ``|w (H g)|``, the size of the effect whatever its sign (used by Tanaka et al. 2020 and Frankle
+            et al. 2020, arXiv 2009.08576).
 
     Returns:
         By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
 
     Raises:
-        ValueError: no loss function or examples, a temperature that is not positive, no prunable layer, a score not
-            finite.
+        ValueError: no loss function or examples, a temperature that is not positive, no prunable layer, or a score that
+            is not finite.
     """
     loss_fn, batches = needed("grasp", loss_fn, batches)
     if not temperature > 0:

@@ -12,7 +12,7 @@ from stochprune.scores._common import Examples, LossFunction, all_finite, prunab
 def magnitude(
     model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None
 ) -> dict[str, Tensor]:
-    """``|w|`` (Janowsky 1989; Han, Pool, Tran and Dally 2015). ``loss_fn`` and ``batches`` are not used.
+    """Return ``|w|`` (Janowsky 1989; Han, Pool, Tran and Dally 2015). ``loss_fn`` and ``batches`` are not used.
 
     Returns:
         By weight name, a tensor of the weight's shape and dtype.

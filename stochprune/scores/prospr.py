@@ -1,4 +1,4 @@
-"""ProsPr: prospect pruning, by the loss that the first steps of training will reach."""
+"""ProsPr, prospect pruning: scores from the loss after the first steps of training."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ def prospr(
     first_order: bool = False,
     structured: bool = False,
 ) -> dict[str, Tensor]:
-    """``|dL(theta_M) / dc|`` at c = 1, where theta_M are M steps of SGD from the weights w c.
+    """Return ``|dL(theta_M) / dc|`` at c = 1, where theta_M is the result of M steps of SGD from the weights w c.
 
-    All parameters move in the steps; the derivative runs through every one, their second order and their momentum
-    included. The masks are for the weights as they are, not for theta_M. Alizadeh, Tailor, Zintgraf, van Amersfoort,
-    Farquhar, Lane and Gal 2022, "Prospect pruning: finding trainable weights at initialization using meta-gradients"
-    (arXiv 2202.08132), algorithm 1.
+    The steps change all parameters. The derivative goes through all steps, with their second order and momentum. The
+    masks are for the weights before the steps, not for theta_M. Alizadeh, Tailor, Zintgraf, van Amersfoort, Farquhar,
+    Lane and Gal 2022, "Prospect pruning: finding trainable weights at initialization using meta-gradients" (arXiv
+    2202.08132), algorithm 1.
 
     Args:
         loss_fn: as for :func:`snip`.
-        batches: the first M go into the steps, one each, the next into the final loss. If there are fewer, they are
-            taken in turn again from the first. Under a process group each rank makes its own steps on its own batches,
-            and the derivatives are averaged.
+        batches: the first M batches are used in the steps, one each, and the next one in the final loss. If there are
+            fewer, they are repeated from the first. Under a process group each rank makes its own steps on its own
+            batches, and the derivatives are averaged.
         steps: M. With 0 the score is that of SNIP on the first batch.
-        lr, momentum: of the steps.
-        first_order: ``|w dL/dtheta_M|``, as if theta_M moved with the start one to one: no second derivatives, memory
-            for one step only.
-        structured: one c for each output channel (a weight's first dimension: of a transposed convolution the input
-            channel), for every layer but the last, whose outputs are the classes.
+        lr, momentum: hyper-parameters of the steps.
+        first_order: return ``|w dL/dtheta_M|``, as if theta_M moved with the start one to one. This needs no second
+            derivatives and memory for one step only.
+        structured: use one c for each output channel (the first dimension of a weight, which is the input channel of a
+            transposed convolution), in every layer but the last, whose outputs are the classes.
 
     Returns:
         By weight name, a tensor of the weight's shape, or [C_out, 1, ...] if structured
-        (:func:`stochprune.masks.expand` makes masks of weights of such masks of channels); float64 if the weight is,
-        else float32.
+        (:func:`stochprune.masks.expand` turns such masks of channels into masks of weights); float64 if the weight is
+        float64, else float32.
 
     Raises:
-        ValueError: no loss function or examples, a negative number of steps, a rate or momentum out of range, no
-            prunable layer or none but the last if structured, a score not finite.
+        ValueError: no loss function or examples, a negative number of steps, a learning rate or momentum out of range,
+            no prunable layer (or only the last if structured), or a score that is not finite.
     """
     loss_fn, batches = needed("prospr", loss_fn, batches)
     if steps < 0:

@@ -22,15 +22,16 @@ def random(
     seed: int = 0,
     densities: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
-    """Uniform in [0, 1), or random at given densities of layers. ``loss_fn`` and ``batches`` are not used.
+    """Return scores uniform in [0, 1), or random scores with given densities of the layers.
 
-    A weight's scores depend on ``seed``, its name and its shape alone, not on the model's other layers.
+    The scores of a weight tensor depend only on ``seed``, its name and its shape, not on the model's other layers.
+    ``loss_fn`` and ``batches`` are not used.
 
     Args:
         seed: 0 .. 2^64 - 1.
-        densities: the fraction kept, in [0, 1], of each prunable weight (see :func:`erk_densities`). The scores are
-            then ranks, so shifted that ``round(density * n)`` of a layer's n are positive: a global cut that keeps as
-            many weights as that keeps exactly these.
+        densities: the fraction to keep, in [0, 1], of each prunable weight tensor (see :func:`erk_densities`). The
+            scores are then shifted ranks: ``round(density * n)`` of a layer's n scores are positive. A global cut that
+            keeps as many weights as there are positive scores keeps exactly these.
 
     Returns:
         By weight name, a float32 tensor of the weight's shape.
@@ -54,7 +55,7 @@ def random(
 
 
 def _shifted_ranks(score: Tensor, density: float) -> Tensor:
-    """(kept - 1/2 - rank) / n, rank 0 being the highest score: positive for the first ``kept``."""
+    """Return (kept - 1/2 - rank) / n, where rank 0 is the highest score; it is positive for the first ``kept``."""
     n = score.numel()
     ranks = score.flatten().argsort(descending=True, stable=True).argsort().view(score.shape)
     return ((round(density * n) - 0.5 - ranks.double()) / max(1, n)).float()
@@ -62,10 +63,10 @@ def _shifted_ranks(score: Tensor, density: float) -> Tensor:
 
 @checked
 def erk_densities(model: nn.Module, sparsity: float) -> dict[str, float]:
-    """The densities of the Erdos-Renyi-kernel rule: proportional to (the sum of the weight's sizes) / (their product).
+    """Return the densities of the Erdos-Renyi-kernel rule: proportional to (sum of the sizes) / (product of the sizes).
 
-    Layers whose share exceeds 1 are dense, and the others make up for it. Evci, Gale, Menick, Castro and Elsen 2020,
-    "Rigging the lottery" (arXiv 1911.11134), section 3.
+    Layers whose density would exceed 1 are dense, and the densities of the others are lowered accordingly. Evci, Gale,
+    Menick, Castro and Elsen 2020, "Rigging the lottery" (arXiv 1911.11134), section 3.
 
     Raises:
         ValueError: a sparsity outside [0, 1), or no prunable layer.

@@ -27,24 +27,25 @@ def snip(
     *,
     absolute: Literal["mean", "batch"] = "mean",
 ) -> dict[str, Tensor]:
-    """``|w dL/dw|``, the sensitivity of the loss to a factor on the weight.
+    """Return ``|w dL/dw|``, the sensitivity of the loss to a factor on the weight.
 
     Lee, Ajanthan and Torr 2019, "SNIP: single-shot network pruning based on connection sensitivity" (arXiv
-    1810.02340), equation 6 without its division by the sum, which changes no order. A model with batch normalisation
-    or dropout is scored in the mode it is in; a masked layer with the mask that it uses in that mode.
+    1810.02340), equation 6 without its division by the sum, which does not change the order. The model is scored in its
+    present mode, which matters for batch normalisation, dropout and masked layers.
 
     Args:
-        loss_fn: ``loss_fn(model(x), y)``, a scalar: the mean over the batch.
-        batches: (x, y). Each counts by its number of examples.
-        absolute: ``"mean"``: ``|w g|`` with g the gradient of the mean loss over all examples, whatever the batches,
-            as in the authors' code; ``"batch"``: the mean over examples of ``|w g|`` with g the gradient of the
-            batch's mean loss. Batches of one example then give each example's sensitivity.
+        loss_fn: ``loss_fn(model(x), y)`` returns a scalar, the mean over the batch.
+        batches: (x, y), weighted by their numbers of examples.
+        absolute: ``"mean"``: ``|w g|`` where g is the gradient of the mean loss over all examples, whatever the
+            batches, as in the authors' code. ``"batch"``: the mean over examples of ``|w g|`` where g is the gradient
+            of the batch's mean loss; with batches of one example this is the mean sensitivity of an example.
 
     Returns:
         By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
 
     Raises:
-        ValueError: no loss function or examples, an unknown ``absolute``, no prunable layer, a score not finite.
+        ValueError: no loss function or examples, an unknown ``absolute``, no prunable layer, or a score that is not
+            finite.
     """
     loss_fn, batches = needed("snip", loss_fn, batches)
     if absolute not in ("mean", "batch"):

@@ -1,4 +1,4 @@
-"""SparseGPT: second-order pruning of linear layers, with what is left making up for what goes."""
+"""SparseGPT: second-order pruning of linear layers, in which the remaining weights compensate for pruned ones."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def sparsegpt(
     *,
     damping: float = 0.01,
 ) -> dict[str, Tensor]:
-    """``w_ij^2 / [(H_j:)^-1]_jj``: the least squared error of removing w_ij if the inputs after j may make up for it.
+    """Return ``w_ij^2 / [(H_j:)^-1]_jj``: the squared error of removing w_ij if the inputs after j compensate for it.
 
-    H is the second moment of the layer's input, and H_j: its part from input j on. Frantar and Alistarh 2023,
+    H is the second moment of the layer's input, and H_j: is its part from input j on. Frantar and Alistarh 2023,
     "SparseGPT: massive language models can be accurately pruned in one-shot" (arXiv 2301.00774), section 3.
 
     Args:
         loss_fn: not used.
         batches: (x, y); y is not used.
-        damping: of the mean of H's diagonal, added to the diagonal.
+        damping: this fraction of the mean of H's diagonal is added to the diagonal.
 
     Returns:
         By the weight name of each linear layer, a tensor of its shape; float64 if the weight is, else float32.
 
     Raises:
-        ValueError: no batches or examples, no linear layer or one that nothing enters, damping that is not positive, a
-            score not finite.
+        ValueError: no batches or examples, no linear layer or one without input, damping that is not positive, or a
+            score that is not finite.
     """
     moments = _moments(model, batches, damping)
     scores = {}
@@ -63,21 +63,21 @@ def sparsegpt_prune(
 ) -> dict[str, Tensor]:
     """Prune the linear layers of ``model`` in place, one after the other, and adjust their remaining weights.
 
-    Each layer sees the inputs that the pruned layers before it give. Within a layer the columns are gone through from
-    the left; a block's mask is chosen when it is reached, and each removal is made up for by the columns to its right
-    (algorithm 1 of the paper).
+    The input of each layer comes from the pruned layers before it. Within a layer the columns are processed from the
+    left. The mask of a block is chosen when the block is reached, and the columns to the right of a removed weight
+    compensate for it (algorithm 1 of the paper).
 
     Args:
-        batches: (x, y), gone through once a layer.
-        sparsity: the fraction pruned of each block of columns; or (n, m): n of each m in a row are pruned.
+        batches: (x, y), iterated once per layer.
+        sparsity: the fraction to prune of each block of columns; or (n, m): prune n of each m in a row.
         damping: as for :func:`sparsegpt`.
-        block: columns whose mask is chosen together.
+        block: the number of columns whose mask is chosen together.
 
     Returns:
         bool masks by weight name.
 
     Raises:
-        ValueError: as for :func:`sparsegpt`; a sparsity outside [0, 1), or a block that m does not divide.
+        ValueError: as for :func:`sparsegpt`; also a sparsity outside [0, 1), or a block that m does not divide.
     """
     if block < 1 or (isinstance(sparsity, tuple) and block % sparsity[1]):
         raise ValueError(f"sparsegpt_prune: block {block} must be at least 1 and a multiple of m, sparsity {sparsity}")
@@ -104,7 +104,7 @@ def sparsegpt_prune(
 
 
 def _moments(model: nn.Module, batches: Examples | None, damping: float) -> dict[str, Tensor]:
-    """By weight name the second moment of the inputs, [in, in]."""
+    """Return the second moment of the inputs [in, in] by weight name."""
     if batches is None:
         raise ValueError("sparsegpt needs batches")
     if not 0 < damping < 1e300:
@@ -113,8 +113,10 @@ def _moments(model: nn.Module, batches: Examples | None, damping: float) -> dict
 
 
 def _inverse_factor(moment: Tensor, weight: Tensor, damping: float) -> Tensor:
-    """U [in, in], upper triangular, with U^T U = (H + damping)^-1; its row j is that of the inverse of H_j: times a
-    constant. Weights of inputs that are always 0 become 0 in place."""
+    """Return U [in, in], upper triangular, with U^T U = (H + damping)^-1.
+
+    Row j of U is that of the inverse of H_j:, times a constant. Weights of inputs that are always 0 become 0 in place.
+    """
     h = moment.double()  # float64: the inverse of a nearly singular H loses all bits of float32
     dead = h.diagonal() == 0
     weight[:, dead] = 0

@@ -1,4 +1,4 @@
-"""SynFlow: synaptic flow, without data."""
+"""SynFlow: synaptic flow, a score that needs no data."""
 
 from __future__ import annotations
 
@@ -31,25 +31,28 @@ def synflow(
     rounds: int = 100,
     input_shape: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """``|w| dR/d|w|`` under the mask of the last but one round; R sums the outputs for an input of ones.
+    """Return ``|w| dR/d|w|`` under the mask of the last round but one, where R sums the outputs for an input of ones.
 
     Tanaka, Kunin, Yamins and Ganguli 2020, "Pruning neural networks without any data by iteratively conserving synaptic
-    flow" (arXiv 2006.05467), algorithm 1. As in the authors' code all parameters and running statistics are taken
-    absolute, in evaluation mode and float64, where 100 layers' products neither vanish nor overflow.
+    flow" (arXiv 2006.05467), algorithm 1. As in the authors' code all parameters and running statistics are replaced
+    by their absolute values, in evaluation mode and float64, in which products over 100 layers neither vanish nor
+    overflow.
 
     Args:
         loss_fn: not used.
-        batches: give the shape of an input, nothing else; not needed with ``input_shape``.
-        sparsity: that of the mask to be cut from the scores.
-        rounds: each prunes the same share of what is left. With 1 nothing is pruned before the scores.
-        input_shape: of one input, without the batch.
+        batches: used for the shape of an input only; not needed with ``input_shape``.
+        sparsity: the sparsity at which the scores will be cut.
+        rounds: number of rounds; each prunes the same share of the remaining weights. With 1 nothing is pruned before
+            the scores.
+        input_shape: the shape of one input, without the batch.
 
     Returns:
-        By weight name, a float64 tensor of the weight's shape; 0 for weights pruned in an earlier round. A network of
-        ReLU without biases conserves them: they sum to R in each layer.
+        By weight name, a float64 tensor of the weight's shape; 0 for weights pruned in an earlier round. In a ReLU
+        network without biases the scores of each layer sum to R.
 
     Raises:
-        ValueError: no input shape, a sparsity outside [0, 1), no round, no prunable layer, a score not finite.
+        ValueError: no input shape, a sparsity outside [0, 1), less than one round, no prunable layer, or a score that
+            is not finite.
     """
     parameters = prunable_weights(model)
     if input_shape is None:

@@ -1,4 +1,4 @@
-"""Wanda: weights and activations."""
+"""Wanda: scores from weights and activations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stochprune.scores._inputs import input_sums, linear_layers
 
 @checked
 def wanda(model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None) -> dict[str, Tensor]:
-    """``|w_ij| |x_j|``: the weight times the root mean square of its input over examples, for linear layers.
+    """Return ``|w_ij| |x_j|``: the weight times the root mean square of its input over examples, for linear layers.
 
     Sun, Liu, Bair and Kolter 2024, "A simple and effective pruning approach for large language models" (arXiv
     2306.11695), equation 1 (up to one factor a layer, the number of examples). Compare within each output, as they do:
@@ -25,7 +25,7 @@ def wanda(model: nn.Module, loss_fn: LossFunction | None = None, batches: Exampl
         By the weight name of each linear layer, a tensor of its shape; float64 if the weight is, else float32.
 
     Raises:
-        ValueError: no batches or examples, no linear layer or one that nothing enters, a score not finite.
+        ValueError: no batches or examples, no linear layer or one without input, or a score that is not finite.
     """
     if batches is None:
         raise ValueError("wanda needs batches")

@@ -1,4 +1,4 @@
-"""Experiments: grids of configurations, each run once, with their tables and pictures."""
+"""Experiments: grids of configurations, each run once, with tables and pictures."""
 
 from stochprune.studies.finetune import StudyConfig, run_study
 from stochprune.studies.initialisation import Cell, InitialisationConfig

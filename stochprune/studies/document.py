@@ -1,4 +1,4 @@
-"""Reads a mapping from a YAML file that somebody else wrote: bounded in size and depth, each key once."""
+"""Reader of a mapping from an untrusted YAML file: size and depth are limited, and a key may occur once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ with extra("studies", "stochprune.studies"):
     import yaml
 
 MAX_BYTES = 1 << 16
-"""A shipped study has 2,000; to parse a megabyte takes a minute."""
+"""Limit on the bytes of a file. A shipped study has 2,000; parsing a megabyte takes a minute."""
 MAX_DEPTH = 16
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is no text, or comes twice: the second would silently win."""
+    """Refuses a key that is not text, or that occurs twice, because YAML would silently use the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read the mapping in a YAML file.
 
     Raises:
         ValueError: see :func:`loads`; the message names the file.
@@ -47,11 +47,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def loads(name: str, content: bytes) -> dict[str, Any]:
-    """The mapping in the content of a YAML file called ``name``.
+    """Read the mapping in the content of a YAML file called ``name``.
 
     Raises:
-        ValueError: more than 64 KiB or 16 levels, aliases (a few lines of which can stand for gigabytes), tags, no
-            UTF-8, no YAML, a number out of range, a key that comes twice or is no text, or no mapping.
+        ValueError: more than 64 KiB or 16 levels, aliases (which can expand to gigabytes), tags, invalid UTF-8 or YAML,
+            a number out of range, a key that occurs twice or is not text, or content that is not a mapping.
     """
     if len(content) > MAX_BYTES:
         raise ValueError(f"{name} is larger than {MAX_BYTES} bytes")
@@ -60,11 +60,11 @@ def loads(name: str, content: bytes) -> dict[str, Any]:
         _check_events(text)
         made = yaml.load(text, _Loader)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not a text in UTF-8: byte {error.start} is 0x{content[error.start]:02x}") from None
+        raise ValueError(f"{name} is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name} is not YAML that is read here: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{name} is not YAML that this program reads: {' '.join(str(error).split())}") from None
     if not isinstance(made, dict):
-        raise ValueError(f"{name} must hold a mapping, got {shown(made)}")
+        raise ValueError(f"{name} must contain a mapping, got {shown(made)}")
     return made
 
 
@@ -73,14 +73,16 @@ def _line(mark: Any) -> int:
 
 
 def _check_events(text: str) -> None:
-    """Refuse aliases, tags and deep nesting before anything is built: what builds it calls itself for each level, and
-    fails in its own ways on values that are not of their tag."""
+    """Raise on aliases, tags and deep nesting before anything is built.
+
+    YAML's constructor is recursive, and fails in many ways on values that do not fit their tag.
+    """
     depth = 0
     for event in yaml.parse(text, _Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"line {_line(event.start_mark)}: aliases (*name) are not taken, write the value out")
+            raise ValueError(f"line {_line(event.start_mark)}: aliases (*name) are not supported, write the value out")
         if (tag := getattr(event, "tag", None)) is not None:
-            raise ValueError(f"line {_line(event.start_mark)}: tags ({tag:.40}) are not taken, leave it out")
+            raise ValueError(f"line {_line(event.start_mark)}: tags ({tag:.40}) are not supported, leave it out")
         if isinstance(event, yaml.ScalarEvent) and any("\ud800" <= mark <= "\udfff" for mark in event.value):
             raise ValueError(f"line {_line(event.start_mark)}: a text with half a character, {shown(event.value)}")
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):

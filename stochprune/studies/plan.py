@@ -1,4 +1,4 @@
-"""What a study is: a grid in a YAML file."""
+"""The plan of a study: a grid in a YAML file."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Plan:
     """A study: its blocks for each data set, model and seed.
 
     Attributes:
-        name: of its folders and files.
+        name: the name of its folders and files.
         title: one line for tables and pictures.
-        job: ``initialisation``: prune at initialisation and train (:mod:`stochprune.studies.initialisation`), beside
+        job: ``initialisation``: prune at initialisation and train (:mod:`stochprune.studies.initialisation`), and train
             dense networks; ``finetune``: fine-tune the masks of trained networks (:mod:`stochprune.studies.finetune`).
-        seeds: their number.
+        seeds: the number of seeds.
         settings: fields of :class:`InitialisationConfig`, or of :class:`StudyConfig`.
     """
 
@@ -58,7 +58,7 @@ class Plan:
     def __post_init__(self) -> None:
         at_least(1).require(self, "seeds")
         if not re.fullmatch(r"\w[\w. +-]{0,99}", self.name):  # the name of a folder inside that of all runs
-            raise ValueError(f"name must be letters, digits and . _ + - alone, as it names a folder, got {self.name!r}")
+            raise ValueError(f"name must be letters, digits and . _ + - only, to name a folder, got {self.name!r}")
         for name in ("data", "models", "grid"):
             if not getattr(self, name):
                 raise ValueError(f"{self.name}: {name} must name at least one")
@@ -89,14 +89,14 @@ class Plan:
 
 @checked
 def load(name: str | Path, small: bool = False) -> Plan:
-    """The study of a YAML file, or a shipped one by its name.
+    """Read the study of a YAML file, or a shipped study by its name.
 
     Args:
-        small: with what the file's section ``small`` puts in the place of the rest.
+        small: replace values by those of the file's section ``small``.
 
     Raises:
-        ValueError: neither a file nor a shipped name; no YAML, or more of it than :mod:`stochprune.studies.document`
-            reads; a key that is unknown or missing, or a bad value. The message names the file and the key.
+        ValueError: neither a file nor a shipped name; content that :mod:`stochprune.studies.document` does not read; a
+            key that is unknown or missing, or an invalid value. The message names the file and the key.
     """
     path = Path(name)
     if str(name) in SHIPPED:
@@ -119,7 +119,7 @@ def load(name: str | Path, small: bool = False) -> Plan:
         and (twice := sorted({"data", "model", *SELECTIONS} & set(settings)))
     ):
         raise ValueError(
-            f"{path.stem}: {twice[0]} has its place beside the settings of a fine-tuning study, not in them"
+            f"{path.stem}: in a fine-tuning study {twice[0]} must be a key of the study, not of its settings"
         )
     kind: type = StudyConfig if job == "finetune" else InitialisationConfig
     grid = content.pop("grid", None) or []
@@ -146,17 +146,17 @@ def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 def _block(entry: Any, where: str) -> Block:
     if not isinstance(entry, dict) or not isinstance(entry.get("scores"), list):
         raise ValueError(
-            f"{where}: a block is a mapping with lists scores, sparsities and ablations, got {shown(entry)}"
+            f"{where}: a block must be a mapping with lists scores, sparsities and ablations, got {shown(entry)}"
         )
     return _made(Block, {**entry, "scores": tuple(_score(score, where) for score in entry["scores"])}, where)
 
 
 def _score(entry: Any, where: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """A name and its options, from ``snip`` or ``{prospr: {steps: 3}}``."""
+    """Return a name and its options, from ``snip`` or ``{prospr: {steps: 3}}``."""
     if isinstance(entry, str):
         return entry, ()
     if not (isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)):
-        raise ValueError(f"{where}: a score is a name, or one name with a mapping of its options, got {shown(entry)}")
+        raise ValueError(f"{where}: a score must be a name, or a mapping of one name to options, got {shown(entry)}")
     name, options = next(iter(entry.items()))
     if not isinstance(name, str):
         raise ValueError(f"{where}: the name of a score must be text, got {shown(name)}")
@@ -169,7 +169,7 @@ def _score(entry: Any, where: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
 
 
 def _number(value: Any) -> Any:
-    """The number of a text like 1e-3, which YAML does not take for one; anything else as it is."""
+    """Return the number of a text like 1e-3, which YAML reads as text; return anything else unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -177,7 +177,7 @@ def _number(value: Any) -> Any:
 
 
 def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a mapping of a YAML file; numbers and lists become what its fields are."""
+    """Make a dataclass from a mapping of a YAML file; numbers and lists are converted to the types of its fields."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a mapping, got {values!r}")
     fields = {field.name: field for field in dataclasses.fields(kind)}

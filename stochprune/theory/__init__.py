@@ -1,1 +1,1 @@
-"""The theory made runnable: the linear model under random masks."""
+"""The theory as programs: the linear model under random masks, and bounds on the risk of a network."""

@@ -1,4 +1,4 @@
-"""``stochprune bounds``: what every bound says of one trained network, and how the compression behaves."""
+"""``stochprune bounds``: many bounds on one trained network, and measurements of its compression."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from stochprune.runs.device import device_of
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
 from stochprune.theory.bounds_config import BoundsConfig
-from stochprune.theory.comparators import Norms
 from stochprune.theory.measure import (
     Bound,
     Compressed,
@@ -35,6 +34,7 @@ from stochprune.theory.measure import (
     pruning_round,
     sketches,
 )
+from stochprune.theory.norm_bounds import Norms
 from stochprune.theory.subject import Subject, network, next_mask, weights_of
 from stochprune.training.config import WeightConfig
 from stochprune.training.weights import train_weights
@@ -73,14 +73,14 @@ def run_bounds(
     """Train, compress, prune, certify and compare. A run that was killed goes on from its last checkpoint.
 
     Args:
-        device: trains and certifies; the rest is for the CPU, and float64.
+        device: the device of training and certifying; the rest runs on the CPU in float64.
 
     Returns:
         The run's folder and what ``results.json`` there holds: ``configuration``, ``versions`` and the fields of
         :class:`BoundsResults`.
 
     Raises:
-        ValueError: an unknown data set or device, and what the parts raise.
+        ValueError: an unknown data set or device, or an error of a part.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
     device = device_of(device)

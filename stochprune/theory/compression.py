@@ -1,9 +1,9 @@
-"""Magnitude-based compression of a network and what it costs (after Guha et al. 2023, arXiv 2305.18789).
+"""Magnitude-based compression of a network, and its cost (after Guha et al. 2023, arXiv 2305.18789).
 
-A network here is its weights by name, float tensors [out, in] in the order of the layers, with ReLU between them and no
-biases. An entry A_ij of a layer is kept with probability ``1 - exp(-A_ij^2 / (d V))``, V being the variance of the
-layer's weights and d one scale for all layers: a stochastic mask like any other, drawn by the mask contract. We know
-the paper by its abstract and the authors' code; what follows is our reading.
+A network is given as its weights by name, float tensors [out, in] in the order of the layers, with ReLU between them
+and no biases. An entry A_ij of a layer is kept with probability ``1 - exp(-A_ij^2 / (d V))``, where V is the variance
+of the layer's weights and d is one scale for all layers. This is a stochastic mask of the mask contract. We know the
+paper from its abstract and the authors' code; this module is our reading of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Weights = Mapping[str, Tensor]
 
 
 def outputs(weights: Weights, x: Tensor, batch_size: int = 4096) -> Tensor:
-    """Logits [n, classes] of examples x [n, ...], flattened."""
+    """Logits [n, classes] of examples x [n, ...], which are flattened."""
     layers = list(weights.values())
 
     def run(part: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def outputs(weights: Weights, x: Tensor, batch_size: int = 4096) -> Tensor:
 
 
 def keep_thresholds(weight: Tensor, scale: float) -> Tensor:
-    """uint16 [out, in]: the keep probabilities ``1 - exp(-A^2 / (scale V))`` in units of 1/32768, to the nearest."""
+    """Return uint16 [out, in]: the keep probabilities ``1 - exp(-A^2 / (scale V))`` rounded to units of 1/32768."""
     if not scale > 0:
         raise ValueError(f"the scale d must be positive, got {scale}")
     wide = weight.double()
@@ -61,17 +61,17 @@ def kept(weights: Weights) -> float:
 
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:
-    """[n]: the output of the label minus the largest other one; negative where the prediction is wrong."""
+    """Return [n]: the output of the label minus the largest other output; negative if the prediction is wrong."""
     of_label = logits.gather(1, y[:, None])
     others = logits.scatter(1, y[:, None], -math.inf).amax(1)
     return of_label[:, 0] - others
 
 
 def output_change(norms: Sequence[float], changes: Sequence[float], radius: float) -> float:
-    """An upper bound on |f(x) - f'(x)| over |x| <= radius for layers of spectral norms a that change by c.
+    """Return an upper bound on |f(x) - f'(x)| over |x| <= radius for layers of spectral norms a that change by c.
 
-    ``radius (prod_l (a_l + c_l) - prod_l a_l)``: replace one layer after the other; ReLU is 1-Lipschitz and keeps 0. It
-    holds whatever the changes, and is proved if ``norms`` and ``changes`` are upper bounds.
+    The bound is ``radius (prod_l (a_l + c_l) - prod_l a_l)``: replace one layer after the other; ReLU is 1-Lipschitz
+    and maps 0 to 0. It holds for changes of any size, and is proved if ``norms`` and ``changes`` are upper bounds.
     """
     before, change = 1.0, 0.0
     for norm, by in zip(norms, changes, strict=True):
@@ -81,10 +81,10 @@ def output_change(norms: Sequence[float], changes: Sequence[float], radius: floa
 
 
 def contractions(shapes: Sequence[tuple[int, int]], examples: int) -> list[float]:
-    """Gamma_l of each layer [out, in]: 1 where out >= in, else min(1, t sqrt(out)) with t = sqrt(ln(100 n) / in).
+    """Return Gamma_l of each layer [out, in]: 1 if out >= in, else min(1, t sqrt(out)) with t = sqrt(ln(100 n) / in).
 
-    A layer that reduces the dimension is taken to shrink its input as a random projection would, with probability 0.99
-    over n inputs. That is an assumption on the weights, and nothing here checks it.
+    This assumes that a layer which reduces the dimension shrinks its input like a random projection, with probability
+    0.99 over n inputs. Nothing here checks this assumption on the weights.
     """
     spread = [math.sqrt(math.log(100 * examples) / inputs) for _, inputs in shapes]
     return [
@@ -95,26 +95,26 @@ def contractions(shapes: Sequence[tuple[int, int]], examples: int) -> list[float
 def paper_margin(
     norms: Sequence[float], changes: Sequence[float], radius: float, contractions: Sequence[float]
 ) -> float:
-    """gamma = e radius [prod_l Gamma_l a_l] sum_l c_l / a_l: the margin that the paper asks for.
+    """Return gamma = e radius [prod_l Gamma_l a_l] sum_l c_l / a_l: the margin that the paper needs.
 
-    It rests on c_l <= a_l / (number of layers), as in lemma 2 of Neyshabur, Bhojanapalli and Srebro 2018 (arXiv
-    1707.09564); with larger changes it is no bound, and :func:`output_change` is.
+    It assumes c_l <= a_l / (number of layers), as in lemma 2 of Neyshabur, Bhojanapalli and Srebro 2018 (arXiv
+    1707.09564). With larger changes it is not a bound; :func:`output_change` is.
     """
     product = math.prod(g * a for g, a in zip(contractions, norms, strict=True))
     return math.e * radius * product * sum(c / a for c, a in zip(changes, norms, strict=True))
 
 
 def paper_complexity(shapes: Sequence[tuple[int, int]], fraction: float, examples: int) -> float:
-    """sqrt(sum_l out_l in_l fraction ln^2 max(out_l, in_l) / n), what the bound adds to the margin loss."""
+    """Return sqrt(sum_l out_l in_l fraction ln^2 max(out_l, in_l) / n), which the bound adds to the margin loss."""
     total = sum(out * inputs * fraction * math.log(max(out, inputs)) ** 2 for out, inputs in shapes)
     return math.sqrt(total / examples)
 
 
 def code_length(weights: Weights, levels: int) -> float:
-    """Nats to write down a sparse network whose non-zero weights take ``levels`` values a layer.
+    """Return the length in nats of a code for a sparse network whose non-zero weights have ``levels`` values per layer.
 
-    The number of non-zeros, at most N: ln(N + 1); which: ln C(N, k); their values: k ln levels; and two numbers of 32
-    bits a layer for the range of the levels.
+    The number k of non-zeros of N weights takes ln(N + 1), their positions ln C(N, k), their values k ln levels, and
+    the range of the levels two numbers of 32 bits per layer.
     """
     total = sum(w.numel() for w in weights.values())
     count = sum(int(w.count_nonzero()) for w in weights.values())
@@ -123,9 +123,9 @@ def code_length(weights: Weights, levels: int) -> float:
 
 
 def quantise(weights: Weights, levels: int) -> dict[str, Tensor]:
-    """Non-zero weights rounded to the middles of ``levels`` equal parts of their layer's range; zeros stay.
+    """Round non-zero weights to the middles of ``levels`` equal parts of their layer's range; zeros stay 0.
 
-    Of an even number of levels none is 0 unless the range lies so; a level that is 0 counts as pruned.
+    With an even number of levels a level is usually not 0. A level that is 0 counts as pruned.
     """
     if levels < 1:
         raise ValueError(f"levels must be at least 1, got {levels}")
@@ -142,10 +142,10 @@ def quantise(weights: Weights, levels: int) -> dict[str, Tensor]:
 
 
 def counting_bound(error: float, nats: float, examples: int, delta: float) -> float:
-    """R <= kl^-1(error | (nats + ln(1/delta)) / n): Occam's razor for a network that has a code of so many nats.
+    """Return R <= kl^-1(error | (nats + ln(1/delta)) / n), the Occam bound of a network whose code has this length.
 
-    Complete: with probability 1 - delta over the n training examples it holds for every network that the code can
-    write, however it was found (Blumer et al. 1987; Langford 2005, "Tutorial on practical prediction theory for
-    classification"). The code must not depend on the examples.
+    The bound is complete. With probability 1 - delta over the n training examples it holds for every network that the
+    code can write, however it was found (Blumer et al. 1987; Langford 2005, "Tutorial on practical prediction theory
+    for classification"). The code must not depend on the examples.
     """
     return bounds.kl_inverse(error, (nats + math.log(1 / delta)) / examples)

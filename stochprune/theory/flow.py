@@ -1,9 +1,9 @@
-"""Gradient flow of the logits of a linear model's masks, and the divergence it makes between prior and posterior.
+"""Gradient flow of the logits of a linear model's masks, and the KL between a prior and a posterior that follow it.
 
-With orthogonal features nothing couples the weights: ``-dL/dq_i = c_i = (w_i <x_i, y> - s_i w_i^2 / 2) / n`` whatever q
-is, the logit obeys ``dphi/dt = q (1 - q) c_i = c_i / (2 + 2 cosh phi)``, and so ``2 phi + 2 sinh phi`` grows at the
-constant rate c_i. Hence q_i tends to 1 where ``w_i <x_i, y> > s_i w_i^2 / 2`` and to 0 where it is less: a feature is
-pruned unless it is aligned with the labels. (Our algebra, for the model of Hayou, He and Dziugaite 2021.)
+With orthogonal features the weights are not coupled: ``-dL/dq_i = c_i = (w_i <x_i, y> - s_i w_i^2 / 2) / n`` for every
+q. The logit satisfies ``dphi/dt = q (1 - q) c_i = c_i / (2 + 2 cosh phi)``, so ``2 phi + 2 sinh phi`` grows at the
+constant rate c_i. Hence q_i tends to 1 if ``w_i <x_i, y> > s_i w_i^2 / 2`` and to 0 if it is less: a feature is pruned
+unless it is aligned with the labels. (We derived this for the model of Hayou, He and Dziugaite 2021.)
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from stochprune.theory.linear import LinearModel, Moments, expected_loss
 
 
 def drift(model: LinearModel) -> Tensor:
-    """c [d], the constant drive of the logits where features are orthogonal."""
+    """Return c [d], the constant rate of the logits if features are orthogonal."""
     return model.w * model.alignment - model.sizes * model.w.square() / (2 * len(model.y))
 
 
 def orthogonal_flow(start: Tensor, drift: Tensor, times: Tensor) -> Tensor:
-    """Logits [len(times), d] from ``start`` [d], for orthogonal features: where 2 phi + 2 sinh phi = const + c t.
+    """Return logits [len(times), d] from ``start`` [d], for orthogonal features: 2 phi + 2 sinh phi = const + c t.
 
-    Newton's method from asinh(u / 2), which lies beyond the root of 2 phi + 2 sinh phi = u: from there the function is
-    convex or concave towards it, and the steps fall monotonically.
+    Newton's method starts from asinh(u / 2), which is beyond the root of 2 phi + 2 sinh phi = u. Between this point and
+    the root the function is convex or concave, so the iterates approach the root monotonically.
     """
     target = 2 * start + 2 * torch.sinh(start) + times[:, None] * drift  # [T, d]
     phi = torch.asinh(target / 2)
@@ -39,19 +39,19 @@ def orthogonal_flow(start: Tensor, drift: Tensor, times: Tensor) -> Tensor:
 
 
 def flow(model: LinearModel, start: Tensor, times: Tensor, moments: Callable[[Tensor], Moments]) -> Tensor:
-    """Logits [len(times), d] of dphi/dt = -dL/dphi from ``start`` [d], for the loss of masks with these moments.
+    """Return logits [len(times), d] of dphi/dt = -dL/dphi from ``start`` [d], for the loss of masks with these moments.
 
-    Integrated to a relative 1e-11 by the method of Dormand and Prince of order 8.
+    The integration has a relative tolerance of 1e-11 and uses the method of Dormand and Prince of order 8.
 
     Raises:
-        ValueError: times that do not rise from 0 or above.
-        RuntimeError: the integrator gave up.
+        ValueError: times that are negative or do not increase.
+        RuntimeError: the integrator failed.
     """
     with extra("studies", "flow"):  # here: scipy takes a second to import
         from scipy.integrate import solve_ivp
 
     if bool((times < 0).any()) or bool((times.diff() <= 0).any()):
-        raise ValueError(f"times must rise from 0 or above, got {times.tolist()}")
+        raise ValueError(f"times must be at least 0 and increase, got {times.tolist()}")
 
     def rate(_: float, phi: object) -> object:
         logits = torch.as_tensor(phi).requires_grad_()
@@ -66,12 +66,13 @@ def flow(model: LinearModel, start: Tensor, times: Tensor, moments: Callable[[Te
 
 
 def flow_divergence_bound(prior: LinearModel, posterior: LinearModel, time: float) -> float:
-    """KL(Q || P) <= time^2 / 128 sum_i (c_i - c'_i)^2 in nats, for flows of one start on two orthogonal data sets.
+    """Return the bound KL(Q || P) <= time^2 / 128 sum_i (c_i - c'_i)^2 in nats, for flows on two orthogonal data sets.
 
-    Q flows on ``posterior``, P on ``prior``, both with the same weights. As a function of u = c t a logit has the slope
-    q (1 - q) <= 1/4, so the two differ by |u - u'| / 4 at most; and kl(sigmoid(a) || sigmoid(b)) <= (a - b)^2 / 8, the
-    second derivative of ln(1 + e^x) being 1/4 at most. Where s_i / n is the same in both sets, c - c' is w_i times the
-    change of the feature's alignment with the labels: what a certificate pays for is how much that alignment differs.
+    Q follows the flow on ``posterior`` and P on ``prior``, with the same weights, start and time. As a function of
+    u = c t a logit has the slope q (1 - q) <= 1/4, so the two logits differ by |u - u'| / 4 at most. And
+    kl(sigmoid(a) || sigmoid(b)) <= (a - b)^2 / 8, because the second derivative of ln(1 + e^x) is at most 1/4. If
+    s_i / n is the same in both sets, c - c' is w_i times the change of the feature's alignment with the labels. So the
+    KL of a certificate measures how much this alignment differs.
 
     Raises:
         ValueError: weights that differ.

@@ -1,4 +1,4 @@
-"""The experiments of the linear lab. Each returns the numbers of one figure; all together take seconds."""
+"""The experiments of the linear lab. Each returns the numbers of one figure; together they take seconds."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def run_lab(config: LinearLabConfig, out: Path = Path("runs")) -> tuple[Path, di
 def training(config: LinearLabConfig) -> Training:
     """Discrete training of the probabilities by each estimator beside the flow it follows in the mean.
 
-    Orthogonal features: the flow of the exact loss is the closed form. Straight-through follows the flow of the mean
-    network, concrete masks that of their own expected loss.
+    Features are orthogonal, so the flow of the exact loss has a closed form. Straight-through follows the flow of the
+    mean network, concrete masks the flow of their own expected loss.
     """
     model = lab_data.orthogonal(config.seed, config.examples, config.features)
     start = torch.zeros(config.features, dtype=torch.float64)
@@ -166,7 +166,7 @@ def training(config: LinearLabConfig) -> Training:
 
 
 def descend(model: LinearModel, start: Tensor, estimator: str, config: LinearLabConfig) -> Tensor:
-    """Probabilities [steps + 1, d] under gradient descent; a fresh mask each step, but for ``"exact"``."""
+    """Return probabilities [steps + 1, d] of gradient descent, with a fresh mask in each step unless ``"exact"``."""
     logits, path = start.clone().requires_grad_(), [torch.sigmoid(start)]
     for step in range(config.steps):
         if estimator == "exact":
@@ -192,8 +192,8 @@ def descend(model: LinearModel, start: Tensor, estimator: str, config: LinearLab
 def alignment(config: LinearLabConfig) -> dict[str, Alignment]:
     """What becomes of each weight, against how well its feature is aligned with the labels.
 
-    Orthogonal features: kept where <x_i, y> / (s_i w_i) exceeds 1/2. Correlated ones: the same with the residual of the
-    other weights for the labels, at the end of the flow.
+    With orthogonal features a weight is kept if <x_i, y> / (s_i w_i) exceeds 1/2. With correlated features the same
+    holds for the residual of the other weights instead of the labels, at the end of the flow.
     """
     found = {}
     for name, model in (
@@ -216,8 +216,8 @@ def alignment(config: LinearLabConfig) -> dict[str, Alignment]:
 def paths(config: LinearLabConfig) -> dict[str, Paths]:
     """Mean weights as the regularisation grows: the adaptive L1 of trained masks beside the adaptive L2 of dropout.
 
-    Masks: fixed weights of one size, of the signs of least squares, that grows from 0; the best mask at each.
-    Dropout: the ridge at each probability of keeping.
+    Masks: fixed weights of one size and with the signs of least squares; the best mask at each size. Dropout: the ridge
+    solution at each keep probability.
     """
     problem, names = lab_data.diabetes()
     synthetic = lab_data.correlated(config.seed, config.examples, config.features)
@@ -240,8 +240,9 @@ def paths(config: LinearLabConfig) -> dict[str, Paths]:
 def certificates(config: LinearLabConfig) -> list[CertifiedPair]:
     """Divergence and certificate of posteriors against the change of the features' alignment from their prior data.
 
-    Prior and posterior flow from one start for one time on independent samples of a distribution whose features are
-    orthogonal on every sample. The empirical risk is exact, and Maurer's certificate is compared with the true risk.
+    Prior and posterior follow the flow for the same time from the same start, on independent samples of a distribution
+    whose features are orthogonal on every sample. The empirical risk is exact. Maurer's certificate is compared with
+    the true risk.
     """
     cells = lab_data.Cells.make(config.seed, config.features)
     start = torch.zeros(config.features, dtype=torch.float64)
@@ -254,7 +255,7 @@ def certificates(config: LinearLabConfig) -> list[CertifiedPair]:
             at = torch.tensor([time], dtype=torch.float64)
             p, q = (orthogonal_flow(start, drift(m), at)[0] for m in (prior, posterior))
             kl = float(bernoulli_kl(q, p))
-            keep = rng.threshold_from_logits(q).double() / rng.LEVELS  # what is drawn, as in kl
+            keep = rng.threshold_from_logits(q).double() / rng.LEVELS  # the probabilities that are sampled, as in kl
             risk = lab_data.empirical_risk(posterior, keep)
             points.append(
                 CertifiedPair(

@@ -1,4 +1,4 @@
-"""The problems of the linear lab: synthetic ones whose answers are known, and one real data set."""
+"""The problems of the linear lab: synthetic problems with known solutions, and one real data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 
 
 def orthogonal(seed: int, examples: int, features: int) -> LinearModel:
-    """Orthogonal features of squared norm n, labels that ask for parts -1/2 .. 2 of the weights, which are +-1."""
+    """Orthogonal features of squared norm n, weights +-1, and labels whose best fit is -1/2 .. 2 times the weights."""
     numbers = generator(seed, "linear lab", "orthogonal")
     basis, _ = np.linalg.qr(numbers.standard_normal((examples, features)))
     x = basis * np.sqrt(examples)
@@ -28,12 +28,12 @@ def orthogonal(seed: int, examples: int, features: int) -> LinearModel:
 
 
 def correlated(seed: int, examples: int, features: int) -> LinearModel:
-    """Gaussian features of correlation 0.5^|i - j|; every second has a coefficient; noise of deviation 1/2."""
+    """Gaussian features of correlation 0.5^|i - j|; every second has a coefficient; noise of standard deviation 1/2."""
     numbers = generator(seed, "linear lab", "correlated")
-    place = np.arange(features)
-    covariance = 0.5 ** np.abs(place[:, None] - place)
+    index = np.arange(features)
+    covariance = 0.5 ** np.abs(index[:, None] - index)
     x = numbers.standard_normal((examples, features)) @ np.linalg.cholesky(covariance).T
-    coefficients = np.where(place % 2, 0.0, numbers.uniform(0.3, 1.5, features) * numbers.choice([-1, 1], features))
+    coefficients = np.where(index % 2, 0.0, numbers.uniform(0.3, 1.5, features) * numbers.choice([-1, 1], features))
     w = coefficients + 0.4 * numbers.standard_normal(features)
     return LinearModel(_tensor(x), _tensor(x @ coefficients + 0.5 * numbers.standard_normal(examples)), _tensor(w))
 
@@ -41,7 +41,7 @@ def correlated(seed: int, examples: int, features: int) -> LinearModel:
 def diabetes() -> tuple[LinearModel, list[str]]:
     """The diabetes data of Efron, Hastie, Johnstone and Tibshirani 2004 (442 patients, 10 features, scikit-learn).
 
-    Features and labels are standardised; the weights are those of least squares. Also the names of the features.
+    Features and labels are standardised; the weights are those of least squares. Also returns the feature names.
     """
     with extra("studies", "diabetes"):  # here: scikit-learn takes a second to import
         from sklearn.datasets import load_diabetes
@@ -54,10 +54,10 @@ def diabetes() -> tuple[LinearModel, list[str]]:
 
 @dataclass(frozen=True)
 class Cells:
-    """A distribution whose features are orthogonal on every sample: each example lies in one cell, x its indicator.
+    """A distribution whose features are orthogonal on every sample, because each example belongs to one cell.
 
-    x is sqrt(d) in the example's cell and 0 elsewhere; the label is 1 with the cell's probability, else -1; the weights
-    are +-1/sqrt(d), so that an output is +-1 or 0. The sign of the output is a classifier; 0 guesses.
+    x is sqrt(d) in the example's cell and 0 elsewhere. The label is 1 with the cell's probability, else -1. The weights
+    are +-1/sqrt(d), so an output is +-1 or 0. The classifier is the sign of the output; at 0 it guesses.
 
     Attributes:
         chances: [d], probability that the label of a cell is 1.
@@ -69,7 +69,7 @@ class Cells:
 
     @classmethod
     def make(cls, seed: int, features: int) -> Cells:
-        """Cells whose labels are right with 0.8 to 0.98; every third weight has the wrong sign."""
+        """Make cells whose labels are right with probability 0.8 to 0.98; every third weight has the wrong sign."""
         numbers = generator(seed, "linear lab", "cells")
         chances = 0.5 + numbers.uniform(0.3, 0.48, features) * numbers.choice([-1, 1], features)
         right = np.where(chances > 0.5, 1.0, -1.0)
@@ -85,13 +85,13 @@ class Cells:
         return LinearModel(_tensor(x), _tensor(y), _tensor(self.w))
 
     def risk(self, q: np.ndarray) -> float:
-        """The expected 0-1 loss of the stochastic classifier on a fresh example, exactly."""
+        """Return the exact expected 0-1 loss of the stochastic classifier on a fresh example."""
         wrong = np.where(self.w > 0, 1 - self.chances, self.chances)
         return float(np.mean(q * wrong + (1 - q) / 2))
 
 
 def empirical_risk(model: LinearModel, q: torch.Tensor) -> float:
-    """The expected 0-1 loss of the stochastic classifier on the examples of :class:`Cells`, exactly: one mask each."""
+    """Return the exact expected 0-1 loss of the stochastic classifier on examples of :class:`Cells`, one mask each."""
     kept = (model.x != 0).double() @ q  # [n]: the probability that the example's one weight is kept
     wrong = (model.predict(torch.ones_like(model.w)) * model.y < 0).double()
     return float((kept * wrong + (1 - kept) / 2).mean())

@@ -1,17 +1,17 @@
-"""The linear model under random masks: expected losses, gradients and the regularisers they hide, in closed form.
+"""The linear model under random masks: expected losses, gradients and the regularisers they contain, in closed form.
 
-Labels y in R^n, features x_i in R^n (the columns of x), fixed weights w and masks d_i of mean q_i, independent of each
-other; the loss is ``L = E |y - x (d * w)|^2 / (2 n)``. The model is that of Hayou, He and Dziugaite 2021 (arXiv
-2110.11804); the algebra is ours, and every statement below is a test.
+The model has labels y in R^n, features x_i in R^n (the columns of x), fixed weights w and independent masks d_i of mean
+q_i. The loss is ``L = E |y - x (d * w)|^2 / (2 n)``. The model is that of Hayou, He and Dziugaite 2021 (arXiv
+2110.11804). We derived the formulas, and every statement below has a test.
 
 Write a = q * w for the mean weights and s_i = |x_i|^2.
 
 - ``2 n L = |y - x a|^2 + sum_i s_i q_i (1 - q_i) w_i^2`` for Bernoulli masks.
-- With w fixed and q trained the last term is ``sum_i s_i (|w_i| |a_i| - a_i^2)``, an L1 penalty that adapts to the
-  data; with q fixed and w trained (dropout) it is ``sum_i s_i (1 - q_i) / q_i a_i^2``, an adaptive L2 penalty (Wager,
-  Wang and Liang 2013, arXiv 1307.1493).
-- L is affine in every q_i alone. So a best q is a mask: no vector of probabilities has a smaller loss than the best
-  subset of the features.
+- If w is fixed and q is trained, the last term is ``sum_i s_i (|w_i| |a_i| - a_i^2)``, an L1 penalty that adapts to the
+  data. If q is fixed and w is trained (dropout), it is ``sum_i s_i (1 - q_i) / q_i a_i^2``, an adaptive L2 penalty
+  (Wager, Wang and Liang 2013, arXiv 1307.1493).
+- L is affine in each q_i. So there is a best q that is a mask: no vector of probabilities has a smaller loss than the
+  best subset of the features.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LinearModel:
 
     @property
     def alignment(self) -> Tensor:
-        """<x_i, y> / n [d], how far each feature is aligned with the labels."""
+        """<x_i, y> / n [d], the alignment of each feature with the labels."""
         return self.x.mT @ self.y / len(self.y)
 
     def predict(self, masks: Tensor) -> Tensor:
@@ -68,21 +68,22 @@ class LinearModel:
 
 
 def bernoulli_moments(logits: Tensor) -> Moments:
-    """Hard masks: mean q = sigmoid(logits), variance q (1 - q)."""
+    """Return the moments of hard masks: mean q = sigmoid(logits), variance q (1 - q)."""
     q = torch.sigmoid(logits)
     return q, q * torch.sigmoid(-logits)
 
 
 def mean_moments(logits: Tensor) -> Moments:
-    """No randomness at all: the loss whose gradient straight-through follows (:func:`straight_through_gradient`)."""
+    """Return the moments of the mean network; straight-through follows its loss (:func:`straight_through_gradient`)."""
     q = torch.sigmoid(logits)
     return q, torch.zeros_like(q)
 
 
 def concrete_moments(logits: Tensor, temperature: float, points: int = rng.LEVELS) -> Moments:
-    """Binary concrete masks: mean and variance over ``points`` equally likely uniforms.
+    """Return the moments of binary concrete masks: mean and variance over ``points`` equally likely uniforms.
 
-    With all 32768 of the mask contract, the default, these are the moments of what :func:`masked_linear` draws.
+    With the default, all 32768 uniforms of the mask contract, they are the moments of the masks of
+    :func:`masked_linear`.
     """
     v = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     z = torch.sigmoid((logits[..., None] - torch.logit(v)) / temperature)  # [d, points]
@@ -91,53 +92,53 @@ def concrete_moments(logits: Tensor, temperature: float, points: int = rng.LEVEL
 
 
 def expected_loss(model: LinearModel, moments: Moments) -> Tensor:
-    """E |y - x (d * w)|^2 / (2 n) for independent masks of any distribution, by their mean and variance [d]."""
+    """Return E |y - x (d * w)|^2 / (2 n) for independent masks of any distribution, from mean and variance [d]."""
     mean, variance = moments
     residual = model.y - model.predict(mean)
     return (residual.square().sum() + (model.sizes * variance * model.w.square()).sum()) / (2 * len(model.y))
 
 
 def gradient(model: LinearModel, q: Tensor) -> Tensor:
-    """dL/dq [d] of Bernoulli masks: ``(-w_i <x_i, r_i> + s_i w_i^2 / 2) / n``, r_i = y - sum_{j != i} q_j w_j x_j."""
-    apart = model.x.mT @ (model.y - model.predict(q)) + model.sizes * q * model.w  # [d]: <x_i, r_i>
-    return (-model.w * apart + model.sizes * model.w.square() / 2) / len(model.y)
+    """Return dL/dq [d]: ``(-w_i <x_i, r_i> + s_i w_i^2 / 2) / n`` with r_i = y - sum_{j != i} q_j w_j x_j."""
+    aligned = model.x.mT @ (model.y - model.predict(q)) + model.sizes * q * model.w  # [d]: <x_i, r_i>
+    return (-model.w * aligned + model.sizes * model.w.square() / 2) / len(model.y)
 
 
 def straight_through_gradient(model: LinearModel, q: Tensor) -> Tensor:
-    """The mean over masks of the straight-through gradient for q [d]: ``-w_i <x_i, y - x a> / n``.
+    """Return the mean over masks of the straight-through gradient for q [d]: ``-w_i <x_i, y - x a> / n``.
 
-    It is the gradient of the loss of the mean network: s_i w_i^2 / 2 of :func:`gradient` has become s_i q_i w_i^2. So
-    straight-through does not see the variance, and stops at probabilities inside (0, 1) where the expected loss would
-    have a mask.
+    It is the gradient of the loss of the mean network: s_i q_i w_i^2 replaces s_i w_i^2 / 2 of :func:`gradient`. So
+    straight-through does not see the variance. It stops at probabilities inside (0, 1), although the expected loss is
+    smallest at a mask.
     """
     return -model.w * (model.x.mT @ (model.y - model.predict(q))) / len(model.y)
 
 
 def mask_penalty(model: LinearModel, a: Tensor) -> Tensor:
-    """``sum_i s_i (|w_i| |a_i| - a_i^2)``: what trained probabilities add to |y - x a|^2, for |a_i| <= |w_i|."""
+    """Return ``sum_i s_i (|w_i| |a_i| - a_i^2)``, which trained q add to |y - x a|^2, for |a_i| <= |w_i|."""
     return (model.sizes * (model.w.abs() * a.abs() - a.square())).sum()
 
 
 def dropout_penalty(model: LinearModel, a: Tensor, q: Tensor | float) -> Tensor:
-    """``sum_i s_i (1 - q_i) / q_i a_i^2``: what dropout adds to |y - x a|^2, a being the trained mean weights."""
+    """Return ``sum_i s_i (1 - q_i) / q_i a_i^2``, which dropout adds to |y - x a|^2; a are the trained mean weights."""
     return (model.sizes * (1 - q) / q * a.square()).sum()
 
 
 def dropout_solution(model: LinearModel, q: float) -> Tensor:
-    """The mean weights [d] that minimise |y - x a|^2 + :func:`dropout_penalty` at one probability q: a ridge."""
+    """Return the mean weights [d] that minimise |y - x a|^2 + :func:`dropout_penalty` at one q, a ridge solution."""
     gram = model.x.mT @ model.x
     return torch.linalg.solve(gram + torch.diag(model.sizes * (1 - q) / q), model.x.mT @ model.y)
 
 
 def best_mask(model: LinearModel) -> Tensor:
-    """bool [d]: the subset of smallest loss, found among all 2^d.
+    """Return bool [d]: the subset of smallest loss among all 2^d.
 
     Raises:
         ValueError: more than 20 features.
     """
     d = len(model.w)
     if d > 20:
-        raise ValueError(f"the best mask is found by enumeration, for at most 20 features; there are {d}")
+        raise ValueError(f"best_mask enumerates all masks and needs at most 20 features, got {d}")
     gram = (model.x * model.w).mT @ (model.x * model.w)
     masks = all_masks(d)
     losses = ((masks @ gram) * masks).sum(1) / 2 - masks @ (model.w * (model.x.mT @ model.y))
@@ -145,5 +146,5 @@ def best_mask(model: LinearModel) -> Tensor:
 
 
 def all_masks(d: int) -> Tensor:
-    """float64 [2^d, d]."""
+    """Return all masks, float64 [2^d, d]."""
     return ((torch.arange(1 << d)[:, None] >> torch.arange(d)) & 1).double()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stochprune import bounds
-from stochprune.theory import comparators, compression, sketch
+from stochprune.theory import compression, norm_bounds, sketch
 from stochprune.theory.bounds_config import BoundsConfig
 from stochprune.theory.compression import Weights
 from stochprune.theory.spectral import norm_lower, norm_upper
@@ -130,12 +130,12 @@ def bound_table(subject: Subject, certificate: Bound, config: BoundsConfig) -> l
     """Return every bound on the risk: norm-based, counting, the certificate, and that of the examples held out."""
     n, margin, loss = len(subject.train), subject.margin, subject.margin_loss
     scale, needed = matching_scale(subject, config.seed)
-    found = comparators.cushions(subject.weights, subject.train.x[: config.cushion_examples])
+    found = norm_bounds.cushions(subject.weights, subject.train.x[: config.cushion_examples])
     norm_based = {
-        "Neyshabur 2015": comparators.neyshabur_2015(subject.norms, subject.radius, margin, n),
-        "Bartlett 2017": comparators.bartlett_2017(subject.norms, subject.radius, margin, n),
-        "Neyshabur 2017": comparators.neyshabur_2017(subject.norms, subject.radius, margin, n),
-        "Arora 2018": comparators.arora_2018(found, margin, n),
+        "Neyshabur 2015": norm_bounds.neyshabur_2015(subject.norms, subject.radius, margin, n),
+        "Bartlett 2017": norm_bounds.bartlett_2017(subject.norms, subject.radius, margin, n),
+        "Neyshabur 2017": norm_bounds.neyshabur_2017(subject.norms, subject.radius, margin, n),
+        "Arora 2018": norm_bounds.arora_2018(found, margin, n),
     }
     complexity = compression.paper_complexity(subject.shapes, compression.predicted_kept(scale), n)
     wrong = subject.held_out_error(subject.weights)

@@ -1,10 +1,10 @@
-"""Sparse matrices sketched by random bipartite graphs, and recovered by l1 minimisation.
+"""Sketches of sparse matrices by random bipartite graphs, and recovery by l1 minimisation.
 
-``Y = A X B^T`` with 0/1 matrices A, B [rows, p] that have a few ones at random places in each column. A matrix X [p, p]
-with few entries, of which no row or column has many, is with high probability the one of least sum of absolute values
-among all that have this sketch, once ``rows`` is of the order of ``sqrt(j p) ln p`` for at most j entries a row and
-column (Dasarathy, Shah, Bhaskar and Nowak 2015, "Sketching sparse matrices, covariances, and graphs via tensor
-products"; used by Guha et al. 2023, arXiv 2305.18789, to count the networks that pruning can reach).
+A sketch is ``Y = A X B^T`` with 0/1 matrices A, B [rows, p] that have a few ones at random positions in each column.
+Let the matrix X [p, p] have at most j entries in each row and column. If ``rows`` is of the order ``sqrt(j p) ln p``,
+then with high probability X has the smallest sum of absolute values among all matrices with this sketch (Dasarathy,
+Shah, Bhaskar and Nowak 2015, "Sketching sparse matrices, covariances, and graphs via tensor products"; used by Guha et
+al. 2023, arXiv 2305.18789, to count the networks that pruning can reach).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stochprune.seeding import generator
 
 
 def bipartite(rows: int, columns: int, ones: int, seed: int, name: str) -> np.ndarray:
-    """0/1 matrix [rows, columns] with ``ones`` ones in each column, at places drawn without replacement.
+    """Return a 0/1 matrix [rows, columns] with ``ones`` ones in each column, at random positions.
 
     Raises:
         ValueError: more ones than rows, or fewer than one.
@@ -31,23 +31,23 @@ def bipartite(rows: int, columns: int, ones: int, seed: int, name: str) -> np.nd
 
 
 def sketch(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Y = A X B^T."""
+    """Return Y = A X B^T."""
     return a @ x @ b.T
 
 
 def recover(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The X of least sum of absolute values with A X B^T = Y, by linear programming (HiGHS).
+    """Return the X of smallest sum of absolute values with A X B^T = Y, by linear programming (HiGHS).
 
     Raises:
         ValueError: no X has this sketch.
-        RuntimeError: the solver gave up.
+        RuntimeError: the solver failed.
     """
     with extra("studies", "recover"):  # here: scipy takes a second to import
         from scipy import sparse
         from scipy.optimize import linprog
 
     p, q = a.shape[1], b.shape[1]
-    system = sparse.kron(sparse.csr_matrix(a), sparse.csr_matrix(b), format="csr")  # of X row by row
+    system = sparse.kron(sparse.csr_matrix(a), sparse.csr_matrix(b), format="csr")  # acts on X in row-major order
     both = sparse.hstack([system, -system], format="csr")  # X = U - V with U, V >= 0
     done = linprog(np.ones(2 * p * q), A_eq=both, b_eq=y.ravel(), bounds=(0, None), method="highs")
     if done.status == 2:
@@ -59,12 +59,12 @@ def recover(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def predicted_rows(p: int, per_line: int) -> float:
-    """sqrt(j p) ln p, the order of the number of rows from which recovery works."""
+    """Return sqrt(j p) ln p, the order of the number of rows that recovery needs."""
     return math.sqrt(per_line * p) * math.log(p)
 
 
 def sparse_matrix(p: int, per_line: int, seed: int, trial: int) -> np.ndarray:
-    """[p, p] with ``per_line`` Gaussian entries in each row and column: so many permutations, moved apart."""
+    """Return [p, p] with ``per_line`` Gaussian entries in each row and column: disjoint permutations."""
     numbers = generator(seed, "sparse matrix", p, per_line, trial)
     rows, columns = numbers.permutation(p), numbers.permutation(p)
     x = np.zeros((p, p))
@@ -74,7 +74,7 @@ def sparse_matrix(p: int, per_line: int, seed: int, trial: int) -> np.ndarray:
 
 
 def success(p: int, per_line: int, rows: int, trials: int, seed: int) -> float:
-    """The share of random sparse matrices that are recovered to 1e-6 from sketches of ``rows`` rows and columns."""
+    """Return the share of random sparse matrices recovered to 1e-6 from sketches of ``rows`` rows and columns."""
     ones = min(round(2 * math.log(p)), (rows + 1) // 2)
     found = 0
     for trial in range(trials):

@@ -1,4 +1,4 @@
-"""The network that the bounds are about: built without biases, trained, and measured once for all of them."""
+"""The network that all bounds use: built without biases, trained, and measured once."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from stochprune import masks, models
 from stochprune.data.splits import Part
 from stochprune.theory import compression
-from stochprune.theory.comparators import Norms
 from stochprune.theory.compression import Weights
+from stochprune.theory.norm_bounds import Norms
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network and what all bounds need of it.
+    """A trained network and the measurements that the bounds need.
 
     Attributes:
         weights: by name, float32 [out, in], in the order of the layers.
-        train, held_out: the examples it was trained on, and others.
-        test_x, test_y: the test set, scaled alike.
+        train, held_out: the training examples, and others.
+        test_x, test_y: the test set, scaled in the same way.
         radius: the largest norm of a training input.
-        norms: of each layer.
+        norms: the norms of each layer.
         margin, margin_loss: the share ``margin_loss`` of the training examples has a margin of ``margin`` or less.
     """
 
@@ -44,7 +44,7 @@ class Subject:
         """Measure a model.
 
         Args:
-            margin_share: of the training examples, how many may have a margin below ``margin``.
+            margin_share: the fraction of the training examples that may have a margin below ``margin``.
 
         Raises:
             ValueError: that margin is not positive.
@@ -68,15 +68,15 @@ class Subject:
         return [(w.shape[0], w.shape[1]) for w in self.weights.values()]
 
     def train_error(self, weights: Weights) -> float:
-        """Share of the training examples on which a network of these layers errs."""
+        """Return the error of a network of these layers on the training examples, a fraction."""
         return _error(weights, self.train.x, self.train.y)
 
     def held_out_error(self, weights: Weights) -> float:
-        """Share of the examples held out."""
+        """Return the error on the held-out examples, a fraction."""
         return _error(weights, self.held_out.x, self.held_out.y)
 
     def test_error(self, weights: Weights) -> float:
-        """Share of the test examples."""
+        """Return the error on the test examples, a fraction."""
         return _error(weights, self.test_x, self.test_y)
 
 
@@ -85,7 +85,7 @@ def _error(weights: Weights, x: Tensor, y: Tensor) -> float:
 
 
 def network(sizes: list[int], seed: int) -> nn.Sequential:
-    """A fully connected network whose biases are 0 and stay so, since the bounds have none."""
+    """Build a fully connected network whose biases are 0 and stay 0, because the bounds have no biases."""
     model = models.mlp(sizes, seed=seed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.endswith("weight"))
@@ -98,7 +98,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def next_mask(weights: Weights, kept: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """bool masks of the largest weights among those kept: the fraction ``share`` of them stays."""
+    """Return bool masks that keep the fraction ``share`` of the kept weights, the largest ones."""
     fraction = share * sum(int(mask.sum()) for mask in kept.values()) / sum(mask.numel() for mask in kept.values())
     scores = {name: w.abs().masked_fill(~kept[name], -1.0) for name, w in weights.items()}
     return masks.from_scores(scores, 1 - fraction)

@@ -1,4 +1,4 @@
-"""The trainers: one loop with callbacks and checkpoints, under mask fine-tuning and weight training alike."""
+"""The trainers. Mask fine-tuning and weight training use the same loop, with callbacks and checkpoints."""
 
 from stochprune.runs.files import CheckpointError
 from stochprune.runs.progress import ProgressBar

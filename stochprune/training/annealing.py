@@ -1,7 +1,7 @@
-"""Temperature, sparsity and prior strength over the steps of a training, as callbacks of the loop.
+"""Schedules of temperature, sparsity and prior strength over the steps of a training, as callbacks of the loop.
 
-Each holds ``start`` until the step ``begin``, moves over ``steps`` steps and then holds ``end``. The value is a
-function of the step alone, so that a resumed run goes on as if it had never stopped.
+Each value is ``start`` until step ``begin``, changes over ``steps`` steps, and is ``end`` afterwards. It depends only
+on the step, so a resumed run continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -15,42 +15,44 @@ from stochprune.training.loop import State
 
 
 class Annealing:
-    """A number over the steps: a straight line, unless a subclass bends it.
+    """A number that changes over the steps: linearly, unless a subclass defines another curve.
 
     Args:
         start, end: its values up to step ``begin``, and from step ``begin + steps`` on.
-        steps: how long it takes, in optimiser steps, at least 1.
-        begin: the step at which it starts to move.
+        steps: the length of the change in optimiser steps, at least 1.
+        begin: the step at which the change starts.
 
     Raises:
         ValueError: a value outside its range.
     """
 
-    name = "value"
+    rule = "finite"
 
     @checked
     def __init__(self, start: float, end: float, steps: int, begin: int = 0) -> None:
         for which, value in (("start", start), ("end", end)):
             if not (math.isfinite(value) and self.allows(value)):
-                raise ValueError(f"{type(self).__name__}: {which} must be a {self.name}, got {value}")
+                raise ValueError(f"{type(self).__name__}: {which} must be {self.rule}, got {value}")
         if steps < 1 or begin < 0:
-            raise ValueError(f"{type(self).__name__}: steps must be at least 1 and begin 0, got {steps} and {begin}")
+            raise ValueError(
+                f"{type(self).__name__}: steps must be at least 1 and begin at least 0, got {steps} and {begin}"
+            )
         self.start, self.end, self.steps, self.begin = start, end, steps, begin
 
     def allows(self, value: float) -> bool:
-        """Whether the number may take this value."""
+        """Return True if the number may have this value."""
         return True
 
     def at(self, progress: float) -> float:
-        """The number at a progress in [0, 1]."""
+        """Return the number at a progress in [0, 1]."""
         return self.start + (self.end - self.start) * progress
 
     def value(self, step: int) -> float:
-        """The number for the step after ``step`` steps were made."""
+        """Return the number for the next step after ``step`` steps."""
         return self.at(min(max((step - self.begin) / self.steps, 0.0), 1.0))
 
     def apply(self, state: State, value: float) -> None:
-        """Put the number where the training takes it from."""
+        """Set the number in the training."""
         raise NotImplementedError
 
     def on_start(self, state: State) -> None:
@@ -61,9 +63,9 @@ class Annealing:
 
 
 class Temperature(Annealing):
-    """The temperature of every masked layer, in equal ratios: ``start (end / start)^progress`` (Jang et al. 2017)."""
+    """Changes the temperature of every masked layer: ``start (end / start)^progress`` (Jang et al. 2017)."""
 
-    name = "temperature"
+    rule = "positive and finite"
 
     def allows(self, value: float) -> bool:
         return value > 0
@@ -77,12 +79,12 @@ class Temperature(Annealing):
 
 
 class Sparsity(Annealing):
-    """The fraction pruned that a budget holds, fast first: ``end + (start - end)(1 - progress)^3`` (Zhu, Gupta 2017).
+    """Changes the expected sparsity that a budget holds: ``end + (start - end)(1 - progress)^3`` (Zhu, Gupta 2017).
 
-    For the budgets ``shift`` and ``penalty``, whose expected number of kept weights it moves.
+    It works with the budgets ``shift`` and ``penalty``, and changes their expected number of kept weights.
     """
 
-    name = "sparsity in [0, 1)"
+    rule = "a sparsity in [0, 1)"
 
     def allows(self, value: float) -> bool:
         return 0 <= value < 1
@@ -100,9 +102,9 @@ class Sparsity(Annealing):
 
 
 class PriorStrength(Annealing):
-    """The weight of the divergence from the prior, or of the penalty, in the loss: a straight line, as in warm-up."""
+    """Changes the weight of the KL from the prior, or of the penalty, in the loss, linearly, as in a warm-up."""
 
-    name = "strength of at least 0"
+    rule = "at least 0 and finite"
 
     def allows(self, value: float) -> bool:
         return value >= 0

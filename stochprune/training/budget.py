@@ -1,18 +1,19 @@
-"""Holding the expected number of kept weights, sum(q), at its start.
+"""Budgets: they hold the expected number of kept weights, sum(q), at its value at the start.
 
-Without a budget the expected loss of a trainable network drifts to q = 1: noise only costs. Three ways to hold it:
+Without a budget all q drift to 1 when the expected loss of a trainable network is minimised, because random pruning
+only increases the loss. There are three budgets:
 
-``shift``    after each step one number is added to all logits, so that sum(q) is the budget: exact, no strength to
-             choose, and weights trade places at a common price.
-``penalty``  strength * (sum(q) / budget - 1)^2 is added to the loss.
-``kl``       strength * KL(q || q at the start), in nats summed over weights, is added to the loss: each weight is
-             held, not only their sum.
+``shift``    adds one number to all logits after each step, so that sum(q) equals the budget. It is exact, needs no
+             strength, and lets the probability of one weight grow at the expense of others.
+``penalty``  adds strength * (sum(q) / budget - 1)^2 to the loss.
+``kl``       adds strength * KL(q || q at the start), in nats summed over weights, to the loss. It holds the
+             probability of each weight, not only their sum.
 
-``shift`` is the default: there is nothing to tune. Error in per cent after the cut and retraining, on held-out digits
-(LeNet-300-100; magnitude 95%, SNIP 98%, random 95%, random 98%; mean of 4 seeds): shift 2.3, 5.0, 3.7, 6.6; penalty of
-strength 100 2.5, 4.7, 3.5, 4.7, of strength 1000 2.9, 4.7, 4.5, 30.1. So a penalty can be as good once its strength is
-found. A KL of strength 1e-3 (2 seeds: 18.0, 14.5, 9.6, 60.7) held back weights that should move and still let the sum
-drift by 8%.
+``shift`` is the default, because there is nothing to tune. Error in per cent after pruning and retraining, on held-out
+digits (LeNet-300-100; magnitude 95%, SNIP 98%, random 95%, random 98%; mean of 4 seeds): shift 2.3, 5.0, 3.7, 6.6;
+penalty of strength 100 2.5, 4.7, 3.5, 4.7, of strength 1000 2.9, 4.7, 4.5, 30.1. So a penalty can be as good once its
+strength is tuned. A KL of strength 1e-3 (2 seeds: 18.0, 14.5, 9.6, 60.7) kept weights from changing that should
+change, and still let the sum drift by 8%.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from stochprune.training.loop import Constraint
 
 
 def expected_kept(logits: Sequence[Tensor]) -> Tensor:
-    """sum(sigmoid(logit)) over all the tensors: a float64 scalar."""
+    """Return sum(sigmoid(logit)) over all tensors, a float64 scalar."""
     return torch.stack([torch.sigmoid(tensor).sum(dtype=torch.float64) for tensor in logits]).sum()
 
 
 def solve_shift(logits: Sequence[Tensor], budget: float) -> float:
-    """The number c for which sum(sigmoid(logit + c)) is ``budget``, by Newton's method inside a shrinking bracket.
+    """Return the c for which sum(sigmoid(logit + c)) is ``budget``, by Newton's method inside a shrinking bracket.
 
-    It stops at a relative error of four roundings of the logits' dtype, or 1e-12; sums are in float64.
+    It stops at a relative error of four roundings of the logits' dtype, or 1e-12. Sums are in float64.
 
     Raises:
         ValueError: ``budget`` is not strictly between 0 and the number of logits.
@@ -44,7 +45,7 @@ def solve_shift(logits: Sequence[Tensor], budget: float) -> float:
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in logits])
     if not 0 < budget < flat.numel():
         raise ValueError(f"the budget must lie strictly between 0 and {flat.numel()} weights, got {budget}")
-    centre = math.log(budget / (flat.numel() - budget))  # the common logit that meets the budget
+    centre = math.log(budget / (flat.numel() - budget))  # if all logits were equal, they would have this value
     smallest, largest = torch.aminmax(flat)
     low, high = centre - largest.item(), centre - smallest.item()
     shift = min(max(0.0, low), high)
@@ -63,19 +64,19 @@ def solve_shift(logits: Sequence[Tensor], budget: float) -> float:
 
 
 class Budget(Constraint):
-    """Holds nothing, but knows the start that every budget is held to."""
+    """Stores sum(q) at the start, which the subclasses hold; holds nothing itself."""
 
     def __init__(self, logits: Sequence[Tensor]) -> None:
         self.logits = logits
         self.target = expected_kept(logits).item()
 
     def kept(self) -> float:
-        """sum(q) now."""
+        """Return the present sum(q)."""
         return expected_kept(self.logits).item()
 
 
 class ShiftBudget(Budget):
-    """Projects after each step by a common shift of all logits."""
+    """Adds one number to all logits after each step, so that sum(q) equals the budget."""
 
     def __init__(self, logits: Sequence[Tensor]) -> None:
         for tensor in logits:
@@ -120,7 +121,7 @@ class KLBudget(Budget):
 
 
 def make_budget(config: FinetuneConfig, logits: Sequence[Tensor]) -> Budget:
-    """The budget that ``config`` asks for, held to where ``logits`` are now."""
+    """Return the budget of ``config``, which holds the present sum(q) of ``logits``."""
     if config.budget == "shift":
         return ShiftBudget(logits)
     if config.budget == "penalty":

@@ -22,7 +22,7 @@ class WeightConfig(Config):
         Range("be at least 0 and finite", lambda value: value >= 0),
     )
     schedule: Literal["constant", "linear", "cosine", "steps"] = option(
-        "constant", "How the rate falls; steps: to a tenth at one half and at three quarters."
+        "constant", "Schedule of the learning rate; steps: divide by ten at one half and at three quarters."
     )
 
 
@@ -32,7 +32,7 @@ class FinetuneConfig(Config):
 
     epochs: int = option(12, "Epochs of mask fine-tuning.", at_least(0))
     mode: Literal["joint", "frozen"] = option(
-        "joint", "joint: weights and keep probabilities are trained together; frozen: the probabilities alone."
+        "joint", "joint: train weights and keep probabilities together; frozen: train the probabilities only."
     )
     weight_lr: float = option(1e-3, "Adam's learning rate for the weights.", POSITIVE)
     logit_lr: float = option(0.1, "Adam's learning rate for the logits of the keep probabilities.", POSITIVE)
@@ -41,7 +41,7 @@ class FinetuneConfig(Config):
     )
     temperature: float = option(1.0, "Temperature of the concrete estimators.", POSITIVE)
     budget: Literal["shift", "penalty", "kl", "none"] = option(
-        "shift", "How the expected number of kept weights is held: a common shift, a penalty, the KL to the start."
+        "shift", "How to hold the expected number of kept weights: a shift of all logits, a penalty, or the KL."
     )
     penalty_strength: float = option(
         100.0, "Loss per squared relative deviation from the budget (budget penalty).", POSITIVE

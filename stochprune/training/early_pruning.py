@@ -1,4 +1,4 @@
-"""When to prune: the early pruning indicator, and a callback that stops a training by it."""
+"""The early pruning indicator, which says when to prune, and a callback that stops a training with it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from stochprune.training.loop import State
 
 @checked
 def similarity(a: Mapping[str, int], b: Mapping[str, int]) -> float:
-    """``1 - mean over layers of |a - b| / (a + b)``: how alike two pruned networks are, by what their layers keep.
+    """Return ``1 - mean over layers of |a - b| / (a + b)``: the similarity of two pruned networks.
 
     Args:
-        a, b: numbers kept (weights or channels) by layer; the same layers. Two empty layers are alike.
+        a, b: numbers of weights or channels kept, by layer; the same layers. Two empty layers are equal.
 
     Raises:
         ValueError: different layers, or none.
     """
     if not a or set(a) != set(b):
-        raise ValueError(f"the networks' layers differ: {', '.join(a) or 'none'} and {', '.join(b) or 'none'}")
+        raise ValueError(
+            f"the networks must have the same layers, got {', '.join(a) or 'none'} and {', '.join(b) or 'none'}"
+        )
     return 1 - sum(abs(a[name] - b[name]) / max(1, a[name] + b[name]) for name in a) / len(a)
 
 
 @checked
 def early_pruning_indicator(kept: Sequence[Mapping[str, int]], window: int = 5) -> float | None:
-    """EPI: the mean similarity of the last network to each of the ``window`` before it; None until there are as many.
+    """Return the EPI: the mean similarity of the last network to the ``window`` networks before it, or None if fewer.
 
     Shen, Molchanov, Yin and Alvarez 2022, "When to prune? A policy towards early structural pruning" (arXiv
     2110.12007).
 
     Args:
-        kept: numbers kept by layer, an entry an epoch.
+        kept: numbers kept by layer, one entry per epoch.
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
@@ -43,17 +45,17 @@ def early_pruning_indicator(kept: Sequence[Mapping[str, int]], window: int = 5) 
 
 
 class PruneEarly:
-    """A callback that ends a training once the network that would be pruned now is stable.
+    """A callback that ends a training once the masks that it would give no longer change much.
 
-    After each epoch the masks are made and counted. The training ends when the indicator reaches ``threshold`` and is
-    not below any of the last ``window``. That is our reading of the paper's rule. The counts and the indicator
-    (``epi``) go to the history's entries, so a resumed run goes on with them.
+    After each epoch it makes masks and counts the kept weights. The training ends when the indicator is at least
+    ``threshold`` and not below any of the last ``window`` indicators. This is our reading of the paper's rule. The
+    counts and the indicator (``epi``) are stored in the history, so a resumed run continues with them.
 
     Args:
-        masks: gives the masks that the model would be pruned by now, such as
+        masks: makes the masks with which the model would be pruned now, such as
             ``lambda model: masks.from_scores(scores.magnitude(model), 0.8)``; they are not applied.
         threshold: 0.983 for magnitudes and 0.944 for gradients in the paper.
-        window: how many epochs back.
+        window: the number of earlier epochs to compare with.
     """
 
     @checked

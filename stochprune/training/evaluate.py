@@ -1,4 +1,4 @@
-"""Errors of deterministic and stochastic predictors: per cent of wrong classes, or the mean of another loss."""
+"""Errors of deterministic and stochastic predictors: wrong classes in per cent, or the mean of another loss."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class StochasticError:
     """Errors of a network under random masks, see :func:`error`.
 
     Attributes:
-        mean: of single draws: the error of the stochastic predictor.
-        ensemble: of the average over the draws of the class probabilities, or, with a loss, of the outputs.
+        mean: the mean error over single masks, which is the error of the stochastic predictor.
+        ensemble: the error of the class probabilities averaged over the masks; with a loss, of the averaged outputs.
     """
 
     mean: float
@@ -32,7 +32,7 @@ class StochasticError:
 @checked
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
-    """The model's outputs [n, ...] for inputs [n, ...] in evaluation mode; the mode is restored.
+    """Return the model's outputs [n, ...] for inputs [n, ...] in evaluation mode, and restore the mode.
 
     Raises:
         ValueError: no inputs, or a batch size below 1.
@@ -40,7 +40,7 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
     if batch_size < 1:
         raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
     if x.dim() == 0 or not len(x):
-        raise ValueError(f"predict: x must hold inputs [n, ...], at least one, got shape {tuple(x.shape)}")
+        raise ValueError(f"predict: x must contain at least one input [n, ...], got shape {tuple(x.shape)}")
     device = next((parameter.device for parameter in model.parameters()), x.device)
     training = model.training
     model.eval()
@@ -53,24 +53,25 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
 @checked
 @torch.no_grad()
 def error(outputs: Tensor, y: Tensor, loss_fn: LossFunction | None = None) -> float:
-    """Share of examples, in per cent, whose largest output is not their label; or the loss, where one is given.
+    """Return the per cent of examples whose largest output is not their label; or the loss, if one is given.
 
     Args:
         outputs: [n, classes], or [n, ...] for ``loss_fn``.
         y: int64 labels [n], or targets for ``loss_fn``.
-        loss_fn: for regression and other errors, of (outputs, y), a mean over the examples such as ``F.mse_loss``.
+        loss_fn: for regression and other errors: a function of (outputs, y), a mean over examples such as
+            ``F.mse_loss``.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, no examples, outputs that are NaN, or a loss that is no number.
+        ValueError: shapes or dtypes that do not fit, no examples, outputs that are NaN, or a loss that is not a number.
     """
     y = y.to(outputs.device)
     if not len(y.shape) or not len(y) or y.shape[:1] != outputs.shape[:1]:
         raise ValueError(
-            f"error: outputs and y must be of as many examples, at least one, got {tuple(outputs.shape)} "
+            f"error: outputs and y must have the same number of examples, at least one, got {tuple(outputs.shape)} "
             f"and {tuple(y.shape)}"
         )
     if bool(outputs.isnan().any()):
-        raise ValueError("error: outputs hold NaN")
+        raise ValueError("error: outputs contain NaN")
     if loss_fn is not None:
         if loss_fn is F.mse_loss and y.shape != outputs.shape:  # torch would broadcast, and only warn
             raise ValueError(f"error: outputs {tuple(outputs.shape)} and y {tuple(y.shape)} differ in shape")
@@ -87,7 +88,7 @@ def error(outputs: Tensor, y: Tensor, loss_fn: LossFunction | None = None) -> fl
 def stochastic_error(
     model: nn.Module, x: Tensor, y: Tensor, draws: int = 10, loss_fn: LossFunction | None = None
 ) -> StochasticError:
-    """The errors under ``draws`` fresh hard masks. The layers' draw counters and estimators stay as they were.
+    """Return the errors under ``draws`` fresh hard masks. Draw counters and estimators of the layers do not change.
 
     Args:
         loss_fn: for regression and other errors, see :func:`error`.

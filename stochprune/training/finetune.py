@@ -22,12 +22,12 @@ from stochprune.training.loop import Loader, LossFunction, fit
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneResult:
-    """What a fine-tuning came to.
+    """The result of a fine-tuning.
 
     Attributes:
-        history: one entry an epoch: ``epoch``, mean ``loss``, ``mean_keep`` (mean of q), ``flipped`` (weights on the
-            other side of q = 1/2 than at the start) and ``budget_error`` (sum(q) / its start - 1).
-        folder: the run's folder, with ``checkpoint.pt`` and ``results.json``; None if nothing was to be written.
+        history: one entry per epoch: ``epoch``, mean ``loss``, ``mean_keep`` (mean of q), ``flipped`` (number of
+            weights whose q has crossed 1/2 since the start) and ``budget_error`` (sum(q) / its start - 1).
+        folder: the run's folder, with ``checkpoint.pt`` and ``results.json``; None if nothing was written.
     """
 
     config: FinetuneConfig
@@ -48,19 +48,19 @@ def finetune(
     """Minimise the expected loss over masks that keep weight i with its own probability q_i, in place.
 
     Our reading of Hayou, He and Dziugaite, "Probabilistic fine-tuning of pruning masks and PAC-Bayes self-bounded
-    learning" (arXiv 2110.11804): each step draws one mask, each layer's from the step's own draw, and Adam follows an
-    estimate of the gradient with respect to the logits of q and, in joint mode, the weights. sum(q) is held to its
-    start (see :mod:`stochprune.training.budget`). Cut the result with :func:`stochprune.harden`.
+    learning" (arXiv 2110.11804). Each step samples one mask, for all layers at the draw of the step. Adam follows an
+    estimate of the gradient with respect to the logits of q and, in joint mode, the weights. A budget holds sum(q) at
+    its start (see :mod:`stochprune.training.budget`). Prune the result with :func:`stochprune.harden`.
 
     Args:
-        model: a model from :func:`stochprune.convert`. Its layers take the estimator, temperature and seed of
-            ``config``. Logits that require no gradient stay as they are, and outside of the budget.
+        model: a model from :func:`stochprune.convert`. The estimator, temperature and seed of ``config`` are set in its
+            layers. Logits that require no gradient do not change and do not count in the budget.
         train_loader: batches (x, y): a ``DataLoader``, :class:`stochprune.data.Batches` or any iterable that can be
-            iterated anew each epoch.
-        loss_fn: of (model(x), y), a scalar.
-        out: if given, the run is kept in the folder ``out/finetune-<digest of config>``: a checkpoint, from which the
-            same call goes on bit for bit after a kill (pass the model as it was at the start), and the results.
-            A model that draws from torch's own generator (dropout) is not resumed bit for bit.
+            iterated again in each epoch.
+        loss_fn: a function of (model(x), y) that returns a scalar.
+        out: if given, the folder ``out/finetune-<digest of config>`` stores the results and a checkpoint. After a kill
+            the same call continues from the checkpoint bit for bit; pass the model as it was at the start. A model
+            that uses torch's own generator (dropout) is not resumed bit for bit.
         callbacks: objects with the optional methods ``on_step(state)`` and ``on_epoch(state)``, see
             :class:`stochprune.training.loop.State`; for example a :class:`stochprune.training.ProgressBar`.
 
@@ -73,13 +73,13 @@ def finetune(
     config = config or FinetuneConfig()
     layers = masked_layers(model)
     if not layers:
-        raise ValueError("the model has no masked layer: make them with stochprune.convert(model, masks)")
+        raise ValueError("the model has no masked layer: convert it first, with stochprune.convert(model, masks)")
     for layer in layers.values():
         layer.estimator, layer.temperature = config.estimator, config.temperature
         layer.mask_seed.fill_(rng.as_int64(config.seed))
     logits = [tensor for tensor in {layer.mask_logits: None for layer in layers.values()} if tensor.requires_grad]
     if not logits:
-        raise ValueError("finetune: no mask_logits of the model require gradients: there is nothing to train")
+        raise ValueError("finetune: the mask_logits of at least one layer must require gradients, none of them does")
     kept_at_start = [tensor.detach() >= 0 for tensor in logits]
     budget = make_budget(config, logits)
 
@@ -115,7 +115,7 @@ def finetune(
 
 @contextlib.contextmanager
 def _trainable(model: nn.Module, logits: Sequence[Tensor], config: FinetuneConfig) -> Iterator[list[dict[str, object]]]:
-    """The optimiser's groups; inside, weights that are not to be trained need no gradient."""
+    """Yield the optimiser's groups; inside the block weights that are not trained require no gradient."""
     chosen = {id(tensor) for tensor in logits}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen and parameter.requires_grad]
     groups: list[dict[str, object]] = [{"params": logits, "lr": config.logit_lr}]

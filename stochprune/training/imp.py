@@ -32,11 +32,11 @@ RETRAINING: Mapping[str, Callable[[Schedule, float, float], Schedule]] = {
     "llr": lambda original, ratio, discount: SCHEDULES["linear"],
     "allr": lambda original, ratio, discount: lambda progress: discount * (1.0 - progress),
 }
-"""Schedules of a retraining, from that of the original training, the retraining's length over the original's, and the
-discount. FT: the original's last rate (Han et al. 2015); LRW: its last epochs (Renda, Frankle and Carbin 2020, arXiv
-2003.02389); SLR: all of it, compressed (Le and Hua 2021, arXiv 2105.03193); CLR: a cosine from the first rate; LLR: a
-line from the first rate to 0; ALLR: a line from the discounted first rate (Zimmer, Spiegel and Pokutta 2023, arXiv
-2111.00843)."""
+"""Learning-rate schedules of a retraining, made from the original schedule, the ratio of the lengths of both trainings,
+and the discount. FT: the last rate of the original (Han et al. 2015). LRW: its last epochs (Renda, Frankle and Carbin
+2020, arXiv 2003.02389). SLR: the whole schedule, compressed (Le and Hua 2021, arXiv 2105.03193). CLR: a cosine from the
+first rate. LLR: linear from the first rate to 0. ALLR: linear from the discounted first rate (Zimmer, Spiegel and
+Pokutta 2023, arXiv 2111.00843)."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,12 @@ class IMPRound:
 
 
 def discount(before: Mapping[str, Tensor], after: Mapping[str, Tensor], ratio: float) -> float:
-    """ALLR's factor of the first rate: ``max(d1, d2)``, at most 1.
+    """Return ALLR's factor of the first learning rate: ``max(d1, d2)``, at most 1.
 
-    ``d1 = |w - w_pruned| / (|w| sqrt(s))`` is the pruning's impact, s being the fraction that it removed of the weights
-    that were not 0; ``d2`` is the retraining's length over the original training's. Zimmer, Spiegel and Pokutta 2023,
-    "How I learned to stop worrying and love retraining" (arXiv 2111.00843), as we recall its section 3.
+    ``d1 = |w - w_pruned| / (|w| sqrt(s))`` is the impact of the pruning, where s is the fraction of the non-zero
+    weights that it removed. ``d2`` is the length of the retraining divided by that of the original training. Zimmer,
+    Spiegel and Pokutta 2023, "How I learned to stop worrying and love retraining" (arXiv 2111.00843), section 3 as we
+    recall it.
 
     Args:
         before, after: the weights by name, before and after the pruning.
@@ -98,9 +99,9 @@ def imp(
     """Train, prune by global magnitude and retrain, in place.
 
     Args:
-        train_loader: batches (x, y), anew each time it is iterated, of a known length.
-        out: if given, each training is kept in a folder of its own in ``out/imp-<digest of config>``, and a run that
-            was killed goes on from there (pass the model as it was at the start).
+        train_loader: batches (x, y) of a known length, iterated again in each epoch.
+        out: if given, each training has a folder of its own in ``out/imp-<digest of config>``, and a run that was
+            killed continues from there (pass the model as it was at the start).
 
     Returns:
         The final masks, and the rounds: the dense training, then each cycle.

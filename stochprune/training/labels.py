@@ -1,4 +1,4 @@
-"""Checks of labels for torch's cross-entropy, whose own messages name neither argument nor batch."""
+"""Checks of the labels for torch's cross-entropy, whose own messages do not name the argument or the batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_labels(loss_fn: object, outputs: object, y: Tensor) -> None:
     """Raise ``ValueError`` if ``loss_fn`` is cross-entropy and the labels do not fit the outputs [B, classes, ...].
 
     Labels are int64 [B, ...] in 0 .. classes - 1, or -100, which cross-entropy ignores; or probabilities of the
-    outputs' shape. Their range is looked at on the CPU alone, where that does not wait for a GPU.
+    outputs' shape. Their range is checked on the CPU only, because a check on a GPU would wait for the GPU.
     """
     if loss_fn is not F.cross_entropy:
         return
@@ -33,17 +33,17 @@ def check_labels(loss_fn: object, outputs: object, y: Tensor) -> None:
 
 
 def checked_loss(loss: object) -> Tensor:
-    """The loss, if it is one number; else raise ``ValueError``."""
+    """Return the loss if it is one number; else raise ``ValueError``."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ValueError(f"loss_fn must give a tensor of one number, got {shown(loss)}")
+        raise ValueError(f"loss_fn must return a tensor of one number, got {shown(loss)}")
     return loss
 
 
 def trained_loss(loss: object) -> Tensor:
-    """The loss, if it is one number with a gradient; else raise ``ValueError``."""
+    """Return the loss if it is one number with a gradient; else raise ``ValueError``."""
     if not checked_loss(loss).requires_grad:
         raise ValueError(
-            "loss_fn gave a loss without a gradient: something in it or in the model detaches (detach, item, no_grad, "
+            "loss_fn returned a loss without a gradient: loss_fn or the model detaches it (detach, item, no_grad, "
             "argmax), or no parameter that it depends on requires gradients"
         )
     return checked_loss(loss)

@@ -22,22 +22,22 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class Constraint:
-    """What every step of a training must respect. This one asks for nothing."""
+    """A constraint on every step of a training. This base class does nothing."""
 
     def penalty(self) -> Tensor | float:
-        """Added to the loss."""
+        """Return a term to add to the loss."""
         return 0.0
 
     def before_step(self) -> None:
-        """Called when the gradients are there."""
+        """Change the gradients before the optimiser's step."""
 
     def after_step(self) -> None:
-        """Called when the optimiser has moved the parameters."""
+        """Change the parameters after the optimiser's step."""
 
 
 @dataclass
 class State:
-    """Where a training stands; what callbacks see. ``batch`` and ``loss_sum`` count from the start of the epoch.
+    """The state of a training that callbacks see. ``batch`` and ``loss_sum`` count from the start of the epoch.
 
     A callback that sets ``stop`` at the end of an epoch ends the training.
     """
@@ -81,21 +81,22 @@ def fit(
     """Minimise the mean of ``loss_fn(model(x), y)`` plus the constraint's penalty.
 
     Args:
-        model: trained in place; its train or eval mode is the caller's to set.
-        loader: gives batches (x, y), anew each time it is iterated. If it has ``set_epoch(epoch)``, that is called
-            first; a resumed run sees the same batches if their order is a function of the epoch.
-        measure: further numbers for an epoch's entry of the history, taken at its end.
-        checkpoint: resumed from if it exists; written every ``checkpoint.every`` steps and at the end.
+        model: trained in place; the caller sets its train or eval mode.
+        loader: batches (x, y), iterated again in each epoch. If it has ``set_epoch(epoch)``, this is called first; a
+            resumed run sees the same batches if their order depends only on the epoch.
+        measure: returns further numbers for the history at the end of an epoch.
+        checkpoint: the training resumes from it if it exists, and writes it every ``checkpoint.every`` steps and at the
+            end.
         callbacks: objects with the optional methods ``on_start(state)``, before the first step of a fresh or resumed
             run, ``on_step(state)`` and ``on_epoch(state)``.
 
     Returns:
-        One entry an epoch: ``epoch`` (from 1), ``loss`` (mean over its batches) and what ``measure`` gives.
+        One entry per epoch: ``epoch`` (from 1), ``loss`` (mean over its batches) and the numbers of ``measure``.
 
     Raises:
-        ValueError: the loader gives no batches, labels that do not fit the outputs, or a loss that is no scalar.
-        TypeError: a batch that is no pair of tensors.
-        FloatingPointError: the loss is not finite. The parameters are as they were before that step.
+        ValueError: a loader without batches, labels that do not fit the outputs, or a loss that is not a scalar.
+        TypeError: a batch that is not a pair of tensors.
+        FloatingPointError: the loss is not finite. The parameters are those before that step.
         CheckpointError: see :meth:`Checkpoint.load`.
     """
     constraint = constraint or Constraint()
@@ -127,7 +128,7 @@ def fit(
                 _save(state, optimizer, checkpoint)
             _notify(callbacks, "on_step", state)
         if state.batch == 0:
-            raise ValueError("train_loader gave no batches; an iterator can be used once only, give a list or a loader")
+            raise ValueError("train_loader has no batches; an iterator can be used only once, give a list or a loader")
         state.history.append({"epoch": state.epoch + 1, "loss": state.loss_sum / state.batch, **measure()})
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
         _notify(callbacks, "on_epoch", state)
@@ -168,12 +169,12 @@ def _restore(state: State, optimizer: torch.optim.Optimizer, checkpoint: Checkpo
 
 
 def _settings(group: dict[str, Any]) -> dict[str, type]:
-    """Names and types of what an optimizer keeps for a group; a rate that was given as 1 becomes 1.0."""
+    """Return names and types of an optimizer's settings of a group; an integer learning rate 1 becomes 1.0."""
     return {name: float if type(value) is int else type(value) for name, value in group.items()}
 
 
 def _check_optimizer(settings: list[dict[str, type]], optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if what was loaded has other settings, or a state of another shape."""
+    """Raise ValueError if the loaded optimizer has other settings or a state of another shape."""
     for expected, group in zip(settings, optimizer.param_groups, strict=True):
         if _settings(group) != expected:
             raise ValueError("its settings have other names or types")
@@ -205,6 +206,6 @@ def _check_position(position: dict[str, Any], state: State, path: Path) -> None:
         and math.isfinite(position["loss_sum"])
     ):
         raise CheckpointError(
-            f"{path} states a position that no training has: epoch {epoch}, batch {batch}, step {step}, "
+            f"{path} has an impossible position: epoch {epoch}, batch {batch}, step {step}, "
             f"loss {position['loss']} and a history of {len(epochs)} epochs"
         )

@@ -1,4 +1,4 @@
-"""Learning rates over a training: factors by which the first one is multiplied."""
+"""Learning-rate schedules: factors by which the initial learning rate is multiplied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 Schedule = Callable[[float], float]
-"""From the progress of a training, in [0, 1), to the factor of the rate."""
+"""A function from the progress of a training, in [0, 1), to the factor of the learning rate."""
 
 SCHEDULES: Mapping[str, Schedule] = {
     "constant": lambda progress: 1.0,
@@ -17,13 +17,13 @@ SCHEDULES: Mapping[str, Schedule] = {
     "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
     "steps": lambda progress: 0.1 ** ((progress >= 0.5) + (progress >= 0.75)),
 }
-"""``steps`` is that of He et al. 2016 for CIFAR-10: a tenth from one half on, a hundredth from three quarters on."""
+"""``steps`` is the schedule of He et al. 2016 for CIFAR-10: 1/10 from one half on, 1/100 from three quarters on."""
 
 
 def follow(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> None:
-    """Before each of ``steps`` steps, set every group's rate to its first one times ``schedule(step / steps)``.
+    """Before each of ``steps`` steps, set every group's rate to its initial rate times ``schedule(step / steps)``.
 
-    How many steps were made is kept in the groups, and so in the optimiser's state: a resumed run goes on in its place.
+    The number of steps is stored in the groups, and so in the optimiser's state: a resumed run continues correctly.
     """
     for group in optimizer.param_groups:
         group["first_lr"], group["steps_made"] = group["lr"], 0

@@ -1,4 +1,4 @@
-"""Soft-threshold pruning with LATS: a threshold that grows as the learning rate is spent."""
+"""Soft-threshold pruning with LATS: the threshold grows with the sum of the learning rates so far."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class SoftThresholdConfig(Config):
 
 
 def lats(progress: float) -> float:
-    """The fraction of its end that the threshold has reached: ``x + sin(pi x) / pi``.
+    """Return the threshold as a fraction of the final threshold: ``x + sin(pi x) / pi``.
 
-    It is the share of a cosine's integral that is spent. Soft-threshold pruning is iterative shrinkage, whose
-    threshold grows by each step's learning rate. Chen, Ma, Fang, Zheng, Yu and Tian 2023, "A unified framework for
-    soft threshold pruning" (arXiv 2302.13019), section 4.
+    It is the integral of a cosine schedule up to this point, divided by the whole integral. Soft-threshold pruning is
+    iterative shrinkage: the threshold grows by each step's learning rate. Chen, Ma, Fang, Zheng, Yu and Tian 2023, "A
+    unified framework for soft threshold pruning" (arXiv 2302.13019), section 4.
 
     Args:
-        progress: in [0, 1], the part of the training that is done.
+        progress: the completed fraction of the training, in [0, 1].
     """
     return progress + math.sin(math.pi * progress) / math.pi
 
@@ -63,15 +63,15 @@ class _SoftThreshold(torch.autograd.Function):
 
 @checked
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
-    """``sign(w) max(|w| - threshold, 0)``; gradients pass through unchanged, so that pruned weights can return."""
+    """Return ``sign(w) max(|w| - threshold, 0)``; gradients pass unchanged, so pruned weights can return."""
     return _SoftThreshold.apply(weight, threshold)
 
 
 class SoftThreshold(nn.Module):
-    """A parametrisation: the weight is the soft threshold of what is trained.
+    """A parametrisation: the weight is the soft threshold of the trained parameter.
 
     Attributes:
-        threshold, steps: buffers, so that a checkpoint holds them.
+        threshold, steps: buffers, so that a checkpoint contains them.
     """
 
     threshold: Tensor
@@ -108,19 +108,20 @@ def train_soft_threshold(
     folder: Path | None = None,
     callbacks: Sequence[object] = (),
 ) -> dict[str, Tensor]:
-    """Train and prune in place: the prunable weights end as their soft thresholds, many of them exactly 0.
+    """Train and prune in place: each prunable weight becomes its soft threshold, which is exactly 0 for many.
 
-    The sparsity follows from ``config.threshold``; it is not given.
+    ``config.threshold`` determines the sparsity; it cannot be given directly.
 
     Args:
-        train_loader: batches (x, y), anew each time it is iterated, of a known length.
-        folder: if given, ``checkpoint.pt`` is kept there, and a run that was killed goes on from it.
+        train_loader: batches (x, y) of a known length, iterated again in each epoch.
+        folder: if given, ``checkpoint.pt`` is written there, and a run that was killed continues from it.
 
     Returns:
         bool masks by weight name, True where the weight is not 0.
 
     Raises:
-        ValueError: a loader without length, or no prunable layer; and what :func:`stochprune.training.loop.fit` raises.
+        ValueError: a loader without length, or no prunable layer; also the errors of
+            :func:`stochprune.training.loop.fit`.
     """
     config = config or SoftThresholdConfig()
     if not isinstance(train_loader, Sized):

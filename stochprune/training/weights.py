@@ -1,4 +1,4 @@
-"""Training of the weights alone: dense, or under a fixed pruning mask."""
+"""Weight training: dense, or under a fixed pruning mask."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from stochprune.training.schedules import SCHEDULES, Schedule, follow
 
 
 class FixedMasks(Constraint):
-    """Keeps pruned weights exactly 0: neither a gradient, nor momentum, nor weight decay may move them.
+    """Keeps pruned weights exactly 0: gradients, momentum and weight decay do not change them.
 
     Args:
-        model: its pruned weights are set to 0 at once.
+        model: the model; its pruned weights are set to 0 immediately.
         masks: bool tensors by qualified parameter name, True = keep, each of its parameter's shape.
 
     Raises:
@@ -28,14 +28,14 @@ class FixedMasks(Constraint):
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied weight goes by any of its names
+        parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied weight under each of its names
         self.pairs: list[tuple[nn.Parameter, Tensor]] = []
         for name, mask in masks.items():
             if name not in parameters:
                 raise ValueError(f"masks name {name!r}, which is not a parameter of the model")
             if mask.shape != parameters[name].shape:
                 raise ValueError(
-                    f"the mask of {name} has shape {tuple(mask.shape)}, its weight {tuple(parameters[name].shape)}"
+                    f"the mask of {name} has shape {tuple(mask.shape)}, but its weight {tuple(parameters[name].shape)}"
                 )
             self.pairs.append((parameters[name], ~mask.to(device=parameters[name].device, dtype=torch.bool)))
         self.after_step()
@@ -67,14 +67,14 @@ def train_weights(
     """Train a plain model in place.
 
     Args:
-        train_loader: batches (x, y), anew each time it is iterated; of a known length unless the rate is constant.
-        masks: if given, pruned weights are 0 throughout (see :class:`FixedMasks`).
-        schedule: in the place of ``config.schedule``.
-        folder: if given, ``checkpoint.pt`` is kept there, and a run that was killed goes on from it.
-        identity: what else must be the same for a run to go on, such as the digest of its examples.
+        train_loader: batches (x, y), iterated again in each epoch; of a known length unless the rate is constant.
+        masks: if given, pruned weights are always 0 (see :class:`FixedMasks`).
+        schedule: used instead of ``config.schedule``.
+        folder: if given, ``checkpoint.pt`` is written there, and a run that was killed continues from it.
+        identity: further text that must be the same for a run to continue, such as the digest of its examples.
 
     Returns:
-        The history: ``epoch`` and mean ``loss``. For what is raised see :func:`stochprune.training.loop.fit`.
+        The history: ``epoch`` and mean ``loss``. For the errors see :func:`stochprune.training.loop.fit`.
     """
     constraint = FixedMasks(model, masks or {})
     optimizer = make_optimizer(model, config)
@@ -98,7 +98,7 @@ def train_weights(
 
 
 def make_optimizer(model: nn.Module, config: WeightConfig) -> torch.optim.Optimizer:
-    """The optimiser that ``config`` asks for, over all parameters."""
+    """Return the optimiser of ``config`` over all parameters."""
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(

@@ -88,11 +88,11 @@ class TestEach:
     @pytest.mark.parametrize(
         ("risk", "kl", "m", "delta", "message"),
         [
-            (-0.1, 1.0, 10, 0.1, "risk must lie in"),
-            (math.nan, 1.0, 10, 0.1, "risk must lie in .* got nan"),
-            (0.1, -1.0, 10, 0.1, r"kl must be at least 0.*, got -1.0"),
-            (0.1, 1.0, 0, 0.1, r"m must be an integer of at least 1.*, got 0"),
-            (0.1, 1.0, 10, 1.0, "delta must lie strictly between 0 and 1, got 1.0"),
+            (-0.1, 1.0, 10, 0.1, "risk.*got -0.1"),
+            (math.nan, 1.0, 10, 0.1, "risk.*got nan"),
+            (0.1, -1.0, 10, 0.1, r"\bkl\b.*got -1.0"),
+            (0.1, 1.0, 0, 0.1, r"\bm\b.*got 0"),
+            (0.1, 1.0, 10, 1.0, "delta.*got 1.0"),
         ],
     )
     def test_bad_arguments(self, bound, risk, kl, m, delta, message):
@@ -101,9 +101,9 @@ class TestEach:
 
 
 def test_bad_constants():
-    with pytest.raises(ValueError, match="lam must lie strictly between 0 and 2, got 2"):
+    with pytest.raises(ValueError, match=r"lam.*got 2"):
         bounds.lam(0.1, 1.0, 10, 0.1, 2.0)
-    with pytest.raises(ValueError, match="beta must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match=r"beta.*got 0"):
         bounds.catoni(0.1, 1.0, 10, 0.1, 0.0)
-    with pytest.raises(ValueError, match=r"choices must be an integer of at least 1.*, got 0"):
+    with pytest.raises(ValueError, match=r"choices.*got 0"):
         bounds.quadratic(0.1, 1.0, 10, 0.1, choices=0)

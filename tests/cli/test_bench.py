@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -29,15 +31,15 @@ def test_a_row_for_each_number_of_tokens(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--tokens", "1,many"), "tokens must be numbers separated by commas, got '1,many'"),
-        (("--tokens", "0"), "tokens must be positive integers separated by commas, got '0'"),
+        (("--tokens", "1,many"), "tokens.*got '1,many'"),
+        (("--tokens", "0"), "tokens.*got '0'"),
         pytest.param(
             ("--calibrate",),
-            "calibration needs an NVIDIA GPU",
+            "calibrat.*GPU",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"),
         ),
     ],
 )
 def test_errors_are_one_line(options, message):
     result = bench(*TINY, *options)
-    assert result.exit_code == 1 and f"error: {message}" in result.output and "Traceback" not in result.output
+    assert result.exit_code == 1 and re.search(f"error: {message}", result.output) and "Traceback" not in result.output

@@ -33,7 +33,7 @@ def test_an_epoch_shows_each_example_once(count: int, batch_size: int, shuffle: 
 @given(count=st.integers(1, 50), batch_size=st.integers(1, 50))
 def test_drop_last_gives_full_batches_only(count: int, batch_size: int) -> None:
     if count < batch_size:
-        with pytest.raises(ValueError, match=f"{count} examples, batch_size {batch_size}"):
+        with pytest.raises(ValueError, match=rf"drop_last.*{count} examples, batch_size {batch_size}"):
             Batches(*numbers(count), batch_size, 0, drop_last=True)
         return
     batches = Batches(*numbers(count), batch_size, 0, drop_last=True)
@@ -72,10 +72,10 @@ def test_global_generator_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "batch_size", "message"),
     [
-        (torch.zeros(3, 2), torch.zeros(4), 1, r"inputs \(3, 2\) and labels \(4,\) differ in length"),
-        (torch.zeros(0, 2), torch.zeros(0), 1, "there are no examples"),
-        (torch.tensor([[0.0], [torch.nan]]), torch.zeros(2), 1, "1 of 2 inputs hold NaN, the first is number 1"),
-        (torch.zeros(3, 2), torch.zeros(3), 0, "batch_size must be at least 1, got 0"),
+        (torch.zeros(3, 2), torch.zeros(4), 1, r"inputs \(3, 2\) and labels \(4,\)"),
+        (torch.zeros(0, 2), torch.zeros(0), 1, "examples"),
+        (torch.tensor([[0.0], [torch.nan]]), torch.zeros(2), 1, r"1 of 2 inputs .*NaN.*\b1\b"),
+        (torch.zeros(3, 2), torch.zeros(3), 0, "batch_size.*got 0"),
     ],
 )
 def test_what_cannot_be_batched_is_named(x: Tensor, y: Tensor, batch_size: int, message: str) -> None:
@@ -86,5 +86,5 @@ def test_what_cannot_be_batched_is_named(x: Tensor, y: Tensor, batch_size: int, 
 def test_bad_seed_and_epoch_are_named() -> None:
     with pytest.raises(ValueError, match="got -1"):
         Batches(*numbers(3), 1, -1)
-    with pytest.raises(ValueError, match="epoch must be at least 0, got -2"):
+    with pytest.raises(ValueError, match=r"epoch.*got -2"):
         Batches(*numbers(3), 1, 0).set_epoch(-2)

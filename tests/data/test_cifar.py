@@ -43,19 +43,19 @@ def test_batches_are_joined_and_standardised_by_channel(folder, inner):
 
 def test_missing_damaged_and_hostile_files_are_named(folder):
     place = folder / "cifar-10-batches-py"
-    with pytest.raises(ValueError, match="cifar10 needs data_dir"):
+    with pytest.raises(ValueError, match=r"cifar10 .*data_dir"):
         data.load("cifar10")
-    with pytest.raises(FileNotFoundError, match=r"data_batch_1 is missing"):
+    with pytest.raises(FileNotFoundError, match="data_batch_1"):
         data.load("cifar10", folder / "other")
     whole = (place / "data_batch_3").read_bytes()
     (place / "data_batch_3").write_bytes(whole[:100])
-    with pytest.raises(ValueError, match=r"data_batch_3 is no batch of CIFAR-10"):
+    with pytest.raises(ValueError, match=r"data_batch_3 .*CIFAR-10"):
         data.load("cifar10", folder)
     write(place, "data_batch_3", np.zeros((4, 100), np.uint8), [0] * 4)
-    with pytest.raises(ValueError, match=r"data_batch_3: images must be uint8 \[n, 3072\], got uint8 \[4, 100\]"):
+    with pytest.raises(ValueError, match=r"data_batch_3: images.*got uint8 \[4, 100\]"):
         data.load("cifar10", folder)
     (place / "data_batch_3").write_bytes(pickle.dumps(Hostile(place / "ran")))
-    with pytest.raises(ValueError, match="has no place in a data file"):
+    with pytest.raises(ValueError, match=r"posix\.mkdir"):
         data.load("cifar10", folder)
     assert not (place / "ran").exists()
 

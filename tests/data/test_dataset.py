@@ -30,18 +30,18 @@ def test_shape_is_that_of_one_input() -> None:
     [
         (
             {"train_x": torch.zeros(5, 1, 2, 3)},
-            r"toy \(train\): inputs \(5, 1, 2, 3\) and labels \(6,\) differ in length",
+            r"toy \(train\): inputs \(5, 1, 2, 3\) and labels \(6,\)",
         ),
-        ({"test_y": torch.tensor([0])}, r"toy \(test\): inputs .* and labels \(1,\) differ in length"),
-        ({"test_x": torch.zeros(0, 1, 2, 3), "test_y": torch.zeros(0).long()}, r"toy \(test\): there are no examples"),
-        ({"train_x": NAN_IN_FOURTH}, r"toy \(train\): 1 of 6 inputs hold NaN, the first is number 3"),
-        ({"test_y": torch.tensor([0, 3])}, r"toy \(test\): labels must lie in 0 .. 2, got 0 .. 3"),
-        ({"test_y": torch.tensor([-1, 0])}, r"labels must lie in 0 .. 2, got -1 .. 0"),
-        ({"test_y": torch.tensor([0, 1], dtype=torch.int32)}, r"labels int64, got torch.float32 and torch.int32"),
-        ({"train_x": torch.zeros(6, 1, 2, 3).double()}, r"inputs must be float32 .*, got torch.float64"),
+        ({"test_y": torch.tensor([0])}, r"toy \(test\): inputs .* and labels \(1,\)"),
+        ({"test_x": torch.zeros(0, 1, 2, 3), "test_y": torch.zeros(0).long()}, r"toy \(test\): .*examples"),
+        ({"train_x": NAN_IN_FOURTH}, r"toy \(train\): 1 of 6 inputs .*NaN.*\b3\b"),
+        ({"test_y": torch.tensor([0, 3])}, r"toy \(test\): labels.*got 0 .. 3"),
+        ({"test_y": torch.tensor([-1, 0])}, "labels.*got -1 .. 0"),
+        ({"test_y": torch.tensor([0, 1], dtype=torch.int32)}, r"labels .*got torch\.float32 and torch\.int32"),
+        ({"train_x": torch.zeros(6, 1, 2, 3).double()}, "inputs.*got torch.float64"),
         (
             {"test_x": torch.zeros(2, 1, 3, 3)},
-            r"training inputs \(1, 2, 3\) and test inputs \(1, 3, 3\) differ in shape",
+            r"training inputs \(1, 2, 3\) and test inputs \(1, 3, 3\)",
         ),
     ],
 )

@@ -52,29 +52,29 @@ def test_a_size_of_zero_is_an_empty_array(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not an IDX file: it starts with nothing"),
-        (b"PNG!" + GOOD, "is not an IDX file: it starts with 50 4e 47 21"),
-        (b"\0\0\x0a\x01" + GOOD, "unknown IDX type code 0x0a; known are: 0x08, 0x09, 0x0b, 0x0c, 0x0d, 0x0e"),
-        (GOOD[:9], "is truncated: 9 bytes, its header of 2 dimensions takes 12"),
-        (GOOD[:-1], r"is truncated: shape \(2, 3\) of uint8 takes 18 bytes, got 17"),
-        (GOOD + b"x", r"has trailing bytes: shape \(2, 3\) of uint8 takes 18 bytes"),
-        (idx(0x08, (2**20,), b"abc"), "is truncated"),
-        (idx(0x08, (2**32 - 1,) * 4, b"abc"), "is too large"),
-        (idx(0x08, (0, 2**32 - 1, 2**32 - 1), b""), "is too large"),
-        (idx(0x0E, (2**28,), b"abc"), "is too large"),
-        (idx(0x08, (1,) * 255, b"a"), "states 255 dimensions; at most 8"),
-        (PACKED[:-9], "truncated or damaged gzip file"),
-        (PACKED[:12] + b"\xff" * 30, "not an IDX file|truncated or damaged gzip file"),
-        (gzip.compress(GOOD[:-1], mtime=0), "takes 18 bytes, got 17"),
-        (gzip.compress(GOOD + b"x", mtime=0), "has trailing bytes"),
-        (PACKED[:-5] + b"\xff" + PACKED[-4:], "truncated or damaged gzip file"),
+        (b"", "IDX file"),
+        (b"PNG!" + GOOD, "IDX file.* 50 4e 47 21"),
+        (b"\0\0\x0a\x01" + GOOD, "0x0a.* 0x08, 0x09, 0x0b, 0x0c, 0x0d, 0x0e"),
+        (GOOD[:9], "truncated.* 9 bytes.* 12"),
+        (GOOD[:-1], r"truncated.*\(2, 3\) of uint8 .*18 bytes, got 17"),
+        (GOOD + b"x", r"trailing bytes.*\(2, 3\) of uint8 .*18 bytes"),
+        (idx(0x08, (2**20,), b"abc"), "truncated"),
+        (idx(0x08, (2**32 - 1,) * 4, b"abc"), "too large"),
+        (idx(0x08, (0, 2**32 - 1, 2**32 - 1), b""), "too large"),
+        (idx(0x0E, (2**28,), b"abc"), "too large"),
+        (idx(0x08, (1,) * 255, b"a"), r"255 dimensions.*\b8\b"),
+        (PACKED[:-9], "gzip"),
+        (PACKED[:12] + b"\xff" * 30, "IDX file|gzip"),
+        (gzip.compress(GOOD[:-1], mtime=0), "18 bytes, got 17"),
+        (gzip.compress(GOOD + b"x", mtime=0), "trailing bytes"),
+        (PACKED[:-5] + b"\xff" + PACKED[-4:], "gzip"),
     ],
     ids=lambda value: repr(value)[:40],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "train-images"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path} .*{message}|{path} {message}"):
+    with pytest.raises(ValueError, match=rf"{path} .*{message}|{path} {message}"):
         read_idx(path)
 
 

@@ -39,10 +39,10 @@ def test_a_subset_keeps_the_test_set(digits):
 
 
 def test_bad_numbers_are_named(digits):
-    with pytest.raises(ValueError, match="digits: 500 examples a class are asked for, class 0 has"):
+    with pytest.raises(ValueError, match=r"digits: 500 examples.*class 0 has"):
         data.per_class(digits, 500, 0)
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="got 0"):
         data.per_class(digits, 0, 0)
     for number in (-1, 2000):
-        with pytest.raises(ValueError, match=rf"digits has 1437 training examples, asked for {number}"):
+        with pytest.raises(ValueError, match=rf"digits .*1437 .* {number}\b"):
             data.subset(digits, number)

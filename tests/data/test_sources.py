@@ -81,7 +81,7 @@ def test_missing_files_are_listed(tmp_path: Path) -> None:
 
 def test_counts_that_differ_are_named(tmp_path: Path) -> None:
     write_mnist(tmp_path, labels=3)
-    with pytest.raises(ValueError, match=f"{tmp_path}/t10k-images-idx3-ubyte holds 4 images, but .* 3 labels"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/t10k-images-idx3-ubyte .*4 images.* 3 labels"):
         mnist(tmp_path)
 
 
@@ -90,7 +90,7 @@ def test_swapped_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte").replace(tmp_path / "train-images-idx3-ubyte")
     write_labels = tmp_path / "t10k-labels-idx1-ubyte"
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(write_labels.read_bytes())
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte must hold uint8 in 3 dimensions, got .* \(5,\)"):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.*got .* \(5,\)"):
         mnist(tmp_path)
 
 
@@ -98,17 +98,17 @@ def test_constant_images_are_refused(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     header = bytes([0, 0, 8, 3]) + struct.pack(">3I", 5, 3, 2)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(header + bytes(30))
-    with pytest.raises(ValueError, match=r"mnist: the training inputs \(5, 1, 3, 2\) are constant or none"):
+    with pytest.raises(ValueError, match=r"mnist: .*inputs \(5, 1, 3, 2\)"):
         mnist(tmp_path)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown data set 'emnist'; known are: digits, mnist"):
+    with pytest.raises(ValueError, match=r"'emnist'.*digits, mnist"):
         load("emnist")
 
 
 def test_mnist_without_a_folder_says_what_is_needed() -> None:
-    with pytest.raises(ValueError, match="mnist needs data_dir"):
+    with pytest.raises(ValueError, match=r"mnist .*data_dir"):
         load("mnist")
 
 

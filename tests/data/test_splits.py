@@ -103,13 +103,13 @@ def test_seen_examples_are_refused():
     one, other = split(x, y, 0.5, seed=0), split(x, y, 0.5, seed=1)
     require_unseen(one.certify, [one.prior])
     common = np.intersect1d(other.certify.indices, one.prior.indices)
-    with pytest.raises(ValueError, match=rf"{len(common)} of the 25 examples .* \(the first is number {common[0]}\)"):
+    with pytest.raises(ValueError, match=rf"{len(common)} of the 25 examples .*\b{common[0]}\b"):
         require_unseen(other.certify, [one.prior])
     inner, held = one.certify.split(0.2, 0, "choice")
     require_unseen(held, [one.prior, inner])
     with pytest.raises(ValueError, match="5 of the 25 examples"):
         require_unseen(one.certify, [one.prior, inner])
-    with pytest.raises(ValueError, match="whether they share examples is unknown"):
+    with pytest.raises(ValueError, match=rf"{one.prior.dataset[:12]}.*data set"):
         require_unseen(split(x + x.square(), y, 0.5).certify, [one.prior])
 
 
@@ -123,7 +123,7 @@ def test_digests_of_a_split_without_its_examples(fraction):
 
 @pytest.mark.parametrize(
     ("fraction", "message"),
-    [(1.0, "prior_fraction must lie in"), (-0.1, "must lie in"), (0.001, "leaves one part of 50 examples empty")],
+    [(1.0, "prior_fraction.*got 1.0"), (-0.1, "prior_fraction.*got -0.1"), (0.001, "fraction.*0.001.*50 examples")],
 )
 def test_bad_fractions(fraction, message):
     with pytest.raises(ValueError, match=message):
@@ -132,7 +132,7 @@ def test_bad_fractions(fraction, message):
 
 @pytest.mark.parametrize("value", [1.0, math.inf])
 def test_inputs_without_a_deviation(value):
-    with pytest.raises(ValueError, match="constant or not finite"):
+    with pytest.raises(ValueError, match=r"split: .*inputs"):
         split(torch.full((10, 3), value), torch.zeros(10, dtype=torch.int64), 0.5)
 
 

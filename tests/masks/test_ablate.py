@@ -97,14 +97,14 @@ def test_reinitialize_is_a_function_of_seed_and_name() -> None:
         (
             "fc9.weight",
             torch.ones(4, 8).bool(),
-            "the model has no parameter 'fc9.weight'; it has: fc1.weight, fc1.bias",
+            "'fc9.weight'.*fc1.weight, fc1.bias",
         ),
         (
             "fc2.weight",
             torch.ones(8, 4).bool(),
-            r"the mask of fc2.weight must be bool \(4, 8\), got torch.bool \(8, 4\)",
+            r"mask of fc2\.weight.*got torch\.bool \(8, 4\)",
         ),
-        ("fc2.weight", torch.ones(4, 8), r"the mask of fc2.weight must be bool \(4, 8\), got torch.float32 \(4, 8\)"),
+        ("fc2.weight", torch.ones(4, 8), r"mask of fc2\.weight.*got torch\.float32 \(4, 8\)"),
     ],
 )
 def test_masks_that_do_not_fit_change_nothing(
@@ -149,7 +149,7 @@ def test_a_layer_without_weights_has_no_scale() -> None:
     model = models.mlp((6, 8, 4), seed=0)
     before = model.fc1.weight.detach().clone()
     masked = {"fc1.weight": torch.ones(8, 6).bool(), "fc2.weight": torch.zeros(4, 8).bool()}
-    with pytest.raises(ValueError, match=r"the mask of fc2\.weight keeps 0 weights"):
+    with pytest.raises(ValueError, match=r"rescale: .*fc2\.weight .*\b0 weights"):
         masks.rescale(model, masked)
     assert torch.equal(model.fc1.weight, before)
 
@@ -160,7 +160,7 @@ def test_expand_makes_masks_of_weights_from_masks_of_channels() -> None:
     expanded = masks.expand(model, channels)["fc1.weight"]
     assert expanded.tolist() == [[True] * 3, [False] * 3, [True] * 3, [True] * 3]
     masks.apply(model, {"fc1.weight": expanded})
-    with pytest.raises(ValueError, match=r"the mask of fc2\.weight, \(3, 1\), does not broadcast to \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"expand: .*fc2\.weight.*\(3, 1\).*\(2, 4\)"):
         masks.expand(model, {"fc2.weight": torch.ones(3, 1).bool()})
-    with pytest.raises(ValueError, match=r"no parameter 'fc9\.weight'"):
+    with pytest.raises(ValueError, match=r"expand: .*'fc9\.weight'"):
         masks.expand(model, {"fc9.weight": torch.ones(3, 1).bool()})

@@ -97,9 +97,9 @@ TABLE = {
         ((score(), 0.5), {"ties": [1.0]}, TypeError, "ties .* list"),
         ((score(), 0.5), {"ties": {"b": torch.ones(2, 4)}}, ValueError, "ties .*a, b"),
         ((score(), 0.5), {"ties": {"a": torch.ones(4, 2)}}, ValueError, "ties .*a"),
-        ((score(), 0.5), {"ties": {"a": torch.full((2, 4), NAN)}}, ValueError, "8 of 8 ties of a are NaN"),
+        ((score(), 0.5), {"ties": {"a": torch.full((2, 4), NAN)}}, ValueError, "8 of 8 ties of a .*NaN"),
         ((score(b=torch.zeros(4)), 0.5), {}, ValueError, "b, .*scope='layer'"),
-        ((score(b=torch.zeros(2)), 0.9, "layer"), {}, ValueError, "b: of the 2 weights"),
+        ((score(b=torch.zeros(2)), 0.9, "layer"), {}, ValueError, "b.* 2 weights"),
     ],
 }
 
@@ -111,7 +111,7 @@ TABLE = {
 )
 def test_refusals(name, row):
     arguments, options, error, named = row
-    with pytest.raises(error, match=f"{name}: .*{named}"):
+    with pytest.raises(error, match=rf"{name}: .*{named}"):
         getattr(masks, name)(*arguments, **options)
 
 

@@ -53,10 +53,10 @@ def test_weights_are_a_function_of_the_seed(network: tuple[str, nn.Module]) -> N
 
 
 def test_build_lists_the_known_names() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'lenet'; known are: lenet_300_100, .*pbb_cnn, .*vit, gpt"):
+    with pytest.raises(ValueError, match=r"model 'lenet'.*lenet_300_100, .*pbb_cnn, .*vit, gpt"):
         build("lenet", (1, 8, 8), 10, 0)
 
 
 def test_inputs_of_another_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"resnet20 takes inputs of 3 dimensions, got shape \(64,\)"):
+    with pytest.raises(ValueError, match=r"resnet20 .*\b3\b.*got shape \(64,\)"):
         build("resnet20", (64,), 10, 0)

@@ -25,5 +25,5 @@ def test_the_head_is_the_embedding() -> None:
 
 def test_sequences_beyond_the_context_are_refused() -> None:
     model = gpt(11, 8, width=12, depth=1, heads=3, seed=0)
-    with pytest.raises(ValueError, match="9 tokens exceed the context of 8"):
+    with pytest.raises(ValueError, match=r"9 tokens.*\b8\b"):
         model(torch.zeros(1, 9, dtype=torch.int64))

@@ -38,7 +38,7 @@ def test_patches_are_tokens_with_positions() -> None:
 
 
 def test_sizes_that_do_not_fit_are_named() -> None:
-    with pytest.raises(ValueError, match="images of 28 x 30 do not divide into patches of 4 x 4"):
+    with pytest.raises(ValueError, match=r"28 x 30.*4 x 4"):
         vit(1, (28, 30), seed=0)
-    with pytest.raises(ValueError, match="width 10 is no multiple of the number of heads, 3"):
+    with pytest.raises(ValueError, match=r"width 10 and 3 heads"):
         vit(width=10, seed=0)

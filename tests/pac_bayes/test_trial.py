@@ -52,7 +52,7 @@ def test_a_masked_class_hides_no_dependence_and_refuses_no_network(value, part):
     honest = nn.Sequential(network(nn.Identity()), masked_class(value))
     certify(make_posterior(Prior(convert(honest), ()), "masks"), part, QUICK)
     dependent = nn.Sequential(network(Layer(lambda _, x: x - x.mean(0))), masked_class(value))
-    with pytest.raises(ValueError, match=r"another output in a batch of 20"):
+    with pytest.raises(ValueError, match=r"certify: .*batch of 20"):
         certify(make_posterior(Prior(convert(dependent), ()), "masks"), part, QUICK)
 
 
@@ -65,7 +65,7 @@ def test_a_common_offset_of_the_outputs_counts_as_rounding(part):
 @pytest.mark.parametrize("draw_examples", [2, 64, 0])
 def test_refused_for_every_posterior_and_size_of_batch(family, draw_examples, part):
     posterior = posterior_of(Layer(lambda _, x: x - x.mean(0)), family)
-    with pytest.raises(ValueError, match=r"certify: the network gives an example another output in a batch"):
+    with pytest.raises(ValueError, match=r"certify: .*output.*batch"):
         certify(posterior, part, CertifyConfig(draws=4, draw_examples=draw_examples))
 
 
@@ -149,16 +149,16 @@ def test_rounding_of_real_networks_passes_and_a_mean_over_the_batch_does_not(nam
     trial.start()
     trial.end()
     posterior.model.register_forward_pre_hook(lambda module, args: (args[0] - args[0].mean(0),))
-    with pytest.raises(ValueError, match="certify: the network gives an example another output in a batch of 16"):
+    with pytest.raises(ValueError, match=r"certify: .*output.*batch of 16"):
         trial.start()
 
 
 def test_bad_labels_and_outputs(part):
     for y in (part.y + 1, part.y - 1, torch.full_like(part.y, -100), part.y.float()):
-        with pytest.raises(ValueError, match=r"labels must be integers in 0 \.\. 2, got"):
+        with pytest.raises(ValueError, match=r"labels.*0 \.\. 2, got"):
             certify(posterior_of(nn.Identity()), replace(part, y=y), QUICK)
     model = convert(nn.Sequential(mlp((6, 12), seed=0), Layer(lambda _, x: x.unflatten(1, (3, 4)))))
-    with pytest.raises(ValueError, match=r"must give a tensor \[1, classes\], got \(1, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"got \(1, 3, 4\)"):
         certify(make_posterior(Prior(model, ()), "masks"), part, QUICK)
 
 

@@ -18,16 +18,16 @@ def test_the_cpu_and_the_default():
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x", "cpu:99", "cuda:-1", "cpu:x", "x" * 1000, "mps", "\x00"])
 def test_other_names_are_refused(name):
-    with pytest.raises(ValueError, match=f"device must be cpu or cuda.*, got {re.escape(repr(name))}"):
+    with pytest.raises(ValueError, match=rf"device.*got {re.escape(repr(name))}"):
         device_of(name)
 
 
 @pytest.mark.parametrize("name", [0, 3, None, [], b"cpu"])
 def test_what_is_no_name_is_refused(name):
-    with pytest.raises(TypeError, match=rf"device_of: name must be .*, got {re.escape(repr(name))}"):
+    with pytest.raises(TypeError, match=rf"device_of: name.*got {re.escape(repr(name))}"):
         device_of(name)
 
 
 def test_a_gpu_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"there is no device cuda:99: torch sees \d+ GPUs"):
+    with pytest.raises(ValueError, match=r"cuda:99.*\d+ GPU"):
         device_of("cuda:99")

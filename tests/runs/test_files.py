@@ -96,7 +96,7 @@ def test_deep_json_is_refused_before_its_digest_is_compared(tmp_path, depth):
     digest = hashlib.sha256(f'{{"a":{content}}}'.encode()).hexdigest()
     path.write_text(f'{{"a":{content},"digest":"{digest}"}}')
     start = time.process_time()
-    with pytest.raises(CheckpointError, match=r"x\.json is no result: it is nested too deeply"):
+    with pytest.raises(CheckpointError, match=r"x\.json .*nested"):
         read_json(path, "result")
     assert time.process_time() - start < 10
 
@@ -133,7 +133,7 @@ def test_compressed_tensors_are_refused(tmp_path):
     assert torch.load(packed, weights_only=True)["x"].shape == (1000,)
     data = packed.getvalue()
     path.write_bytes(data + MARK + hashlib.sha256(data).digest())
-    with pytest.raises(CheckpointError, match=r"x\.pt cannot be read: it is no checkpoint of this program"):
+    with pytest.raises(CheckpointError, match=r"x\.pt .*checkpoint"):
         load_tensors(path)
 
 

@@ -39,7 +39,7 @@ def test_work_is_done_once(tmp_path):
 @pytest.mark.parametrize("other", [{"lr": 0.2, "sizes": (1, 2)}, {"lr": 0.1}, {"lr": 0.1, "sizes": (1, 2), "x": None}])
 def test_the_result_of_another_configuration_is_refused(tmp_path, other):
     ask(tmp_path)
-    with pytest.raises(CheckpointError, match=r"result\.json is the result of another configuration"):
+    with pytest.raises(CheckpointError, match=r"result\.json .*another configuration"):
         ask(tmp_path, other)
 
 
@@ -136,7 +136,7 @@ def test_a_result_in_the_place_of_another_is_refused(tmp_path, run):
     content = read_json(cells[-1] / "result.json", "result")
     content["configuration"] |= {"sparsity": 0.5}
     write_json(cells[-1] / "result.json", content)
-    with pytest.raises(CheckpointError, match="another configuration"):
+    with pytest.raises(CheckpointError, match=r"kept\.pt|result\.json"):
         run(tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_kept_weights_of_another_cell_are_refused(tmp_path):
     run_initialisation(tmp_path)
     first, second = sorted(tmp_path.rglob("kept.pt"))[:2]
     shutil.copy(first, second)
-    with pytest.raises(CheckpointError, match=r"kept\.pt is of another cell"):
+    with pytest.raises(CheckpointError, match=r"kept\.pt .*another cell"):
         run_initialisation(tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_kept_weights_of_other_data_are_refused(tmp_path):
     run_initialisation(tmp_path)
     for path in tmp_path.rglob("kept.pt"):
         save_tensors(path, load_tensors(path) | {"examples": "0" * 64})
-    with pytest.raises(CheckpointError, match=r"kept\.pt is of another cell or of other data"):
+    with pytest.raises(CheckpointError, match=r"kept\.pt .*other data"):
         run_initialisation(tmp_path)
 
 
@@ -182,5 +182,5 @@ def test_what_is_kept_of_other_examples_under_the_same_name_is_refused(tmp_path,
     labels = digits.train_y.clone()
     labels[0] = (labels[0] + 1) % 10
     monkeypatch.setattr(data, "load", lambda *_, **__: dataclasses.replace(digits, train_y=labels))
-    with pytest.raises(CheckpointError, match=r"or of other examples|or examples differs"):
+    with pytest.raises(CheckpointError, match=r"\bexamples\b"):
         run(tmp_path)

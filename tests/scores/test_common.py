@@ -82,11 +82,11 @@ def test_subclasses_and_parametrized_layers_are_left_out() -> None:
 
 
 def test_a_model_without_weights_to_prune_is_named() -> None:
-    with pytest.raises(ValueError, match="BatchNorm1d has no linear, convolutional or masked layer to prune"):
+    with pytest.raises(ValueError, match=r"BatchNorm1d .*layer"):
         scores.magnitude(nn.BatchNorm1d(3))
 
 
 def test_by_name_lists_the_known_scores() -> None:
     assert scores.by_name("snip") is scores.snip
-    with pytest.raises(ValueError, match="unknown score 'snap'; known are: magnitude, random, snip"):
+    with pytest.raises(ValueError, match=r"score 'snap'.*magnitude, random, snip"):
         scores.by_name("snap")

@@ -77,11 +77,11 @@ def test_the_fittest_of_the_starts_is_chosen(mlp, fitness):
 def test_bad_input_is_named(mlp):
     model, batches = mlp
     for name in ("k_starts", "dissipating_gradients"):
-        with pytest.raises(ValueError, match=f"{name} needs loss_fn and batches"):
+        with pytest.raises(ValueError, match=rf"{name} .*loss_fn.*batches"):
             scores.by_name(name)(model)
-        with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=r"epochs.*got 0"):
             scores.by_name(name)(model, F.cross_entropy, batches, epochs=0)
-    with pytest.raises(ValueError, match="fitness must be 'magnitude', 'gradient' or 'both', got 'age'"):
+    with pytest.raises(ValueError, match=r"fitness.*got 'age'"):
         scores.k_starts(model, F.cross_entropy, batches, fitness="age")
-    with pytest.raises(ValueError, match="all 2 starts diverged: lower lr, now 1e"):
+    with pytest.raises(ValueError, match=r"\b2 starts .*lr.* 1e"):
         scores.k_starts(model, lambda output, _: output.square().mean() ** 2, batches, starts=2, lr=1e150)

@@ -53,9 +53,9 @@ def test_one_round_is_snip_and_only_force_lets_weights_return(mlp):
 def test_bad_input_is_named(mlp):
     model, batches = mlp
     for options, message in (
-        ({"schedule": "cubic"}, "schedule must be 'exponential' or 'linear', got 'cubic'"),
-        ({"rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"sparsity": -0.1}, r"sparsity must lie in \[0, 1\), got -0.1"),
+        ({"schedule": "cubic"}, "schedule.*got 'cubic'"),
+        ({"rounds": 0}, "rounds.*got 0"),
+        ({"sparsity": -0.1}, "sparsity.*got -0.1"),
     ):
         with pytest.raises(ValueError, match=message):
             scores.force(model, F.cross_entropy, batches, **options)

@@ -59,7 +59,7 @@ def test_the_top_of_the_score_keeps_the_flow(mlp):
 
 def test_bad_input_is_named(mlp):
     model, batches = mlp
-    with pytest.raises(ValueError, match="grasp needs loss_fn and batches"):
+    with pytest.raises(ValueError, match=r"grasp .*loss_fn.*batches"):
         scores.grasp(model)
-    with pytest.raises(ValueError, match=r"temperature must be positive, got 0\.0"):
+    with pytest.raises(ValueError, match=r"temperature.*got 0\.0"):
         scores.grasp(model, F.cross_entropy, batches, temperature=0.0)

@@ -23,5 +23,5 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
     model = models.mlp((4, 5, 3), seed=0)
     with torch.no_grad():
         model.fc2.weight[1, 2] = value
-    with pytest.raises(ValueError, match=r"magnitude: 1 of 15 scores of fc2\.weight are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"magnitude: 1 of 15 scores of fc2\.weight .*NaN"):
         scores.magnitude(model)

@@ -52,10 +52,10 @@ def test_erk_is_proportional_to_the_sum_of_sizes_and_meets_the_budget(sparsity):
 
 def test_bad_densities_are_named():
     model = models.mlp((4, 5, 3), seed=0)
-    with pytest.raises(ValueError, match=r"densities must be given for fc1\.weight, fc2\.weight, got fc1\.weight"):
+    with pytest.raises(ValueError, match=r"densities.*got fc1\.weight"):
         scores.random(model, densities={"fc1.weight": 0.5})
-    with pytest.raises(ValueError, match=r"the density of fc2.weight must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"density of fc2\.weight .*got 1\.5"):
         scores.random(model, densities={"fc1.weight": 0.5, "fc2.weight": 1.5})
-    with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"sparsity.*got 1.0"):
         scores.erk_densities(model, 1.0)
     assert torch.equal(scores.random(model)["fc1.weight"], scores.random(model)["fc1.weight"])

@@ -151,13 +151,13 @@ def test_a_masked_model_is_scored_under_its_mask_and_its_draws_stay() -> None:
 
 def test_bad_input_is_named() -> None:
     model, x, y = small_network(), normal(6, 4), torch.arange(6) % 3
-    with pytest.raises(ValueError, match="snip needs loss_fn and batches"):
+    with pytest.raises(ValueError, match=r"snip .*loss_fn.*batches"):
         scores.snip(model)
-    with pytest.raises(ValueError, match="batches gave no examples"):
+    with pytest.raises(ValueError, match="batches"):
         scores.snip(model, F.cross_entropy, [])
-    with pytest.raises(ValueError, match="absolute must be 'mean' or 'batch', got 'sum'"):
+    with pytest.raises(ValueError, match=r"absolute.*got 'sum'"):
         scores.snip(model, F.cross_entropy, [(x, y)], absolute="sum")  # type: ignore[arg-type]
     with torch.no_grad():
         model.fc2.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"snip: \d+ of 20 scores of fc1\.weight are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"snip: \d+ of 20 scores of fc1\.weight .*NaN"):
         scores.snip(model, F.cross_entropy, [(x, y)])

@@ -99,9 +99,9 @@ def test_an_input_that_is_always_zero_has_no_weight_left(layer):
 
 
 def test_bad_input_is_named(layer):
-    with pytest.raises(ValueError, match="batches gave no examples"):
+    with pytest.raises(ValueError, match="batches"):
         scores.sparsegpt(layer, None, [])
-    with pytest.raises(ValueError, match=r"damping must be positive.* got 0"):
+    with pytest.raises(ValueError, match=r"damping.*got 0"):
         scores.sparsegpt(layer, None, [(correlated(5, 6), None)], damping=0)
-    with pytest.raises(ValueError, match="a multiple of m"):
+    with pytest.raises(ValueError, match=r"sparsegpt_prune: block .*sparsity"):
         scores.sparsegpt_prune(layer, [(correlated(5, 6), None)], (2, 4), block=6)

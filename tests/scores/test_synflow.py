@@ -71,10 +71,10 @@ def test_batch_normalisation_is_in_evaluation_mode_and_left_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "synflow needs input_shape, or batches"),
-        ({"batches": []}, "batches gave no examples"),
-        ({"input_shape": (4,), "rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"input_shape": (4,), "sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
+        ({}, "synflow .*input_shape.*batches"),
+        ({"batches": []}, "batches"),
+        ({"input_shape": (4,), "rounds": 0}, "rounds.*got 0"),
+        ({"input_shape": (4,), "sparsity": 1.0}, "sparsity.*got 1.0"),
     ],
 )
 def test_bad_input_is_named(options, message):

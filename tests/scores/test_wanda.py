@@ -54,11 +54,11 @@ def test_the_model_is_left_alone_and_masked_layers_count():
 
 
 def test_bad_input_is_named(layer):
-    with pytest.raises(ValueError, match="wanda needs batches"):
+    with pytest.raises(ValueError, match=r"wanda .*batches"):
         scores.wanda(layer)
-    with pytest.raises(ValueError, match="Conv1d has no linear layer"):
+    with pytest.raises(ValueError, match=r"Conv1d .*linear"):
         scores.wanda(nn.Conv1d(1, 1, 1, device="meta"), None, [])
     unused = nn.ModuleDict({"a": layer})
     unused.forward = lambda x: x  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"no input reached a\.weight"):
+    with pytest.raises(ValueError, match=r"input .*a\.weight"):
         scores.wanda(unused, None, [(correlated(5, 6), None)])

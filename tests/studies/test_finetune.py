@@ -78,7 +78,7 @@ def test_a_truncated_cell_is_named(tmp_path):
     folder, _ = run_study(TINY, out=tmp_path)
     path = folder / "random-0.9-seed0" / "result.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(CheckpointError, match=r"random-0\.9-seed0/result\.json is truncated, damaged"):
+    with pytest.raises(CheckpointError, match=r"random-0\.9-seed0/result\.json"):
         run_study(TINY, out=tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_validation_holds_out_training_examples(tmp_path):
 
 
 def test_unknown_score(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown score 'grad'; known are: magnitude, random, snip"):
+    with pytest.raises(ValueError, match=r"score 'grad'.*magnitude, random, snip"):
         run_study(StudyConfig(scores=("grad",)), out=tmp_path)
 
 

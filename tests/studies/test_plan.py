@@ -77,24 +77,24 @@ def test_every_part_of_a_cell_has_its_folder():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("seeds: 2", "seeds: 0"), "seeds must be an integer of at least 1, got 0"),
-        (("seeds: 2", "seeds: two"), "mine: seeds must be an integer, got 'two'"),
-        (("title: T", "titel: T"), "mine: unknown key 'titel'; known are: name, title, job"),
-        (("title: T\n", ""), "mine: title is missing"),
-        (("job: initialisation", "job: prune"), "mine: job must be one of initialisation, finetune, got 'prune'"),
-        (("per_class: 3", "per_clas: 3"), "mine: unknown key 'per_clas'; known are: per_class"),
-        (("epochs: 2", "epochs: -1"), "epochs must be an integer of at least 0, got -1"),
-        (("[0.5, 0.9]", "most"), "mine: grid: sparsities must be a list, got 'most'"),
-        (("[0.5, 0.9]", "[0.5, most]"), "mine: grid: sparsities must be a finite number, got 'most'"),
-        (("data: [digits]", "data: []"), "mine: data must name at least one"),
-        (("title: T", "title: ["), "is not YAML"),
-        (("weights: {epochs: 2, lr: 1e-3}", "weights: 3"), "mine: weights must be a mapping, got 3"),
+        (("seeds: 2", "seeds: 0"), "seeds.*got 0"),
+        (("seeds: 2", "seeds: two"), "mine: seeds.*got 'two'"),
+        (("title: T", "titel: T"), "mine: .*'titel'.*name, title, job"),
+        (("title: T\n", ""), "mine: title"),
+        (("job: initialisation", "job: prune"), "mine: job.*got 'prune'"),
+        (("per_class: 3", "per_clas: 3"), "mine: .*'per_clas'.*per_class"),
+        (("epochs: 2", "epochs: -1"), "epochs.*got -1"),
+        (("[0.5, 0.9]", "most"), "mine: grid: sparsities.*got 'most'"),
+        (("[0.5, 0.9]", "[0.5, most]"), "mine: grid: sparsities.*got 'most'"),
+        (("data: [digits]", "data: []"), "mine: data "),
+        (("title: T", "title: ["), "YAML"),
+        (("weights: {epochs: 2, lr: 1e-3}", "weights: 3"), "mine: weights.*got 3"),
         (
             ("{prospr: {steps: 2, lr: 0.1}}", "{prospr: 3}"),
-            r"one name with a mapping of its options, got \{'prospr': 3\}",
+            r"got \{'prospr': 3\}",
         ),
-        (("{prospr: {steps: 2, lr: 0.1}}", "{prospr: {}, snip: {}}"), "a score is a name, or one name"),
-        (("lr: 0.1}", "lr: [1]}"), r"option lr of prospr must be a number, text, true or false, got \[1\]"),
+        (("{prospr: {steps: 2, lr: 0.1}}", "{prospr: {}, snip: {}}"), "mine: .*score.*got .*prospr.*snip"),
+        (("lr: 0.1}", "lr: [1]}"), r"lr of prospr.*got \[1\]"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, change, message):
@@ -105,10 +105,10 @@ def test_bad_files_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("[snip, {", "[snap, {"), "unknown score 'snap'"),
-        (("steps: 2", "step: 2"), "prospr has no option 'step'; it has: steps, lr, momentum"),
-        (("[0.5, 0.9]", "[0.5, 1.0]"), r"sparsity must lie in \[0, 1\), got 1.0"),
-        (("shuffle+", "shuffel+"), "unknown ablation 'shuffel'; known are: none, invert, shuffle"),
+        (("[snip, {", "[snap, {"), "score 'snap'"),
+        (("steps: 2", "step: 2"), "prospr .*'step'.*steps, lr, momentum"),
+        (("[0.5, 0.9]", "[0.5, 1.0]"), "sparsity.*got 1.0"),
+        (("shuffle+", "shuffel+"), "ablation 'shuffel'.*none, invert, shuffle"),
     ],
 )
 def test_bad_cells_are_refused_before_any_work(tmp_path, change, message):
@@ -119,16 +119,16 @@ def test_bad_cells_are_refused_before_any_work(tmp_path, change, message):
 
 
 def test_a_name_that_is_no_study(tmp_path):
-    with pytest.raises(ValueError, match="'imune' is neither a file nor one of the studies immune, prospr, finetune"):
+    with pytest.raises(ValueError, match=r"'imune'.*immune, prospr, finetune"):
         studies.load("imune")
-    with pytest.raises(ValueError, match="has no section 'small'"):
+    with pytest.raises(ValueError, match="'small'"):
         studies.load(write(tmp_path, MINIMAL.split("small:")[0]), small=True)
 
 
 def test_fine_tuning_studies_take_names_only(tmp_path):
     text = "title: T\njob: finetune\ndata: [digits]\nmodels: [lenet_300_100]\nseeds: 1\n"
     text += "grid: [{scores: [%s], sparsities: [0.9]}]\n"
-    with pytest.raises(ValueError, match="takes scores without options"):
+    with pytest.raises(ValueError, match="options"):
         studies.load(write(tmp_path, text % "{prospr: {steps: 1}}"))
-    with pytest.raises(ValueError, match="seeds has its place beside the settings"):
+    with pytest.raises(ValueError, match=r"seeds.*settings"):
         studies.load(write(tmp_path, text % "snip" + "settings: {seeds: 3}\n"))

@@ -135,7 +135,7 @@ def test_a_truncated_cell_is_named(tmp_path):
     studies.run(plan, out=tmp_path)
     path = next(tmp_path.glob("cells/*/result.json"))
     path.write_text(path.read_text()[:50])
-    with pytest.raises(CheckpointError, match=r"result\.json is truncated, damaged"):
+    with pytest.raises(CheckpointError, match=r"result\.json"):
         studies.run(plan, out=tmp_path)
 
 

@@ -14,7 +14,7 @@ from stochprune import data, models
 from stochprune.cli import app
 from stochprune.data.splits import split
 from stochprune.runs import read_json
-from stochprune.theory import comparators, compression, measure
+from stochprune.theory import compression, measure, norm_bounds
 from stochprune.theory.bounds_config import BoundsConfig
 from stochprune.theory.compare import run_bounds
 from stochprune.theory.subject import Subject, next_mask
@@ -103,8 +103,8 @@ def test_the_scale_whose_margin_is_the_measured_one(run):
     row = measure.compressed(subject, found["scale"], SMALL.seed)  # from proved norms
     assert 0.8 * subject.margin <= row.paper_margin <= subject.margin  # masks change by whole weights
     assert row.paper_margin == pytest.approx(found["margin"])
-    found = comparators.cushions(subject.weights, parts.prior.x[:3])
-    arora = comparators.arora_2018(found, subject.margin, 1150) + subject.margin_loss
+    found = norm_bounds.cushions(subject.weights, parts.prior.x[:3])
+    arora = norm_bounds.arora_2018(found, subject.margin, 1150) + subject.margin_loss
     assert arora == pytest.approx(next(r["value"] for r in results["bounds"] if r["name"] == "Arora 2018"))
     assert compression.kept(subject.weights) == 1
 
@@ -118,7 +118,7 @@ def test_training_on_other_data_is_no_start(tmp_path, monkeypatch):
         dataclasses.replace(digits, train_x=digits.train_x.flip(0), train_y=digits.train_y.flip(0)),
     ):
         monkeypatch.setattr(data, "load", lambda *_, dataset=dataset, **__: dataset)
-        with pytest.raises(ValueError, match="train for longer"):
+        with pytest.raises(ValueError, match="margin"):
             run_bounds(config, out=tmp_path)
     states = [torch.load(path, weights_only=True) for path in tmp_path.glob("*/dense/checkpoint.pt")]
     assert len(states) == 2
@@ -128,9 +128,7 @@ def test_training_on_other_data_is_no_start(tmp_path, monkeypatch):
 
 def test_a_network_that_knows_nothing_is_refused(tmp_path):
     config = dataclasses.replace(SMALL, epochs=1, lr=1e-7)
-    with pytest.raises(
-        ValueError, match=r"0\.3 of the training examples have a margin of -.* or less: train for longer"
-    ):
+    with pytest.raises(ValueError, match=r"0\.3 of the training examples .*margin.* -"):
         run_bounds(config, out=tmp_path)
 
 
@@ -143,7 +141,7 @@ def test_command(run):
     ]
     done = CliRunner().invoke(app, ["bounds", "--out", str(out), *(word for pair in pairs for word in pair)])
     assert done.exit_code == 0, done.output
-    assert "vacuous" in done.output and "says something" in done.output
+    assert "vacuous" in done.output and "non-vacuous" in done.output
     assert next(out.iterdir()).joinpath("results.png").stat().st_size > 10_000
     assert results["configuration"]["scales"] == (0.1, 2.0)
 
@@ -151,11 +149,11 @@ def test_command(run):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"keep": 1.0}, "keep must lie strictly between 0 and 1"),
-        ({"scales": ()}, "scales must .*, got none"),
-        ({"scales": (1.0, -1.0)}, r"scales must .*, got -1\.0"),
-        ({"sketch_sizes": (12, 3)}, "sketch_sizes must .* at least 4, got 3"),
-        ({"layers": 1}, "layers must be an integer of at least 2, got 1"),
+        ({"keep": 1.0}, "keep.*got 1.0"),
+        ({"scales": ()}, "scales.*got none"),
+        ({"scales": (1.0, -1.0)}, r"scales.*got -1\.0"),
+        ({"sketch_sizes": (12, 3)}, r"sketch_sizes.*got 3"),
+        ({"layers": 1}, "layers.*got 1"),
     ],
 )
 def test_bad_configuration(change, message):

@@ -122,7 +122,7 @@ def test_the_counting_bound_holds_by_simulation(generator):
 
 
 def test_bad_input(weights):
-    with pytest.raises(ValueError, match=r"scale d must be positive, got 0\.0"):
+    with pytest.raises(ValueError, match=r"scale d.*got 0\.0"):
         compression.compress(weights, 0.0, seed=0)
-    with pytest.raises(ValueError, match="levels must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"levels.*got 0"):
         compression.quantise(weights, 0)

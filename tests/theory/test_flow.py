@@ -77,7 +77,7 @@ def test_the_bound_is_tight_for_short_times(generator):
 
 def test_bad_input(generator):
     model = orthogonal(generator)
-    with pytest.raises(ValueError, match="times must rise"):
+    with pytest.raises(ValueError, match=r"times.*got"):
         flow(model, torch.zeros(5).double(), torch.tensor([1.0, 1.0]).double(), bernoulli_moments)
-    with pytest.raises(ValueError, match="the same weights"):
+    with pytest.raises(ValueError, match=r"prior and posterior.*weights"):
         flow_divergence_bound(model, orthogonal(generator), 1.0)

@@ -97,10 +97,10 @@ def test_command(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"features": 17}, "features must be at most 16"),
-        ({"examples": 5}, "at most the examples"),
-        ({"delta": 1.0}, r"delta must .*, got 1\.0"),
-        ({"rate": 0.0}, "rate must be positive"),
+        ({"features": 17}, "features.*16.*got 17"),
+        ({"examples": 5}, "features.*got"),
+        ({"delta": 1.0}, "delta.*got 1.0"),
+        ({"rate": 0.0}, "rate.*got 0.0"),
     ],
 )
 def test_bad_configuration(change, message):

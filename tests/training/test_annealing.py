@@ -99,11 +99,11 @@ def test_a_resumed_run_stays_on_the_curve(masked, loader, tmp_path):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Temperature(0.0, 1.0, 5), "start must be a temperature, got 0.0"),
-        (lambda: Sparsity(0.1, 1.0, 5), r"end must be a sparsity in \[0, 1\), got 1.0"),
-        (lambda: PriorStrength(-1.0, 1.0, 5), "start must be a strength of at least 0, got -1.0"),
-        (lambda: Temperature(1.0, math.inf, 5), "end must be a temperature, got inf"),
-        (lambda: Sparsity(0.1, 0.5, 0), "steps must be at least 1 and begin 0, got 0 and 0"),
+        (lambda: Temperature(0.0, 1.0, 5), "start.*got 0.0"),
+        (lambda: Sparsity(0.1, 1.0, 5), "end.*got 1.0"),
+        (lambda: PriorStrength(-1.0, 1.0, 5), "start.*got -1.0"),
+        (lambda: Temperature(1.0, math.inf, 5), "end.*got inf"),
+        (lambda: Sparsity(0.1, 0.5, 0), "steps.*got 0 and 0"),
     ],
 )
 def test_bad_schedules(make, message):
@@ -114,8 +114,8 @@ def test_bad_schedules(make, message):
 @pytest.mark.parametrize(
     "schedule, budget, message",
     [
-        (Sparsity(0.1, 0.5, 4), "kl", "Sparsity: needs budget shift or penalty, got KLBudget"),
-        (PriorStrength(0.1, 0.5, 4), "shift", "PriorStrength: needs budget kl or penalty, got ShiftBudget"),
+        (Sparsity(0.1, 0.5, 4), "kl", "Sparsity: .*shift.*penalty.*got KLBudget"),
+        (PriorStrength(0.1, 0.5, 4), "shift", "PriorStrength: .*kl.*penalty.*got ShiftBudget"),
     ],
 )
 def test_a_schedule_for_another_budget_is_refused(schedule, budget, message, masked, loader):

@@ -43,5 +43,5 @@ def test_no_shift_where_the_budget_is_met():
 
 @pytest.mark.parametrize("budget", [0.0, 3.0, -1.0, math.nan])
 def test_impossible_budgets(budget):
-    with pytest.raises(ValueError, match=f"strictly between 0 and 3 weights, got {budget}"):
+    with pytest.raises(ValueError, match=f"3 weights, got {budget}"):
         solve_shift([torch.zeros(3)], budget)

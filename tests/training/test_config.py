@@ -99,28 +99,28 @@ def allowed(wanted, value) -> bool:
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 def test_a_refusal_names_the_configuration_and_the_value(kind):
     first = dataclasses.fields(kind)[0].name
-    with pytest.raises(ValueError, match=rf"{kind.__name__}: {first} must be .*, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: {first}.*got \[1, 2\]"):
         kind(**{first: [1, 2]})
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (FinetuneConfig, {"epochs": -1}, "epochs must be an integer of at least 0, got -1"),
-        (FinetuneConfig, {"epochs": 1.5}, "epochs must be an integer, got 1.5"),
-        (FinetuneConfig, {"logit_lr": 0.0}, "logit_lr must be positive and finite, got 0.0"),
-        (FinetuneConfig, {"weight_lr": math.nan}, "weight_lr must be a finite number, got nan"),
-        (FinetuneConfig, {"temperature": math.inf}, "temperature must be a finite number, got inf"),
-        (FinetuneConfig, {"mode": "both"}, "mode must be one of joint, frozen, got 'both'"),
-        (FinetuneConfig, {"budget": "x"}, "budget must be one of shift, penalty, kl, none, got 'x'"),
-        (FinetuneConfig, {"checkpoint_every": 0}, "checkpoint_every must be an integer of at least 1, got 0"),
-        (WeightConfig, {"lr": -1.0}, "lr must be positive and finite, got -1.0"),
-        (StudyConfig, {"sparsities": (0.5, 1.2)}, r"sparsities must .*\[0, 1\), got 1\.2"),
-        (StudyConfig, {"sparsities": (math.nan,)}, "sparsities must be .*nan"),
-        (StudyConfig, {"scores": ()}, "scores must name at least one, each once, got none"),
-        (StudyConfig, {"scores": ("snip", "snip")}, "each once, got snip, snip"),
-        (StudyConfig, {"seeds": 0}, "seeds must be an integer of at least 1, got 0"),
-        (StudyConfig, {"validation": 1.0}, r"validation must lie in \[0, 1\), got 1.0"),
+        (FinetuneConfig, {"epochs": -1}, "epochs.*got -1"),
+        (FinetuneConfig, {"epochs": 1.5}, "epochs.*got 1.5"),
+        (FinetuneConfig, {"logit_lr": 0.0}, "logit_lr.*got 0.0"),
+        (FinetuneConfig, {"weight_lr": math.nan}, "weight_lr.*got nan"),
+        (FinetuneConfig, {"temperature": math.inf}, "temperature.*got inf"),
+        (FinetuneConfig, {"mode": "both"}, "mode.*got 'both'"),
+        (FinetuneConfig, {"budget": "x"}, "budget.*got 'x'"),
+        (FinetuneConfig, {"checkpoint_every": 0}, "checkpoint_every.*got 0"),
+        (WeightConfig, {"lr": -1.0}, "lr.*got -1.0"),
+        (StudyConfig, {"sparsities": (0.5, 1.2)}, "sparsities.*got 1.2"),
+        (StudyConfig, {"sparsities": (math.nan,)}, "sparsities.*nan"),
+        (StudyConfig, {"scores": ()}, "scores.*got none"),
+        (StudyConfig, {"scores": ("snip", "snip")}, "scores.*got snip, snip"),
+        (StudyConfig, {"seeds": 0}, "seeds.*got 0"),
+        (StudyConfig, {"validation": 1.0}, "validation.*got 1.0"),
     ],
 )
 def test_bad_values_are_named(kind, values, message):

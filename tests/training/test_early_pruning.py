@@ -15,7 +15,7 @@ from stochprune.training.early_pruning import similarity
 def test_similarity_is_one_minus_the_mean_relative_difference():
     assert similarity({"a": 10, "b": 30}, {"a": 10, "b": 10}) == pytest.approx(1 - (0 + 20 / 40) / 2)
     assert similarity({"a": 5, "b": 0}, {"a": 5, "b": 0}) == 1 and similarity({"a": 4}, {"a": 0}) == 0
-    with pytest.raises(ValueError, match="the networks' layers differ: a and b"):
+    with pytest.raises(ValueError, match="a and b"):
         similarity({"a": 1}, {"b": 1})
 
 
@@ -25,7 +25,7 @@ def test_indicator_is_the_mean_over_the_window():
     expected = ((1 - 30 / 50) + (1 - 20 / 60) + (1 - 10 / 70)) / 3
     assert early_pruning_indicator(kept, window=3) == pytest.approx(expected)
     assert early_pruning_indicator([{"a": 3}] * 3, window=2) == 1
-    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"window.*got 0"):
         early_pruning_indicator(kept, window=0)
 
 
@@ -67,7 +67,7 @@ def test_a_resumed_training_ends_at_the_same_epoch(dense, loader, tmp_path, reco
 
 
 def test_bad_values_are_named():
-    with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"threshold.*got 1.5"):
         PruneEarly(choose, 1.5)
-    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"window.*got 0"):
         PruneEarly(choose, window=0)

@@ -41,7 +41,7 @@ def test_stochastic_error_is_over_hard_masks_and_leaves_the_model(masked, proble
 
 
 def test_no_draws(masked, problem):
-    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"draws.*got 0"):
         stochastic_error(masked(), *problem, draws=0)
 
 
@@ -52,11 +52,11 @@ def test_errors_of_regression(masked, problem):
     assert error(outputs, target, F.mse_loss) == pytest.approx((outputs - target).square().mean().item())
     found = stochastic_error(model, x, target, draws=4, loss_fn=F.mse_loss)
     assert 0 < found.ensemble < found.mean  # the square is convex
-    with pytest.raises(ValueError, match=r"integer labels.*\(60, 3\).*loss_fn=F.mse_loss"):
+    with pytest.raises(ValueError, match=r"labels.*\(60, 3\).*loss_fn"):
         error(outputs, target)
-    with pytest.raises(ValueError, match=r"\(60, 3\) and y \(60,\)"):
+    with pytest.raises(ValueError, match=r"\(60, 3\).*\by \(60,\)"):
         error(outputs, target[:, 0], F.mse_loss)
-    with pytest.raises(ValueError, match="loss_fn must give a tensor of one number, got Tensor"):
+    with pytest.raises(ValueError, match=r"loss_fn.*got Tensor"):
         error(outputs, target, lambda a, b: (a - b).square())
 
 
@@ -78,7 +78,7 @@ def test_outputs_and_labels_that_do_not_fit(outputs, y):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_predictions_in_no_parts(dense, problem, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+    with pytest.raises(ValueError, match=rf"batch_size.*got {batch_size}"):
         predict(dense, problem[0], batch_size)
-    with pytest.raises(ValueError, match=r"at least one, got shape \(0, 6\)"):
+    with pytest.raises(ValueError, match=r"got shape \(0, 6\)"):
         predict(dense, problem[0][:0])

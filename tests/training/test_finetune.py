@@ -94,7 +94,7 @@ def test_logits_that_require_no_gradient_stay(masked, loader, budget):
     assert result.history[-1]["budget_error"] == pytest.approx(expected_kept(others).item() / kept - 1, abs=1e-9)
     for tensor in others:
         tensor.requires_grad_(False)
-    with pytest.raises(ValueError, match="finetune: no mask_logits of the model require gradients"):
+    with pytest.raises(ValueError, match=r"finetune: .*mask_logits"):
         finetune(model, loader)
 
 
@@ -164,7 +164,7 @@ def test_another_start_is_refused_and_nothing_is_lost(masked, loader, tmp_path):
     other = masked()
     with torch.no_grad():
         other[0].weight[0, 0] += 1
-    with pytest.raises(CheckpointError, match="starting weights or examples differs"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt.*examples"):
         finetune(other, loader, config, out=tmp_path)
     assert (result.folder / "checkpoint.pt").read_bytes() == kept
 
@@ -196,23 +196,23 @@ def test_nan_loss_is_named_and_the_parameters_stay(masked, problem):
     bad[0, 0] = math.nan
     model = masked()
     before = {name: value.clone() for name, value in model.named_parameters()}
-    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1 at step 1"):
+    with pytest.raises(FloatingPointError, match=r"nan.*epoch 1.*step 1"):
         finetune(model, [(bad, y)], FinetuneConfig(epochs=1))
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
 def test_empty_loader(masked):
-    with pytest.raises(ValueError, match="gave no batches"):
+    with pytest.raises(ValueError, match="batches"):
         finetune(masked(), [])
 
 
 def test_unmasked_model(dense, loader):
-    with pytest.raises(ValueError, match=r"no masked layer.*convert"):
+    with pytest.raises(ValueError, match=r"masked layer.*convert"):
         finetune(dense, loader)
 
 
 def test_half_precision_logits_cannot_be_shifted(masked, loader):
-    with pytest.raises(ValueError, match=r"float32 or float64 mask logits, got torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"logits.*got torch\.bfloat16"):
         finetune(masked(torch.bfloat16), loader)
 
 

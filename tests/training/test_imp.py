@@ -78,9 +78,9 @@ def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, tmp_path, recor
 
 
 def test_bad_values_are_named():
-    with pytest.raises(ValueError, match="retraining must be one of ft, lrw, slr, clr, llr, allr, got 'adam'"):
+    with pytest.raises(ValueError, match=r"retraining.*got 'adam'"):
         IMPConfig(retraining="adam")
-    with pytest.raises(ValueError, match="cycles must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"cycles.*got 0"):
         IMPConfig(cycles=0)
-    with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"sparsity.*got 1.0"):
         IMPConfig(sparsity=1.0)

@@ -60,9 +60,9 @@ def test_sgd_is_torchs_with_nesterov_and_decay(dense, problem):
 
 
 def test_bad_values_are_named(dense, problem):
-    with pytest.raises(ValueError, match="optimizer must be one of adam, sgd, got 'lion'"):
+    with pytest.raises(ValueError, match=r"optimizer.*got 'lion'"):
         WeightConfig(optimizer="lion")
-    with pytest.raises(ValueError, match=r"weight_decay must be at least 0 and finite, got -0\.1"):
+    with pytest.raises(ValueError, match=r"weight_decay.*got -0\.1"):
         WeightConfig(weight_decay=-0.1)
-    with pytest.raises(ValueError, match="needs a train_loader of known length"):
+    with pytest.raises(ValueError, match="train_loader"):
         train_weights(dense, iter([problem]), WeightConfig(schedule="linear"))

@@ -67,9 +67,9 @@ def test_resumed_is_bit_for_bit_the_uninterrupted(resumes, loader):
 
 
 def test_bad_input_is_named(dense, problem):
-    with pytest.raises(ValueError, match=r"threshold must be positive and finite, got 0\.0"):
+    with pytest.raises(ValueError, match=r"threshold.*got 0\.0"):
         SoftThresholdConfig(threshold=0.0)
-    with pytest.raises(ValueError, match="lr must be positive"):
+    with pytest.raises(ValueError, match=r"lr.*got"):
         SoftThresholdConfig(lr=-1.0)
-    with pytest.raises(ValueError, match="train_loader of known length"):
+    with pytest.raises(ValueError, match="train_loader"):
         train_soft_threshold(dense, iter([problem]))

@@ -89,9 +89,9 @@ def test_gradients_of_pruned_weights_do_not_reach_the_optimiser(dense, loader, m
 
 
 def test_masks_that_do_not_fit(dense, loader):
-    with pytest.raises(ValueError, match=r"masks name 'fc\.weight', which is not a parameter"):
+    with pytest.raises(ValueError, match=r"masks.*'fc\.weight'"):
         train_weights(dense, loader, WeightConfig(), masks={"fc.weight": torch.ones(2, dtype=torch.bool)})
-    with pytest.raises(ValueError, match=r"the mask of 0\.weight has shape \(2,\), its weight \(10, 6\)"):
+    with pytest.raises(ValueError, match=r"mask of 0\.weight.*\(2,\).*\(10, 6\)"):
         train_weights(dense, loader, WeightConfig(), masks={"0.weight": torch.ones(2, dtype=torch.bool)})
 
 

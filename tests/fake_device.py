@@ -1,9 +1,9 @@
-"""Runs parts of the package on a device that is not there, and says which mixed it with the CPU; see test_placement.
+"""Run parts of the package on a fake device and report those that mix it with the CPU; see test_fake_device.
 
-The tensors have devices, dtypes and shapes but no values: an operation between two devices raises, as on a GPU. What
-asks for a value is told 0, or 1/4 and 1/2 in turn, and that a condition holds, unless it is of ``any``. The device is a
-backend of its own, since autograd asks torch for CUDA's guard, which builds for the CPU lack. A backend stays for the
-life of a process, so this file is a program.
+The tensors have devices, dtypes and shapes but no values. An operation between two devices raises an error, as on a
+GPU. A value that is read is 0 if it is an integer, and 1/4 and 1/2 in turn if it is floating; a condition is true,
+except the result of ``any``. The device is a torch backend of its own, because autograd needs a device guard, which
+builds for the CPU lack for CUDA. A torch backend stays registered until its process ends, so this file is a program.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Norm-based bounds on the risk, in the form in which they are compared: constants and some logarithms left out.
+"""Norm-based bounds on the risk, without constants and some logarithms, so that they can be compared.
 
-Each is a number that the difference between risk and margin loss is at most, up to a factor that its paper does not pin
-down; a value far above 1 says that the bound is vacuous whatever the factor. Networks as in
-:mod:`stochprune.theory.compression`; ``radius`` is the largest norm of an input, ``margin`` that of the outputs.
+Each function returns an upper bound on the risk minus the margin loss, up to a factor that its paper does not specify.
+If the value is far above 1, the bound is vacuous for any factor. Networks are those of
+:mod:`stochprune.theory.compression`; ``radius`` is the largest norm of an input, ``margin`` the margin of the outputs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from stochprune.theory.spectral import norm_upper
 
 @dataclass(frozen=True)
 class Norms:
-    """Of one layer A [out, in].
+    """Norms of the weight A [out, in] of one layer.
 
     Attributes:
-        spectral: an upper bound on |A|_2 that is proved (:func:`stochprune.theory.spectral.norm_upper`).
+        spectral: a proved upper bound on |A|_2 (:func:`stochprune.theory.spectral.norm_upper`).
         frobenius: |A|_F.
         two_one: |A^T|_{2,1}, the sum over outputs of the norms of their incoming weights.
         width: the larger of out and in.
@@ -42,7 +42,7 @@ class Norms:
 
 
 def neyshabur_2015(norms: list[Norms], radius: float, margin: float, examples: int) -> float:
-    """radius 2^L prod_l |A_l|_F / (margin sqrt(n)).
+    """Return radius 2^L prod_l |A_l|_F / (margin sqrt(n)).
 
     Neyshabur, Tomioka and Srebro 2015, "Norm-based capacity control in neural networks" (arXiv 1503.00036).
     """
@@ -51,7 +51,7 @@ def neyshabur_2015(norms: list[Norms], radius: float, margin: float, examples: i
 
 
 def bartlett_2017(norms: list[Norms], radius: float, margin: float, examples: int) -> float:
-    """radius ln(width) prod_l |A_l|_2 (sum_l (|A_l^T|_{2,1} / |A_l|_2)^(2/3))^(3/2) / (margin sqrt(n)).
+    """Return radius ln(width) prod_l |A_l|_2 (sum_l (|A_l^T|_{2,1} / |A_l|_2)^(2/3))^(3/2) / (margin sqrt(n)).
 
     Bartlett, Foster and Telgarsky 2017, "Spectrally-normalized margin bounds" (arXiv 1706.08498), with reference
     matrices 0.
@@ -63,7 +63,7 @@ def bartlett_2017(norms: list[Norms], radius: float, margin: float, examples: in
 
 
 def neyshabur_2017(norms: list[Norms], radius: float, margin: float, examples: int) -> float:
-    """sqrt(radius^2 L^2 width ln(L width) prod_l |A_l|_2^2 sum_l |A_l|_F^2 / |A_l|_2^2 / (margin^2 n)).
+    """Return sqrt(radius^2 L^2 width ln(L width) prod_l |A_l|_2^2 sum_l |A_l|_F^2 / |A_l|_2^2 / (margin^2 n)).
 
     Neyshabur, Bhojanapalli and Srebro 2018, "A PAC-Bayesian approach to spectrally-normalized margin bounds" (arXiv
     1707.09564).
@@ -76,12 +76,12 @@ def neyshabur_2017(norms: list[Norms], radius: float, margin: float, examples: i
 
 @dataclass(frozen=True)
 class Cushions:
-    """The noise sensitivities of Arora, Ge, Neyshabur and Zhang 2018 (arXiv 1802.05296), on some examples.
+    """Noise sensitivities of Arora, Ge, Neyshabur and Zhang 2018 (arXiv 1802.05296), on some examples.
 
     Attributes:
-        layer: for each layer the least |A phi(x)| / (|A|_F |phi(x)|), x its input.
-        interlayer: for each layer the least |J x| / (|J|_F |x|) over all later outputs J x, x its output and J the
-            Jacobian from there, and 1 / sqrt(its dimension).
+        layer: for each layer the minimum of |A phi(x)| / (|A|_F |phi(x)|), where x is its input.
+        interlayer: for each layer the minimum of 1 / sqrt(its dimension) and of |J x| / (|J|_F |x|) over all later
+            outputs J x, where x is its output and J the Jacobian from there.
         contraction: the largest |x| / |phi(x)| of a hidden output.
         largest_output: the largest |f(x)|.
     """
@@ -93,7 +93,7 @@ class Cushions:
 
 
 def cushions(weights: Weights, x: Tensor) -> Cushions:
-    """Measured on the examples x [n, ...]: least values over fewer examples than all are optimistic."""
+    """Measure the cushions on the examples x [n, ...]. A minimum over some of the examples is optimistic."""
     matrices = list(weights.values())
     layer = [math.inf] * len(matrices)
     interlayer = [1 / math.sqrt(len(a)) for a in matrices]
@@ -101,7 +101,7 @@ def cushions(weights: Weights, x: Tensor) -> Cushions:
     for example in x.flatten(1).to(matrices[0].dtype):
         hidden = example
         points: list[Tensor] = []
-        jacobians: list[Tensor] = []  # of the present output by that of layer i
+        jacobians: list[Tensor] = []  # of this layer's output with respect to that of layer i
         for j, a in enumerate(matrices):
             active = hidden > 0 if j else torch.ones_like(hidden, dtype=torch.bool)
             used, step = hidden * active, a * active  # phi(x), and the Jacobian of this layer
@@ -122,7 +122,7 @@ def _ratio(a: Tensor, b: Tensor) -> float:
 
 
 def arora_2018(found: Cushions, margin: float, examples: int) -> float:
-    """c L max|f(x)| sqrt(sum_l 1 / (mu_l mu_l->)^2) / (margin sqrt(n)), c the activation contraction.
+    """Return c L max|f(x)| sqrt(sum_l 1 / (mu_l mu_l->)^2) / (margin sqrt(n)), c the activation contraction.
 
     Arora, Ge, Neyshabur and Zhang 2018, "Stronger generalization bounds for deep nets via a compression approach"
     (arXiv 1802.05296), theorem 4.1.

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from stochprune.theory import comparators
-from stochprune.theory.comparators import Norms
+from stochprune.theory import norm_bounds
 from stochprune.theory.compression import outputs
+from stochprune.theory.norm_bounds import Norms
 
-FORMULAS = [comparators.neyshabur_2015, comparators.bartlett_2017, comparators.neyshabur_2017]
+FORMULAS = [norm_bounds.neyshabur_2015, norm_bounds.bartlett_2017, norm_bounds.neyshabur_2017]
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def test_norms():
 def test_values_by_hand():
     one = Norms(spectral=2.0, frobenius=3.0, two_one=4.0, width=10)
     two = [one, one]
-    assert comparators.neyshabur_2015(two, 5.0, 0.5, 100) == pytest.approx(5 * 4 * 9 / (0.5 * 10))
+    assert norm_bounds.neyshabur_2015(two, 5.0, 0.5, 100) == pytest.approx(5 * 4 * 9 / (0.5 * 10))
     spread = (2 * 2 ** (2 / 3)) ** 1.5
-    assert comparators.bartlett_2017(two, 5.0, 0.5, 100) == pytest.approx(5 * math.log(10) * 4 * spread / 5)
+    assert norm_bounds.bartlett_2017(two, 5.0, 0.5, 100) == pytest.approx(5 * math.log(10) * 4 * spread / 5)
     inside = 25 * 4 * 10 * math.log(20) * 16 * (2 * 9 / 4) / (0.25 * 100)
-    assert comparators.neyshabur_2017(two, 5.0, 0.5, 100) == pytest.approx(math.sqrt(inside))
+    assert norm_bounds.neyshabur_2017(two, 5.0, 0.5, 100) == pytest.approx(math.sqrt(inside))
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -55,7 +55,7 @@ def test_they_fall_with_the_root_of_the_examples(formula, weights):
 
 def test_cushions_equal_those_by_autograd(weights, generator):
     x = torch.randn(5, 6, generator=generator, dtype=torch.float64)
-    found = comparators.cushions(weights, x)
+    found = norm_bounds.cushions(weights, x)
     matrices = list(weights.values())
     for i, matrix in enumerate(matrices):
         layer, inter = math.inf, 1 / math.sqrt(len(matrix))
@@ -80,4 +80,4 @@ def test_cushions_equal_those_by_autograd(weights, generator):
     assert found.contraction >= 1
     total = sum(1 / (a * b) ** 2 for a, b in zip(found.layer, found.interlayer, strict=True))
     expected = found.contraction * 3 * found.largest_output * math.sqrt(total / 10) / 0.5
-    assert comparators.arora_2018(found, 0.5, 10) == pytest.approx(expected)
+    assert norm_bounds.arora_2018(found, 0.5, 10) == pytest.approx(expected)
