@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, NewType
+from typing import Any, NamedTuple, NewType
 
 from torch import Tensor
+
+from stochprune import rng
 
 Logits = NewType("Logits", Tensor)
 """Logits of keep probabilities. A type of their own, so that type checkers tell them from the weight."""
@@ -32,6 +34,18 @@ class Mask(NamedTuple):
     def one(self, index: int) -> Mask:
         """Return the mask of one draw."""
         return self.part(slice(index, index + 1))
+
+    def uniform16(self, rows: int, cols: int) -> Tensor:
+        """int32 [rows, cols]: the sixteen random bits of each weight under the first draw, on its device."""
+        return rng.uniform16(rows, cols, **self._contract())
+
+    def normal(self, rows: int, cols: int) -> Tensor:
+        """float64 [rows, cols]: the standard normal of each weight under the first draw, on its device."""
+        return rng.normal(rows, cols, **self._contract())
+
+    def _contract(self) -> dict[str, Any]:
+        at = {"seed": self.seed, "draw": self.draw[0], "stream": self.stream}
+        return {**at, "row_offset": self.row, "col_offset": self.col}
 
 
 class Masks(NamedTuple):

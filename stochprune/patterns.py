@@ -23,7 +23,6 @@ import itertools
 import torch
 from torch import Tensor
 
-from stochprune import rng
 from stochprune.address import Mask
 
 LEVELS = 1 << 16
@@ -97,8 +96,7 @@ def mask(logits: Tensor, pattern: tuple[int, int], at: Mask) -> Tensor:
     if logits.isnan().any():
         raise ValueError("logits contain NaN")
     n, m = pattern
-    offsets = {"row_offset": at.row, "col_offset": at.col, "device": logits.device}
-    u = rng.uniform16(*logits.shape, seed=at.seed, draw=at.draw[0], stream=at.stream, **offsets)[:, ::m]
+    u = at.uniform16(*logits.shape)[:, ::m]
     chosen = (u[..., None] >= levels(groups(logits, m), n)).sum(-1)  # [N, K / m]
     return kept(n, m, logits.double())[chosen].flatten(-2)
 

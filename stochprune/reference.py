@@ -31,15 +31,9 @@ def describe() -> str:
     return ""
 
 
-def uniforms(rows: int, cols: int, mask: Mask, device: torch.device) -> Tensor:
-    """int32 [rows, cols]: the fifteen random bits of each weight under the first draw of ``mask``."""
-    at = {"row_offset": mask.row, "col_offset": mask.col, "device": device}
-    return rng.uniform16(rows, cols, seed=mask.seed, draw=mask.draw[0], stream=mask.stream, **at) & 0x7FFF
-
-
 def keep_mask(threshold: Tensor, *, mask: Mask) -> Tensor:
     """bool [N, K]: which weights are kept under thresholds [N, K] (integers 0 .. 32768), of one draw."""
-    return uniforms(*threshold.shape, mask, threshold.device) < threshold.to(torch.int32)
+    return (mask.uniform16(*threshold.shape) & 0x7FFF) < threshold.to(torch.int32)
 
 
 def threshold_from_logits(logits: Logits) -> Tensor:
@@ -62,7 +56,7 @@ def factor(logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
     mean = torch.sigmoid(exact)
     if mask.estimator == "expected":
         return mean, mean * (1 - mean)
-    u = uniforms(*logits.shape, mask, logits.device)
+    u = mask.uniform16(*logits.shape) & 0x7FFF
     hard = (u < threshold_from_logits(logits).to(torch.int32)).to(exact.dtype)
     if mask.estimator == "straight_through":
         return hard, mean * (1 - mean)
@@ -265,8 +259,7 @@ def _random(weight: Tensor, logits: Logits | None, rho: Tensor | None) -> tuple[
 
 def normals(rows: int, cols: int, mask: Mask) -> Tensor:
     """float64 [D, rows, cols] on the draw's device: the contract's normals of each draw."""
-    at = {"seed": mask.seed, "stream": mask.stream, "row_offset": mask.row, "col_offset": mask.col}
-    each = [rng.normal(rows, cols, draw=d, device=mask.draw.device, **at) for d in mask.draw]
+    each = [mask.one(i).normal(rows, cols) for i in range(len(mask.draw))]
     return torch.stack(each) if each else torch.empty(0, rows, cols, dtype=torch.float64, device=mask.draw.device)
 
 

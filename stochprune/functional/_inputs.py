@@ -125,7 +125,6 @@ def convolution(
     x = x.unsqueeze(-dimensions - 2) if single else x  # [(D,) M, C, *S]
     if draws == 1:
         leading = (*((1,) if many else ()), *(() if single else x.shape[:1]))
-        leading = leading if single or many else None
-        return Inputs(x, bias, mask, leading, dimensions + 1), geometry.packed()
+        return Inputs(x, bias, mask, leading if single or many else None, dimensions + 1), geometry.packed()
     x = x if each else x.unsqueeze(0).expand(draws, *(-1,) * x.dim())
     return Inputs(x, bias, mask, (draws, *(() if single else x.shape[1:2])), dimensions + 1), geometry.packed()

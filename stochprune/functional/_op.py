@@ -93,7 +93,9 @@ class Op:
             def forward(*args: Any) -> Any:
                 return forward(*args)
 
-            setup_context = staticmethod(save)
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                save(ctx, inputs, output)
 
             @staticmethod
             def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:

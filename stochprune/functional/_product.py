@@ -93,8 +93,8 @@ def _parts(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> Iterator[slice
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int]) -> Tensor:
     """y [M, N, ...] of x [M, K, ...] under one weight; in a linear layer M is any dimensions."""
     if not geometry:
-        y = F.linear(rows(x), weight, bias)
-        return y if x.dim() == 2 else reshaped(y, (*x.shape[:-1], len(weight)))
+        flat = F.linear(rows(x), weight, bias)
+        return flat if x.dim() == 2 else reshaped(flat, (*x.shape[:-1], len(weight)))
     y: Tensor = torch.ops.aten.convolution(x, weight, bias, *Geometry.of(geometry))
     return y
 

@@ -41,8 +41,7 @@ def _forward(
     backend, mask = backends.resolve(weight, logits), Mask(seed, draw, stream, estimator, temperature, row, col)
     y = weight.new_empty(*indices.shape, weight.shape[1])
     for d, rows in enumerate(indices):
-        options = {"mask": mask.one(d), "dtype": weight.dtype}
-        y[d] = backend.masked_weight(weight, Logits(logits), rows=rows, **options)[0]
+        y[d] = backend.masked_weight(weight, Logits(logits), mask=mask.one(d), dtype=weight.dtype, rows=rows)[0]
     return y
 
 

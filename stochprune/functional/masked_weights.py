@@ -110,6 +110,6 @@ def masked_weights(
     seeds, draws = seeds.flatten(), draws.flatten()
     rng.check_address(_OP, draw=draws)
     check_same_device(_OP, **{"weights[0]": weights[0]}, seeds=seeds, draws=draws)
-    numbers = [tuple(int(number) for number in each) for each in (streams, rows, cols)]
-    masks = Masks(seeds, draws, numbers[0], estimator, temperature, numbers[1], numbers[2])
+    whole = [tuple(int(number) for number in each) for each in (streams, rows, cols)]
+    masks = Masks(seeds, draws, whole[0], estimator, temperature, whole[1], whole[2])
     return [*named(_OP, _MaskedWeights.apply, masks, dtype or weights[0].dtype, *weights, *logits)]

@@ -29,6 +29,9 @@ class Workspace(threading.local):
     product over few rows loses more than the cache gains, so a layer that fits the budget is one panel.
     """
 
+    _memory: Tensor
+    _views: dict[tuple[tuple[int, ...], torch.dtype], Tensor]
+
     budget = 64 << 20
     cached = 1 << 20  # bytes that stay in a core's cache between two passes over them
 
@@ -66,8 +69,8 @@ class Workspace(threading.local):
 
     def release(self) -> None:
         """Give the memory back."""
-        self._memory: Tensor = torch.empty(0, dtype=torch.uint8)
-        self._views: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._views = {}
 
 
 workspace = Workspace()

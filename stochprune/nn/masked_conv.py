@@ -71,8 +71,8 @@ class _MaskedConv(_MaskedConvolution):
 
     def _local_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
         x, geometry = self._placed(x, output_size)
-        weights = (self.weight, self.mask_logits, None, self.bias)
-        return functional.local_reparameterised_conv(x, *weights, **at, **geometry)
+        at |= geometry
+        return functional.local_reparameterised_conv(x, self.weight, self.mask_logits, None, self.bias, **at)
 
     def _sides(self) -> list[int]:
         """How far to pad before and after, from the last dimension to the first."""

@@ -88,13 +88,13 @@ class _RandomConv(RandomLayer, _MaskedConv):
 
     def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
         x, geometry = self._placed(x, output_size)
-        weights = (self.weight, self.rho, self._logits, self.bias)
-        return functional.spike_and_slab_conv(x, *weights, **at, **geometry)
+        at |= geometry
+        return functional.spike_and_slab_conv(x, self.weight, self.rho, self._logits, self.bias, **at)
 
     def _local_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
         x, geometry = self._placed(x, output_size)
-        weights = (self.weight, self._logits, self.rho, self.bias)
-        return functional.local_reparameterised_conv(x, *weights, **at, **geometry)
+        at |= geometry
+        return functional.local_reparameterised_conv(x, self.weight, self._logits, self.rho, self.bias, **at)
 
 
 class RandomConv1d(_RandomConv, MaskedConv1d):
