@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -190,6 +191,19 @@ def resolve(*tensors: Tensor) -> Backend:
         ValueError: the override names an unknown backend.
         RuntimeError: the override names a backend that is not installed, or that does not take these tensors.
     """
+    # Found again by what `supports` depends on, since an eager call asks twice.
+    key = (os.environ.get(OVERRIDE), tensors[0].device.type, *map(_dtype, tensors))
+    backend = _serving.get(key)
+    if backend is None:
+        backend = _serving[key] = _choose(*tensors)
+    return backend
+
+
+_dtype = operator.attrgetter("dtype")
+_serving: dict[tuple[Any, ...], Backend] = {}
+
+
+def _choose(*tensors: Tensor) -> Backend:
     forced = os.environ.get(OVERRIDE)
     if forced:
         backend = load(forced)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+_USUAL = (Tensor, torch.nn.Parameter)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPTIONAL = {
     "spike_and_slab_linear": ("logits", "bias"),
@@ -28,7 +29,26 @@ def check_tensor(op: str, name: str, tensor: Any) -> None:
         raise TypeError(f"{op}: {name} must be dense, got layout {tensor.layout}; call to_dense()")
 
 
+def check_tensors(op: str, **tensors: Tensor | None) -> None:
+    """Raise unless all are dense floating tensors on one device; those that are :data:`OPTIONAL` may be None."""
+    first = next(iter(tensors.values()))
+    for name, tensor in tensors.items():
+        # At a glance, in every call; what does not pass is looked at again below, for the message.
+        if tensor is None or first is None:
+            if name == "bias":
+                continue
+            break
+        dense = type(tensor) in _USUAL and tensor.layout is torch.strided and not tensor.is_meta
+        if not dense or tensor.dtype not in FLOATING or tensor.device != first.device:
+            break
+    else:
+        return
+    check_floating(op, **tensors)
+    check_same_device(op, **tensors)
+
+
 def check_floating(op: str, **tensors: Tensor | None) -> None:
+    """Raise unless all are dense floating tensors; those that are :data:`OPTIONAL` may be None."""
     for name, tensor in tensors.items():
         if tensor is None and name in OPTIONAL.get(op, ("bias",)):
             continue

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochprune.address import Mask
 from stochprune.functional._address import Address
-from stochprune.functional._checks import check_floating, check_same_device, in_product_dtype
+from stochprune.functional._checks import check_tensors, in_product_dtype
 from stochprune.functional._geometry import Convolution
 from stochprune.functional._op import reshaped
 
@@ -59,8 +59,7 @@ def linear(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor |
     Raises:
         TypeError, ValueError: as listed at :func:`stochprune.functional.masked_linear`.
     """
-    check_floating(op, x=x, **weights, bias=bias)
-    check_same_device(op, x=x, **weights, bias=bias)
+    check_tensors(op, x=x, **weights, bias=bias)
     name, weight = next(iter(weights.items()))
     assert weight is not None
     if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
@@ -97,8 +96,7 @@ def convolution(
     Raises:
         TypeError, ValueError: as listed at the masked convolutions.
     """
-    check_floating(op, x=x, **weights, bias=bias)
-    check_same_device(op, x=x, **weights, bias=bias)
+    check_tensors(op, x=x, **weights, bias=bias)
     name, weight = next(iter(weights.items()))
     assert weight is not None
     geometry, extra = form.checked(op, name, weight)

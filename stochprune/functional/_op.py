@@ -187,12 +187,14 @@ def product(
         needs = ctx.needs_input_grad
         found: tuple[Tensor | None, ...] = (None,) * trained
         if any(needs[:trained]):
-            result = backward(grad, *ctx.saved_tensors, *ctx.options, *needs[:trained])
-            found = tuple(g if need else None for g, need in zip(result, needs, strict=False))
+            found = backward(grad, *ctx.saved_tensors, *ctx.options, *needs[:trained])
+            if not all(needs[:trained]):
+                found = tuple(g if need else None for g, need in zip(found, needs, strict=False))
         dbias = None
         if ctx.has_bias and needs[trained]:
             column = grad.dim() - ctx.columns
-            dbias = grad.sum([i for i in range(grad.dim()) if i != column]) if grad.dim() > 1 else grad
+            others = (*range(column), *range(column + 1, grad.dim()))
+            dbias = grad.sum(others) if others else grad
         return *found, dbias, *((None,) * (2 + len(ctx.options)))
 
     def over_x(apply: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
