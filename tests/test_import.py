@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,14 +55,15 @@ def test_names_are_those_of_their_package(package):
 
 @pytest.mark.slow
 def test_import_takes_at_most_half_more_than_torch():
-    """The aim is 1.3; a machine that is busy otherwise needs room."""
+    """The aim is 1.3. In time of the processor, the least of several runs, since the machine may be busy."""
 
     def seconds(code: str) -> float:
-        best = float("inf")
+        used = []
         for _ in range(5):
-            start = time.perf_counter()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             run(code)
-            best = min(best, time.perf_counter() - start)
-        return best
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(used)
 
     assert seconds("import stochprune") < 1.5 * seconds("import torch")
