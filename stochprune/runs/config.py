@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stochprune.arguments import check_fields
 from stochprune.runs.digests import json_digest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LIMIT = 1 << 64
 """Integers of a configuration lie below it: seeds must, and files hold no larger ones."""
@@ -74,7 +77,7 @@ class Config:
                 within.require(self, field.name)
 
 
-def digest(config: Any, exclude: tuple[str, ...] = ()) -> str:
+def digest(config: DataclassInstance, exclude: tuple[str, ...] = ()) -> str:
     """Return twelve hexadecimal digits that change with the value of any field not in ``exclude``."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in exclude}
     return json_digest({"class": type(config).__name__, **values})[:12]

@@ -6,14 +6,17 @@ import dataclasses
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 from stochprune.runs.device import device_name
 from stochprune.runs.files import require
 
-Record = TypeVar("Record")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from stochprune.runs.digests import fingerprint
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Run:
         key: what a checkpoint must have been made under, beside its start.
     """
 
-    config: Any
+    config: DataclassInstance
     folder: Path | None
     key: str
 
@@ -69,7 +72,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: Any, folder: Path | None, key: str = "") -> Iterator[Run]:
+def open_run(config: DataclassInstance, folder: Path | None, key: str = "") -> Iterator[Run]:
     """Hold the folder of a run while the block runs, see :func:`stochprune.runs.claim`.
 
     Args:
@@ -85,7 +88,9 @@ def open_run(config: Any, folder: Path | None, key: str = "") -> Iterator[Run]:
         yield Run(config, folder, key or digest(config))
 
 
-def run_folder(out: str | Path, name: str, config: Any, exclude: tuple[str, ...] = (), suffix: str = "") -> Path:
+def run_folder(
+    out: str | Path, name: str, config: DataclassInstance, exclude: tuple[str, ...] = (), suffix: str = ""
+) -> Path:
     """Return ``out/<name>-<digest><suffix>``, the folder of a configuration.
 
     Args:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -18,7 +18,10 @@ from stochprune.runs.files import CheckpointError, read_json, write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import record_of, versions
 
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Result = TypeVar("Result", bound="DataclassInstance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Kept(Generic[Result]):
         configuration: what it is the result of.
         versions: what it was made with, see :func:`stochprune.runs.versions`.
         seconds: of the run that ended; a run that was killed before adds nothing.
-        result: a dataclass, or a mapping of its fields as long as it is not read.
+        result: a dataclass.
     """
 
     configuration: dict[str, Any]
@@ -60,9 +63,9 @@ def remember(
     with claim(folder, wait=True):
         if not os.path.lexists(path):
             begun = time.monotonic()
-            result = dataclasses.asdict(work(folder))  # type: ignore[call-overload]  # a dataclass
-            seconds = round(time.monotonic() - begun, 2)
-            write_json(path, dataclasses.asdict(Kept(dict(configuration), versions(device), seconds, result)))
+            result = work(folder)
+            done = Kept(dict(configuration), versions(device), round(time.monotonic() - begun, 2), result)
+            write_json(path, dataclasses.asdict(done))
         content = read_json(path, "result")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     found = record_of(Kept[Any], content, path)
@@ -80,7 +83,7 @@ def say_reused(kept: Collection[Kept[Any]], here: Mapping[str, str]) -> None:
     Args:
         here: versions and device of this run.
     """
-    former = [each.versions for each in kept if each.versions != here]
+    former = [each.versions for each in kept if any(each.versions.get(name) != here[name] for name in here)]
     if not former:
         return
     found = {name: sorted({str(versions.get(name)) for versions in former} - {value}) for name, value in here.items()}
