@@ -85,9 +85,9 @@ def test_bad_input(device: torch.device) -> None:
     weights, logits = tensors([(8, 64), (4, 4)], device)
     with pytest.raises(ValueError, match="2 weights, 2 logits and 1 streams"):
         layers_of(weights, logits, [1])
-    with pytest.raises(ValueError, match="weights must be contiguous and of one dtype"):
+    with pytest.raises(ValueError, match=r"weights .*contiguous"):
         layers_of([weights[0].mT, weights[1]], logits, [1, 2])
-    with pytest.raises(ValueError, match="logits must be contiguous and of one dtype"):
+    with pytest.raises(ValueError, match=r"logits .*contiguous"):
         layers_of(weights, [logits[0], logits[1].half()], [1, 2])
 
 

@@ -148,7 +148,7 @@ def test_an_error_inside_leaves_the_layers_as_they_were(model):
 
 
 def test_one_inside_the_other_is_refused(model):
-    refused = pytest.raises(ValueError, match="another one_launch")
+    refused = pytest.raises(ValueError, match="one_launch")
     with sp.nn.one_launch(model), refused, sp.nn.one_launch(model):
         pass
     assert all(int(layer.mask_draw) == 1 for layer in sp.nn.masked_layers(model).values())
@@ -172,5 +172,5 @@ def test_a_change_in_place_before_backward_is_refused(model, x, name, frozen):
         y = model(x)
     with torch.no_grad():
         getattr(next(iter(sp.nn.masked_layers(model).values())), name).mul_(-3)
-    with pytest.raises(RuntimeError, match="changed in place"):
+    with pytest.raises(RuntimeError, match="in place"):
         torch.autograd.grad(y.sum(), x)
