@@ -33,7 +33,7 @@ def test_the_override(monkeypatch):
     monkeypatch.setenv(backends.OVERRIDE, "reference")
     assert backends.resolve(T).NAME == "reference"
     monkeypatch.setenv(backends.OVERRIDE, "cudnn")
-    with pytest.raises(ValueError, match="unknown backend 'cudnn'; known are: native, triton, cuda, reference"):
+    with pytest.raises(ValueError, match=r"backend 'cudnn'.*native, triton, cuda, reference"):
         masked_linear(T, T, T, seed=0, draw=0, stream=0)
 
 
@@ -46,16 +46,14 @@ def test_a_backend_that_does_not_take_the_tensors_is_refused(name, tensor, given
     except RuntimeError as error:
         pytest.skip(str(error))
     monkeypatch.setenv(backends.OVERRIDE, name)
-    with pytest.raises(RuntimeError, match=f"STOCHPRUNE_BACKEND={name}: that backend does not take {given}"):
+    with pytest.raises(RuntimeError, match=rf"STOCHPRUNE_BACKEND={name}.*{given}"):
         masked_linear(tensor, tensor, tensor, seed=0, draw=0, stream=0)
 
 
 def test_a_missing_extension_warns_once_and_the_reference_serves(without_native):
     zero = torch.tensor([0])
     expected = reference.masked_linear(T[None], T, T, None, zero, zero, 0, "straight_through", 1.0)[0]
-    with pytest.warns(
-        backends.BackendWarning, match="native backend is missing on cpu .no compiled extension."
-    ) as seen:
+    with pytest.warns(backends.BackendWarning, match=r"native.* cpu.*extension") as seen:
         y = masked_linear(T, T, T, seed=0, draw=0, stream=0)
         masked_linear(T, T, T, seed=0, draw=1, stream=0)
     assert len(seen) == 1
@@ -64,7 +62,7 @@ def test_a_missing_extension_warns_once_and_the_reference_serves(without_native)
 
 def test_a_missing_backend_that_is_asked_for_is_an_error(without_native, monkeypatch):
     monkeypatch.setenv(backends.OVERRIDE, "native")
-    with pytest.raises(RuntimeError, match="'native' is not available here: no compiled extension"):
+    with pytest.raises(RuntimeError, match=r"'native'.*extension"):
         backends.resolve(T)
 
 

@@ -149,7 +149,7 @@ def test_compiles_whole(generator):
 def test_double_backward_raises(generator):
     logits, prior = pair(generator)
     (g,) = torch.autograd.grad(bernoulli_kl(logits, prior), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="once"):
         g.sum().backward()
 
 
@@ -160,14 +160,14 @@ NAN = ONES.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(float("nan
 @pytest.mark.parametrize(
     "logits, prior, error, message",
     [
-        (ONES.long(), ONES, TypeError, "logits must be floating, got torch.int64"),
-        (ONES, ONES.long(), TypeError, "prior_logits must be floating"),
-        (ONES, ONES.T, ValueError, r"prior_logits \(4, 3\) does not expand to \(3, 4\)"),
+        (ONES.long(), ONES, TypeError, "logits.*got torch.int64"),
+        (ONES, ONES.long(), TypeError, "prior_logits.*int64"),
+        (ONES, ONES.T, ValueError, r"prior_logits \(4, 3\).*\(3, 4\)"),
         (ONES, torch.ones(3, 4, device="meta"), ValueError, "prior_logits.*meta"),
-        (NAN, ONES, ValueError, "bernoulli_kl: logits contains NaN"),
-        (ONES, NAN, ValueError, "bernoulli_kl: prior_logits contains NaN"),
-        (ONES.double(), NAN, ValueError, "prior_logits contains NaN"),
-        (ONES, float("nan"), ValueError, "prior_logits contains NaN"),
+        (NAN, ONES, ValueError, "bernoulli_kl: logits .*NaN"),
+        (ONES, NAN, ValueError, "bernoulli_kl: prior_logits .*NaN"),
+        (ONES.double(), NAN, ValueError, "prior_logits .*NaN"),
+        (ONES, float("nan"), ValueError, "prior_logits .*NaN"),
     ],
 )
 def test_bad_input(logits, prior, error, message):

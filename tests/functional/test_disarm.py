@@ -96,12 +96,12 @@ def test_disarm_varies_less_than_arm(generator):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"estimator": "reinforce"}, ValueError, "unknown estimator 'reinforce'; known are: disarm, arm"),
-        ({"streams": {}}, ValueError, "no stream for 'a'"),
-        ({"logits": {"a": torch.ones(2, dtype=torch.int64)}}, TypeError, "'a'.*must be floating"),
-        ({"loss": lambda m: torch.ones(2)}, ValueError, r"finite scalar, got shape \(2,\)"),
-        ({"loss": lambda m: torch.tensor(float("nan"))}, ValueError, "finite scalar, got nan"),
-        ({"draw": -1}, ValueError, "draw must lie"),
+        ({"estimator": "reinforce"}, ValueError, "estimator.*'reinforce'.*disarm, arm"),
+        ({"streams": {}}, ValueError, "stream.*'a'"),
+        ({"logits": {"a": torch.ones(2, dtype=torch.int64)}}, TypeError, "'a'.*int64"),
+        ({"loss": lambda m: torch.ones(2)}, ValueError, r"got shape \(2,\)"),
+        ({"loss": lambda m: torch.tensor(float("nan"))}, ValueError, "got nan"),
+        ({"draw": -1}, ValueError, "draw.*got -1"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -114,5 +114,5 @@ def test_products_under_autocast(name, dtype, generator):
 def test_other_dtypes_are_refused(name, argument, dtype, generator):
     tensors = {n: t.detach() for n, t in OPS[name].make(generator).items()}
     tensors[argument] = torch.ones(tensors[argument].shape).to(dtype)
-    with pytest.raises(TypeError, match=f"^{name}: .*{str(dtype).removeprefix('torch.')}"):
+    with pytest.raises(TypeError, match=rf"^{name}: .*{str(dtype).removeprefix('torch.')}"):
         OPS[name].run(**tensors)

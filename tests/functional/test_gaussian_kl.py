@@ -132,7 +132,7 @@ def test_operators_pass_opcheck(dtype, spike, generator):
 def test_double_backward_raises(generator):
     mu, sigma, mu0, sigma0, *_ = inputs(generator)
     (g,) = torch.autograd.grad(gaussian_kl(mu, sigma, mu0, sigma0), mu, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="once"):
         g.sum().backward()
 
 
@@ -143,14 +143,14 @@ GOOD = {"mu": ONES, "sigma": ONES, "prior_mu": ONES, "prior_sigma": ONES}
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"mu": ONES.long()}, TypeError, "gaussian_kl: mu must be floating"),
-        ({"sigma": ONES.T}, ValueError, r"sigma \(4, 3\) does not expand to \(3, 4\)"),
-        ({"sigma": -ONES}, ValueError, r"sigma must be positive and finite, got -1.0"),
-        ({"sigma": -ONES, "prior_sigma": -ONES}, ValueError, r"sigma must be positive and finite, got -1.0"),
-        ({"prior_sigma": 0.0}, ValueError, r"prior_sigma must be positive and finite, got 0.0"),
-        ({"sigma": ONES * float("inf")}, ValueError, "sigma must be positive and finite, got inf"),
-        ({"mu": ONES * float("nan")}, ValueError, "mu contains NaN"),
-        ({"prior_mu": float("nan")}, ValueError, "prior_mu contains NaN"),
+        ({"mu": ONES.long()}, TypeError, "gaussian_kl: mu.*int64"),
+        ({"sigma": ONES.T}, ValueError, r"sigma \(4, 3\).*\(3, 4\)"),
+        ({"sigma": -ONES}, ValueError, r"sigma.*got -1.0"),
+        ({"sigma": -ONES, "prior_sigma": -ONES}, ValueError, r"sigma.*got -1.0"),
+        ({"prior_sigma": 0.0}, ValueError, r"prior_sigma.*got 0.0"),
+        ({"sigma": ONES * float("inf")}, ValueError, "sigma.*got inf"),
+        ({"mu": ONES * float("nan")}, ValueError, "mu .*NaN"),
+        ({"prior_mu": float("nan")}, ValueError, "prior_mu .*NaN"),
         ({"prior_mu": torch.ones(3, 4, device="meta")}, ValueError, "prior_mu.*meta"),
     ],
 )
@@ -160,7 +160,7 @@ def test_bad_input(change, error, message):
 
 
 def test_bad_logits():
-    with pytest.raises(ValueError, match=r"logits \(3,\) and mu \(3, 4\) differ"):
+    with pytest.raises(ValueError, match=r"logits \(3,\).*mu \(3, 4\)"):
         spike_and_slab_kl(torch.ones(3), ONES, ONES, 0.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match=r"spike_and_slab_kl: sigma .* does not expand"):
+    with pytest.raises(ValueError, match=r"spike_and_slab_kl: sigma .*\(4, 3\)"):
         spike_and_slab_kl(ONES, ONES, ONES.T, 0.0, 0.0, 1.0)

@@ -57,8 +57,8 @@ def test_evaluation_and_hardening_use_the_gate(generator):
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ((torch.ones(2, dtype=torch.int64),), TypeError, "logits must be floating"),
-        ((torch.ones(2), -1.0), ValueError, "temperature must be a positive number, got -1.0"),
+        ((torch.ones(2, dtype=torch.int64),), TypeError, "logits.*int64"),
+        ((torch.ones(2), -1.0), ValueError, "temperature.*got -1.0"),
     ],
 )
 def test_bad_input(arguments, error, message):

@@ -27,13 +27,13 @@ def test_the_mask_of_the_op():
 @pytest.mark.parametrize(
     "threshold, change, error, message",
     [
-        (torch.ones(2, 2), {}, TypeError, "threshold must be uint16, got torch.float32"),
-        (torch.ones(2, dtype=torch.int32), {}, ValueError, "must be a matrix"),
-        (torch.full((1, 1), 32769), {}, ValueError, r"must lie in 0 .. 32768, got 32769"),
+        (torch.ones(2, 2), {}, TypeError, "threshold.*got torch.float32"),
+        (torch.ones(2, dtype=torch.int32), {}, ValueError, "threshold.*matrix"),
+        (torch.full((1, 1), 32769), {}, ValueError, r"got 32769"),
         (torch.full((1, 1), -1), {}, ValueError, r"got -1"),
         (torch.full((1, 1), 2**32 + 5), {}, ValueError, r"got 4294967301"),
         (torch.ones(2, 2, dtype=torch.int32), {"row_offset": 2**32 - 1}, ValueError, "row_offset"),
-        (torch.ones(2, 2, dtype=torch.int32), {"draw": torch.arange(2)}, ValueError, "one draw at a time"),
+        (torch.ones(2, 2, dtype=torch.int32), {"draw": torch.arange(2)}, ValueError, "draw.*got 2"),
     ],
 )
 def test_bad_input(threshold, change, error, message):

@@ -79,5 +79,5 @@ def test_empty_batches_of_images():
 
 @pytest.mark.parametrize("op, w", [("masked_conv2d", (0, 4, 3, 3)), ("masked_conv2d", (6, 4, 0, 3))])
 def test_convolutions_without_filters_are_refused(op, w):
-    with pytest.raises(ValueError, match=f"^{op}: .*weight"):
+    with pytest.raises(ValueError, match=rf"^{op}: .*weight"):
         getattr(sp.functional, op)(torch.ones(2, 4, 5, 5), torch.ones(w), torch.ones(w), **AT)

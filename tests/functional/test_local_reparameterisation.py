@@ -151,13 +151,13 @@ def test_autocast_computes_in_its_dtype(generator):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"logits": None}, ValueError, "nothing is random: give logits, rho or both"),
-        ({"rho": torch.ones(7, 36)}, ValueError, r"rho \(7, 36\) and weight \(7, 37\) differ"),
-        ({"x": torch.ones(5, 36)}, ValueError, r"x \(5, 36\) and weight \(7, 37\) do not fit"),
-        ({"weight": torch.ones(7, 37).double()}, TypeError, "x is torch.float32 and weight torch.float64"),
+        ({"logits": None}, ValueError, "logits.*rho"),
+        ({"rho": torch.ones(7, 36)}, ValueError, r"rho \(7, 36\) and weight \(7, 37\)"),
+        ({"x": torch.ones(5, 36)}, ValueError, r"x \(5, 36\) and weight \(7, 37\)"),
+        ({"weight": torch.ones(7, 37).double()}, TypeError, r"x .*torch\.float32.* weight .*torch\.float64"),
         ({"draw": torch.arange(3)}, ValueError, "one draw.*got 3"),
         ({"row_offset": 2**32}, ValueError, "row_offset 4294967296"),
-        ({"logits": torch.ones(7, 37, dtype=torch.int64)}, TypeError, "logits must be floating"),
+        ({"logits": torch.ones(7, 37, dtype=torch.int64)}, TypeError, "logits.*int64"),
     ],
 )
 def test_bad_input(change, error, message):
@@ -168,10 +168,7 @@ def test_bad_input(change, error, message):
 
 @pytest.mark.parametrize(
     "change, message",
-    [
-        ({"groups": 2}, "does not divide into 2 groups"),
-        ({"stride": 0}, "stride must be 2 integers of at least 1, got 0"),
-    ],
+    [({"groups": 2}, "2 groups"), ({"stride": 0}, "stride.*got 0")],
 )
 def test_bad_geometry(change, message):
     with pytest.raises(ValueError, match=message):

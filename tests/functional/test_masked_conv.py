@@ -241,7 +241,7 @@ def test_frozen_tensors_get_no_gradient_computed(generator, monkeypatch):
 def test_double_backward_raises(generator):
     x, weight, logits, _ = tensors(generator)
     (g,) = torch.autograd.grad(masked_conv2d(x, weight, logits, **AT).square().sum(), weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="once"):
         g.sum().backward()
 
 
@@ -277,7 +277,7 @@ def test_autocast_computes_in_its_dtype_and_leaves_gradients_wide(generator):
 def test_a_nan_logit_is_refused(generator):
     x, weight, logits, bias = (t.detach() for t in tensors(generator, dtype=torch.float32))
     logits[3, 1, 2, 0] = float("nan")
-    with pytest.raises(ValueError, match="logits contain NaN"):
+    with pytest.raises(ValueError, match=r"logits .*NaN"):
         masked_conv2d(x, weight, logits, bias, **AT)
 
 
@@ -290,27 +290,27 @@ ONES = {"x": torch.ones(5, 4, 7, 6), "weight": torch.ones(6, 2, 3, 3), "logits":
         (
             {"x": torch.ones(5, 3, 7, 6)},
             ValueError,
-            r"x \(5, 3, 7, 6\) and weight \(6, 2, 3, 3\) do not fit in 2 groups",
+            r"x \(5, 3, 7, 6\).* weight \(6, 2, 3, 3\).*2 groups",
         ),
         ({"x": torch.ones(7, 6)}, ValueError, r"x \(7, 6\) and weight"),
-        ({"weight": torch.ones(6, 2, 3)}, ValueError, r"weight must have 4 dimensions, got shape \(6, 2, 3\)"),
-        ({"logits": torch.ones(6, 2, 9)}, ValueError, r"logits \(6, 2, 9\) and weight \(6, 2, 3, 3\) differ"),
-        ({"bias": torch.ones(5)}, ValueError, r"bias \(5,\) does not fit the 6 outputs"),
-        ({"x": torch.ones(5, 4, 7, 6, dtype=torch.int64)}, TypeError, "x must be floating, got torch.int64"),
-        ({"weight": torch.ones(6, 2, 3, 3).double()}, TypeError, "x is torch.float32 and weight torch.float64"),
-        ({"weight": torch.ones(6, 2, 3, 3, device="meta")}, ValueError, "different devices: .*weight on meta"),
-        ({"groups": 4}, ValueError, r"weight \(6, 2, 3, 3\) does not divide into 4 groups"),
-        ({"stride": 0}, ValueError, "stride must be 2 integers of at least 1, got 0"),
-        ({"dilation": (1, 1, 1)}, ValueError, r"dilation must be 2 integers of at least 1, got \(1, 1, 1\)"),
-        ({"padding": -1}, ValueError, "padding must be 2 integers of at least 0, got -1"),
-        ({"padding": "full"}, ValueError, "padding must be numbers, 'same' or 'valid', got 'full'"),
-        ({"padding": "same", "stride": 2}, ValueError, "padding 'same' needs stride 1, got 2"),
-        ({"seed": -1}, ValueError, "seed must lie"),
-        ({"draw": torch.arange(4)}, ValueError, r"x \(5, 4, 7, 6\) has no leading dimension of 4"),
+        ({"weight": torch.ones(6, 2, 3)}, ValueError, r"weight.*got shape \(6, 2, 3\)"),
+        ({"logits": torch.ones(6, 2, 9)}, ValueError, r"logits \(6, 2, 9\) and weight \(6, 2, 3, 3\)"),
+        ({"bias": torch.ones(5)}, ValueError, r"bias \(5,\).*\b6\b"),
+        ({"x": torch.ones(5, 4, 7, 6, dtype=torch.int64)}, TypeError, "x.*got torch.int64"),
+        ({"weight": torch.ones(6, 2, 3, 3).double()}, TypeError, r"x .*torch\.float32.* weight .*torch\.float64"),
+        ({"weight": torch.ones(6, 2, 3, 3, device="meta")}, ValueError, "weight .*meta"),
+        ({"groups": 4}, ValueError, r"weight \(6, 2, 3, 3\).*4 groups"),
+        ({"stride": 0}, ValueError, "stride.*got 0"),
+        ({"dilation": (1, 1, 1)}, ValueError, r"dilation.*got \(1, 1, 1\)"),
+        ({"padding": -1}, ValueError, "padding.*got -1"),
+        ({"padding": "full"}, ValueError, "padding.*got 'full'"),
+        ({"padding": "same", "stride": 2}, ValueError, "'same'.*stride.*got 2"),
+        ({"seed": -1}, ValueError, "seed.*got -1"),
+        ({"draw": torch.arange(4)}, ValueError, r"x \(5, 4, 7, 6\).*\b4\b"),
         ({"draw": torch.arange(0)}, ValueError, r"draw.*shape \(0,\)"),
-        ({"samples": 0}, ValueError, "samples must be at least 1"),
-        ({"estimator": "reinforce"}, ValueError, "masked_conv2d: unknown estimator 'reinforce'"),
-        ({"temperature": 0.0}, ValueError, "temperature must be a positive number, got 0.0"),
+        ({"samples": 0}, ValueError, "samples.*got 0"),
+        ({"estimator": "reinforce"}, ValueError, "masked_conv2d: .*estimator.*'reinforce'"),
+        ({"temperature": 0.0}, ValueError, "temperature.*got 0.0"),
     ],
 )
 def test_bad_input(change, error, message):

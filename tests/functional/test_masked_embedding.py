@@ -138,7 +138,7 @@ def test_double_backward_raises(generator):
     (g,) = torch.autograd.grad(
         masked_embedding(INDICES, weight, logits, **AT).square().sum(), weight, create_graph=True
     )
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="once"):
         g.sum().backward()
 
 
@@ -148,17 +148,17 @@ ONES = {"indices": INDICES, "weight": torch.ones(40, 7), "logits": torch.ones(40
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"indices": INDICES.float()}, TypeError, "indices must be int64 or int32, got torch.float32"),
-        ({"indices": INDICES + 1}, IndexError, r"indices must lie in 0 \.\. 39, got 40"),
-        ({"indices": INDICES - 1}, IndexError, r"indices must lie in 0 \.\. 39, got -1"),
-        ({"weight": torch.ones(40)}, ValueError, r"weight must be a matrix \[N, K\], got shape \(40,\)"),
-        ({"logits": torch.ones(7, 40)}, ValueError, r"logits \(7, 40\) and weight \(40, 7\) differ"),
-        ({"logits": torch.full((40, 7), float("nan"))}, ValueError, "logits contain NaN"),
-        ({"weight": torch.ones(40, 7, dtype=torch.int64)}, TypeError, "weight must be floating"),
-        ({"padding_idx": 40}, ValueError, r"padding_idx must lie in -40 \.\. 39, got 40"),
-        ({"draw": torch.arange(4)}, ValueError, r"indices \(2, 3\) have no leading dimension of 4"),
-        ({"estimator": "reinforce"}, ValueError, "masked_embedding: unknown estimator 'reinforce'"),
-        ({"seed": -1}, ValueError, "seed must lie"),
+        ({"indices": INDICES.float()}, TypeError, "indices.*got torch.float32"),
+        ({"indices": INDICES + 1}, IndexError, r"indices.*got 40"),
+        ({"indices": INDICES - 1}, IndexError, r"indices.*got -1"),
+        ({"weight": torch.ones(40)}, ValueError, r"weight.*got shape \(40,\)"),
+        ({"logits": torch.ones(7, 40)}, ValueError, r"logits \(7, 40\) and weight \(40, 7\)"),
+        ({"logits": torch.full((40, 7), float("nan"))}, ValueError, "logits .*NaN"),
+        ({"weight": torch.ones(40, 7, dtype=torch.int64)}, TypeError, "weight.*int64"),
+        ({"padding_idx": 40}, ValueError, r"padding_idx.*got 40"),
+        ({"draw": torch.arange(4)}, ValueError, r"indices \(2, 3\).*\b4\b"),
+        ({"estimator": "reinforce"}, ValueError, "masked_embedding: .*estimator.*'reinforce'"),
+        ({"seed": -1}, ValueError, "seed.*got -1"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -190,7 +190,7 @@ def test_double_backward_raises():
     w = torch.ones(2, 2, requires_grad=True)
     y = masked_linear(torch.ones(1, 2), w, torch.ones(2, 2), **AT)
     (g,) = torch.autograd.grad(y.square().sum(), w, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="once"):
         g.sum().backward()
 
 
@@ -259,7 +259,7 @@ def test_autocast_computes_in_its_dtype_and_leaves_gradients_wide(generator):
 def test_a_nan_logit_is_refused(generator):
     x, weight, logits, bias = (t.detach() for t in tensors(generator, dtype=torch.float32))
     logits[3, 69] = float("nan")
-    with pytest.raises(ValueError, match="logits contain NaN"):
+    with pytest.raises(ValueError, match=r"logits .*NaN"):
         masked_linear(x, weight, logits, bias, **AT)
 
 
@@ -269,24 +269,24 @@ ONES = {"x": torch.ones(5, 37), "weight": torch.ones(7, 37), "logits": torch.one
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"weight": torch.ones(7, 36)}, ValueError, r"x \(5, 37\) and weight \(7, 36\) do not fit"),
+        ({"weight": torch.ones(7, 36)}, ValueError, r"x \(5, 37\) and weight \(7, 36\)"),
         ({"x": torch.ones(())}, ValueError, r"x \(\) and weight"),
-        ({"logits": torch.ones(37, 7)}, ValueError, r"logits \(37, 7\) and weight \(7, 37\) differ"),
-        ({"bias": torch.ones(6)}, ValueError, r"bias \(6,\) does not fit"),
-        ({"x": torch.ones(5, 37, dtype=torch.int64)}, TypeError, "x must be floating, got torch.int64"),
-        ({"weight": torch.ones(7, 37).double()}, TypeError, "x is torch.float32 and weight torch.float64"),
-        ({"weight": torch.ones(7, 37, device="meta")}, ValueError, "different devices: .*weight on meta"),
-        ({"seed": -1}, ValueError, "seed must lie"),
-        ({"draw": 2**32}, ValueError, "draw must lie"),
-        ({"draw": 2**32 - 2, "samples": 3}, ValueError, "draw must lie"),
-        ({"draw": torch.tensor([1.0])}, TypeError, "draw must be an int64 tensor"),
-        ({"draw": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "number or a vector"),
-        ({"draw": torch.arange(4)}, ValueError, "no leading dimension of 4"),
-        ({"draw": torch.arange(4), "samples": 2}, ValueError, "counts on from one draw"),
-        ({"samples": 0}, ValueError, "samples must be at least 1"),
-        ({"stream": 2**31}, ValueError, "stream must lie"),
-        ({"estimator": "reinforce"}, ValueError, "unknown estimator 'reinforce'; known are: straight_through"),
-        ({"temperature": 0.0}, ValueError, "temperature must be a positive number, got 0.0"),
+        ({"logits": torch.ones(37, 7)}, ValueError, r"logits \(37, 7\) and weight \(7, 37\)"),
+        ({"bias": torch.ones(6)}, ValueError, r"bias \(6,\)"),
+        ({"x": torch.ones(5, 37, dtype=torch.int64)}, TypeError, "x.*got torch.int64"),
+        ({"weight": torch.ones(7, 37).double()}, TypeError, r"x .*torch\.float32.* weight .*torch\.float64"),
+        ({"weight": torch.ones(7, 37, device="meta")}, ValueError, "weight .*meta"),
+        ({"seed": -1}, ValueError, "seed.*got -1"),
+        ({"draw": 2**32}, ValueError, "draw.*got 4294967296"),
+        ({"draw": 2**32 - 2, "samples": 3}, ValueError, "draw.*got 4294967294"),
+        ({"draw": torch.tensor([1.0])}, TypeError, "draw.*float32"),
+        ({"draw": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, r"draw.*got shape \(2, 2\)"),
+        ({"draw": torch.arange(4)}, ValueError, r"x .*\b4\b"),
+        ({"draw": torch.arange(4), "samples": 2}, ValueError, "samples=2.*draw.*4"),
+        ({"samples": 0}, ValueError, "samples.*got 0"),
+        ({"stream": 2**31}, ValueError, "stream.*got 2147483648"),
+        ({"estimator": "reinforce"}, ValueError, "estimator.*'reinforce'.*straight_through"),
+        ({"temperature": 0.0}, ValueError, "temperature.*got 0.0"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -72,13 +72,13 @@ def test_it_compiles_whole(tensors):
 
 
 def test_errors(tensors):
-    with pytest.raises(ValueError, match="masked_linear_kl: the prior is fixed, but prior_logits requires a gradient"):
+    with pytest.raises(ValueError, match=r"masked_linear_kl: .*prior_logits .*gradient"):
         masked_linear_kl(**{**tensors, "prior_logits": tensors["logits"]}, **AT)
-    with pytest.raises(ValueError, match=r"prior_logits \(5, 40\) and weight \(6, 40\) differ in shape"):
+    with pytest.raises(ValueError, match=r"prior_logits \(5, 40\).*weight \(6, 40\)"):
         masked_linear_kl(**{**tensors, "prior_logits": torch.zeros(5, 40)}, **AT)
-    with pytest.raises(ValueError, match="masked_linear_kl: prior_logits contains NaN"):
+    with pytest.raises(ValueError, match=r"masked_linear_kl: prior_logits .*NaN"):
         masked_linear_kl(**{**tensors, "prior_logits": torch.full((6, 40), float("nan"))}, **AT)
     y, kl = masked_linear_kl(**tensors, **AT)
     (grad,) = torch.autograd.grad(kl + y.sum(), [tensors["weight"]], create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="once"):
         grad.sum().backward()

@@ -61,17 +61,17 @@ def test_double_backward_raises(generator):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"streams": [1, 2]}, ValueError, "must be as many, got 3, 3, 2, 3, 3"),
-        ({"draws": torch.tensor([1])}, ValueError, "must be as many, got 3, 3, 3, 3, 1"),
+        ({"streams": [1, 2]}, ValueError, "got 3, 3, 2, 3, 3"),
+        ({"draws": torch.tensor([1])}, ValueError, "got 3, 3, 3, 3, 1"),
         (
             {"logits": [torch.ones(2, 3)] * 3},
             ValueError,
-            r"weights\[0\] \(6, 70\) and logits\[0\] \(2, 3\) must be of one",
+            r"weights\[0\] \(6, 70\).* logits\[0\] \(2, 3\)",
         ),
-        ({"weights": [torch.ones(s, dtype=torch.int64) for s in SHAPES]}, TypeError, r"weights\[0\] must be floating"),
+        ({"weights": [torch.ones(s, dtype=torch.int64) for s in SHAPES]}, TypeError, r"weights\[0\].*int64"),
         ({"logits": [torch.ones(s, device="meta") for s in SHAPES]}, ValueError, r"logits\[0\] on meta"),
-        ({"streams": [1, 2, 2**31]}, ValueError, "stream must lie"),
-        ({"estimator": "arm"}, ValueError, "masked_weights: unknown estimator 'arm'"),
+        ({"streams": [1, 2, 2**31]}, ValueError, "stream.*got 2147483648"),
+        ({"estimator": "arm"}, ValueError, "masked_weights: .*estimator.*'arm'"),
     ],
 )
 def test_bad_input(change, error, message, generator):

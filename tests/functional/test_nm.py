@@ -146,13 +146,13 @@ ONES = {"x": torch.ones(5, 36), "weight": torch.ones(7, 36), "logits": torch.one
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"pattern": "2-4"}, ValueError, "written n:m"),
-        ({"pattern": "4:8"}, ValueError, "8 does not divide the 36 columns"),
-        ({"pattern": "5:8"}, ValueError, "at most 4, got 5:8"),
-        ({"logits": torch.ones(7, 32)}, ValueError, r"logits \(7, 32\) and weight \(7, 36\) differ"),
-        ({"logits": torch.full((7, 36), float("nan"))}, ValueError, "logits contain NaN"),
-        ({"weight": torch.ones(7, 36, dtype=torch.int64)}, TypeError, "weight must be floating"),
-        ({"draw": 2**32}, ValueError, "draw must lie"),
+        ({"pattern": "2-4"}, ValueError, "n:m.*got '2-4'"),
+        ({"pattern": "4:8"}, ValueError, r"\b8\b.*36 columns"),
+        ({"pattern": "5:8"}, ValueError, "got 5:8"),
+        ({"logits": torch.ones(7, 32)}, ValueError, r"logits \(7, 32\) and weight \(7, 36\)"),
+        ({"logits": torch.full((7, 36), float("nan"))}, ValueError, "logits .*NaN"),
+        ({"weight": torch.ones(7, 36, dtype=torch.int64)}, TypeError, "weight.*int64"),
+        ({"draw": 2**32}, ValueError, "draw.*got 4294967296"),
     ],
 )
 def test_bad_input(change, error, message):
@@ -161,9 +161,9 @@ def test_bad_input(change, error, message):
 
 
 def test_bad_input_of_the_closed_forms():
-    with pytest.raises(ValueError, match="contain NaN"):
+    with pytest.raises(ValueError, match="NaN"):
         nm_kl(torch.full((2, 4), float("nan")), 0.0, "2:4")
-    with pytest.raises(ValueError, match=r"matrix \[N, K\], got shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"got shape \(4,\)"):
         nm_inclusion(torch.ones(4), "2:4")
-    with pytest.raises(TypeError, match="logits must be floating"):
+    with pytest.raises(TypeError, match=r"logits.*int64"):
         nm_keep_mask(torch.ones(4, 4, dtype=torch.int64), pattern="2:4", **AT)

@@ -204,19 +204,19 @@ def test_double_backward_raises(generator):
     (g,) = torch.autograd.grad(
         spike_and_slab_linear(x, mu, rho, logits, bias, **AT).square().sum(), mu, create_graph=True
     )
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="once"):
         g.sum().backward()
 
 
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"rho": torch.ones(7, 36)}, ValueError, r"rho \(7, 36\) and mu \(7, 37\) differ"),
-        ({"mu": torch.ones(7, 36)}, ValueError, r"x \(5, 37\) and mu \(7, 36\) do not fit"),
-        ({"logits": torch.ones(7, 37, dtype=torch.int64)}, TypeError, "logits must be floating"),
-        ({"logits": torch.full((7, 37), float("nan"))}, ValueError, "logits contain NaN"),
-        ({"estimator": "reinforce"}, ValueError, "unknown estimator 'reinforce'"),
-        ({"draw": 2**32}, ValueError, "draw must lie"),
+        ({"rho": torch.ones(7, 36)}, ValueError, r"rho \(7, 36\) and mu \(7, 37\)"),
+        ({"mu": torch.ones(7, 36)}, ValueError, r"x \(5, 37\) and mu \(7, 36\)"),
+        ({"logits": torch.ones(7, 37, dtype=torch.int64)}, TypeError, "logits.*int64"),
+        ({"logits": torch.full((7, 37), float("nan"))}, ValueError, "logits .*NaN"),
+        ({"estimator": "reinforce"}, ValueError, "estimator.*'reinforce'"),
+        ({"draw": 2**32}, ValueError, "draw.*got 4294967296"),
     ],
 )
 def test_bad_input(change, error, message):
@@ -228,17 +228,17 @@ def test_bad_input(change, error, message):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"groups": 2}, ValueError, r"mu \(3, 2, 2, 2\) does not divide into 2 groups"),
-        ({"stride": (1, 2, 3)}, ValueError, r"stride must be 2 integers of at least 1, got \(1, 2, 3\)"),
-        ({"rho": torch.ones(3, 2, 2, 1)}, ValueError, r"rho \(3, 2, 2, 1\) and mu \(3, 2, 2, 2\) differ"),
-        ({"bias": torch.ones(2)}, ValueError, r"bias \(2,\) does not fit the .* of mu"),
-        ({"draw": torch.arange(2)}, ValueError, r"x \(1, 2, 5, 5\) has no leading dimension of 2, one for each draw"),
+        ({"groups": 2}, ValueError, r"mu \(3, 2, 2, 2\).*2 groups"),
+        ({"stride": (1, 2, 3)}, ValueError, r"stride.*got \(1, 2, 3\)"),
+        ({"rho": torch.ones(3, 2, 2, 1)}, ValueError, r"rho \(3, 2, 2, 1\) and mu \(3, 2, 2, 2\)"),
+        ({"bias": torch.ones(2)}, ValueError, r"bias \(2,\).*mu"),
+        ({"draw": torch.arange(2)}, ValueError, r"x \(1, 2, 5, 5\).*\b2\b.*draw"),
         (
             {"draw": torch.arange(2), "x": torch.ones(2, 1, 3, 5, 5)},
             ValueError,
-            r"x \(2, 1, 3, 5, 5\) and mu \(3, 2, 2, 2\) do not fit",
+            r"x \(2, 1, 3, 5, 5\).* mu \(3, 2, 2, 2\)",
         ),
-        ({"mu": torch.ones(3, 2, 2, 2).double()}, TypeError, "x is torch.float32 and mu torch.float64"),
+        ({"mu": torch.ones(3, 2, 2, 2).double()}, TypeError, r"x .*torch\.float32.* mu .*torch\.float64"),
     ],
 )
 def test_bad_input_of_convolutions(change, error, message):

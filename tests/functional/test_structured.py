@@ -101,12 +101,12 @@ def test_compiled_gives_the_eager_values(generator):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"logits": torch.ones(4, 2)}, ValueError, r"logits \(4, 2\) do not divide weight \(6, 8\) into blocks"),
-        ({"logits": torch.ones(6)}, ValueError, r"logits \(6,\) do not divide"),
-        ({"logits": torch.ones(6, 0)}, ValueError, "do not divide"),
-        ({"logits": torch.full((6, 1), float("nan"))}, ValueError, "logits contain NaN"),
-        ({"logits": torch.ones(6, 1, dtype=torch.int64)}, TypeError, "logits must be floating"),
-        ({"estimator": "reinforce"}, ValueError, "unknown estimator"),
+        ({"logits": torch.ones(4, 2)}, ValueError, r"logits \(4, 2\).* weight \(6, 8\)"),
+        ({"logits": torch.ones(6)}, ValueError, r"logits \(6,\)"),
+        ({"logits": torch.ones(6, 0)}, ValueError, r"logits \(6, 0\)"),
+        ({"logits": torch.full((6, 1), float("nan"))}, ValueError, "logits .*NaN"),
+        ({"logits": torch.ones(6, 1, dtype=torch.int64)}, TypeError, "logits.*int64"),
+        ({"estimator": "reinforce"}, ValueError, "estimator.*'reinforce'"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -77,7 +77,7 @@ def test_override(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(1, torch.bfloat16, "expected") == "in_register"  # a soft mask does not fit in bits
     assert "STOCHPRUNE_ROUTE=bits" in routes.table(*SIZE, DEVICE)
     monkeypatch.setenv(routes.OVERRIDE, "fast")
-    with pytest.raises(ValueError, match="unknown route 'fast'; known are: in_register, bits, prepass"):
+    with pytest.raises(ValueError, match=r"route.*'fast'.*in_register, bits, prepass"):
         choose(1, torch.bfloat16)
 
 
@@ -105,5 +105,5 @@ def test_measured_constants_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_calibration_needs_a_gpu() -> None:
-    with pytest.raises(RuntimeError, match="needs an NVIDIA GPU"):
+    with pytest.raises(RuntimeError, match="GPU"):
         calibrate()

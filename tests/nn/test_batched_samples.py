@@ -150,17 +150,17 @@ def test_a_copy_made_inside_is_outside() -> None:
 def test_what_cannot_be_served_is_refused() -> None:
     model, x = _case("zeros")
     model.train()
-    with pytest.raises(ValueError, match="at least 1"), sp.nn.batched_samples(model, 0):
+    with pytest.raises(ValueError, match=r"draws.*got 0"), sp.nn.batched_samples(model, 0):
         pass
-    with pytest.raises(ValueError, match="batch of 15 does not divide into 4"), sp.nn.batched_samples(model, 4):
+    with pytest.raises(ValueError, match=r"\b15\b.*\b4\b"), sp.nn.batched_samples(model, 4):
         model(x)
     with (
-        pytest.raises(ValueError, match="not inside"),
+        pytest.raises(ValueError, match="fused_masking"),
         sp.nn.batched_samples(model, 5),
         sp.nn.batched_samples(model, 3),
     ):
         pass
-    with pytest.raises(ValueError, match="not inside"), sp.nn.fused_masking(model), sp.nn.batched_samples(model, 5):
+    with pytest.raises(ValueError, match="fused_masking"), sp.nn.fused_masking(model), sp.nn.batched_samples(model, 5):
         pass
     assert all(layer.draws_per_forward == 1 for layer in sp.nn.masked_layers(model).values())
 
@@ -175,7 +175,7 @@ def test_an_input_without_the_batch_is_refused() -> None:
             return x + self.table(torch.arange(6))
 
     model = sp.convert(Positions(), include=["*"]).train()
-    with pytest.raises(ValueError, match=r"table.weight has an input \(6,\)"), sp.nn.batched_samples(model, 2):
+    with pytest.raises(ValueError, match=r"table\.weight.*\(6,\)"), sp.nn.batched_samples(model, 2):
         model(_numbers(4, 6, 4))
 
 
@@ -191,16 +191,16 @@ def test_a_batch_that_cannot_be_seen_is_refused() -> None:
     model, x = Network().train(), _numbers(4, 3)
     with sp.nn.batched_samples(model, 2):
         for given in ({"x": x}, torch.tensor(1.0)):
-            with pytest.raises(ValueError, match="no tensor whose first dimension could be the batch"):
+            with pytest.raises(ValueError, match=r"many_draws: .*tensor"):
                 model(given)
-        with pytest.raises(ValueError, match=r"fc\.weight runs outside of a forward of the model"):
+        with pytest.raises(ValueError, match=r"fc\.weight"):
             model.fc(x)
-        with pytest.raises(ValueError, match=r"fc\.weight has no input by position"):
+        with pytest.raises(ValueError, match=r"fc\.weight.*input"):
             model(x)
 
 
 def test_the_counter_does_not_run_past_its_end() -> None:
     model = sp.nn.MaskedLinear(2, 2).train()
     model.mask_draw.fill_((1 << 32) - 3)
-    with pytest.raises(RuntimeError, match="ran past"), sp.nn.batched_samples(model, 4):
+    with pytest.raises(RuntimeError, match="draw"), sp.nn.batched_samples(model, 4):
         model(_numbers(4, 2))

@@ -122,15 +122,15 @@ def test_harden_to_a_sparsity(generator, scope):
     [
         (
             {"masks": {"tail.weight": torch.ones(2, 2, dtype=torch.bool)}},
-            "no layer to convert has the weight 'tail.weight'; there are: body.0.weight, head.weight",
+            r"'tail\.weight'.* body\.0\.weight, head\.weight",
         ),
         (
             {"masks": {"body.0.weight": torch.ones(2, 2, dtype=torch.bool)}},
-            r"must be a bool tensor \(30, 20\), got torch.bool \(2, 2\)",
+            r"\(30, 20\), got torch\.bool \(2, 2\)",
         ),
         ({"masks": {"body.0.weight": torch.ones(30, 20)}}, "got torch.float32"),
         ({"masks": {"body.0.weight": [[True]]}}, "got a list"),
-        ({"include": "nothing*"}, "no layer is left"),
+        ({"include": "nothing*"}, "no layer"),
         (
             {
                 "masks": {
@@ -138,10 +138,10 @@ def test_harden_to_a_sparsity(generator, scope):
                     "head.weight": torch.zeros(30, 20, dtype=torch.bool),
                 }
             },
-            "body.0.weight and head.weight are one weight, and their masks differ",
+            r"body\.0\.weight and head\.weight .*masks",
         ),
-        ({"keep_kept": 1.0}, "strictly between 0 and 1"),
-        ({"seed": -3}, "seed must lie"),
+        ({"keep_kept": 1.0}, "keep.*got 1"),
+        ({"seed": -3}, "seed.*got -3"),
     ],
 )
 def test_convert_refuses(net, options, message):
@@ -151,12 +151,12 @@ def test_convert_refuses(net, options, message):
 
 
 def test_harden_refuses(net):
-    with pytest.raises(ValueError, match="no masked layer"):
+    with pytest.raises(ValueError, match="masked layer"):
         sp.harden(net)
     sp.convert(net)
-    with pytest.raises(ValueError, match="sparsity must lie in"):
+    with pytest.raises(ValueError, match=r"sparsity.*got 1.0"):
         sp.harden(net, 1.0)
-    with pytest.raises(ValueError, match=r"no probability reaches one half in body\.0\.weight"):
+    with pytest.raises(ValueError, match=r"body\.0\.weight"):
         nn.init.constant_(net.body[0].mask_logits, -9.0)
         sp.harden(net)
 

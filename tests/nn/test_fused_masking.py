@@ -172,5 +172,5 @@ def test_a_change_in_place_before_backward_is_refused(model, x, name, frozen):
         y = model(x)
     with torch.no_grad():
         getattr(next(iter(sp.nn.masked_layers(model).values())), name).mul_(-3)
-    with pytest.raises(RuntimeError, match="changed in place"):
+    with pytest.raises(RuntimeError, match="in place"):
         torch.autograd.grad(y.sum(), x)

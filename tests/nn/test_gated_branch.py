@@ -65,7 +65,7 @@ def test_dropping_leaves_what_evaluation_computes():
     model[0].branch.gate.mask_logits.data.fill_(-1.0)
     x = torch.ones(2, 6)
     before, parameters = model(x), sum(p.numel() for p in model.parameters())
-    with pytest.raises(ValueError, match=r"0\.branch, 2\.branch are gated branches: call drop_branches"):
+    with pytest.raises(ValueError, match=r"0\.branch, 2\.branch .*drop_branches"):
         sp.harden(copy.deepcopy(model))  # an open gate, hardened, ran no more
     assert drop_branches(model) == ["0.branch"] and isinstance(model[0].branch, Dropped)
     assert torch.equal(model(x), before) and sum(p.numel() for p in model.parameters()) == parameters - 42 - 4
@@ -118,15 +118,15 @@ def test_gates_on_a_residual_network():
 
 def test_bad_input_is_named():
     model = network()
-    with pytest.raises(ValueError, match=r"no module of Sequential is called 'layer\*'"):
+    with pytest.raises(ValueError, match=r"Sequential.*'layer\*'"):
         gate_branches(model, "layer*")
     for use in (drop_branches, expected_cost):
         with pytest.raises(ValueError, match="gated branch"):
             use(model)
     gate_branches(model, "0.branch")
-    with pytest.raises(ValueError, match=r"costs must be positive and of 0\.branch, got \{'0\.branch': 0\}"):
+    with pytest.raises(ValueError, match=r"costs.*got \{'0\.branch': 0\}"):
         expected_cost(model, {"0.branch": 0})
-    with pytest.raises(ValueError, match=r"keep must lie strictly between 0 and 1, got 1\.0"):
+    with pytest.raises(ValueError, match=r"keep.*got 1\.0"):
         GatedBranch(model[1], keep=1.0)
 
 

@@ -47,9 +47,9 @@ def test_tied_masks_count_once():
 
 
 def test_bad_input(model):
-    with pytest.raises(ValueError, match=r"no masked layer has the weight 'x'; there are: 0.weight, 2.weight"):
+    with pytest.raises(ValueError, match=r"'x'.* 0\.weight, 2\.weight"):
         layer_kl(model, {**priors(model), "x": 0.0})
-    with pytest.raises(ValueError, match=r"layer_kl: prior_logits lack 2\.weight"):
+    with pytest.raises(ValueError, match=r"layer_kl: prior_logits .*2\.weight"):
         layer_kl(model, {"0.weight": 0.0})
-    with pytest.raises(ValueError, match="Linear has no masked layer"):
+    with pytest.raises(ValueError, match=r"Linear .*masked layer"):
         layer_kl(linear(2, 2), {})

@@ -91,7 +91,7 @@ def test_transposed_convolutions_take_an_output_size(generator):
     x = torch.randn(2, 3, 5, 4, generator=generator)
     layer = sp.convert(dense)
     assert layer(x, output_size=(12, 9)).shape == (2, 4, 12, 9)
-    with pytest.raises(ValueError, match="valid sizes range from"):
+    with pytest.raises(ValueError, match="size"):
         layer(x, output_size=(20, 9))
 
 

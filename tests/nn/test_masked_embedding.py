@@ -53,7 +53,7 @@ def test_a_layer_of_its_own():
 @pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}], ids=str)
 def test_options_without_a_masked_counterpart(options):
     dense = nn.utils.skip_init(nn.Embedding, 9, 70, **options)
-    with pytest.raises(ValueError, match=f"MaskedEmbedding: .*{next(iter(options)).split('_')[0]}"):
+    with pytest.raises(ValueError, match=rf"MaskedEmbedding: .*{next(iter(options)).split('_')[0]}"):
         MaskedEmbedding.from_embedding(dense)
     with pytest.raises(ValueError, match=r"convert: the model \(Embedding\) .*exclude it"):
         sp.convert(dense, include="*")

@@ -179,7 +179,7 @@ def test_checkpointed_forwards_that_cannot_be_told_apart_are_refused(linear, x, 
         total = checkpoint(lambda x: layer(x) + layer(x), x, use_reentrant=use_reentrant).sum()
     else:
         total = sum(checkpoint(layer, x, use_reentrant=use_reentrant).sum() for _ in range(2))
-    with pytest.raises(RuntimeError, match="several times before one backward"):
+    with pytest.raises(RuntimeError, match="several times"):
         total.backward()
 
 
@@ -219,22 +219,22 @@ def test_the_draw_counter_never_wraps(linear, x):
     layer = MaskedLinear.from_linear(linear)
     layer.mask_draw.fill_(2**32 - 1)
     layer(x)
-    with pytest.raises(RuntimeError, match="ran past"):
+    with pytest.raises(RuntimeError, match="draw"):
         layer(x)
 
 
 @pytest.mark.parametrize("keep", [0.0, 1.0, 1.5, float("nan"), torch.ones(9, 70)])
 def test_certain_probabilities_are_refused(linear, keep):
-    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+    with pytest.raises(ValueError, match=r"keep.*got"):
         MaskedLinear.from_linear(linear, keep)
 
 
 def test_bad_options(linear):
-    with pytest.raises(ValueError, match="differ in shape"):
+    with pytest.raises(ValueError, match=r"keep.*weight"):
         MaskedLinear.from_linear(linear, torch.full((70, 9), 0.5))
-    with pytest.raises(ValueError, match="MaskedLinear: unknown estimator 'arm'"):
+    with pytest.raises(ValueError, match=r"MaskedLinear: .*estimator.*'arm'"):
         MaskedLinear.from_linear(linear, estimator="arm")
-    with pytest.raises(ValueError, match="seed must lie"):
+    with pytest.raises(ValueError, match=r"seed.*got"):
         MaskedLinear.from_linear(linear, seed=2**64)
 
 

@@ -105,10 +105,10 @@ def test_a_weight_read_in_both_ways_is_refused():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(6, 6), Conv1D(6, 6))
     model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match=r"1\.weight is tied to 0\.weight, which has it transposed"):
+    with pytest.raises(ValueError, match=r"1\.weight .*0\.weight.*transposed"):
         sp.convert(model)
 
 
 def test_it_is_made_by_from_dense_alone():
-    with pytest.raises(TypeError, match="MaskedTransposedLinear is made by from_dense"):
+    with pytest.raises(TypeError, match=r"MaskedTransposedLinear.*from_dense"):
         sp.nn.MaskedTransposedLinear(4, 8)

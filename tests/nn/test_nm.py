@@ -100,9 +100,9 @@ def test_hardened_weights_in_torch_s_compressed_layout(generator):
 
 
 def test_semi_structured_refuses_clearly():
-    with pytest.raises(ValueError, match="fc lies on cpu; torch needs CUDA"):
+    with pytest.raises(ValueError, match=r"\bfc\b.* cpu.*CUDA"):
         semi_structured(nn.ModuleDict({"fc": sp.harden(NMMaskedLinear(16, 4))}))
-    with pytest.raises(ValueError, match=r"no linear layer of .* has 2:4 sparse weights"):
+    with pytest.raises(ValueError, match=r"linear layer.*2:4"):
         semi_structured(model())
 
 
@@ -111,13 +111,13 @@ def test_semi_structured_refuses_clearly():
     [
         (
             lambda: sp.harden(sp.convert(model(), pattern="2:4"), sparsity=0.5),
-            "0.weight keeps a fixed number of weights",
+            r"0\.weight",
         ),
-        (lambda: sp.convert(model(), pattern="4:8"), "2.weight: NMMaskedLinear: 8 does not divide the 12 columns"),
+        (lambda: sp.convert(model(), pattern="4:8"), r"2\.weight: NMMaskedLinear: .*\b8\b.*12 columns"),
         (lambda: sp.convert(model(), pattern="2:3"), "got 2:3"),
-        (lambda: NMMaskedLinear(16, 4, pattern="two"), "written n:m, such as 2:4, got 'two'"),
-        (lambda: NMMaskedLinear(16, 4, estimator="concrete")(torch.ones(1, 16)), "straight_through, not concrete"),
-        (lambda: sp.convert(nn.Conv2d(4, 4, 1, device="meta"), pattern="2:4"), r"weight \(Conv2d\) is no linear layer"),
+        (lambda: NMMaskedLinear(16, 4, pattern="two"), "n:m.*got 'two'"),
+        (lambda: NMMaskedLinear(16, 4, estimator="concrete")(torch.ones(1, 16)), "straight_through.*concrete"),
+        (lambda: sp.convert(nn.Conv2d(4, 4, 1, device="meta"), pattern="2:4"), r"weight.*Conv2d"),
     ],
 )
 def test_bad_input(call, message):

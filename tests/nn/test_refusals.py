@@ -62,7 +62,7 @@ TABLE: dict[str, list[Row]] = {
         ((dense(), {"0.weight": torch.ones(3, 4)}), {}, ValueError, r"0\.weight .*torch.float32"),
         ((dense(), {"0.weight": torch.ones(4, 3).bool()}), {}, ValueError, r"0\.weight .*\(4, 3\)"),
         ((dense(), {"0.weight": None}), {}, ValueError, r"0\.weight .*NoneType"),
-        ((dense(), {}), {}, ValueError, "no layer is left"),
+        ((dense(), {}), {}, ValueError, "no layer"),
         ((dense(),), {"include": "encoder.*"}, ValueError, r"'encoder\.\*' .* 0\.weight, 1\.weight"),
         ((dense(),), {"exclude": "*"}, ValueError, r"exclude '\*'"),
         ((dense(),), {"include": 5}, TypeError, "include .*5"),
@@ -174,7 +174,7 @@ OPTIONS = [
 def test_refusals_of_functions(name, row):
     arguments, options, error, named = row
     name_or_op = "antithetic_gradients?" if name == "antithetic_gradients" else name  # the op speaks of its arguments
-    with pytest.raises(error, match=f"(?s){name_or_op}: .*{named}"):
+    with pytest.raises(error, match=rf"(?s){name_or_op}: .*{named}"):
         result = getattr(sp.nn, name)(*arguments, **options)
         if name in CONTEXTS:
             with result:
@@ -185,7 +185,7 @@ def test_refusals_of_functions(name, row):
 @pytest.mark.parametrize("name", LAYERS)
 def test_refusals_of_layers(name, options):
     given, error, named = options
-    with pytest.raises(error, match=f"{name}: .*{named}"):
+    with pytest.raises(error, match=rf"{name}: .*{named}"):
         getattr(sp.nn, name)(*LAYERS[name], **given)
 
 
@@ -193,7 +193,7 @@ def test_refusals_of_layers(name, options):
 def test_a_dense_layer_of_another_type_is_refused(name):
     kind = getattr(sp.nn, name)
     other = nn.LayerNorm(4)
-    with pytest.raises(TypeError, match=f"{name}: dense .*LayerNorm"):
+    with pytest.raises(TypeError, match=rf"{name}: .*LayerNorm"):
         kind.from_dense(other)
     if name.startswith("MaskedConv2d"):
         with torch.device("meta"), pytest.raises(TypeError, match=r"torch.nn.Conv2d, got ConvTranspose2d"):
@@ -216,7 +216,7 @@ def test_named_constructors(call, named):
 
 @pytest.mark.parametrize("structure", ["16", "x", 5, "0x4", "3x3"])
 def test_bad_structures(structure):
-    with pytest.raises(ValueError, match=f"StructuredMaskedLinear: .*{structure}"):
+    with pytest.raises(ValueError, match=rf"StructuredMaskedLinear: .*{structure}"):
         StructuredMaskedLinear(4, 4, structure=structure)
 
 

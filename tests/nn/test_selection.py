@@ -66,14 +66,14 @@ def test_names_and_types(options, expected):
 
 def test_masks_of_what_is_masked_already_are_refused():
     model = sp.convert(mixed(), include="up.*")
-    with pytest.raises(ValueError, match=r"up\.weight is masked already; leave it out, or harden"):
+    with pytest.raises(ValueError, match=r"up\.weight .*masked.*harden"):
         sp.convert(model, {"up.weight": torch.ones(8, 3, 2, 2, dtype=torch.bool)})
 
 
 def test_masks_choose_and_may_name_embeddings():
     masks = {"table.weight": torch.ones(10, 8, dtype=torch.bool), "up.weight": torch.ones(8, 3, 2, 2, dtype=torch.bool)}
     assert names(sp.convert(mixed(), masks)) == set(masks)
-    with pytest.raises(ValueError, match=r"no layer to convert has the weight 'up\.weight'; there are: stem\.weight"):
+    with pytest.raises(ValueError, match=r"'up\.weight'.* stem\.weight"):
         sp.convert(mixed(), masks, exclude=nn.ConvTranspose2d)
 
 
@@ -106,7 +106,7 @@ def test_tied_weights_go_together(options, expected):
 def test_a_weight_tied_to_something_else_is_refused():
     model = build(fc=nn.Linear(8, 8), norm=nn.LayerNorm(8))
     model.shadow = model["fc"].weight
-    with pytest.raises(ValueError, match=r"convert: fc\.weight is tied to shadow, which cannot be masked; exclude it"):
+    with pytest.raises(ValueError, match=r"convert: fc\.weight .*tied.* shadow.*exclude"):
         sp.convert(model)
     model["other"] = nn.Linear(8, 8)
     assert names(sp.convert(model, exclude="fc.*")) == {"other.weight"}
@@ -124,18 +124,18 @@ def computed(weigh):
 
 
 OBSTACLES = {
-    "MultiheadAttention": (lambda: nn.MultiheadAttention(8, 2), "F.scaled_dot_product_attention"),
-    "LSTM": (lambda: nn.LSTM(8, 8), "fused function of torch.*all time steps"),
-    "GRU": (lambda: nn.GRU(8, 8), "fused function of torch"),
-    "GRUCell": (lambda: nn.GRUCell(8, 8), "fused function of torch"),
+    "MultiheadAttention": (lambda: nn.MultiheadAttention(8, 2), "scaled_dot_product_attention"),
+    "LSTM": (lambda: nn.LSTM(8, 8), "fused.*time steps"),
+    "GRU": (lambda: nn.GRU(8, 8), "fused"),
+    "GRUCell": (lambda: nn.GRUCell(8, 8), "fused"),
     "Bilinear": (lambda: nn.Bilinear(8, 8, 8), "three dimensions"),
-    "Scaled": (lambda: Scaled(8, 8), "subclass of Linear, which may compute something"),
-    "LazyLinear": (lambda: nn.LazyLinear(8), "run the model once first"),
+    "Scaled": (lambda: Scaled(8, 8), "subclass of Linear"),
+    "LazyLinear": (lambda: nn.LazyLinear(8), "once"),
     "ParametrizedLinear": (
         lambda: computed(parametrizations.weight_norm),
-        "weight that is computed .weight_norm, spectral_norm, prune",
+        "computed.*weight_norm, spectral_norm, prune",
     ),
-    "Linear": (lambda: computed(lambda layer: prune.identity(layer, "weight")), "weight that is computed"),
+    "Linear": (lambda: computed(lambda layer: prune.identity(layer, "weight")), "computed"),
 }
 
 
@@ -143,14 +143,14 @@ OBSTACLES = {
 def test_layers_that_cannot_be_masked_are_refused_by_name_with_the_reason(kind):
     make, reason = OBSTACLES[kind]
     model = build(fc=nn.Linear(8, 8), block=nn.Sequential(make()))
-    with pytest.raises(ValueError, match=rf"convert: block\.0 \({kind}\) .*{reason}.*; or exclude it, by name or by"):
+    with pytest.raises(ValueError, match=rf"convert: block\.0 \({kind}\) .*{reason}.*exclude"):
         sp.convert(model)
     assert not names(model)
     layer = model["block"][0]
     weight = next(name for name, _ in layer.named_parameters())
     if kind != "LazyLinear":
         mask = {f"block.0.{weight}": torch.ones(2, 2, dtype=torch.bool)}
-        with pytest.raises(ValueError, match=rf"block\.0\.{weight} cannot be masked: block\.0 .*{reason}"):
+        with pytest.raises(ValueError, match=rf"block\.0\.{weight} .*block\.0 .*{reason}"):
             sp.convert(model, mask)
     assert names(sp.convert(model, {"fc.weight": torch.ones(8, 8, dtype=torch.bool)})) == {"fc.weight"}
 
@@ -170,7 +170,7 @@ def test_what_is_excluded_is_left_alone(kind, by):
 def test_a_quantised_layer_is_refused():
     layer = nn.Linear(8, 8)
     layer.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match=r"convert: fc \(Linear\) has a weight of torch.int8"):
+    with pytest.raises(ValueError, match=r"convert: fc \(Linear\) .*torch\.int8"):
         sp.convert(build(fc=layer))
 
 

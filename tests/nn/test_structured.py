@@ -115,9 +115,9 @@ def test_a_filter_s_gradient_gathers_its_weights(generator):
 @pytest.mark.parametrize(
     "structure, message",
     [
-        ("filters", "rows, columns or RxC, such as 16x16, got 'filters'"),
-        ("5x8", "blocks of 5x8 do not divide a weight of 12x16"),
-        ("0x8", "blocks of 0x8 do not divide"),
+        ("filters", "got 'filters'"),
+        ("5x8", "5x8.*12x16"),
+        ("0x8", "0x8"),
     ],
 )
 def test_bad_structure(structure, message):
