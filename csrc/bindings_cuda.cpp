@@ -2,34 +2,50 @@
 #include "bindings.h"
 #include "cuda/engine.h"
 
+#include <stdexcept>
+#include <string>
+
 namespace stochprune {
 namespace {
 
-using At = std::tuple<int, uintptr_t>;  // device, its stream
+using At = std::tuple<int, uintptr_t>;              // device, its stream
+using Array = std::tuple<uintptr_t, int64_t, int>;  // address or 0, row stride, dtype
 
 cuda::Launch launch(const At& a) { return {std::get<0>(a), std::get<1>(a)}; }
-
-ConstMatrix given(const Array& a) { return input(a, DType::f16); }
-Matrix result(const Array& a) { return output(a, DType::f16); }
 
 template <class T>
 const T* pointer(uintptr_t p) {
   return reinterpret_cast<const T*>(p);
 }
 
-cuda::Masked masked(Size size, uintptr_t seed, uintptr_t draw, int draws, uint32_t stream, uint64_t row, uint64_t col,
-                    int estimator, float temperature, Array weight, Array logits, uintptr_t rows) {
-  return {shape(size),
-          pointer<int64_t>(seed),
-          pointer<int64_t>(draw),
-          draws,
-          stream,
-          row,
-          col,
-          pointer<int64_t>(rows),
-          {Estimator(estimator), temperature},
-          given(weight),
-          given(logits)};
+// A code that no kernel knows would be read as another one's numbers.
+DType dtype(const Array& a) {
+  const int code = std::get<2>(a);
+  if (std::get<0>(a) && (code < 0 || code > int(DType::f16)))
+    throw std::invalid_argument("no kernel for dtype " + std::to_string(code));
+  return DType(code);
+}
+
+ConstMatrix given(const Array& a) { return {pointer<void>(std::get<0>(a)), std::get<1>(a), dtype(a)}; }
+Matrix result(const Array& a) { return {reinterpret_cast<void*>(std::get<0>(a)), std::get<1>(a), dtype(a)}; }
+Thresholds levels(const Array& a) { return {pointer<uint16_t>(std::get<0>(a)), std::get<1>(a)}; }
+
+Masked masked(Size size, uintptr_t seed, uintptr_t draw, int64_t draws, uint32_t stream, uint64_t row, uint64_t col,
+              int estimator, float temperature, Array weight, Array logits, Array threshold, uintptr_t rows) {
+  Masked m = {};
+  m.shape = shape(size);
+  m.seed = pointer<int64_t>(seed);
+  m.draw = pointer<int64_t>(draw);
+  m.draws = draws;
+  m.stream = stream;
+  m.row = row;
+  m.col = col;
+  m.rows = pointer<int64_t>(rows);
+  m.relaxation = {Estimator(estimator), temperature};
+  m.weight = given(weight);
+  m.logits = given(logits);
+  m.thresholds = levels(threshold);
+  return m;
 }
 
 }  // namespace
@@ -38,13 +54,14 @@ void bind_cuda(py::module_& m) {
   using py::arg;
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   const Array nothing = {0, 0, 0};
-  py::class_<cuda::Masked>(m, "Masked", py::module_local())
+  py::class_<Masked>(m, "Masked", py::module_local())
       .def(py::init(&masked), py::kw_only(), arg("shape"), arg("seed"), arg("draw"), arg("draws"), arg("stream"), arg("row"),
-           arg("col"), arg("estimator"), arg("temperature"), arg("weight") = nothing, arg("logits") = nothing, arg("rows") = 0);
+           arg("col"), arg("estimator"), arg("temperature"), arg("weight") = nothing, arg("logits") = nothing,
+           arg("threshold") = nothing, arg("rows") = 0);
   m.def(
       "keep_mask",
-      [](At at, const cuda::Masked& masked, Array t, uintptr_t mask) {
-        cuda::keep_mask(launch(at), masked, pointer<uint16_t>(std::get<0>(t)), std::get<1>(t), reinterpret_cast<uint8_t*>(mask));
+      [](At at, const Masked& masked, uintptr_t keep) {
+        cuda::keep_mask(launch(at), masked, reinterpret_cast<uint8_t*>(keep));
       },
       unlocked);
   m.def(
@@ -54,11 +71,11 @@ void bind_cuda(py::module_& m) {
       },
       unlocked);
   m.def(
-      "masked_weight", [](At at, const cuda::Masked& masked, Array out) { cuda::masked_weight(launch(at), masked, result(out)); },
+      "masked_weight", [](At at, const Masked& masked, Array out) { cuda::masked_weight(launch(at), masked, result(out)); },
       unlocked);
   m.def(
       "weight_grad",
-      [](At at, const cuda::Masked& masked, Array grad, Array prior, uintptr_t kl_grad, Array dweight, Array dlogits, bool add) {
+      [](At at, const Masked& masked, Array grad, Array prior, uintptr_t kl_grad, Array dweight, Array dlogits, bool add) {
         const cuda::KLTerm kl = {given(prior), pointer<double>(kl_grad)};
         cuda::weight_grad(launch(at), masked, given(grad), kl, {result(dweight), result(dlogits), add});
       },

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from stochprune.address import Logits, Mask
 
-_Key: TypeAlias = tuple[int, int, int, int, int]  # seed, draw, stream, first row, first column
 _Array: TypeAlias = tuple[int, int, int]  # address or 0, row stride, dtype
 _Size: TypeAlias = tuple[int, ...]  # rows, columns
 
@@ -101,11 +100,12 @@ class cuda:  # a submodule, missing where there was no nvcc
             temperature: float,
             weight: _Array = ...,
             logits: _Array = ...,
+            threshold: _Array = ...,
             rows: int = 0,
         ) -> None: ...
 
     @staticmethod
-    def keep_mask(place: _Place, masked: Masked, threshold: _Array, mask: int) -> None: ...
+    def keep_mask(place: _Place, masked: Masked, keep: int) -> None: ...
     @staticmethod
     def thresholds(place: _Place, size: _Size, logits: _Array, out: int) -> None: ...
     @staticmethod

@@ -45,9 +45,10 @@ void with_estimator(Estimator estimator, F&& f) {
 
 }  // namespace
 
-void keep_mask(Launch at, const Masked& m, const uint16_t* threshold, int64_t stride, uint8_t* mask) {
-  const bool wide = m.col % kColumns == 0 && aligned(threshold, 2 * stride) && aligned(mask, m.shape.cols);
-  run(KeepMask{threshold, stride, mask, m.shape.cols, wide}, grid(m), key(m), 1, at.device, at.stream);
+void keep_mask(Launch at, const Masked& m, uint8_t* keep) {
+  const Thresholds t = m.thresholds;
+  const bool wide = m.col % kColumns == 0 && aligned(t.data, 2 * t.stride) && aligned(keep, m.shape.cols);
+  run(KeepMask{t, keep, m.shape.cols, wide}, grid(m), key(m), 1, at.device, at.stream);
 }
 
 void thresholds(Launch at, Shape shape, ConstMatrix logits, uint16_t* out) {

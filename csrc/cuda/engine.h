@@ -9,20 +9,9 @@ struct Launch {
   uintptr_t stream;  // cudaStream_t
 };
 
-struct Masked {  // a weight matrix under the masks of one or more draws
-  Shape shape;   // of each matrix that is written
-  const int64_t *seed, *draw;
-  int draws;
-  uint32_t stream;
-  uint64_t row, col;    // the contract's, of the matrix's first weight
-  const int64_t* rows;  // the rows of the weight that the other matrices speak of; null: all
-  Relaxation relaxation;
-  ConstMatrix weight, logits;
-};
-
-struct KLTerm {         // the divergence of the masks from those of a prior, as a part of the loss
-  ConstMatrix prior;    // logits; no data: no such part
-  const double* grad;   // the loss's derivative for the divergence
+struct KLTerm {        // the divergence of the masks from those of a prior, as a part of the loss
+  ConstMatrix prior;   // logits; no data: no such part
+  const double* grad;  // the loss's derivative for the divergence
 };
 
 struct Gradients {
@@ -30,7 +19,7 @@ struct Gradients {
   bool add;  // to what they hold
 };
 
-void keep_mask(Launch, const Masked&, const uint16_t* threshold, int64_t stride, uint8_t* mask);
+void keep_mask(Launch, const Masked&, uint8_t* keep);
 void thresholds(Launch, Shape, ConstMatrix logits, uint16_t* out);
 // out: the masked weights of the draws, one below the other.
 void masked_weight(Launch, const Masked&, Matrix out);

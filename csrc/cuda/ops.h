@@ -5,20 +5,19 @@
 
 namespace stochprune::cuda {
 
-// mask = whether each weight is kept under its threshold
+// keep = whether each weight is kept under its threshold
 struct KeepMask {
-  const uint16_t* threshold;
-  int64_t stride;
-  uint8_t* mask;  // contiguous, `cols` wide
+  Thresholds threshold;
+  uint8_t* keep;  // contiguous, `cols` wide
   int64_t cols;
   bool wide;
 
   STOCHPRUNE_DEVICE bool draws() const { return true; }
   STOCHPRUNE_DEVICE void operator()(Place at, const uint32_t* u, uint32_t) const {
-    const Eight<uint16_t> t = read(threshold + at.row * stride + at.col, at.span, wide);
+    const Eight<uint16_t> t = read(threshold.data + at.row * threshold.stride + at.col, at.span, wide);
     Eight<uint8_t> kept;
-    for (int i = 0; i < kColumns; ++i) kept.at[i] = keep(u[i], t.at[i]);
-    write(mask + at.row * cols + at.col, kept, at.span, wide);
+    for (int i = 0; i < kColumns; ++i) kept.at[i] = stochprune::keep(u[i], t.at[i]);
+    write(keep + at.row * cols + at.col, kept, at.span, wide);
   }
 };
 

@@ -62,7 +62,7 @@ inline Grid make_grid(Shape shape, int shift = 0) {
 }
 
 // Blocks lie along x alone, since y ends at 65,535. Neighbours do the draws of the same groups.
-inline uint32_t count_blocks(const Grid& grid, int draws) {
+inline uint32_t count_blocks(const Grid& grid, int64_t draws) {
   const uint64_t blocks = (uint64_t(grid.groups) + kOctets - 1) / kOctets * uint64_t(draws);
   if (blocks >= (uint64_t(1) << 31)) throw std::invalid_argument("2^31 blocks or more: pass fewer draws at a time");
   return uint32_t(blocks);
@@ -88,24 +88,24 @@ __global__ void __launch_bounds__(kThreads) each_weight(Op op, Grid grid, Key ke
 }
 
 template <class Op>
-void run(const Op& op, const Grid& grid, const Key& key, int draws, int device, uintptr_t stream) {
+void run(const Op& op, const Grid& grid, const Key& key, int64_t draws, int device, uintptr_t stream) {
   const uint32_t blocks = count_blocks(grid, draws);
   if (!blocks) return;
   const CurrentDevice current(device);
-  each_weight<<<blocks, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(op, grid, key, draws);
+  each_weight<<<blocks, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(op, grid, key, uint32_t(draws));
   check(cudaGetLastError());
 }
 
 #else
 
 template <class Op>
-void run(const Op& op, const Grid& grid, const Key& key, int draws, int, uintptr_t) {
+void run(const Op& op, const Grid& grid, const Key& key, int64_t draws, int, uintptr_t) {
   alignas(16) uint32_t words[kPitch];
   const uint32_t blocks = count_blocks(grid, draws);
   for (uint32_t block = 0; block < blocks; ++block)
     for (int octet = 0; octet < kOctets; ++octet) {
-      const uint64_t q = group_of(block, draws, octet);
-      const uint32_t d = draw_of(block, draws);
+      const uint64_t q = group_of(block, uint32_t(draws), octet);
+      const uint32_t d = draw_of(block, uint32_t(draws));
       if (q >= grid.groups) break;
       if (op.draws())
         for (int lane = 0; lane < kLanes; ++lane) draw_words(key, grid, uint32_t(q), d, lane, words);

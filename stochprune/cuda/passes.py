@@ -43,7 +43,7 @@ def keep_mask(threshold: Tensor, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.keep_mask`."""
     threshold = rows_of(threshold)
     keep = torch.empty(threshold.shape, dtype=torch.bool, device=threshold.device)
-    _C.cuda.keep_mask(_place(keep), _masked(mask, keep.shape), array(threshold), keep.data_ptr())
+    _C.cuda.keep_mask(_place(keep), _masked(mask, keep.shape, threshold=array(threshold)), keep.data_ptr())
     return keep
 
 
