@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,18 +70,34 @@ class Convolution(NamedTuple):
         Raises:
             TypeError, ValueError: a value that is no size, a padding that is unknown, groups that do not divide.
         """
-        n = weight.dim() - 2
-        groups = rng.integer(op, "groups", self.groups)
-        stride, dilation = sizes(op, "stride", self.stride, n), sizes(op, "dilation", self.dilation, n)
-        extra = [0] * n
-        if isinstance(self.padding, str) and not self.transposed:
-            padding, extra = _named_padding(op, self.padding, self.stride, dilation, weight.shape[2:])
-        else:
-            padding = sizes(op, "padding", self.padding, n)
-        output_padding = sizes(op, "output_padding", self.output_padding, n)
-        if groups < 1 or not weight.shape[0] or weight.shape[0] % groups:
-            raise ValueError(f"{op}: {name} {tuple(weight.shape)} does not divide into {groups} groups")
-        return Geometry(stride, padding, dilation, self.transposed, output_padding, groups), extra
+        if torch.compiler.is_compiling():
+            return _checked(self, op, name, weight.shape)
+        try:  # a layer asks the same in every call; the types tell 1 from True
+            return _known(self, op, name, weight.shape, tuple(map(type, self)))
+        except TypeError:  # lists have no hash; other reasons are found again
+            return _checked(self, op, name, weight.shape)
+
+
+def _checked(given: Convolution, op: str, name: str, weight: Sequence[int]) -> tuple[Geometry, list[int]]:
+    n = len(weight) - 2
+    groups = rng.integer(op, "groups", given.groups)
+    stride, dilation = sizes(op, "stride", given.stride, n), sizes(op, "dilation", given.dilation, n)
+    extra = [0] * n
+    if isinstance(given.padding, str) and not given.transposed:
+        padding, extra = _named_padding(op, given.padding, given.stride, dilation, weight[2:])
+    else:
+        padding = sizes(op, "padding", given.padding, n)
+    output_padding = sizes(op, "output_padding", given.output_padding, n)
+    if groups < 1 or not weight[0] or weight[0] % groups:
+        raise ValueError(f"{op}: {name} {tuple(weight)} does not divide into {groups} groups")
+    return Geometry(stride, padding, dilation, given.transposed, output_padding, groups), extra
+
+
+@functools.lru_cache(maxsize=1024)
+def _known(
+    given: Convolution, op: str, name: str, weight: torch.Size, types: tuple[type, ...]
+) -> tuple[Geometry, list[int]]:
+    return _checked(given, op, name, weight)
 
 
 def sizes(op: str, name: str, value: Any, dimensions: int) -> list[int]:

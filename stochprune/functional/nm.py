@@ -77,6 +77,8 @@ def _kl(logits: Tensor, prior_logits: Tensor, n: int, m: int) -> Tensor:
     for _, own, prior in _chunks(logits, prior_logits, m):
         q = patterns.probabilities(own, n).masked_fill(own.isnan().any(-1, keepdim=True), math.nan)
         total += (torch.special.xlogy(q, q) - q * patterns.log_probabilities(prior, n)).sum()
+    if total.device.type == "cpu" and bool(total.isnan()):
+        raise ValueError("logits or prior_logits contain NaN")
     return total
 
 
@@ -136,6 +138,4 @@ def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:
     prior = spread(op, "prior_logits", prior_logits, logits)
     check_same_device(op, logits=logits, prior_logits=prior)
     kl: Tensor = _nm_kl(op, logits, prior, n, m)
-    if kl.device.type == "cpu" and not torch.compiler.is_compiling() and bool(kl.isnan()):
-        raise ValueError(f"{op}: logits or prior_logits contain NaN")
     return kl

@@ -109,13 +109,18 @@ def expand_blocks(z: Tensor, block: Block) -> Tensor:
 class _BlockLinear(torch.autograd.Function):
     """x [D, M, K], weight [N, K] and z [D, N / rows, K / columns] to y [D, M, N]; saves no masked weight."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, z: Tensor, block: Block) -> Tensor:
-        ctx.save_for_backward(x, weight, z)
-        ctx.block = block
+    def forward(x: Tensor, weight: Tensor, z: Tensor, block: Block) -> Tensor:
         return torch.stack(
             [F.linear(a, (weight * expand_blocks(b, block)).to(x.dtype)) for a, b in zip(x, z, strict=True)]
         )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.block = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,7 +131,7 @@ class _BlockLinear(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 dx.append(g @ (weight * mask).to(g.dtype))
             outer = (g.mT @ a).to(weight.dtype)  # [N, K]: dL/d(z * weight)
-            dweight += outer * mask
+            dweight = dweight + outer * mask
             dz.append((outer * weight).view(b.shape[0], block[0], b.shape[1], block[1]).sum((1, 3)).to(b.dtype))
         return torch.stack(dx) if dx else None, dweight, torch.stack(dz), None
 
