@@ -214,6 +214,12 @@ def _choose(*tensors: Tensor) -> Backend:
     return next(backend for backend in _row(tensors[0].device.type) if backend.supports(*tensors))
 
 
+def forget() -> None:
+    """Look again which backends serve: after a change of :data:`TABLE`, or of what is installed."""
+    _row.cache_clear()
+    _serving.clear()
+
+
 def table() -> str:
     """Return the table as text: for each device its backends in order, and whether this machine can use each one."""
     lines = [f"{'device':<8}{'backend':<12}state"]

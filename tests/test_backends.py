@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stochprune import backends, reference
+from stochprune.address import Mask
 from stochprune.functional import masked_linear
 
 T = torch.ones(2, 2)
@@ -13,12 +14,12 @@ T = torch.ones(2, 2)
 
 @pytest.fixture
 def without_native(monkeypatch):
-    backends._row.cache_clear()
+    backends.forget()
     importing = backends._import
     missing = ImportError("no compiled extension")
     monkeypatch.setattr(backends, "_import", lambda name: missing if name == "native" else importing(name))
     yield
-    backends._row.cache_clear()
+    backends.forget()
 
 
 def test_each_dtype_finds_its_backend():
@@ -52,7 +53,7 @@ def test_a_backend_that_does_not_take_the_tensors_is_refused(name, tensor, given
 
 def test_a_missing_extension_warns_once_and_the_reference_serves(without_native):
     zero = torch.tensor([0])
-    expected = reference.masked_linear(T[None], T, T, None, zero, zero, 0, "straight_through", 1.0)[0]
+    expected = reference.masked_linear(T[None], T, T, None, mask=Mask(zero, zero, 0))[0]
     with pytest.warns(backends.BackendWarning, match=r"native.* cpu.*extension") as seen:
         y = masked_linear(T, T, T, seed=0, draw=0, stream=0)
         masked_linear(T, T, T, seed=0, draw=1, stream=0)

@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     importlib.import_module("mocked").mock(monkeypatch.setattr)
     with torch.random.fork_rng(devices=[]):  # the baselines draw from it
         yield
-    backends._row.cache_clear()
+    backends.forget()
     smoke.reference.cache_clear()
 
 

@@ -17,7 +17,7 @@ def test_each_does_what_its_successor_does(old, new, generator):
     x = torch.randn(4, 6, generator=generator)
     results = []
     for entered in (old, new):
-        model = sp.convert(nn.Sequential(nn.Linear(6, 5)), keep_kept=0.6)
+        model = nn.Sequential(sp.nn.MaskedLinear(6, 5, keep=0.6))
         if entered is old:
             with pytest.warns(DeprecationWarning, match="is now called (fused_masking|batched_samples)"):
                 context = entered(model)

@@ -48,7 +48,7 @@ def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
     change(device, "HOST_STEPS", 1)
     change(device, "peak_bytes", lambda run: 7)
     change(backends, "TABLE", {**backends.TABLE, "cpu": ("triton", "reference")})
-    backends._row.cache_clear()
+    backends.forget()
     change(smoke, "SHAPES", [(3, 24, 70), (17, 9, 130)])
     change(smoke, "DTYPE", torch.float32)  # the interpreter multiplies bfloat16 wrongly
     change(smoke, "REPEATS", 2)
