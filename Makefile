@@ -60,9 +60,8 @@ $(OLD)/.ready: $(READY)
 
 compile-gates: $(READY) $(OLD)/.ready
 	mkdir -p .benchmarks
-	$(BIN)/python -m bench.front_end
 	for python in $(BIN)/python $(OLD)/bin/python; do \
-	  $$python -m tests.kernels.unsettled && $$python -m bench.compile_table --check || exit 1; \
+	  $$python -m bench.front_end && $$python -m tests.kernels.unsettled && $$python -m bench.compile_table --check || exit 1; \
 	done
 	rm -f .benchmarks/launches.pickle
 	$(BIN)/python -O -m pytest --assert=plain -q -n 0 -p tests.recorder --record .benchmarks/launches.pickle tests/gpu

@@ -71,7 +71,7 @@ class Row(NamedTuple):
 
 SMALL = ("mask_bits", "bernoulli_kl", "spike_and_slab_kl")
 """Ops whose result is too small for the width of its stores to matter."""
-SCALARS = 11
+SCALARS = 13
 """Maximum number of narrow loads of a memory-bound kernel: those of seed, draw and the table entry of a layer."""
 
 

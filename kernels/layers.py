@@ -131,13 +131,10 @@ def load_layer(row_ptr, WEIGHT: tl.constexpr, LOGITS: tl.constexpr, ALIGNED: tl.
 
 
 @triton.jit
-def load_offsets(row_ptr, SHARDED: tl.constexpr, ALIGNED: tl.constexpr):
+def load_offsets(row_ptr, ALIGNED: tl.constexpr):
     """The layer's first row and group, and the columns of that group before it, as :func:`.tiles.locate` takes them."""
-    if SHARDED:
-        row, col = tl.load(row_ptr + 6), tl.load(row_ptr + 7)
-        shift = col % GROUP
-        if ALIGNED:
-            shift = tl.multiple_of(shift, 16)
-        return row, col // GROUP, shift
-    else:
-        return None, None, None
+    row, col = tl.load(row_ptr + 6), tl.load(row_ptr + 7)
+    shift = col % GROUP
+    if ALIGNED:
+        shift = tl.multiple_of(shift, 16)
+    return row, col // GROUP, shift

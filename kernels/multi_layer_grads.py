@@ -42,7 +42,9 @@ def multi_layer_grads_kernel(
     layer = find_layer(starts_ptr, layers, LAYERS)
     row_ptr = table_ptr + layer * FIELDS
     weight_ptr, logits_ptr, N, K, stream, first = load_layer(row_ptr, WEIGHT, LOGITS, ALIGNED)
-    first_row, first_group, shift = load_offsets(row_ptr, SHARDED, ALIGNED)
+    first_row, first_group, shift = None, None, None
+    if SHARDED:
+        first_row, first_group, shift = load_offsets(row_ptr, ALIGNED)
     grad_ptr = tl.load(grads_ptr + layer).to(tl.pointer_type(GRAD))
     if ALIGNED:
         grad_ptr = tl.multiple_of(grad_ptr, 16)

@@ -39,7 +39,9 @@ def multi_prepass_kernel(
     layer = find_layer(starts_ptr, layers, LAYERS)
     row_ptr = table_ptr + layer * FIELDS
     weight_ptr, logits_ptr, N, K, stream, first = load_layer(row_ptr, WEIGHT, LOGITS, ALIGNED)
-    first_row, first_group, shift = load_offsets(row_ptr, SHARDED, ALIGNED)
+    first_row, first_group, shift = None, None, None
+    if SHARDED:
+        first_row, first_group, shift = load_offsets(row_ptr, ALIGNED)
     rows, cols, group = locate(tl.program_id(0) - tl.load(starts_ptr + layer), K, shift, ROWS, GROUPS)
     inside = within(rows, cols, N, K, shift)
     at = offsets(rows, cols, K, 1)
