@@ -55,14 +55,13 @@ def certify(
 ) -> Certificate:
     """Certify the risk of a stochastic network.
 
-    Draw t is one network, the contract's draw t at a seed of its own, and ``draw_examples`` examples, drawn uniformly
-    with replacement from the m certifying ones; its loss is the mean over them. Given the posterior and the examples,
-    the draws are independent and identically distributed in [0, 1], and their mean is the posterior's mean loss over
-    the m examples: the expectation over the examples of a draw gives the mean over all m for its network, and the
-    expectation over networks the posterior's. That is all that the bounds of :mod:`stochprune.bounds.monte_carlo` ask
-    for. The networks must be new to the posterior, whose training saw draws as well: the seed of the masks here comes
-    from ``seed`` by a hash, and is never that of a training. Small batches of many draws share a forward
-    (:func:`stochprune.nn.batched_samples`), if the network gives them there what it gives them alone.
+    Draw t consists of one network (the contract's draw t, at a seed of its own) and ``draw_examples`` examples, sampled
+    uniformly with replacement from the m certifying examples. Its loss is the mean over them. Given the posterior and
+    the examples, the draws are independent and identically distributed in [0, 1], and their expectation is the
+    posterior's mean loss over the m examples. The bounds of :mod:`stochprune.bounds.monte_carlo` assume nothing else.
+    The networks must be independent of the posterior, whose training also sampled networks. So the seed of the masks is
+    a hash of ``seed``, which no training uses. Small batches of many draws share a forward pass
+    (:func:`stochprune.nn.batched_samples`) if sharing it does not change their outputs.
 
     The certificate is for the loss of one example at a time. Before the draws the network is tested on a few examples,
     alone and in batches (:class:`stochprune.pac_bayes.trial.Trial`); after the draws it is tested alone again. With
@@ -250,7 +249,7 @@ def draw_examples(part: Part, certificate: Certificate, first: int, draws: int) 
 
 
 def model_digest(posterior: Posterior) -> str:
-    """Digest of the posterior's tensors, the seeds and counters of its draws aside."""
+    """Digest of the posterior's tensors, without the seeds and counters of its draws."""
     return json_digest(tensor_digests(posterior.model))
 
 

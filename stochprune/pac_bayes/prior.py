@@ -63,7 +63,7 @@ class Prior:
 
     @property
     def digest(self) -> str:
-        """Digest of the prior as it was made: its tensors, its deviation, and the parts that it has seen."""
+        """Digest of the prior when it was made: its tensors, its sigma, and the parts that it has seen."""
         return json_digest([self.tensors, self.sigma, [part.digest for part in self.seen]])
 
     def require_unedited(self, function: str) -> None:

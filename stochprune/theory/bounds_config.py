@@ -9,7 +9,7 @@ from stochprune.runs.config import POSITIVE, PROBABILITY, Config, at_least, opti
 
 @dataclass(frozen=True)
 class BoundsConfig(Config):
-    """One fully connected network of equal layers without biases, and every bound on it."""
+    """Configuration of one fully connected network of equal layers without biases, and of the bounds on it."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
     layers: int = option(5, "Linear layers, as wide as the inputs.", at_least(2))

@@ -191,7 +191,7 @@ def test_a_batch_that_cannot_be_seen_is_refused() -> None:
     model, x = Network().train(), _numbers(4, 3)
     with sp.nn.batched_samples(model, 2):
         for given in ({"x": x}, torch.tensor(1.0)):
-            with pytest.raises(ValueError, match=r"many_draws: .*tensor"):
+            with pytest.raises(ValueError, match=r"batched_samples: .*tensor"):
                 model(given)
         with pytest.raises(ValueError, match=r"fc\.weight"):
             model.fc(x)
