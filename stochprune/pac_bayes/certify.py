@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stochprune.arguments import checked
-from stochprune.data.splits import Part, require_unseen
+from stochprune.data.splits import Subset, require_unseen
 from stochprune.nn import batched_samples
 from stochprune.pac_bayes.certificate import FINE, Certificate, mask_seed
 from stochprune.pac_bayes.config import CertifyConfig
@@ -43,7 +43,7 @@ _CHUNKS = 50
 @checked
 def certify(
     posterior: Posterior,
-    part: Part,
+    part: Subset,
     config: CertifyConfig | None = None,
     *,
     priors: int = 1,
@@ -158,12 +158,12 @@ def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
     return losses
 
 
-def trial_of(posterior: Posterior, part: Part, certificate: Certificate) -> Trial:
+def trial_of(posterior: Posterior, part: Subset, certificate: Certificate) -> Trial:
     """Return the trial of a network, which runs before the losses of a certificate are computed."""
     return Trial(posterior, part, min(certificate.draw_examples or len(part), _BATCH), certificate.seed)
 
 
-def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -> int:
+def draws_together(posterior: Posterior, part: Subset, certificate: Certificate) -> int:
     """Return how many draws share a forward pass; a resumed run and a replay get the same number."""
     weights = sum(layer.weight.numel() for layer in posterior.layers.values())
     examples = certificate.draw_examples or len(part)
@@ -196,14 +196,14 @@ def draws_apart(posterior: Posterior, x: Tensor, y: Tensor) -> bool:
     return bool((shared - single).abs().sum() < (alone(1) - single).abs().sum() / 100)
 
 
-def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int, together: int | None = None) -> int:
+def draw_loss(posterior: Posterior, part: Subset, certificate: Certificate, t: int, together: int | None = None) -> int:
     """Return the loss of draw t in units of the certificate, from the same forward pass of ``together`` draws."""
     together = together or draws_together(posterior, part, certificate)
     first = t - t % together
     return draw_losses(posterior, part, certificate, first, together)[t - first]
 
 
-def draw_losses(posterior: Posterior, part: Part, certificate: Certificate, first: int, together: int) -> list[int]:
+def draw_losses(posterior: Posterior, part: Subset, certificate: Certificate, first: int, together: int) -> list[int]:
     """Return the losses of the draws from ``first`` on, in units of the certificate, rounded up."""
     draws = min(together, certificate.planned - first)
     x, y = draw_examples(part, certificate, first, draws)
@@ -236,7 +236,7 @@ def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: 
     return torch.cat(found, 1)
 
 
-def draw_examples(part: Part, certificate: Certificate, first: int, draws: int) -> tuple[Tensor, Tensor]:
+def draw_examples(part: Subset, certificate: Certificate, first: int, draws: int) -> tuple[Tensor, Tensor]:
     """Return examples [draws, draw_examples, ...] and labels of the draws from ``first`` on, or all for each draw."""
     if not certificate.draw_examples:
         return part.x.expand(draws, *part.x.shape), part.y.expand(draws, -1)

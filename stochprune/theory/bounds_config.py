@@ -16,7 +16,7 @@ class BoundsConfig(Config):
     epochs: int = option(20, "Epochs of training.", at_least(1))
     batch_size: int = option(64, "Examples in a batch.", at_least(1))
     lr: float = option(1e-3, "Adam's learning rate; it falls by a cosine.", POSITIVE)
-    train_fraction: float = option(0.8, "Part of the training set that is trained on; the rest certifies.", PROBABILITY)
+    train_fraction: float = option(0.8, "Fraction of the training set for training; the rest certifies.", PROBABILITY)
     scales: tuple[float, ...] = option(
         (0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "Scales d of the compression, with commas.", POSITIVE
     )
