@@ -21,7 +21,7 @@ from stochprune.runs.interrupt import Stopped, stop_signals
 
 Command = Callable[..., None]
 Config = TypeVar("Config")
-Device = Annotated[str, typer.Option(help="cpu or cuda; default cuda where there is a GPU.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda; the default is cuda if there is a GPU.")]
 
 
 def options_from(panels: Mapping[type, str], without: tuple[str, ...] = ()) -> Callable[[Command], Command]:

@@ -5,13 +5,13 @@ from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
 from stochprune.data.sample import per_class, subset
 from stochprune.data.sources import cifar10, digits, load, mnist
-from stochprune.data.splits import Part, Split, split
+from stochprune.data.splits import Split, Subset, split
 
 __all__ = [
     "Batches",
     "Dataset",
-    "Part",
     "Split",
+    "Subset",
     "cifar10",
     "digits",
     "load",

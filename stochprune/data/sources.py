@@ -44,7 +44,7 @@ def digits(*, standardised: bool = True) -> Dataset:
     """The 1797 handwritten digits of 8x8 pixels that come with scikit-learn, in one fixed split.
 
     Stratified by class: 1437 for training, 360 for testing. Inputs [n, 1, 8, 8] are scaled to [0, 1],
-    then ``standardised`` by mean and deviation over all training pixels.
+    then ``standardised`` with the mean and standard deviation over all training pixels.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -22,7 +23,7 @@ _PATH = ("split", "prior")
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Subset:
     """A part of a data set that knows which examples it contains.
 
     Attributes:
@@ -48,18 +49,18 @@ class Part:
         """Mini-batches of the part in a seeded order."""
         return Batches(self.x, self.y, batch_size, seed)
 
-    def to(self, device: torch.device) -> Part:
+    def to(self, device: torch.device) -> Subset:
         """The part with its examples on a device; its digest is the same."""
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
-    def split(self, fraction: float, seed: int, *path: str) -> tuple[Part, Part]:
+    def split(self, fraction: float, seed: int, *path: str) -> tuple[Subset, Subset]:
         """Split at random into two parts, the first with ``fraction`` of the examples; ``path`` names the purpose."""
         first, second = _cut(len(self), fraction, seed, "split", *path)
         return self._take(first), self._take(second)
 
-    def _take(self, chosen: np.ndarray) -> Part:
+    def _take(self, chosen: np.ndarray) -> Subset:
         at = torch.from_numpy(chosen)
-        return Part(self.x[at], self.y[at], self.indices[chosen], self.dataset)
+        return Subset(self.x[at], self.y[at], self.indices[chosen], self.dataset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +73,8 @@ class Split:
         shift, scale: float64 shift and scale of the inputs, one per channel of images, see :func:`split`.
     """
 
-    prior: Part | None
-    certify: Part
+    prior: Subset | None
+    certify: Subset
     shift: Tensor
     scale: Tensor
 
@@ -108,7 +109,7 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
     check_examples(x, y, "split")
     if not 0 <= prior_fraction < 1:
         raise ValueError(f"split: prior_fraction must lie in [0, 1), got {prior_fraction}")
-    whole = Part(x, y, np.arange(len(x)), tensor_digest(x, y))
+    whole = Subset(x, y, np.arange(len(x)), tensor_digest(x, y))
     prior, rest = whole.split(prior_fraction, seed, *_PATH[1:]) if prior_fraction else (None, whole)
     shift, scale = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     if prior is not None and (numbers := _numbers(prior.x)).is_floating_point():
@@ -117,10 +118,10 @@ def split(x: Tensor, y: Tensor, prior_fraction: float, seed: int = 0) -> Split:
         if not bool(((scale > 0) & scale.isfinite()).all()):
             raise ValueError("split: the inputs of the prior's part are constant or not finite; leave them out")
     parts = [None if part is None else replace(part, x=_scaled(part.x, shift, scale)) for part in (prior, rest)]
-    return Split(parts[0], cast(Part, parts[1]), shift, scale)
+    return Split(parts[0], cast(Subset, parts[1]), shift, scale)
 
 
-def require_unseen(part: Part, seen: Iterable[Part]) -> None:
+def require_unseen(part: Subset, seen: Iterable[Subset]) -> None:
     """Raise if the prior, or a choice that changed it, has seen an example of this part.
 
     Raises:
@@ -176,3 +177,11 @@ def _numbers(x: Tensor) -> Tensor:
 def _scaled(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     x = _numbers(x)
     return ((x.double() - shift) / scale).to(x.dtype) if x.is_floating_point() else x
+
+
+def __getattr__(name: str) -> type[Subset]:
+    """Return the class under its old name."""
+    if name == "Part":
+        warnings.warn("stochprune.data.splits.Part is now called Subset", DeprecationWarning, stacklevel=2)
+        return Subset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

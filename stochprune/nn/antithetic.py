@@ -14,23 +14,23 @@ from stochprune.nn.mask_source import MaskSource, override_weights
 def antithetic_gradients(
     model: nn.Module, loss: Callable[[nn.Module], Tensor], *, draw: int, estimator: str = "disarm"
 ) -> dict[str, Tensor]:
-    """One unbiased estimate of the gradient of the expected loss for the logits of every masked layer.
+    """Return an unbiased estimate of the gradient of the expected loss with respect to the logits of all masked layers.
 
     ::
 
         grads = antithetic_gradients(model, lambda m: cross_entropy(m(x), y), draw=step)
 
-    See :func:`stochprune.functional.antithetic_gradient`: two evaluations of the loss, and a variance that grows with
-    the number of masks. The logits' ``grad`` and the layers' draw counters are left alone.
+    It evaluates the loss twice, and its variance grows with the number of masks, see
+    :func:`stochprune.functional.antithetic_gradient`. The logits' ``grad`` and the layers' draw counters do not change.
 
     Args:
-        model: converted; in the mode, train or eval, that the loss wants. Its masks are drawn in either.
-        loss: from the model, under fixed masks, to a scalar.
-        draw: 0 .. 2^32 - 1, of the pair of masks.
+        model: a converted model, in the mode (train or eval) that the loss needs. Its masks are sampled in both modes.
+        loss: a function from the model, under fixed masks, to a scalar.
+        draw: the draw of the pair of masks, 0 .. 2^32 - 1.
         estimator: ``"disarm"`` or ``"arm"``.
 
     Returns:
-        Gradients by weight name, like the logits; of layers that share a mask the first is named.
+        Gradients by weight name, like the logits; layers that share a mask have the name of the first.
 
     Raises:
         TypeError: a model that is not a module, a loss that is not a function.

@@ -1,4 +1,4 @@
-"""batched_samples: many networks of a model in one forward."""
+"""batched_samples: many networks of a model in one forward pass."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from stochprune.nn.layer import MaskedLayer, layers_of
 
 @contextlib.contextmanager
 def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
-    """Inside the context a forward runs ``draws`` networks, each on its own part of the batch::
+    """Run ``draws`` networks in each forward pass inside the context, each on its own part of the batch::
 
         with sp.nn.batched_samples(model, 64):
             y = model(x)  # x [64 * M, ...]: rows s * M .. s * M + M - 1 under the s-th network
 
-    Masked layers that draw take one mask for each part, of as many successive draws, in one launch a layer; their
-    counters advance by ``draws``. So where each layer runs once the s-th part has the network and, rounding aside, the
-    outputs of the s-th of as many forwards on M examples each. For the same examples under all networks repeat them.
-    Gradients are the sums over the networks.
+    Masked layers that sample use one mask per part, at successive draws, in one launch per layer. Their counters
+    advance by ``draws``. If each layer runs once, part s gives the same output, up to rounding, as the s-th of
+    ``draws`` separate forward passes on M examples each. To run the same examples under all networks, repeat them.
+    Gradients are sums over the networks.
 
-    Every layer must keep the batch's dimension, or a multiple of it with the batch outermost, first; another dimension
-    there, time for instance, goes unnoticed where its size is a multiple too. Other modules must treat the examples of
-    a batch alike and apart, which batch normalisation does in evaluation mode alone. With activation checkpointing
-    backward must run inside. Not for ``torch.compile``.
+    The first dimension of every layer's input must be the batch, or a multiple of it with the batch outermost. Another
+    first dimension, such as time, is not noticed if its size is a multiple too. Other modules must process each example
+    independently, which batch normalisation does only in evaluation mode. With activation checkpointing, run backward
+    inside the context. ``torch.compile`` is not supported.
 
     Args:
-        model: converted.
+        model: a converted model.
         draws: at least 1; with 1 nothing changes.
 
     Raises:

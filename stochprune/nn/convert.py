@@ -1,4 +1,4 @@
-"""convert: the layers of a whole model replaced by masked ones."""
+"""convert: replace the layers of a whole model by masked ones."""
 
 from __future__ import annotations
 
@@ -32,45 +32,45 @@ def convert(
 ) -> nn.Module:
     """Replace the linear and convolutional layers of a model by masked ones, in place.
 
-    Parameters and hooks are adopted, not copied. A shared layer stays one layer; layers that share their weight share
-    its logits and its stream, so that they have one mask. Streams come from the weights' qualified names: two models
-    with weights of the same names draw the same numbers under one seed. Give each a ``name``, as a GAN's two networks
-    need it, or a seed of its own::
+    The masked layers use the same parameters and hooks, without copies. A shared layer stays one layer. Layers that
+    share a weight also share its logits and its stream, so they have one mask. A stream is computed from the qualified
+    name of a weight: two models with equal names and one seed sample the same masks. Give each model a ``name``, for
+    example the two networks of a GAN, or a seed of its own::
 
         sp.convert(generator, seed=0, name="generator")
         sp.convert(discriminator, seed=0, name="discriminator")
 
-    Which layers: linear, convolutional and transposed convolutional ones, and ``Conv1D`` of transformers; embeddings
-    only if they share their weight with one of these, if ``masks`` name them or if ``include`` does. Attention,
-    recurrent and parametrised layers of torch are refused by name, unless they are excluded. A mask acts in its layer's
-    forward: exclude layers whose weight the model reads itself, as in ``F.linear(x, layer.weight)``.
+    Converted are linear, convolutional and transposed convolutional layers and ``Conv1D`` of transformers. Embeddings
+    are converted only if they share their weight with one of these, or if ``masks`` or ``include`` name them.
+    Attention, recurrent and parametrised layers of torch are refused by name, unless they are excluded. A mask acts in
+    the forward of its layer: exclude layers whose weight the model reads itself, as in ``F.linear(x, layer.weight)``.
 
     Args:
-        model: the model; itself a layer, its masked layer is returned.
-        masks: bool masks by weight name (``"encoder.0.weight"``), True where kept. Only the layers named are
-            converted, and of tied weights one name suffices; without masks all of the weights count as kept.
-        keep_kept, keep_pruned: the initial probabilities of keeping the weights that the mask keeps and prunes.
-        include, exclude: shell patterns on weight names, or types: of the layer or of a module around it. Only weights
-            that match ``include`` and do not match ``exclude`` are converted, a tied one by any of its names.
+        model: the model. If it is itself a layer, the masked layer is returned.
+        masks: bool masks by weight name (``"encoder.0.weight"``), True where kept. Only the named layers are converted;
+            one name of a tied weight is enough. Without masks all weights count as kept.
+        keep_kept, keep_pruned: the initial keep probabilities of the weights that the mask keeps and prunes.
+        include, exclude: shell patterns on weight names, or types of the layer or of a module around it. Only weights
+            that match ``include`` and not ``exclude`` are converted; a tied weight matches by any of its names.
         pattern: for linear layers, masks that keep n of every m neighbours (``"2:4"``, see
             :class:`stochprune.nn.NMMaskedLinear`) or whole ``"rows"``, ``"columns"`` or blocks such as ``"16x16"``
             (:class:`stochprune.nn.StructuredMaskedLinear`); ``"rows"`` are the filters of convolutions too
             (:class:`stochprune.nn.FilterMaskedConv2d`). Other layers must be excluded.
-        seed: 0 .. 2^64 - 1, of the run.
-        name: of the model, put before its weights' names where streams are made: ``"generator.0.weight"``. Streams are
-            not in the state_dict, so give the same name before a checkpoint is loaded.
+        seed: the seed of the run, 0 .. 2^64 - 1.
+        name: the name of the model, a prefix of its weights' names in streams: ``"generator.0.weight"``. Streams are
+            not in the state_dict, so use the same name when you load a checkpoint.
 
     Returns:
-        The model. On the meta device too, where a checkpoint of a converted model is to be loaded with ``assign=True``.
+        The model. It may be on the meta device; then load a checkpoint of a converted model with ``assign=True``.
 
     Warns:
-        UnmaskedWeightsWarning: weights that were wanted get no mask, since their modules are no layers of torch, and
-            are 1 % of all parameters or more: listed with their shares. Not where ``masks`` name what to convert.
+        UnmaskedWeightsWarning: weights get no mask because their modules are not layers of torch, and they are at least
+            1 % of all parameters; the message lists them with their shares. No warning if ``masks`` are given.
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a mask whose name or shape fits no layer, masks of one tied weight that differ, a layer that cannot
-            be masked, a weight tied to one that cannot, nothing left to convert, probabilities outside (0, 1).
+        ValueError: a mask whose name or shape fits no layer, different masks for one tied weight, a layer that cannot
+            be masked, a weight tied to such a layer, nothing to convert, or probabilities outside (0, 1).
     """
     _check_arguments(model, masks, keep_kept, keep_pruned, pattern, name)
     groups, names = select(model, masks, include, exclude)
@@ -118,7 +118,7 @@ def _check_arguments(
 
 
 def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[type[MaskedLayer], dict[str, Any]]:
-    """The masked layer for a dense one, and the arguments that it alone takes."""
+    """Return the masked type for a dense layer, and the arguments that only this type takes."""
     kind = masked_type(layer)
     assert kind is not None
     if pattern is None:
@@ -126,16 +126,14 @@ def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[type[Masked
     if pattern == "rows" and kind in FILTERS:
         return FILTERS[kind], {}
     if kind is not MaskedLinear:
-        raise ValueError(
-            f"convert: {name} ({type(layer).__name__}) is no linear layer, which pattern needs: exclude it"
-        )
+        raise ValueError(f"convert: pattern supports linear layers only, {name} is {type(layer).__name__}: exclude it")
     if ":" in pattern:
         return NMMaskedLinear, {"pattern": pattern}
     return StructuredMaskedLinear, {"structure": pattern}
 
 
 def _probabilities(group: Group, masks: Mapping[str, Tensor], keep_kept: float, keep_pruned: float) -> Tensor:
-    """The probabilities of keeping one weight, float64."""
+    """Return the keep probabilities of one weight, float64."""
     shape, given = group.weight.shape, {name: masks[name] for name in group.layers if name in masks}
     for name, mask in given.items():
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
@@ -144,7 +142,7 @@ def _probabilities(group: Group, masks: Mapping[str, Tensor], keep_kept: float, 
     (name, mask), *others = given.items()
     for other, another in others:
         if not torch.equal(mask, another):
-            raise ValueError(f"convert: {name} and {other} are one weight, and their masks differ")
+            raise ValueError(f"convert: {name} and {other} are one weight, but their masks differ")
     kept = torch.full(shape, keep_kept, dtype=torch.float64, device=mask.device)
     return torch.where(mask, kept, keep_pruned)
 
@@ -155,6 +153,6 @@ def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> n
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
                 if isinstance(parent, nn.TransformerEncoderLayer):
-                    # Its fast path reads the layers' weights behind their backs, and asks for this number before.
+                    # torch's fast path reads the layers' weights directly; it is used only if this number allows it.
                     parent.activation_relu_or_gelu = 0
     return replacements.get(model, model)

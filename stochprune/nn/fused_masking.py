@@ -1,4 +1,4 @@
-"""fused_masking: the masks of a whole model drawn together, where many launches or calls cost more than their work."""
+"""fused_masking: sample the masks of a whole model in one launch, for models of many small layers."""
 
 from __future__ import annotations
 
@@ -90,20 +90,21 @@ class _Shared:
 
 @contextlib.contextmanager
 def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the context the linear and convolutional layers of a model run under masks that were drawn together::
+    """Run the linear and convolutional layers of a model under masks that are sampled in one launch::
 
         with sp.nn.fused_masking(model):
             loss = loss_fn(model(x), y)
         loss.backward()
 
-    On a GPU that is one launch for all masked weights on entering, one to form them again in backward, and one for all
-    gradients of weights and logits, where otherwise each layer makes its own. Masks, values and gradients are those of
-    the layers by themselves, as long as each layer runs once: one that runs several times inside has one mask for all
-    of its runs. The masked weights of the whole model exist while the context lasts and while its backward runs; none
-    is saved between. On the CPU too a network of many small layers gains, since its caches see the masks' work at once.
+    On a GPU one launch computes all masked weights when the context is entered, one launch computes them again in
+    backward, and one computes all gradients of weights and logits; otherwise each layer makes its own launches. If each
+    layer runs once, masks, values and gradients equal those of the layers by themselves. A layer that runs several
+    times inside the context uses one mask for all its runs. The masked weights of the whole model exist inside the
+    context and during backward; they are not saved in between. On the CPU networks of many small layers also become
+    faster, because all masks are computed at once.
 
-    Layers that threshold, that draw pre-activations, that are inside ``batched_samples``, embeddings, and those of
-    other kinds run as always. Not for ``torch.compile`` and activation checkpointing.
+    Layers that threshold, layers that sample pre-activations, layers inside ``batched_samples``, embeddings and layers
+    of other kinds run as usual. ``torch.compile`` and activation checkpointing are not supported.
 
     Raises:
         TypeError: not a module.
@@ -113,8 +114,8 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
     for layer in layers_of("fused_masking", model).values():
         if layer.weight_override is not None:
             raise ValueError(
-                "fused_masking: the masks of these layers are given already, by another fused_masking or by "
-                "antithetic_gradients around it; enter it once"
+                "fused_masking: another fused_masking or antithetic_gradients already sets the masks of these "
+                "layers; enter it once"
             )
         draws_masks = layer.samples_now and not layer.local_reparameterisation
         if type(layer) in _KINDS and draws_masks and layer.draws_per_forward == 1:

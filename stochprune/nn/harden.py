@@ -1,4 +1,4 @@
-"""harden: the masked layers of a whole model replaced by plain ones with exact zeros."""
+"""harden: replace the masked layers of a whole model by plain ones with exact zeros."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
     """Replace the masked layers of a model by plain ones whose pruned weights are exactly 0, in place.
 
     Args:
-        model: a converted model; itself a masked layer, its plain layer is returned.
-        sparsity: the fraction of weights to prune, in [0, 1): those of the smallest probabilities. Of equal ones the
-            weight of larger magnitude is kept (of blocks and filters: of the larger mean magnitude), then as in
-            :func:`stochprune.masks.from_scores`. Default: those that the evaluation mode drops, whose probability is
-            below one half.
-        scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` each layer's apart, ``"row"`` each
-            output's (in transposed convolutions each input channel's).
+        model: a converted model. If it is itself a masked layer, the plain layer is returned.
+        sparsity: the fraction of weights to prune, in [0, 1): those with the smallest probabilities. Of equal
+            probabilities the weight of larger magnitude is kept (for blocks and filters: of larger mean magnitude),
+            then as in :func:`stochprune.masks.from_scores`. Default: prune the weights that evaluation mode prunes,
+            whose probability is below one half.
+        scope: ``"global"`` ranks the weights of all layers together, ``"layer"`` those of each layer separately,
+            ``"row"`` those of each output (in transposed convolutions of each input channel).
 
     Returns:
         The model.
 
     Warns:
-        UserWarning: nothing is pruned, and not because the sparsity is 0; weights that never ran under a mask, where
+        UserWarning: nothing is pruned although the sparsity is not 0, or some weights never ran under a mask although
             others did.
 
     Raises:
         TypeError: a model that is not a module, a sparsity that is not a number.
-        ValueError: no masked layer, gated branches that are still there, NaN logits, a sparsity outside [0, 1) or for a
-            layer that has its own (n:m), an unknown scope, a weight that is computed (weight_norm,
-            spectral_norm, prune), or a layer left with no weight.
+        ValueError: no masked layer, gated branches in the model, NaN logits, a sparsity outside [0, 1) or for a layer
+            with a fixed sparsity (n:m), an unknown scope, a weight that is computed (weight_norm, spectral_norm,
+            prune), or a layer left without weights.
     """
     check_cut("harden", 0.0 if sparsity is None else sparsity, scope)
     layers = layers_of("harden", model)
@@ -67,7 +67,7 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
 
 
 def _warn_of_idle(layers: Mapping[str, MaskedLayer], first: Mapping[int, str]) -> None:
-    """Warn of weights of which no layer ever drew a mask, where other layers did; ``first``: a name for each weight."""
+    """Warn of weights whose layers never sampled a mask although others did; ``first`` names each weight."""
     drew = {first[id(layer.weight)] for layer in layers.values() if int(layer.mask_draw) or layer.sample is False}
     idle = [name for name in layers if name in first.values() and name not in drew]
     if idle and any(int(layer.mask_draw) for layer in layers.values()):
@@ -79,12 +79,12 @@ def _warn_of_idle(layers: Mapping[str, MaskedLayer], first: Mapping[int, str]) -
 
 
 def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
-    """The masks of the evaluation mode, by weight name."""
+    """Return the masks of evaluation mode by weight name."""
     masks = {name: layer.gate() > 0 for name, layer in layers.items()}
     if empty := emptied(masks):
         raise ValueError(
-            f"harden: no probability reaches one half in {', '.join(empty)}, of which nothing would be left: give a "
-            f"sparsity, with scope='layer' if need be"
+            f"harden: no probability reaches one half in {', '.join(empty)}, so nothing would be kept there: give a "
+            f"sparsity, with scope='layer' if necessary"
         )
     if all(bool(mask.all()) for mask in masks.values()):
         q = torch.cat([torch.sigmoid(layer.mask_logits.detach().double()).flatten().cpu() for layer in layers.values()])
@@ -98,7 +98,7 @@ def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
 
 
 def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str) -> dict[str, Tensor]:
-    """The masks of the highest logits, by weight name, of the logits' shape."""
+    """Return the masks of the highest logits by weight name, of the logits' shape."""
     for name, layer in layers.items():
         if layer.own_sparsity:
             kind = type(layer).__name__

@@ -1,4 +1,4 @@
-"""The divergence of a whole model's masks from a prior, layer by layer."""
+"""The KL of a whole model's masks from a prior, layer by layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stochprune.nn.layer import layers_of
 
 
 def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
-    """KL(Q || P) of each layer's masks in nats, differentiable; the model's is their sum.
+    """Return KL(Q || P) of each layer's masks in nats, differentiable; the KL of the model is the sum.
 
     ::
 
@@ -19,8 +19,8 @@ def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> di
 
     Args:
         model: a converted model.
-        prior_logits: by weight name, like the layer's logits or a number. Of layers that share their masks (tied
-            weights) the first is counted and the others are ignored.
+        prior_logits: by weight name, tensors like the layer's logits or numbers. If layers share their masks (tied
+            weights), only the first is counted.
 
     Returns:
         float64 scalars by weight name.

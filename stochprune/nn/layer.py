@@ -1,4 +1,4 @@
-"""What every masked layer shares: logits, the seed and draw counter, and when it samples."""
+"""The base of all masked layers: logits, seed and draw counter, and when a layer samples."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ HOOKS = (
 class MaskedLayer(MaskSource):
     """Base of the masked layers: a ``weight`` with one keep logit for each entry.
 
-    In the state_dict: ``weight`` and ``bias`` as in the dense layer, ``mask_logits``, and the counters ``mask_seed``
-    and ``mask_draw``, so that a resumed run goes on with the next mask. A dense checkpoint loads too: what it lacks
-    of the mask stays as it is.
+    The state_dict contains ``weight`` and ``bias`` as in the dense layer, ``mask_logits``, and ``mask_seed`` and
+    ``mask_draw``, so that a resumed run continues with the next mask. A dense checkpoint loads too; the entries of the
+    mask, which it lacks, do not change.
 
     Args:
         *args, **kwargs, device, dtype: as for the dense layer, which also gives the distribution that the weights are
@@ -302,7 +302,7 @@ def _move_hooks(old: nn.Module, new: nn.Module) -> None:
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    """The masked layers of a model by the qualified name of their weight, each shared layer once."""
+    """Return the masked layers of a model by the qualified name of their weight, each shared layer once."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"masked_layers: model must be a torch.nn.Module, got {type(model).__name__}")
     return {
@@ -329,7 +329,7 @@ def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
 
 @contextlib.contextmanager
 def sampling(model: nn.Module, enabled: bool = True) -> Iterator[nn.Module]:
-    """Inside the context all masked layers of the model draw masks (``enabled``) or threshold, whatever the mode.
+    """Make all masked layers sample masks (``enabled``) or threshold inside the context, in either mode.
 
     Raises:
         TypeError: a model that is not a module, ``enabled`` that is not a bool.

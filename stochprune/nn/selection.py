@@ -175,7 +175,7 @@ def _obstacle(module: nn.Module) -> str | None:
     if not module.weight.is_floating_point():  # type: ignore[operator]
         return f"has a weight of {module.weight.dtype}: convert the model before it is quantised"
     if masked_type(module) is None:
-        return f"is a subclass of {base}, which may compute something else"
+        return f"is a subclass of {base}, whose forward may differ"
     return embedding_obstacle(module) if isinstance(module, nn.Embedding) else None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stochprune.arguments import checked
-from stochprune.data.splits import Part, require_unseen
+from stochprune.data.splits import Subset, require_unseen
 from stochprune.nn import batched_samples
 from stochprune.pac_bayes.certificate import FINE, Certificate, mask_seed
 from stochprune.pac_bayes.config import CertifyConfig
@@ -43,7 +43,7 @@ _CHUNKS = 50
 @checked
 def certify(
     posterior: Posterior,
-    part: Part,
+    part: Subset,
     config: CertifyConfig | None = None,
     *,
     priors: int = 1,
@@ -55,14 +55,13 @@ def certify(
 ) -> Certificate:
     """Certify the risk of a stochastic network.
 
-    Draw t is one network, the contract's draw t at a seed of its own, and ``draw_examples`` examples, drawn uniformly
-    with replacement from the m certifying ones; its loss is the mean over them. Given the posterior and the examples,
-    the draws are independent and identically distributed in [0, 1], and their mean is the posterior's mean loss over
-    the m examples: the expectation over the examples of a draw gives the mean over all m for its network, and the
-    expectation over networks the posterior's. That is all that the bounds of :mod:`stochprune.bounds.monte_carlo` ask
-    for. The networks must be new to the posterior, whose training saw draws as well: the seed of the masks here comes
-    from ``seed`` by a hash, and is never that of a training. Small batches of many draws share a forward
-    (:func:`stochprune.nn.batched_samples`), if the network gives them there what it gives them alone.
+    Draw t consists of one network (the contract's draw t, at a seed of its own) and ``draw_examples`` examples, sampled
+    uniformly with replacement from the m certifying examples. Its loss is the mean over them. Given the posterior and
+    the examples, the draws are independent and identically distributed in [0, 1], and their expectation is the
+    posterior's mean loss over the m examples. The bounds of :mod:`stochprune.bounds.monte_carlo` assume nothing else.
+    The networks must be independent of the posterior, whose training also sampled networks. So the seed of the masks is
+    a hash of ``seed``, which no training uses. Small batches of many draws share a forward pass
+    (:func:`stochprune.nn.batched_samples`) if sharing it does not change their outputs.
 
     The certificate is for the loss of one example at a time. Before the draws the network is tested on a few examples,
     alone and in batches (:class:`stochprune.pac_bayes.trial.Trial`); after the draws it is tested alone again. With
@@ -159,12 +158,12 @@ def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:
     return losses
 
 
-def trial_of(posterior: Posterior, part: Part, certificate: Certificate) -> Trial:
+def trial_of(posterior: Posterior, part: Subset, certificate: Certificate) -> Trial:
     """Return the trial of a network, which runs before the losses of a certificate are computed."""
     return Trial(posterior, part, min(certificate.draw_examples or len(part), _BATCH), certificate.seed)
 
 
-def draws_together(posterior: Posterior, part: Part, certificate: Certificate) -> int:
+def draws_together(posterior: Posterior, part: Subset, certificate: Certificate) -> int:
     """Return how many draws share a forward pass; a resumed run and a replay get the same number."""
     weights = sum(layer.weight.numel() for layer in posterior.layers.values())
     examples = certificate.draw_examples or len(part)
@@ -197,14 +196,14 @@ def draws_apart(posterior: Posterior, x: Tensor, y: Tensor) -> bool:
     return bool((shared - single).abs().sum() < (alone(1) - single).abs().sum() / 100)
 
 
-def draw_loss(posterior: Posterior, part: Part, certificate: Certificate, t: int, together: int | None = None) -> int:
+def draw_loss(posterior: Posterior, part: Subset, certificate: Certificate, t: int, together: int | None = None) -> int:
     """Return the loss of draw t in units of the certificate, from the same forward pass of ``together`` draws."""
     together = together or draws_together(posterior, part, certificate)
     first = t - t % together
     return draw_losses(posterior, part, certificate, first, together)[t - first]
 
 
-def draw_losses(posterior: Posterior, part: Part, certificate: Certificate, first: int, together: int) -> list[int]:
+def draw_losses(posterior: Posterior, part: Subset, certificate: Certificate, first: int, together: int) -> list[int]:
     """Return the losses of the draws from ``first`` on, in units of the certificate, rounded up."""
     draws = min(together, certificate.planned - first)
     x, y = draw_examples(part, certificate, first, draws)
@@ -237,7 +236,7 @@ def network_losses(posterior: Posterior, x: Tensor, y: Tensor, loss: str, seed: 
     return torch.cat(found, 1)
 
 
-def draw_examples(part: Part, certificate: Certificate, first: int, draws: int) -> tuple[Tensor, Tensor]:
+def draw_examples(part: Subset, certificate: Certificate, first: int, draws: int) -> tuple[Tensor, Tensor]:
     """Return examples [draws, draw_examples, ...] and labels of the draws from ``first`` on, or all for each draw."""
     if not certificate.draw_examples:
         return part.x.expand(draws, *part.x.shape), part.y.expand(draws, -1)
@@ -250,7 +249,7 @@ def draw_examples(part: Part, certificate: Certificate, first: int, draws: int) 
 
 
 def model_digest(posterior: Posterior) -> str:
-    """Digest of the posterior's tensors, the seeds and counters of its draws aside."""
+    """Digest of the posterior's tensors, without the seeds and counters of its draws."""
     return json_digest(tensor_digests(posterior.model))
 
 

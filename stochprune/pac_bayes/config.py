@@ -11,10 +11,10 @@ from stochprune.runs.config import FRACTION, POSITIVE, PROBABILITY, Config, at_l
 
 @dataclasses.dataclass(frozen=True)
 class PriorConfig(Config):
-    """The prior: a network trained under random masks on its own part of the data, or left as initialised."""
+    """Configuration of the prior: a network trained under random masks on its own part of the data, or untrained."""
 
     prior_fraction: float = option(0.5, "Fraction of the training set for the prior; 0 is a data-free prior.", FRACTION)
-    include: str = option("*", "Shell pattern of the names of the weights that are random; the others are fixed.")
+    include: str = option("*", "Shell pattern on weight names: the matching weights are random, the others fixed.")
     score: str = option(
         "none", "Pruning score of the prior's mask, or none; the network is first trained dense on the prior's part."
     )
@@ -25,10 +25,10 @@ class PriorConfig(Config):
     )
     sigma: float = option(0.01, "The prior's standard deviation of a weight (gaussian, spike_and_slab).", POSITIVE)
     prior_epochs: int = option(60, "Passes over the prior's part.", at_least(0))
-    prior_lr: float = option(1e-3, "Adam's first learning rate; it falls to 0 along a cosine.", POSITIVE)
+    prior_lr: float = option(1e-3, "Adam's initial learning rate; it falls to 0 along a cosine.", POSITIVE)
     prior_batch_size: int = option(64, "Examples in a batch of the prior's training.", at_least(1))
-    shift: int = option(0, "Largest shift in pixels of the images that the prior is trained on.", at_least(0))
-    flip: bool = option(False, "Mirror the images that the prior is trained on, each with probability one half.")
+    shift: int = option(0, "Largest random shift in pixels of the prior's training images.", at_least(0))
+    flip: bool = option(False, "Mirror each of the prior's training images with probability one half.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,20 +40,22 @@ class PriorConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class SelfBoundConfig(Config):
-    """Self-bounded learning: the posterior that minimises a bound on its own risk."""
+    """Configuration of self-bounded learning, which minimises a bound on the posterior's own risk."""
 
     objective: Literal["quadratic", "lambda", "classic", "kl"] = option(
         "quadratic", "Bound to minimise: quadratic, lambda (alternating), classic, or kl (the certificate's own)."
     )
     epochs: int = option(10, "Passes over the certifying examples.", at_least(0))
-    lr: float = option(0.1, "First rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.", at_most(1))
+    lr: float = option(
+        0.1, "Initial rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.", at_most(1)
+    )
     batch_size: int = option(256, "Examples in a batch.", at_least(1))
     p_min: float = option(
-        1e-4, "Least probability in the cross-entropy, which is divided by ln(1 / p_min).", at_most(0.5)
+        1e-4, "Minimum probability in the cross-entropy, which is divided by ln(1 / p_min).", at_most(0.5)
     )
     kl_penalty: float = option(
         1.0,
-        "Factor of the divergence in the objective: 1 is the bound itself; less trusts the loss, for data-free priors.",
+        "Factor of the KL in the objective: 1 is the bound itself; a smaller one suits data-free priors.",
         POSITIVE,
     )
     estimator: Literal["straight_through", "concrete", "straight_through_concrete", "local_reparameterisation"] = (
@@ -68,12 +70,14 @@ class SelfBoundConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class CertifyConfig(Config):
-    """What a certificate is to say, and how the risk of the posterior is estimated: all of it fixed in advance."""
+    """Configuration of a certificate: what it claims and how the risk is estimated, all fixed in advance."""
 
     delta: float = option(0.025, "Probability that the bound fails over the examples.", PROBABILITY)
-    delta_draws: float = option(0.01, "Probability that it fails over the Monte Carlo draws.", PROBABILITY)
-    draws: int = option(5_000, "Monte Carlo draws: each one mask and one batch of examples.", at_least(1))
-    draw_examples: int = option(64, "Examples in the batch of a draw; 0 takes all examples in each draw.", at_least(0))
+    delta_draws: float = option(0.01, "Probability that the bound fails over the Monte Carlo draws.", PROBABILITY)
+    draws: int = option(
+        5_000, "Number of Monte Carlo draws; each samples one network and one batch of examples.", at_least(1)
+    )
+    draw_examples: int = option(64, "Examples in the batch of a draw; 0 uses all examples in each draw.", at_least(0))
     monte_carlo: Literal["betting", "kl"] = option(
         "betting", "Bound on the mean of the draws: betting, or kl, the inverse of kl as in the literature."
     )
@@ -87,7 +91,7 @@ class CertifyConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Config):
-    """A prior, the posteriors learnt from it with each objective, and the certificates of all."""
+    """Configuration of a run: a prior, the posteriors learnt from it with each objective, and all certificates."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn), mnist or cifar10 (files in --data-dir).")
     model: str = option("lenet_300_100", "Name of the network in stochprune.models, e.g. pbb_fc or pbb_cnn.")

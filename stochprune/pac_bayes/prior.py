@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stochprune import masks, rng, scores
 from stochprune.arguments import check, checked
 from stochprune.data.augment import Augmented
-from stochprune.data.splits import Part
+from stochprune.data.splits import Subset
 from stochprune.nn import convert, masked_layers, sampling
 from stochprune.pac_bayes.config import PriorConfig
 from stochprune.pac_bayes.digests import tensor_digests
@@ -44,14 +44,14 @@ class Prior:
     """
 
     model: nn.Module
-    seen: tuple[Part, ...]
+    seen: tuple[Subset, ...]
     sigma: float = PriorConfig.sigma
     tensors: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check("Prior", "model", nn.Module, self.model, TypeError)
         check("Prior", "sigma", float, self.sigma, TypeError)
-        if not isinstance(self.seen, (tuple, list)) or not all(isinstance(part, Part) for part in self.seen):
+        if not isinstance(self.seen, (tuple, list)) or not all(isinstance(part, Subset) for part in self.seen):
             raise ValueError(
                 f"Prior: seen must be a tuple of the parts of data.splits that the prior has seen, () for none, "
                 f"got {self.seen!r:.200}"
@@ -63,7 +63,7 @@ class Prior:
 
     @property
     def digest(self) -> str:
-        """Digest of the prior as it was made: its tensors, its deviation, and the parts that it has seen."""
+        """Digest of the prior when it was made: its tensors, its sigma, and the parts that it has seen."""
         return json_digest([self.tensors, self.sigma, [part.digest for part in self.seen]])
 
     def require_unedited(self, function: str) -> None:
@@ -87,7 +87,7 @@ class Prior:
 @checked
 def train_prior(
     model: nn.Module,
-    part: Part | None,
+    part: Subset | None,
     config: PriorConfig,
     *,
     seed: int = 0,
@@ -150,7 +150,7 @@ def representable(logits: Tensor) -> Tensor:
 
 
 def _train(
-    model: nn.Module, part: Part, config: PriorConfig, seed: int, folder: Path | None, callbacks: Sequence[object]
+    model: nn.Module, part: Subset, config: PriorConfig, seed: int, folder: Path | None, callbacks: Sequence[object]
 ) -> None:
     batches = part.batches(config.prior_batch_size, seed)
     augmented = config.shift or config.flip

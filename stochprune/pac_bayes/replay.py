@@ -12,7 +12,7 @@ from torch import nn
 
 from stochprune import data, models
 from stochprune.arguments import checked
-from stochprune.data.splits import Part, split
+from stochprune.data.splits import Subset, split
 from stochprune.nn import convert
 from stochprune.pac_bayes.certificate import Certificate
 from stochprune.pac_bayes.certify import draw_loss, draws_together, model_digest, trial_of
@@ -93,7 +93,7 @@ def replay(
 
 def _rebuild(
     path: Path, certificate: Certificate, data_dir: Path | None, device: torch.device
-) -> tuple[Posterior, Part]:
+) -> tuple[Posterior, Subset]:
     """Return the posterior and the examples of a certificate, checked by their digests."""
     if certificate.configuration is None:
         raise ValueError(f"{path} carries no configuration of a run, so that there is nothing to rebuild it from")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stochprune.arguments import checked
-from stochprune.data.splits import Part, require_unseen
+from stochprune.data.splits import Subset, require_unseen
 from stochprune.pac_bayes.config import CertifyConfig, SelfBoundConfig
 from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.objective import NaturalGradient, Objective
@@ -39,7 +39,7 @@ class SelfBoundResult:
 @checked
 def self_bound(
     prior: Prior,
-    part: Part,
+    part: Subset,
     config: SelfBoundConfig | None = None,
     *,
     family: str = "masks",

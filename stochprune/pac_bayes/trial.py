@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stochprune.data.splits import Part
+from stochprune.data.splits import Subset
 from stochprune.pac_bayes.digests import tensor_digests
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.seeding import generator
@@ -43,7 +43,7 @@ class Trial:
         seed: chooses network and examples, 0 .. 2^64 - 1.
     """
 
-    def __init__(self, posterior: Posterior, part: Part, batch: int, seed: int) -> None:
+    def __init__(self, posterior: Posterior, part: Subset, batch: int, seed: int) -> None:
         self.posterior = posterior
         numbers = generator(seed, "certify", "trial")
         self.seed = int(numbers.integers(1 << 63))

@@ -28,12 +28,12 @@ class WeightPosterior(Posterior):
     def __init__(self, prior: Prior) -> None:
         super().__init__(prior)
         if len({id(layer.weight) for layer in self.layers.values()}) < len(self.layers):
-            raise ValueError("a posterior over weights needs layers that share no weight")
+            raise ValueError("a posterior over weights needs layers that do not share a weight")
         self.model = randomise_weights(self.model, prior.sigma, masked=self.masked)
         self.layers = masked_layers(self.model)
         self.random = {name: layer for name, layer in self.layers.items() if isinstance(layer, RandomLayer)}
         if not self.random:
-            raise ValueError("a posterior over weights needs a linear layer or a convolution")
+            raise ValueError("a posterior over weights needs at least one linear layer or convolution")
         self.start = {
             name: (layer.weight.detach().clone(), layer.sigma.detach()) for name, layer in self.random.items()
         }

@@ -29,18 +29,18 @@ ABOUT = {
 
 
 def bounds_table(results: Mapping[str, Any]) -> Table:
-    """Bounds on the risk; a value above 1 says nothing."""
+    """Return the table of bounds on the risk. A bound of 1 or more is vacuous."""
     made = terminal_table(
         f"Bounds on the risk; test error {results['test_error']:.4f}, training error "
         f"{results['train_error']:.4f}, margin {results['margin']:.3g}",
-        "Complete: it holds with its probability as it stands. Order: constants and logarithms are left out, "
-        "so that only a value far from 1 means something. Vacuous: 1 or more.",
+        "Complete: the bound holds with its probability, exactly as computed. Order: constants and logarithms "
+        "are left out, so only a value far from 1 means something. Vacuous: 1 or more.",
     )
     for name, justify in (("bound", "left"), ("by", "left"), ("value", "right"), ("", "left"), ("", "left")):
         made.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in results["bounds"]:
         value = row["value"]
-        said = "[red]vacuous[/red]" if value >= 1 else "[green]says something[/green]"
+        said = "[red]vacuous[/red]" if value >= 1 else "[green]non-vacuous[/green]"
         shown = f"{value:.4f}" if value < 10 else f"{value:.3g}"
         made.add_row(row["name"], ABOUT[row["name"]], shown, "complete" if row["complete"] else "order", said)
     return made

@@ -1,4 +1,4 @@
-"""The certificates of a run: a table for the terminal, and pictures of the bounds and of the divergence by layer."""
+"""The certificates of a run: a table for the terminal, and pictures of the bounds and of the KL by layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def certificate_table(results: Mapping[str, Any]) -> Table:
-    """One row a certificate, in per cent; the best of each family is bold. The objective ``prior`` is the control."""
+    """Return one row per certificate, in per cent; the best of each family is bold. ``prior`` is the control."""
     config = results["configuration"]
     rows = results["rows"]
     sure = config["certify"]["delta"] + config["certify"]["delta_draws"]

@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 def finetune_table(results: Mapping[str, Any]) -> Table:
-    """Errors in per cent, mean±standard deviation over seeds; the better of two trainings of as many epochs is bold."""
+    """Return errors in per cent, mean±standard deviation over seeds; the better training of equal length is bold."""
     config = results["configuration"]
     masks, weights = config["finetune"]["epochs"], config["retrain_epochs"]
     dense = Spread.of([entry["error"] for entry in results["dense"]])

@@ -11,7 +11,7 @@ from stochprune.report.summary import Spread
 
 COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", SKY, GREY, "#000000", "#7A4B00")
 MARKERS = "os^Dv<>PX"
-LINES = ("-", "--", ":")  # the next one when the colours are used up
+LINES = ("-", "--", ":")  # the next style after all colours are used
 
 
 def plot_initialisation(results: Mapping[str, Any], path: Path) -> None:

@@ -18,7 +18,7 @@ TITLES = {"exact": "exact gradient", "straight_through": "straight-through", "co
 
 
 def linear_lab_table(results: Mapping[str, Any]) -> Table:
-    """What was found, in a few lines."""
+    """Return the results of the linear lab in a few lines."""
     points = results["certificates"]
     kept = results["alignment"]["orthogonal features"]
     made = terminal_table("Linear lab")
@@ -26,17 +26,17 @@ def linear_lab_table(results: Mapping[str, Any]) -> Table:
     made.add_column("found")
     for name, loss in results["training"]["losses"].items():
         made.add_row(f"expected loss at the end of the flow: {name}", f"{loss:.4f}")
-    made.add_row("loss of the best of all masks", f"{results['training']['best']:.4f}")
+    made.add_row("loss of the best mask", f"{results['training']['best']:.4f}")
     agree = sum((q > 0.5) == (part > 0.5) for q, part in zip(kept["kept"], kept["alignment"], strict=True))
-    made.add_row("orthogonal weights kept or pruned as their alignment says", f"{agree} of {len(kept['kept'])}")
-    made.add_row("largest KL(Q | P) over its bound by alignment", f"{max(p['kl'] / p['bound'] for p in points):.3f}")
+    made.add_row("weights kept or pruned as their alignment predicts", f"{agree} of {len(kept['kept'])}")
+    made.add_row("largest KL(Q | P) / its bound by alignment", f"{max(p['kl'] / p['bound'] for p in points):.3f}")
     failed = sum(p["risk"] > p["certificate"] for p in points)
     made.add_row("certificates below the true risk", f"{failed} of {len(points)}")
     return made
 
 
 def plot_linear_lab(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write one PNG file for each experiment, and give their paths."""
+    """Write one PNG file per experiment and return the paths."""
     makers: dict[str, tuple[tuple[float, float], int, Callable[[Any, list[Axes]], None]]] = {
         "training": ((9.6, 3.4), 3, _plot_training),
         "alignment": ((9.6, 3.2), 3, _plot_alignment),

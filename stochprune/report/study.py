@@ -17,7 +17,7 @@ DISTANCES = {
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line a row, the columns in the order in which they first appear; nothing where a row has no value."""
+    """Write one line per row; columns are in the order in which they first appear, missing values are empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
@@ -26,7 +26,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def study_markdown(results: Mapping[str, Any]) -> str:
-    """The tables of a study's results: test errors, and distances between layers' distributions of kept weights."""
+    """Return the tables of a study: test errors, and distances between the distributions of kept weights."""
     parts = [f"# {results['title']}"]
     for data, model in dict.fromkeys((row["data"], row["model"]) for row in results["rows"]):
         rows, distances = (
@@ -54,7 +54,7 @@ def study_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _pivot(rows: Sequence[Mapping[str, Any]], value: str, keys: tuple[str, ...]) -> str:
-    """A Markdown table: a line for each of the ``keys``, a column for each sparsity."""
+    """Return a Markdown table with a line for each of the ``keys`` and a column for each sparsity."""
     sparsities = sorted({row["sparsity"] for row in rows})
     lines = [
         _line((*keys, *(f"{100 * sparsity:g} %" for sparsity in sparsities))),
@@ -72,7 +72,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(values: Sequence[float | None]) -> str:
-    """Mean and deviation of what is there; how many are not (a training that diverged, a layer without weights)."""
+    """Return mean and standard deviation, and the number of missing values (diverged trainings, empty layers)."""
     there = [value for value in values if value is not None]
     lost = len(values) - len(there)
     return (_spread(there) if there else "") + (f" ({lost} of {len(values)} missing)" if lost else "")

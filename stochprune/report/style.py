@@ -1,4 +1,4 @@
-"""What all pictures and tables share: colours, an empty figure, how it is saved, a table for the terminal."""
+"""Helpers of all pictures and tables: colours, an empty figure, saving, a table for the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLUE, ORANGE, GREEN, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#999999", "#5
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, which needs no display."""
+    """Return an empty figure of this size in inches, which needs no display."""
     with extra("studies", "a plot"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -27,12 +27,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG file whose bytes depend on the figure alone."""
+    """Write the figure as a PNG file whose bytes depend only on the figure."""
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
 
 def tidy(axis: Axes, grid: Literal["both", "y"] = "both") -> None:
-    """Leave out the frame on the right and above; draw thin grid lines."""
+    """Remove the frame on the right and at the top, and add thin grid lines."""
     axis.grid(axis=grid, linewidth=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -49,7 +49,7 @@ def log_errors(axis: Axes, subs: tuple[int, ...]) -> None:
 
 
 def terminal_table(title: str, caption: str | None = None, *, gap: int | None = None) -> Table:
-    """An empty table for the terminal, in a frame; with a ``gap``, of so many spaces between columns, without one."""
+    """Return an empty table for the terminal, in a frame; with a ``gap`` of spaces between columns it has no frame."""
     with extra("studies", "a table"):
         from rich import box
         from rich.table import Table

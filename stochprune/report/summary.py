@@ -1,4 +1,4 @@
-"""Means and deviations over seeds."""
+"""Means and standard deviations over seeds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Row:
     """One score at one sparsity, over ``seeds`` seeds.
 
     Attributes:
-        errors: by arm, per cent.
-        gain: error of ``retrained`` minus that of ``finetuned``, paired by seed, in percentage points; positive where
-            the fine-tuned mask is better.
-        wins: seeds on which the fine-tuned mask is better.
+        errors: in per cent, by arm.
+        gain: error of ``retrained`` minus that of ``finetuned``, paired by seed, in percentage points; positive if the
+            fine-tuned mask is better.
+        wins: number of seeds on which the fine-tuned mask is better.
     """
 
     score: str
@@ -40,7 +40,7 @@ class Row:
 
 
 def summarize(results: Mapping[str, Any]) -> list[Row]:
-    """The rows of a study, in the order of its cells."""
+    """Return the rows of a study, in the order of its cells."""
     groups: dict[tuple[str, float], list[dict[str, float]]] = {}
     for cell in results["cells"]:
         groups.setdefault((cell["score"], cell["sparsity"]), []).append(cell["errors"])

@@ -1,6 +1,6 @@
 """Configurations: dataclasses whose fields carry a help text and a range.
 
-The command line's options and help, the checks and the names of run folders all follow from them.
+The options and help of the command line, the checks and the names of run folders are made from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 LIMIT = 1 << 64
-"""Integers of a configuration lie below it: seeds must, and files hold no larger ones."""
+"""Integers of a configuration are below this limit: seeds must be, and files contain no larger integers."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Digests: of tensors, of models, and of whatever JSON can write."""
+"""Digests of tensors, of models, and of everything that JSON can write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def tensor_digest(*tensors: Tensor) -> str:
-    """Return a hexadecimal digest of the dtypes, shapes and bytes of tensors, on whatever device."""
+    """Return a hexadecimal digest of the dtypes, shapes and bytes of tensors, the same on every device."""
     content = hashlib.blake2s()
     for tensor in tensors:
         _feed(content, "", tensor)

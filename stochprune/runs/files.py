@@ -174,7 +174,7 @@ def require(content: Any, kinds: Kinds, path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds {shown(content)} where a mapping must be. {_ANY}")
     for key, kind in kinds.items():
         if key not in content:
-            raise CheckpointError(f"{path} lacks {key!r}: it is not whole, or of another version. {_ANY}")
+            raise CheckpointError(f"{path} lacks {key!r}: it is incomplete, or from another version. {_ANY}")
         if not fits(kind, content[key]):
             raise CheckpointError(f"{path}: {key} must be {in_words(kind)}, got {shown(content[key])}. {_ANY}")
     return content

@@ -10,7 +10,7 @@ from stochprune.extras import extra
 
 
 class Training(Protocol):
-    """What the bar reads of a training."""
+    """The attributes of a training that the bar reads."""
 
     epochs: int
     steps_per_epoch: int | None
@@ -62,7 +62,7 @@ class ProgressBar:
         self._progress.update(self._task, completed=self._finished)
 
     def show(self, done: int, text: str) -> None:
-        """Show ``done`` steps of all, and a text beside them."""
+        """Show that ``done`` steps are finished, with a text."""
         self._progress.update(self._task, completed=done, loss=text)
 
     def on_step(self, state: Training) -> None:

@@ -1,4 +1,4 @@
-"""Results: what they depend on, and dataclasses read back from what was written of them."""
+"""Results: the versions that they depend on, and dataclasses read from their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
-    """Versions of what a result depends on, and the device that it was found on, if that is told."""
+    """Return the versions of the software that a result depends on, and the device, if given."""
     found = {
         "stochprune": importlib.metadata.version("stochprune"),
         "python": platform.python_version(),
@@ -38,7 +38,7 @@ def record_of(kind: type[Record], content: Any, path: Path) -> Record:
         path: the file, for messages.
 
     Raises:
-        CheckpointError: ``content`` is no mapping, lacks a field, or has one of another type.
+        CheckpointError: ``content`` is not a mapping, lacks a field, or has one of another type.
     """
     hints = get_type_hints(get_origin(kind) or kind)
     if isinstance(content, dict):

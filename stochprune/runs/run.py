@@ -1,9 +1,9 @@
-"""One run: a configuration, the folder named after it, and what is kept there.
+"""One run: a configuration, the folder named after it, and the files in it.
 
 Everything that can be resumed has this form::
 
     with open_run(config, run_folder(out, "finetune", config)) as run:  # holds the folder
-        checkpoint = run.checkpoint(config.checkpoint_every, model)  # the same call goes on from it after a kill
+        checkpoint = run.checkpoint(config.checkpoint_every, model)  # after a kill the same call continues from it
         ...                                                          # the work
         run.write({"history": history}, device)                      # results.json
 """
@@ -36,8 +36,8 @@ class Run:
 
     Attributes:
         config: its configuration, a dataclass.
-        folder: None if nothing is kept.
-        key: what a checkpoint must have been made under, beside its start.
+        folder: None if nothing is written.
+        key: a text that must be the same in a checkpoint, besides its start.
     """
 
     config: DataclassInstance
@@ -45,10 +45,10 @@ class Run:
     key: str
 
     def checkpoint(self, every: int, *start: nn.Module | str) -> Checkpoint | None:
-        """Return the checkpoint, written every so many steps; None if nothing is kept.
+        """Return the checkpoint, which is written every ``every`` steps; None if nothing is written.
 
         Args:
-            start: what the run starts from: models, of which every byte counts, and texts, such as digests of data.
+            start: the start of the run: models, of which every byte counts, and texts, such as digests of data.
         """
         if self.folder is None:
             return None
@@ -56,14 +56,14 @@ class Run:
         return Checkpoint(self.folder, self.key, " ".join(filter(None, parts)), every)
 
     def write(self, found: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Any]:
-        """Write ``results.json``: configuration, versions, and what was found.
+        """Write ``results.json`` with configuration, versions and results.
 
         Args:
-            found: numbers, texts, lists and mappings by name.
-            device: on which it was found, if that matters.
+            found: the results: numbers, texts, lists and mappings by name.
+            device: the device of the run, if it matters.
 
         Returns:
-            What the file holds.
+            The content of the file.
         """
         content = {"configuration": dataclasses.asdict(self.config), "versions": versions(device), **found}
         if self.folder is not None:
@@ -77,7 +77,7 @@ def open_run(config: DataclassInstance, folder: Path | None, key: str = "") -> I
 
     Args:
         config: a dataclass.
-        folder: made if missing; None keeps nothing.
+        folder: made if missing; with None nothing is written.
         key: see :class:`Run`; by default the digest of the configuration.
 
     Raises:

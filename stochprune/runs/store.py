@@ -1,4 +1,4 @@
-"""Results kept by what they are the result of: each configuration has one folder, and is run once."""
+"""Stored results: each configuration has one folder and runs once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Result = TypeVar("Result", bound="DataclassInstance")
 
 @dataclasses.dataclass(frozen=True)
 class Kept(Generic[Result]):
-    """A result, as ``result.json`` keeps it.
+    """A result as stored in ``result.json``.
 
     Attributes:
-        configuration: what it is the result of.
-        versions: what it was made with, see :func:`stochprune.runs.versions`.
-        seconds: of the run that ended; a run that was killed before adds nothing.
+        configuration: the configuration of the result.
+        versions: the versions that made it, see :func:`stochprune.runs.versions`.
+        seconds: time of the run that finished; earlier runs that were killed do not count.
         result: a dataclass.
     """
 
@@ -48,16 +48,16 @@ def remember(
     work: Callable[[Path], Result],
     kind: type[Result],
 ) -> Kept[Result]:
-    """Return the result of ``work`` for a configuration: from its folder if it is there, else from ``work(folder)``.
+    """Return the result of a configuration: from its folder if it is there, else from ``work(folder)``.
 
-    The work runs on ``device``. While another process is at work in the folder, it waits. ``result.json`` holds a
-    :class:`Kept`. The checkpoints that the work leaves in the folder ``checkpoints`` are removed when that is on disk.
+    The work runs on ``device``. If another process works in the folder, this one waits. ``result.json`` contains a
+    :class:`Kept`. When it is on disk, the checkpoints in the folder ``checkpoints`` are removed.
 
     Args:
         kind: the dataclass of the result.
 
     Raises:
-        CheckpointError: ``result.json`` is damaged, of another configuration, or lacks a key.
+        CheckpointError: ``result.json`` is damaged, belongs to another configuration, or lacks a key.
     """
     path = folder / "result.json"
     with claim(folder, wait=True):
@@ -72,13 +72,13 @@ def remember(
     kept = dataclasses.replace(found, result=record_of(kind, found.result, path))
     if kept.configuration != json.loads(json.dumps(configuration)):
         raise CheckpointError(
-            f"{path} is the result of another configuration, or of other examples. Move it away to run this one."
+            f"{path} belongs to another configuration or to other examples. Move it away to run this one."
         )
     return kept
 
 
 def say_reused(kept: Collection[Kept[Any]], here: Mapping[str, str]) -> None:
-    """Say on the standard error, in one line, how many results were made with something else than ``here``.
+    """Print one line on the standard error: how many results were made with other versions or devices than ``here``.
 
     Args:
         here: versions and device of this run.

@@ -1,4 +1,4 @@
-"""What every cell of a study needs: data in the right order, training under a progress bar, errors."""
+"""The bench of a study's cells: data in the right order, training with a progress bar, errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from stochprune.training.weights import train_weights
 class Bench:
     """One data set, its networks and batches, and a bar that counts optimiser steps over the whole study.
 
-    Everything lies where the data set does. ``examples`` is the digest of the data: what is kept of other data under
-    the same name is refused.
+    Everything is on the device of the data set. ``examples`` is the digest of the data: stored results of other data
+    with the same name are refused.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, bar: ProgressBar) -> None:
@@ -27,19 +27,19 @@ class Bench:
         self.device, self.examples = dataset.train_x.device, dataset.digest()
 
     def build(self, name: str, seed: int) -> nn.Module:
-        """The network called ``name`` for the data, with the starting values of a seed."""
+        """Build the network called ``name`` for the data, with the initial values of a seed."""
         return models.build(name, self.dataset.shape, self.dataset.num_classes, seed).to(self.device)
 
     def batches(self, seed: int) -> Batches:
-        """The training set in the order of a seed."""
+        """Return the training set in the order of a seed."""
         return Batches(self.dataset.train_x, self.dataset.train_y, self.batch_size, seed)
 
     def steps(self, epochs: int) -> int:
-        """Optimiser steps in ``epochs``."""
+        """Return the number of optimiser steps in ``epochs``."""
         return epochs * -(-len(self.dataset.train_y) // self.batch_size)
 
     def error(self, model: nn.Module) -> float:
-        """Test error in per cent."""
+        """Return the test error in per cent."""
         return error(predict(model, self.dataset.test_x, batch_size=1000), self.dataset.test_y)
 
     def train(

@@ -1,17 +1,17 @@
-"""The main job: what as many epochs make of a pruning mask, by weight training and by probabilistic fine-tuning.
+"""The main study: compare weight training and mask fine-tuning of a pruned network, for the same number of epochs.
 
 For each score, sparsity and seed, from one dense network:
 
 ``pruned``       the score's mask, nothing trained
 ``retrained``    the score's mask, E epochs of weight training
-``stochastic``   M epochs of mask fine-tuning: mean error of networks under single draws of the mask
-``ensemble``     the same: error of the mean class probabilities over the draws
-``thresholded``  the same, cut to the sparsity: the weights of largest keep probability stay
+``stochastic``   M epochs of mask fine-tuning: mean error of networks under single masks
+``ensemble``     the same fine-tuning: error of the class probabilities averaged over the masks
+``thresholded``  the same fine-tuning, then pruned to the sparsity: the weights of largest keep probability stay
 ``finetuned``    then R epochs of weight training under the new mask; M + R = E
-``shuffled``     control: as ``finetuned``, but the new mask is shuffled inside layers before it cuts the fine-tuned
+``shuffled``     control: as ``finetuned``, but the new mask is shuffled inside layers before it prunes the fine-tuned
                  weights
 
-Errors are on the test set in per cent; every training is Adam at one constant rate for the weights.
+Errors are on the test set, in per cent. Every training uses Adam with a constant learning rate for the weights.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ from stochprune.training.finetune import finetune
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig(Config):
-    """The main job: train dense, prune, and compare what as many epochs make of each mask."""
+    """Configuration of the main study: train dense, prune, and compare two trainings of the same number of epochs."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
-    model: str = option("lenet_300_100", "Network, by its name in stochprune.models: lenet_300_100.")
+    model: str = option("lenet_300_100", "Name of the network in stochprune.models: lenet_300_100.")
     scores: tuple[str, ...] = option(("magnitude", "snip", "random"), "Pruning scores, separated by commas.")
     sparsities: tuple[float, ...] = option(
         (0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.", FRACTION
     )
-    seeds: int = option(3, "Number of seeds, each with its own start, order of batches and masks.", at_least(1))
+    seeds: int = option(3, "Number of seeds, each with its own weights, order of batches and masks.", at_least(1))
     dense_epochs: int = option(20, "Epochs of dense training before pruning.", at_least(1))
-    retrain_epochs: int = option(12, "Epochs of weight training after the fine-tuned mask is cut.", at_least(0))
+    retrain_epochs: int = option(12, "Epochs of weight training after pruning with the fine-tuned mask.", at_least(0))
     batch_size: int = option(64, "Examples in a batch.", at_least(1))
-    draws: int = option(10, "Masks drawn to evaluate the stochastic predictor.", at_least(1))
+    draws: int = option(10, "Number of masks to evaluate the stochastic predictor.", at_least(1))
     validation: float = option(
-        0.0, "Report on this fraction of the training set, held out, not on the test set.", FRACTION
+        0.0, "Hold out this fraction of the training set and report on it, not on the test set.", FRACTION
     )
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What as many epochs made of one mask.
+    """The results of one mask.
 
     Attributes:
-        errors: by the names at the head of this file, per cent.
-        swapped: the share of the kept weights that the fine-tuned mask took in for others.
-        density: by layer, of the score's mask and of the fine-tuned one.
-        history: of the fine-tuning.
+        errors: in per cent, by the names at the top of this file.
+        swapped: the fraction of the kept weights that the fine-tuned mask keeps and the score's mask pruned.
+        density: densities of the score's mask and of the fine-tuned mask, by layer.
+        history: the history of the fine-tuning.
     """
 
     errors: dict[str, float]
@@ -83,7 +83,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Where a mask comes from."""
+    """The origin of a mask: score, sparsity and seed."""
 
     score: str
     sparsity: float
@@ -92,7 +92,7 @@ class Mask:
 
 @dataclasses.dataclass(frozen=True)
 class StudyCell(Outcome, Mask):
-    """A mask, and what became of it."""
+    """A mask and its results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +105,14 @@ class DenseError:
 
 @dataclasses.dataclass(frozen=True)
 class MaskStudyResults:
-    """What the main job found."""
+    """The results of the main study."""
 
     dense: list[DenseError]
     cells: list[StudyCell]
 
 
 SELECTIONS = ("scores", "sparsities", "seeds")
-"""Fields that choose which cells are run but change none of them: a run with more of them reuses what is there."""
+"""Fields that choose which cells run but do not change a cell: a run with more of them reuses finished cells."""
 
 
 def run_study(
@@ -122,10 +122,10 @@ def run_study(
     out: Path = Path("runs"),
     device: str | torch.device = "cpu",
 ) -> tuple[Path, dict[str, Any]]:
-    """Run all cells, or what is missing of them, on the CPU or a GPU; the folder is the same.
+    """Run all cells that are not finished, on the CPU or a GPU; the folder does not depend on the device.
 
     Returns:
-        The folder, ``out/study-<data>-<digest>``, and what is written to ``results.json`` there: ``configuration``,
+        The folder, ``out/study-<data>-<digest>``, and the content of its ``results.json``: ``configuration``,
         ``versions``, ``dense`` and ``cells``, as in :class:`MaskStudyResults`.
 
     Raises:
@@ -139,11 +139,11 @@ def run_study(
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What :func:`run_study` leaves.
+    """The output of :func:`run_study`.
 
     Attributes:
-        folder: of the run, and ``content``, of ``results.json`` there.
-        kept: what is kept of each cell, by the name of its folder.
+        folder: the run's folder; ``content`` is the content of its ``results.json``.
+        kept: the stored result of each cell, by the name of its folder.
     """
 
     folder: Path
@@ -153,9 +153,9 @@ class Done:
 
 
 def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: torch.device) -> Done:
-    """Do the work of :func:`run_study`, and say nothing."""
+    """Do the work of :func:`run_study` without output."""
     for score in config.scores:
-        scores.by_name(score)  # refuses an unknown one before any work
+        scores.by_name(score)  # raises for an unknown score before any work
     dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(device)
     models.build(config.model, dataset.shape, dataset.num_classes, 0)  # likewise
     folder = run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
@@ -168,10 +168,10 @@ def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: t
 
 
 class Study(Bench):
-    """The pieces of the main job; each is kept in ``folder`` as soon as it is done, and its checkpoints until then.
+    """The steps of the main study. Each result is stored in ``folder`` when it is finished, its checkpoints until then.
 
     Attributes:
-        kept: what is kept of each cell that was asked for, by the name of its folder.
+        kept: the stored result of each requested cell, by the name of its folder.
     """
 
     def __init__(self, config: StudyConfig, dataset: Dataset, folder: Path, bar: ProgressBar) -> None:
@@ -181,7 +181,7 @@ class Study(Bench):
         self.dense = functools.cache(self._dense)
 
     def cell(self, mask: Mask) -> StudyCell:
-        """What becomes of one mask, from its folder if it is there."""
+        """Return the results of one mask, from its folder if they are there."""
         which = dataclasses.asdict(mask)
         name = f"{mask.score}-{mask.sparsity!r}-seed{mask.seed}"
         configuration = {**which, "examples": self.examples}
@@ -192,7 +192,7 @@ class Study(Bench):
         return StudyCell(**which, **vars(kept.result))
 
     def _dense(self, seed: int) -> nn.Module:
-        """The dense network of a seed, trained or taken from its last checkpoint."""
+        """Return the dense network of a seed, trained or loaded from its last checkpoint."""
         model = self.build(self.config.model, seed)
         name = f"dense-seed{seed}"
         self.train(model, self.folder / name, name, seed, self._weights(self.config.dense_epochs))
@@ -247,7 +247,7 @@ def _total_steps(config: StudyConfig, dataset: Dataset) -> int:
 
 
 def _cut(dense: nn.Module, trained: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
-    """A plain copy of ``trained``, which may be masked, with the architecture of ``dense``, under ``mask``."""
+    """Return a plain copy of ``trained``, which may be masked, with the architecture of ``dense``, under ``mask``."""
     model = copy.deepcopy(dense)
     state = trained.state_dict()
     model.load_state_dict({name: state[name] for name in model.state_dict()})
@@ -260,7 +260,7 @@ def _share(mask: Tensor) -> float:
 
 
 def _hold_out(dataset: Dataset, fraction: float) -> Dataset:
-    """With a fraction, the data set whose test set is that share of the training set, drawn at random."""
+    """Replace the test set by a random fraction of the training set, if the fraction is not 0."""
     if fraction == 0:
         return dataset
     count = round(fraction * len(dataset.train_y))

@@ -1,4 +1,4 @@
-"""Pruning at initialisation: one mask from one score, perhaps ablated, then training of what is left."""
+"""Pruning at initialisation: one mask from one score, possibly ablated, then training of the kept weights."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ ABLATIONS = ("none", "invert", "shuffle", "reinitialise", "rescale")
 
 @dataclasses.dataclass(frozen=True)
 class InitialisationConfig(Config):
-    """What all cells of a study have in common."""
+    """Configuration that all cells of a study share."""
 
-    per_class: int = option(10, "Training examples of each class that the scores look at.", at_least(1))
-    score_batch_size: int = option(100, "Examples in a batch of these.", at_least(1))
+    per_class: int = option(10, "Training examples of each class that the scores use.", at_least(1))
+    score_batch_size: int = option(100, "Examples in a batch of the scores.", at_least(1))
     batch_size: int = option(128, "Examples in a batch of the training.", at_least(1))
-    train_examples: int = option(0, "Train on this many examples; 0: on all.", at_least(0))
+    train_examples: int = option(0, "Number of training examples; 0 means all.", at_least(0))
     weights: WeightConfig = dataclasses.field(default_factory=WeightConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training of one pruned network; everything that it is a function of.
+    """The configuration of one training of one pruned network.
 
     Attributes:
-        score: its name in :mod:`stochprune.scores`, and its ``options``.
-        ablation: one of ABLATIONS, or several joined by ``+``: ``invert`` turns the sign of the scores, ``shuffle``
-            permutes the mask within its layers, ``reinitialise`` draws other weights under it, ``rescale`` brings each
-            layer back to its variance.
+        score: a name in :mod:`stochprune.scores`; ``options`` are its options.
+        ablation: one of ABLATIONS, or several joined by ``+``: ``invert`` changes the sign of the scores, ``shuffle``
+            permutes the mask within its layers, ``reinitialise`` samples new weights under it, ``rescale`` restores the
+            variance of each layer.
 
     Raises:
         ValueError: an unknown score, option or ablation, or a sparsity outside [0, 1).
@@ -74,12 +74,12 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """The name of the cell's folder: another configuration has another."""
+        """The name of the cell's folder, which depends on its whole configuration."""
         return digest(self)
 
 
 def pruned(cell: Cell, bench: Bench) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network of a cell before training, and its masks; layers may be left with nothing."""
+    """Return the network of a cell before training, and its masks, which may empty layers."""
     settings, parts = cell.settings, cell.ablation.split("+")
     model = bench.build(cell.model, cell.seed)
     examples = per_class(bench.dataset, settings.per_class, cell.seed)
@@ -109,17 +109,17 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class KeptWeights(Moments, Layer):
-    """How the weights that a layer keeps are distributed."""
+    """Statistics of the weights that a layer keeps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CellResult:
-    """What became of a cell.
+    """The result of a cell.
 
     Attributes:
-        error: on the test set, in per cent, after training; None if it diverged or had 0 epochs.
-        diverged: what was raised, or None.
-        history: of the training.
+        error: test error in per cent after training; None if the training diverged or had 0 epochs.
+        diverged: the error that was raised, or None.
+        history: the history of the training.
         emptied: layers of which nothing is kept.
         before, after: the kept weights of each layer, before and after training.
     """
@@ -160,7 +160,7 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> CellResult:
 
 
 def load_kept(folder: Path, cell: Cell, examples: str) -> dict[str, dict[str, np.ndarray]]:
-    """The kept weights of a cell that was run: by ``before`` and ``after``, and by layer, float32 [kept].
+    """Read the kept weights of a finished cell, by ``before`` and ``after`` and by layer, float32 [kept].
 
     Args:
         examples: the digest of the data.
@@ -172,7 +172,7 @@ def load_kept(folder: Path, cell: Cell, examples: str) -> dict[str, dict[str, np
     content = require(load_tensors(path, "cell"), {"cell": str, "examples": str, "before": dict, "after": dict}, path)
     if (content["cell"], content["examples"]) != (cell.folder, examples):
         raise CheckpointError(
-            f"{path} is of another cell or of other data ({content['cell']}, {content['examples']:.12}). Move the "
+            f"{path} belongs to another cell or to other data ({content['cell']}, {content['examples']:.12}). Move the "
             "folder away to run this one."
         )
     return {when: {name: values.numpy() for name, values in content[when].items()} for when in ("before", "after")}

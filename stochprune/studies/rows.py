@@ -1,4 +1,4 @@
-"""What a study finds, row by row: each is a line of a table in ``results.json`` and in a CSV file."""
+"""The rows of a study's results: each is a line of a table in ``results.json`` and in a CSV file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """Which network a row is about.
+    """The network that a row describes.
 
     Attributes:
-        score: with its options; ``dense`` for a network that is not pruned.
-        arm: the ablation, or what was trained.
+        score: the score with its options; ``dense`` for a network that is not pruned.
+        arm: the ablation, or the kind of training.
     """
 
     data: str
@@ -31,10 +31,10 @@ class ErrorRow(Key):
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRow(ErrorRow):
-    """The same of a network pruned at initialisation.
+    """The test error of a network pruned at initialisation.
 
     Attributes:
-        loss: of the last epoch; None without one.
+        loss: the loss of the last epoch; None without epochs.
         emptied: number of layers of which nothing is kept.
     """
 
@@ -44,7 +44,7 @@ class TrainedRow(ErrorRow):
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """The kept weights of a layer, see :class:`stochprune.masks.LayerStatistics`; None where it keeps too few."""
+    """Moments of a layer's kept weights, see :class:`stochprune.masks.LayerStatistics`; None if too few are kept."""
 
     kept: int
     density: float
@@ -56,7 +56,7 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True)
 class LayerKey(Key):
-    """Which layer a row is about, ``before`` or ``after`` training."""
+    """The layer that a row describes, ``before`` or ``after`` training."""
 
     when: str
     name: str
@@ -76,7 +76,7 @@ class LayerRow(Moments, ShapeKey):
 
 @dataclasses.dataclass(frozen=True)
 class DistanceRow(LayerKey):
-    """How far the kept weights of one layer lie from those under the score's own mask; None if there are none."""
+    """The distance of a layer's kept weights from those under the score's own mask; None if none are kept."""
 
     wasserstein: float | None
     wasserstein_zeros: float | None
@@ -84,7 +84,7 @@ class DistanceRow(LayerKey):
 
 @dataclasses.dataclass(frozen=True)
 class StudyResults:
-    """What a whole study found; ``hours`` is the time of its cells, summed."""
+    """The results of a whole study; ``hours`` is the sum of the times of its cells."""
 
     title: str
     hours: float

@@ -1,4 +1,4 @@
-"""Running a study: every cell once, then its tables and pictures."""
+"""Run a study: every cell once, then its tables and pictures."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from stochprune.studies.rows import DistanceRow, ErrorRow, Key, LayerRow, StudyR
 def run(
     plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs"), device: str | torch.device = "cpu"
 ) -> tuple[Path, dict[str, Any]]:
-    """Run all cells, or what is missing of them, and write tables and pictures.
+    """Run all cells that are not finished, and write tables and pictures.
 
-    Cells lie in ``out/cells/<digest>``, whatever study asks for them, so studies share what they have in common and a
-    run that was stopped goes on when started again. Those that other versions or another device made are taken as they
-    are; one line on the standard error says how many, and what made them.
+    The folder of a cell is ``out/cells/<digest>`` for every study. So studies share equal cells, and the same call
+    continues a run that was stopped. Cells that were made by other versions or on another device are used; one line on
+    the standard error says how many they are and what made them.
 
     Args:
-        data_dir: folder of the data set's files, or of folders named like the data sets.
-        device: where the cells that are missing are run; no folder's name depends on it.
+        data_dir: folder of the data set's files, or folder with one folder per data set.
+        device: the device of the cells that are not finished; no folder's name depends on it.
 
     Returns:
-        The folder ``out/<name>-<digest of the plan>``, and what is written to ``results.json`` there: ``title``,
-        ``configuration``, ``versions``, ``hours`` (of the cells, summed), ``rows`` (one an error: data, model, score,
+        The folder ``out/<name>-<digest of the plan>``, and the content of its ``results.json``: ``title``,
+        ``configuration``, ``versions``, ``hours`` (sum over the cells), ``rows`` (one per error: data, model, score,
         sparsity, arm, seed), ``layers`` (moments of kept weights) and ``distances`` between cells. Beside it:
         ``errors.csv``, ``layers.csv``, ``distances.csv``, ``tables.md`` and the pictures.
 
     Raises:
-        ValueError: an unknown data set, model or device, a name that no folder can have, or files that are not there.
-        CheckpointError: a file of a former run that cannot be read, or another process is running this study. Other
-            studies may run at the same time: each waits for a cell that another is running. Those of job ``finetune``
-            that share a folder, as they differ in scores, sparsities or seeds alone, do not wait and are refused.
+        ValueError: an unknown data set, model or device, an invalid name of a folder, or missing files.
+        CheckpointError: a file of an earlier run that cannot be read, or another process is running this study. Other
+            studies may run at the same time: each waits for a cell that another is running. Studies of job
+            ``finetune`` that differ only in scores, sparsities or seeds share a folder; they do not wait, and raise.
     """
     device = device_of(device)
     folder = run_folder(out, file_name(plan.name, "the name of a study"), plan)
-    for name in plan.data:  # refuses what cannot be run before anything is made
+    for name in plan.data:  # raises for impossible cells before any work
         dataset = data.load(name, _files(data_dir, name))
         for model in plan.models:
             models.build(model, dataset.shape, dataset.num_classes, 0)
@@ -126,10 +126,10 @@ def _layers(cell: Cell, result: CellResult) -> list[LayerRow]:
 
 
 def _distances(cells: Mapping[Cell, CellResult], root: Path, examples: str) -> list[DistanceRow]:
-    """From each mask to its ablations and to a random mask: by layer, before and after training.
+    """Compute distances from each mask to its ablations and to a random mask, by layer, before and after training.
 
     Args:
-        cells: with the result of each.
+        cells: the cells and their results.
         examples: the digest of the data.
     """
     rows = []
@@ -194,5 +194,5 @@ def _finetune(
 
 
 def _files(data_dir: Path | None, name: str) -> Path | None:
-    """The folder of a data set's files: one of its name in ``data_dir``, or that itself."""
+    """Return the folder of a data set's files: the folder with its name in ``data_dir``, or ``data_dir`` itself."""
     return data_dir / name if data_dir is not None and (data_dir / name).is_dir() else data_dir

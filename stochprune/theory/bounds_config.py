@@ -9,14 +9,14 @@ from stochprune.runs.config import POSITIVE, PROBABILITY, Config, at_least, opti
 
 @dataclass(frozen=True)
 class BoundsConfig(Config):
-    """One fully connected network of equal layers without biases, and every bound on it."""
+    """Configuration of one fully connected network of equal layers without biases, and of the bounds on it."""
 
     data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
     layers: int = option(5, "Linear layers, as wide as the inputs.", at_least(2))
     epochs: int = option(20, "Epochs of training.", at_least(1))
     batch_size: int = option(64, "Examples in a batch.", at_least(1))
     lr: float = option(1e-3, "Adam's learning rate; it falls by a cosine.", POSITIVE)
-    train_fraction: float = option(0.8, "Part of the training set that is trained on; the rest certifies.", PROBABILITY)
+    train_fraction: float = option(0.8, "Fraction of the training set for training; the rest certifies.", PROBABILITY)
     scales: tuple[float, ...] = option(
         (0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "Scales d of the compression, with commas.", POSITIVE
     )

@@ -87,7 +87,7 @@ def run_bounds(
     dataset = data.load(config.data, data_dir, standardised=False)
     parts = split(dataset.train_x, dataset.train_y, config.train_fraction, config.seed)
     assert parts.prior is not None
-    # The data are named too: a checkpoint of training on other files may have seen what certifies here.
+    # The folder's identity includes the data: a checkpoint of other files may have seen examples that certify here.
     folder = run_folder(out, "bounds", config, suffix=f"-{parts.prior.digest[:8]}")
     sizes = [math.prod(dataset.shape)] * config.layers + [dataset.num_classes]
     steps = math.ceil(len(parts.prior) / config.batch_size)
@@ -160,7 +160,7 @@ class Comparison:
         return rounds
 
     def certificate(self, model: nn.Sequential, subject: Subject) -> Bound:
-        """Of the same weights under random masks that keep each with probability ``keep``, on the examples held out."""
+        """Certify the same weights under random masks of keep probability ``keep``, on the held-out examples."""
         config = self.config
         self.bar.begin("certifying")
         random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed).to(self.device)

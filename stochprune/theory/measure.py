@@ -103,9 +103,10 @@ def compressed(subject: Subject, scale: float, seed: int) -> Compressed:
 
 
 def matching_scale(subject: Subject, seed: int) -> tuple[float, float]:
-    """The scale d at which the paper's margin meets the measured one, and the paper's margin there.
+    """Return the scale d at which the paper's margin equals the measured margin, and the paper's margin there.
 
-    By bisection of ln d on estimates by power iteration; then d shrinks until the margin from proved norms is met.
+    Bisects ln d with spectral norms estimated by power iteration, then shrinks d until the margin from proved norms is
+    small enough.
     """
     spectral = [layer.spectral for layer in subject.norms]
     shrink = compression.contractions(subject.shapes, len(subject.train))
@@ -150,7 +151,7 @@ def bound_table(subject: Subject, certificate: Bound, config: BoundsConfig) -> l
 
 
 def _counting(subject: Subject, scale: float, config: BoundsConfig) -> Bound:
-    """The counting bound of one compression, rounded; it holds for all that the code can write, so for the best too."""
+    """Return the counting bound of one rounded compression; it holds for all networks that the code can write."""
     pruned = compression.compress(subject.weights, scale, seed=config.seed)
     value, error, nats = _counted(subject, pruned, config)
     return Bound("counting", value, True, {"scale": scale, "nats": nats, "error": error})
@@ -176,7 +177,7 @@ def pruning_round(subject: Subject, weights: Weights, config: BoundsConfig) -> P
 
 
 def sketches(config: BoundsConfig) -> list[SketchPoint]:
-    """How often sparse matrices are recovered from sketches, by size of the matrix, entries a line and size."""
+    """Measure how often sparse matrices are recovered from sketches, by matrix size, entries per line and rows."""
     points = []
     for p, per_line, part in itertools.product(config.sketch_sizes, (1, 2, 3), np.arange(0.3, 1.25, 0.15)):
         predicted = sketch.predicted_rows(p, per_line)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from stochprune import masks, models
-from stochprune.data.splits import Part
+from stochprune.data.splits import Subset
 from stochprune.theory import compression
 from stochprune.theory.compression import Weights
 from stochprune.theory.norm_bounds import Norms
@@ -28,8 +28,8 @@ class Subject:
     """
 
     weights: Weights
-    train: Part
-    held_out: Part
+    train: Subset
+    held_out: Subset
     test_x: Tensor
     test_y: Tensor
     radius: float
@@ -39,7 +39,7 @@ class Subject:
 
     @classmethod
     def of(
-        cls, model: nn.Module, train: Part, held_out: Part, test_x: Tensor, test_y: Tensor, margin_share: float
+        cls, model: nn.Module, train: Subset, held_out: Subset, test_x: Tensor, test_y: Tensor, margin_share: float
     ) -> Subject:
         """Measure a model.
 

@@ -10,12 +10,12 @@ from stochprune.runs.config import POSITIVE, Config, Range, at_least, option
 
 @dataclasses.dataclass(frozen=True)
 class WeightConfig(Config):
-    """Training of the weights alone, dense or under a fixed mask."""
+    """Configuration of weight training, dense or under a fixed mask."""
 
     epochs: int = option(10, "Passes over the training set.", at_least(0))
     lr: float = option(1e-3, "Learning rate at the start.", POSITIVE)
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.", at_least(1))
-    optimizer: Literal["adam", "sgd"] = option("adam", "Adam, or SGD with Nesterov's momentum of 0.9.")
+    optimizer: Literal["adam", "sgd"] = option("adam", "Adam, or SGD with Nesterov momentum 0.9.")
     weight_decay: float = option(
         0.0,
         "L2 penalty, as torch's optimisers take it.",
@@ -46,6 +46,8 @@ class FinetuneConfig(Config):
     penalty_strength: float = option(
         100.0, "Loss per squared relative deviation from the budget (budget penalty).", POSITIVE
     )
-    kl_strength: float = option(1e-4, "Loss per nat of KL to the start, summed over weights (budget kl).", POSITIVE)
+    kl_strength: float = option(
+        1e-4, "Loss per nat of KL from the initial probabilities, summed over weights (budget kl).", POSITIVE
+    )
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.", at_least(1))
-    seed: int = option(0, "Seed of the masks drawn while training.", at_least(0))
+    seed: int = option(0, "Seed of the masks of the training.", at_least(0))

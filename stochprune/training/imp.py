@@ -41,12 +41,14 @@ Pokutta 2023, arXiv 2111.00843)."""
 
 @dataclass(frozen=True)
 class IMPConfig(Config):
-    """Iterative magnitude pruning: train, then prune and retrain in cycles, from the trained weights."""
+    """Configuration of iterative magnitude pruning: train, then prune and retrain the trained weights in cycles."""
 
     sparsity: float = option(0.9, "Fraction of weights pruned at the end.", FRACTION)
     cycles: int = option(3, "Prunings, each of the same share of what is left.", at_least(1))
     retrain_epochs: int = option(3, "Epochs of weight training after each.", at_least(0))
-    retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option("allr", "Learning rates of the retraining.")
+    retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option(
+        "allr", "Learning-rate schedule of the retraining."
+    )
     dense: WeightConfig = field(default_factory=WeightConfig)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochprune.data import load
+from stochprune.data import load, splits
 from stochprune.data.splits import digests_of_split, require_unseen, split
 
 
@@ -140,3 +140,8 @@ def test_a_part_on_another_device_is_the_same_part():
     part = split(torch.arange(20.0).view(10, 2), torch.zeros(10, dtype=torch.int64), 0.5).certify
     there = part.to(torch.device("meta"))
     assert there.x.is_meta and there.y.is_meta and there.digest == part.digest
+
+
+def test_the_old_name_of_a_subset_is_deprecated():
+    with pytest.warns(DeprecationWarning, match="Subset"):
+        assert splits.Part is splits.Subset

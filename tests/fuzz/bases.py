@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import stochprune as sp
 from stochprune.data import Batches, Dataset
-from stochprune.data.splits import Part, split
+from stochprune.data.splits import Subset, split
 from stochprune.pac_bayes import CertifyConfig, Prior, PriorConfig, RunConfig, SelfBoundConfig, make_posterior
 from stochprune.training import FinetuneConfig, IMPConfig, SoftThresholdConfig, WeightConfig
 
@@ -67,7 +67,7 @@ def dataset() -> Dataset:
     return Dataset("mine", inputs(), labels(), inputs(6), labels(6), 3)
 
 
-def part() -> Part:
+def part() -> Subset:
     parts = split(inputs(40), labels(40), 0.5)
     assert parts.prior is not None
     return parts.certify
@@ -467,7 +467,7 @@ def calls() -> dict[str, Callable[[], dict[str, Any]]]:
 
 # Records that the package gives out and nobody makes, exceptions and types.
 NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult", "IMPRound"}
-NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer", "Part", "Split"}
+NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer", "Subset", "Split"}
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 from stochprune import data
-from stochprune.data.splits import Part, digests_of_split, split
+from stochprune.data.splits import Subset, digests_of_split, split
 from stochprune.models import build
 from stochprune.nn import convert
 from stochprune.pac_bayes import Prior, RunConfig, load_certificate, make_posterior, run_certify
@@ -117,7 +117,7 @@ def halved_divergence(path: Path) -> None:
 
 
 def with_draws_of_its_own(
-    path: Path, prior: Prior, part: Part, shift: float = 0.0, fraction: float | None = None
+    path: Path, prior: Prior, part: Subset, shift: float = 0.0, fraction: float | None = None
 ) -> None:
     """In the place of the honest certificate that of this prior, and a posterior ``shift`` from it in every logit."""
     old = load_certificate(path)
