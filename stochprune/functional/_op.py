@@ -18,6 +18,10 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, str, boo
 """Types of arguments that backends take as they are; a subclass of Tensor goes through the dispatcher."""
 
 
+ADDRESS = "Tensor seed, Tensor draw, SymInt stream, str estimator, float temperature, SymInt row, SymInt col"
+"""A Mask in an operator's schema: ``Mask(*args[at : at + 7])`` packs it again."""
+
+
 def reshaped(result: Tensor, shape: Sequence[int]) -> Tensor:
     """A fresh ``result`` in another shape over the same memory, which autograd does not take for a view.
 
@@ -36,8 +40,9 @@ class Op:
 
     Args:
         name: of the operators ``stochprune::name`` and ``stochprune::name_backward``.
-        forward: annotated as ``torch.library`` asks; returns a tensor, or a tuple.
-        backward: annotated likewise; returns the gradients, an empty tensor for each that is not wanted.
+        schemas: of forward and backward, as ``torch.library`` writes them; :data:`ADDRESS` is the part of a Mask.
+        forward: returns a tensor, or a tuple.
+        backward: returns the gradients, an empty tensor for each that is not wanted.
         fakes: forward and backward on tensors without values.
         save: ``(ctx, inputs, output)``, keeps what ``grads`` needs.
         grads: ``(ctx, backward, *grads)``, the gradients of all arguments by this form of ``backward``.
@@ -48,6 +53,7 @@ class Op:
     def __init__(
         self,
         name: str,
+        schemas: tuple[str, str],
         forward: Callable[..., Any],
         backward: Callable[..., Any],
         *,
@@ -61,8 +67,10 @@ class Op:
         def refuse(ctx: Any, *grads: Tensor) -> None:
             raise RuntimeError(f"{name} is differentiable once: its backward has no derivative (double backward)")
 
-        self.operator = torch.library.custom_op(f"stochprune::{name}", forward, mutates_args=())
-        self.backward = torch.library.custom_op(f"stochprune::{name}_backward", backward, mutates_args=())
+        self.operator = torch.library.custom_op(f"stochprune::{name}", forward, mutates_args=(), schema=schemas[0])
+        self.backward = torch.library.custom_op(
+            f"stochprune::{name}_backward", backward, mutates_args=(), schema=schemas[1]
+        )
         self.operator.register_fake(fakes[0])
         self.backward.register_fake(fakes[1])
         self.operator.register_autograd(lambda ctx, *g: grads(ctx, self.backward, *g), setup_context=save)
@@ -154,7 +162,12 @@ def _rule(apply: Callable[..., Any], faster: Callable[..., Any] | None) -> Calla
 
 
 def product(
-    name: str, forward: Callable[..., Any], backward: Callable[..., Any], *, fake: Callable[..., Any], trained: int = 3
+    name: str,
+    tensors: tuple[str, ...],
+    options: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    fake: Callable[..., Any],
 ) -> Op:
     """An op whose result is a product of x with weights [N, ...], plus a bias [N].
 
@@ -162,11 +175,19 @@ def product(
     have any dimensions in place of M.
 
     Args:
-        forward: of ``(x, weight, *others, bias, seed, draw, *options)``.
-        backward: of ``(grad, x, weight, *others, seed, draw, *options, *needs)``; the gradients of these tensors.
+        tensors: the names of x, the weight and others that are trained; one that ends in ``?`` may be None.
+        options: the rest of the schema after the bias: the mask's address first.
+        forward: of ``(*tensors, bias, *options)``.
+        backward: of ``(grad, *tensors, *options, *needs)``; the gradients of the tensors.
         fake: forward on tensors without values.
-        trained: the number of these tensors; one of the others may be None.
     """
+    trained = len(tensors)
+    given = ", ".join(f"Tensor? {t[:-1]}" if t.endswith("?") else f"Tensor {t}" for t in tensors)
+    wanted = ", ".join(f"bool need_{t.rstrip('?')}" for t in tensors)
+    schemas = (
+        f"({given}, Tensor? bias, {options}) -> Tensor",
+        f"(Tensor grad, {given}, {options}, {wanted}) -> ({', '.join(['Tensor'] * trained)})",
+    )
 
     def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         tensors, needs = args[:trained], args[-trained:]
@@ -209,4 +230,4 @@ def product(
         return y.unflatten(first, batched.shape[first : first + 2]), first
 
     fakes = (fake, fake_backward)
-    return Op(name, forward, backward, fakes=fakes, save=save, grads=grads, vmap=over_x)
+    return Op(name, schemas, forward, backward, fakes=fakes, save=save, grads=grads, vmap=over_x)

@@ -52,7 +52,11 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-_bernoulli_kl = Op(_OP, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
+_SCHEMAS = (
+    "(Tensor logits, Tensor prior_logits) -> Tensor",
+    "(Tensor grad, Tensor logits, Tensor prior_logits, bool need_logits, bool need_prior) -> (Tensor, Tensor)",
+)
+_bernoulli_kl = Op(_OP, _SCHEMAS, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:

@@ -65,7 +65,9 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-_gaussian_kl = Op(_OP, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
+_GIVEN = "Tensor mu, Tensor sigma, Tensor prior_mu, Tensor prior_sigma, Tensor? logits"
+_SCHEMAS = f"({_GIVEN}) -> Tensor", f"(Tensor grad, {_GIVEN}, bool[] needs) -> Tensor[]"
+_gaussian_kl = Op(_OP, _SCHEMAS, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def _gaussian(

@@ -19,7 +19,7 @@ from stochprune.functional import _product
 from stochprune.functional._address import Address
 from stochprune.functional._geometry import Convolution, Sizes
 from stochprune.functional._inputs import convolution, linear
-from stochprune.functional._op import Op, reshaped
+from stochprune.functional._op import ADDRESS, Op, reshaped
 
 
 def _flat(*tensors: Tensor | None) -> list[Tensor]:
@@ -47,18 +47,15 @@ def _forward(
     logits: Tensor | None,
     rho: Tensor | None,
     bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    row: int,
-    geometry: Sequence[int],
+    *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     """y [D, M, N, ...] and its deviation [M, N, ...] of x [M, K, ...]."""
+    mask, geometry = Mask(*rest[:7]), rest[7]
     mean, variance = _moments(x, weight, logits, rho)
     y = _product.multiply(x, mean, bias, geometry)
     # Clamped: convolutions through transforms (Winograd, Fourier) may fall short of zero by a rounding.
     deviation = _product.multiply(x.square(), variance, None, geometry).clamp_min(0).sqrt()
-    return torch.addcmul(y, deviation, _noise(y, Mask(seed, draw, stream, row=row))), deviation
+    return torch.addcmul(y, deviation, _noise(y, mask)), deviation
 
 
 def _fake(x: Tensor, weight: Tensor, logits: Any, rho: Any, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Any:
@@ -73,19 +70,13 @@ def _backward(
     weight: Tensor,
     logits: Tensor | None,
     rho: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    row: int,
-    geometry: Sequence[int],
-    need_x: bool,
-    need_weights: bool,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mask, geometry, needs = Mask(*rest[:7]), rest[7], rest[8:]
     mean, variance = _moments(x, weight, logits, rho)
-    noise = _noise(deviation, Mask(seed, draw, stream, row=row))
+    noise = _noise(deviation, mask)
     # d sqrt(v) / dv has no value at v = 0, where the noise has no part: an input of zeros, or sure weights.
     dvariance = torch.where(deviation > 0, (grad * noise).sum(0) / (2 * deviation), 0)
-    needs = (need_x, need_weights)
     dx, dmean = _product.differentiate(grad.sum(0), x, mean, geometry, needs)
     dsquare, dspread = _product.differentiate(dvariance, x.square(), variance, geometry, needs)
     grads: Sequence[Tensor | None] = []
@@ -129,7 +120,14 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor | None, _: Any) 
     return *grads, dbias, *([None] * (2 + len(ctx.options)))
 
 
-_local = Op("local_reparameterisation", _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
+_GIVEN = "Tensor x, Tensor weight, Tensor? logits, Tensor? rho"
+_SCHEMAS = (
+    f"({_GIVEN}, Tensor? bias, {ADDRESS}, SymInt[] geometry) -> (Tensor, Tensor)",
+    f"(Tensor grad, Tensor deviation, {_GIVEN}, {ADDRESS}, SymInt[] geometry, bool need_x, bool need_weights)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_FAKES = (_fake, _fake_backward)
+_local = Op("local_reparameterisation", _SCHEMAS, _forward, _backward, fakes=_FAKES, save=_save, grads=_grads)
 
 
 def _one_draw(op: str, at: Address) -> Address:
@@ -145,7 +143,7 @@ def _sample(
     if weights["logits"] is None and weights["rho"] is None:
         raise ValueError(f"{op}: nothing is random: give logits, rho or both")
     mask = at.mask(op, x.device, len(x), 0)
-    y: Tensor = _local(op, x, *weights.values(), bias, *mask[:3], mask.row, geometry)[0]
+    y: Tensor = _local(op, x, *weights.values(), bias, *mask, geometry)[0]
     return y if at.samples is not None else reshaped(y, y.shape[1:])
 
 

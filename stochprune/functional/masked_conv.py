@@ -6,7 +6,6 @@ x, weight, logits and the integers is saved for backward; the mask is drawn agai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -17,54 +16,25 @@ from stochprune.functional import _product
 from stochprune.functional._address import Address
 from stochprune.functional._geometry import Convolution, Sizes
 from stochprune.functional._inputs import convolution
-from stochprune.functional._op import product
+from stochprune.functional._op import ADDRESS, product
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-    geometry: Sequence[int],
-) -> Tensor:
-    backend, mask = backends.resolve(x, weight, logits), Mask(seed, draw, stream, estimator, temperature, row, col)
+def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    backend, mask, geometry = backends.resolve(x, weight, logits), Mask(*rest[:7]), rest[7]
 
     def weights(part: slice) -> Tensor:
         return backend.masked_weight(weight, Logits(logits), mask=mask.part(part), dtype=x.dtype)
 
-    return _product.forward(x, weight, bias, weights, geometry, len(draw))
+    return _product.forward(x, weight, bias, weights, geometry, len(mask.draw))
 
 
 def _fake(x: Tensor, weight: Tensor, logits: Tensor, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
     return _product.fake_forward(x, weight, rest[-1], len(draw))
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-    geometry: Sequence[int],
-    need_x: bool,
-    need_weight: bool,
-    need_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    backend, mask = backends.resolve(x, weight, logits), Mask(seed, draw, stream, estimator, temperature, row, col)
-    levels, needs = Logits(logits), (need_weight, need_logits)
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    backend, mask, geometry = backends.resolve(x, weight, logits), Mask(*rest[:7]), rest[7]
+    levels, need_x, needs = Logits(logits), rest[8], rest[9:]
     memo: list[Tensor] = []
 
     def weights(part: slice) -> Tensor:
@@ -74,13 +44,15 @@ def _backward(
     def through(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return backend.weight_grad(g, weight, levels, mask=mask.part(part), needs=needs, memo=memo)
 
-    wanted = (need_x, need_weight or need_logits)
-    dx, grads = _product.backward(grad, x, weight, weights, through, geometry, len(draw), wanted)
+    wanted = (need_x, any(needs))
+    dx, grads = _product.backward(grad, x, weight, weights, through, geometry, len(mask.draw), wanted)
     dweight, dlogits = _product.empties((weight, logits), grads, x)
     return dx, dweight, dlogits
 
 
-_masked_convolution = product("masked_convolution", _forward, _backward, fake=_fake)
+_masked_convolution = product(
+    "masked_convolution", ("x", "weight", "logits"), f"{ADDRESS}, SymInt[] geometry", _forward, _backward, _fake
+)
 
 
 class MaskedConvolution(Protocol):

@@ -15,30 +15,18 @@ from stochprune import backends, rng
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, check_same_device, check_tensor
-from stochprune.functional._op import Op, reshaped
+from stochprune.functional._op import ADDRESS, Op, reshaped
 
 _OP = "masked_embedding"
 
 
-def _forward(
-    indices: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-    padding_idx: int,
-) -> Tensor:
-    """y [D, T, K] of int64 indices [D, T]; slice d under the mask of ``draw[d]``. padding_idx: for backward."""
+def _forward(indices: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+    """y [D, T, K] of int64 indices [D, T]; slice d under the mask of ``draw[d]``."""
     if indices.numel() and indices.device.type == "cpu":  # elsewhere a look would synchronise
         low, high = (int(value) for value in indices.aminmax())
         if low < 0 or high >= len(weight):
             raise IndexError(f"{_OP}: indices must lie in 0 .. {len(weight) - 1}, got {low if low < 0 else high}")
-    backend, mask = backends.resolve(weight, logits), Mask(seed, draw, stream, estimator, temperature, row, col)
+    backend, mask = backends.resolve(weight, logits), Mask(*rest[:7])
     y = weight.new_empty(*indices.shape, weight.shape[1])
     for d, rows in enumerate(indices):
         y[d] = backend.masked_weight(weight, Logits(logits), mask=mask.one(d), dtype=weight.dtype, rows=rows)[0]
@@ -49,24 +37,8 @@ def _fake(indices: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return weight.new_empty(*indices.shape, weight.shape[1])
 
 
-def _backward(
-    grad: Tensor,
-    indices: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-    padding_idx: int,
-    need_weight: bool,
-    need_logits: bool,
-) -> tuple[Tensor, Tensor]:
-    backend, mask = backends.resolve(weight, logits), Mask(seed, draw, stream, estimator, temperature, row, col)
-    needs = (need_weight, need_logits)
+def _backward(grad: Tensor, indices: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    backend, mask, padding_idx, needs = backends.resolve(weight, logits), Mask(*rest[:7]), rest[7], rest[8:]
     wide = torch.promote_types(weight.dtype, torch.float32)
     sums = [
         like.new_zeros(like.shape if need else 0, dtype=wide)
@@ -106,8 +78,13 @@ def _over_indices(apply: Any, info: Any, in_dims: tuple[Any, ...], indices: Tens
     return y.unflatten(1, batched.shape[1:3]), 1
 
 
+_GIVEN = f"Tensor indices, Tensor weight, Tensor logits, {ADDRESS}, SymInt padding_idx"
+_SCHEMAS = (
+    f"({_GIVEN}) -> Tensor",
+    f"(Tensor grad, {_GIVEN}, bool need_weight, bool need_logits) -> (Tensor, Tensor)",
+)
 _masked_embedding = Op(
-    _OP, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads, vmap=_over_indices
+    _OP, _SCHEMAS, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads, vmap=_over_indices
 )
 
 

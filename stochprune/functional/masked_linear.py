@@ -13,48 +13,21 @@ from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._inputs import apart, linear
-from stochprune.functional._op import product, reshaped
+from stochprune.functional._op import ADDRESS, product, reshaped
 
 _OP = "masked_linear"
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-) -> Tensor:
-    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
-    y = backends.resolve(x, weight, logits).masked_linear(apart(x, draw), weight, Logits(logits), bias, mask=mask)
+def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *address: Any) -> Tensor:
+    mask = Mask(*address)
+    y = backends.resolve(x, weight, logits).masked_linear(apart(x, mask.draw), weight, Logits(logits), bias, mask=mask)
     return reshaped(y, (*x.shape[:-1], weight.shape[0]))
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-    need_x: bool,
-    need_weight: bool,
-    need_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    mask, needs = Mask(seed, draw, stream, estimator, temperature, row, col), (need_x, need_weight, need_logits)
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    mask, needs = Mask(*rest[:7]), rest[7:]
     backend = backends.resolve(x, weight, logits)
-    given = (apart(grad, draw), apart(x, draw), weight, Logits(logits))
+    given = (apart(grad, mask.draw), apart(x, mask.draw), weight, Logits(logits))
     dx, dweight, dlogits = backend.masked_linear_backward(*given, mask=mask, needs=needs)
     return (
         x.new_empty(0) if dx is None else dx.view(x.shape),
@@ -67,7 +40,7 @@ def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-_masked_linear = product(_OP, _forward, _backward, fake=_fake)
+_masked_linear = product(_OP, ("x", "weight", "logits"), ADDRESS, _forward, _backward, _fake)
 
 
 def masked_linear(

@@ -17,7 +17,7 @@ from stochprune.address import KLTerm, Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, explain_nan
 from stochprune.functional._inputs import apart, linear
-from stochprune.functional._op import Op, reshaped
+from stochprune.functional._op import ADDRESS, Op, reshaped
 from stochprune.functional._product import rows
 
 _OP = "masked_linear_kl"
@@ -29,17 +29,10 @@ def _forward(
     logits: Tensor,
     prior_logits: Tensor,
     bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
+    *address: Any,
 ) -> tuple[Tensor, Tensor]:
-    backend = backends.resolve(x, weight, logits, prior_logits)
-    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
-    y = backend.masked_linear(apart(x, draw), weight, Logits(logits), bias, mask=mask)
+    backend, mask = backends.resolve(x, weight, logits, prior_logits), Mask(*address)
+    y = backend.masked_linear(apart(x, mask.draw), weight, Logits(logits), bias, mask=mask)
     kl = backend.bernoulli_kl(Logits(logits), Logits(prior_logits))
     explain_nan(kl, logits=logits, prior_logits=prior_logits)
     return reshaped(y, (*x.shape[:-1], weight.shape[0])), kl
@@ -56,24 +49,14 @@ def _backward(
     weight: Tensor,
     logits: Tensor,
     prior_logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-    need_x: bool,
-    need_weight: bool,
-    need_logits: bool,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backend = backends.resolve(x, weight, logits, prior_logits)
-    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
-    needs, kl = (need_x, need_weight, need_logits), KLTerm(Logits(prior_logits), kl_grad)
-    given = (apart(grad, draw), apart(x, draw), weight, Logits(logits))
+    backend, mask = backends.resolve(x, weight, logits, prior_logits), Mask(*rest[:7])
+    needs, kl = rest[7:], KLTerm(Logits(prior_logits), kl_grad)
+    given = (apart(grad, mask.draw), apart(x, mask.draw), weight, Logits(logits))
     grads = backend.masked_linear_backward(*given, mask=mask, needs=needs, kl=kl)
     dx, dweight, dlogits = (t.new_empty(0) if g is None else g for g, t in zip(grads, (x, weight, logits), strict=True))
-    return dx.view(x.shape) if need_x else dx, dweight, dlogits
+    return dx.view(x.shape) if needs[0] else dx, dweight, dlogits
 
 
 def _fake_backward(grad: Tensor, kl_grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> Any:
@@ -98,7 +81,13 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor, kl_grad: Tensor
     return *grads, None, dbias, *([None] * (2 + len(ctx.options)))
 
 
-_masked_linear_kl = Op(_OP, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
+_GIVEN = "Tensor x, Tensor weight, Tensor logits, Tensor prior_logits"
+_SCHEMAS = (
+    f"({_GIVEN}, Tensor? bias, {ADDRESS}) -> (Tensor, Tensor)",
+    f"(Tensor grad, Tensor kl_grad, {_GIVEN}, {ADDRESS}, bool need_x, bool need_weight, bool need_logits)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+_masked_linear_kl = Op(_OP, _SCHEMAS, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def masked_linear_kl(

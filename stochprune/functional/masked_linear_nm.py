@@ -14,54 +14,27 @@ from stochprune.address import Logits, Mask
 from stochprune.functional import _product
 from stochprune.functional._address import Address
 from stochprune.functional._inputs import linear
-from stochprune.functional._op import product
+from stochprune.functional._op import ADDRESS, product
 
 _OP = "masked_linear_nm"
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    row: int,
-    col: int,
-    n: int,
-    m: int,
-) -> Tensor:
-    backend, mask = backends.resolve(x, weight, logits), Mask(seed, draw, stream, row=row, col=col)
+def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    backend, mask, (n, m) = backends.resolve(x, weight, logits), Mask(*rest[:7]), rest[7:]
 
     def weights(part: slice) -> Tensor:
         return backend.nm_masked_weight(weight, Logits(logits), (n, m), mask=mask.part(part), dtype=x.dtype)
 
-    return _product.forward(x, weight, bias, weights, _product.LINEAR, len(draw))
+    return _product.forward(x, weight, bias, weights, _product.LINEAR, len(mask.draw))
 
 
 def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    row: int,
-    col: int,
-    n: int,
-    m: int,
-    need_x: bool,
-    need_weight: bool,
-    need_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    backend, mask = backends.resolve(x, weight, logits), Mask(seed, draw, stream, row=row, col=col)
-    levels, needs = Logits(logits), (need_weight, need_logits)
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    backend, mask, (n, m) = backends.resolve(x, weight, logits), Mask(*rest[:7]), rest[7:9]
+    levels, need_x, needs = Logits(logits), rest[9], rest[10:]
 
     def weights(part: slice) -> Tensor:
         return backend.nm_masked_weight(weight, levels, (n, m), mask=mask.part(part), dtype=x.dtype)
@@ -70,13 +43,13 @@ def _backward(
         wide = g.to(weight.dtype)
         return backend.nm_weight_grad(wide, weight, levels, (n, m), mask=mask.part(part), needs=needs)
 
-    wanted = (need_x, need_weight or need_logits)
-    dx, grads = _product.backward(grad, x, weight, weights, through, _product.LINEAR, len(draw), wanted)
+    wanted = (need_x, any(needs))
+    dx, grads = _product.backward(grad, x, weight, weights, through, _product.LINEAR, len(mask.draw), wanted)
     dweight, dlogits = _product.empties((weight, logits), grads, x)
     return dx, dweight, dlogits
 
 
-_masked_linear_nm = product(_OP, _forward, _backward, fake=_fake)
+_masked_linear_nm = product(_OP, ("x", "weight", "logits"), f"{ADDRESS}, int n, int m", _forward, _backward, _fake)
 
 
 def masked_linear_nm(
@@ -125,5 +98,4 @@ def masked_linear_nm(
     patterns.check(_OP, n, m, weight.shape[1])
     if given.mask.col % m:
         raise ValueError(f"{_OP}: col_offset must be a multiple of {m}, the size of a group, got {given.mask.col}")
-    options = (*given.mask[:3], given.mask.row, given.mask.col, n, m)
-    return given.restore(_masked_linear_nm(_OP, given.x, weight, logits, given.bias, *options))
+    return given.restore(_masked_linear_nm(_OP, given.x, weight, logits, given.bias, *given.mask, n, m))

@@ -111,7 +111,9 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor
     return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None, None
 
 
-_nm_kl = Op("nm_kl", _kl, _kl_backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
+_GIVEN = "Tensor logits, Tensor prior_logits, int n, int m"
+_SCHEMAS = f"({_GIVEN}) -> Tensor", f"(Tensor grad, {_GIVEN}) -> (Tensor, Tensor)"
+_nm_kl = Op("nm_kl", _SCHEMAS, _kl, _kl_backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:

@@ -17,7 +17,7 @@ from stochprune.functional import _product
 from stochprune.functional._address import Address
 from stochprune.functional._geometry import Convolution, Sizes
 from stochprune.functional._inputs import convolution, linear
-from stochprune.functional._op import product
+from stochprune.functional._op import ADDRESS, product
 
 
 class _RandomWeights:
@@ -63,23 +63,10 @@ class _RandomWeights:
         return sums
 
 
-def _forward(
-    x: Tensor,
-    mu: Tensor,
-    rho: Tensor,
-    logits: Tensor | None,
-    bias: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-    geometry: Sequence[int],
-) -> Tensor:
-    weights = _RandomWeights(x, mu, rho, logits, Mask(seed, draw, stream, estimator, temperature, row, col))
-    return _product.forward(x, mu, bias, weights.form, geometry, len(draw))
+def _forward(x: Tensor, mu: Tensor, rho: Tensor, logits: Tensor | None, bias: Tensor | None, *rest: Any) -> Tensor:
+    mask, geometry = Mask(*rest[:7]), rest[7]
+    weights = _RandomWeights(x, mu, rho, logits, mask)
+    return _product.forward(x, mu, bias, weights.form, geometry, len(mask.draw))
 
 
 def _fake(x: Tensor, mu: Tensor, *rest: Any) -> Tensor:
@@ -87,36 +74,24 @@ def _fake(x: Tensor, mu: Tensor, *rest: Any) -> Tensor:
 
 
 def _backward(
-    grad: Tensor,
-    x: Tensor,
-    mu: Tensor,
-    rho: Tensor,
-    logits: Tensor | None,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-    geometry: Sequence[int],
-    need_x: bool,
-    need_mu: bool,
-    need_rho: bool,
-    need_logits: bool,
+    grad: Tensor, x: Tensor, mu: Tensor, rho: Tensor, logits: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    weights = _RandomWeights(x, mu, rho, logits, Mask(seed, draw, stream, estimator, temperature, row, col))
+    mask, geometry = Mask(*rest[:7]), rest[7]
+    need_x, need_mu, need_rho, need_logits = rest[8:]
+    weights = _RandomWeights(x, mu, rho, logits, mask)
     needs = (need_mu, need_rho, need_logits and logits is not None)
 
     def through(part: slice, g: Tensor) -> Sequence[Tensor | None]:
         return weights.grads(part, g, needs)
 
-    dx, grads = _product.backward(grad, x, mu, weights.form, through, geometry, len(draw), (need_x, any(needs)))
+    dx, grads = _product.backward(grad, x, mu, weights.form, through, geometry, len(mask.draw), (need_x, any(needs)))
     dmu, drho, dlogits = _product.empties((mu, rho, logits), grads, x)
     return dx, dmu, drho, dlogits
 
 
-_spike_and_slab = product("spike_and_slab", _forward, _backward, fake=_fake, trained=4)
+_spike_and_slab = product(
+    "spike_and_slab", ("x", "mu", "rho", "logits?"), f"{ADDRESS}, SymInt[] geometry", _forward, _backward, _fake
+)
 
 
 def spike_and_slab_linear(

@@ -14,15 +14,13 @@ from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating
 from stochprune.functional._inputs import apart, linear
-from stochprune.functional._op import Op, reshaped
+from stochprune.functional._op import ADDRESS, Op, reshaped
 
 Block = tuple[int, int]
 
 
-def _forward(
-    logits: Tensor, seed: Tensor, draw: Tensor, stream: int, estimator: str, temperature: float, row: int, col: int
-) -> Tensor:
-    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
+def _forward(logits: Tensor, *address: Any) -> Tensor:
+    mask = Mask(*address)
     one, backend = torch.ones_like(logits), backends.resolve(logits)
     return backend.masked_weight(one, Logits(logits), mask=mask, dtype=logits.dtype).clone()  # it may be scratch memory
 
@@ -31,18 +29,8 @@ def _fake(logits: Tensor, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
     return logits.new_empty(draw.shape[0], *logits.shape)
 
 
-def _backward(
-    grad: Tensor,
-    logits: Tensor,
-    seed: Tensor,
-    draw: Tensor,
-    stream: int,
-    estimator: str,
-    temperature: float,
-    row: int,
-    col: int,
-) -> Tensor:
-    mask = Mask(seed, draw, stream, estimator, temperature, row, col)
+def _backward(grad: Tensor, logits: Tensor, *address: Any) -> Tensor:
+    mask = Mask(*address)
     one, backend = torch.ones_like(logits), backends.resolve(logits)
     _, dlogits = backend.weight_grad(grad.clone(), one, Logits(logits), mask=mask, needs=(False, True))
     assert dlogits is not None
@@ -62,7 +50,8 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor
     return backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * (2 + len(ctx.options))
 
 
-_mask = Op("mask", _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
+_SCHEMAS = f"(Tensor logits, {ADDRESS}) -> Tensor", f"(Tensor grad, Tensor logits, {ADDRESS}) -> Tensor"
+_mask = Op("mask", _SCHEMAS, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 
 def mask(

@@ -80,7 +80,7 @@ def test_gradients_are_finite_where_the_variance_vanishes(generator):
 
 def test_operators_pass_opcheck(generator):
     x, weight, logits, rho, bias = tensors(generator, dtype=torch.float32).values()
-    options = (torch.tensor([1]), torch.tensor([2]), 3, 0, [])
+    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0, 0, 0, [])
     torch.library.opcheck(OPS.local_reparameterisation.default, (x, weight, logits, rho, bias, *options))
     torch.library.opcheck(OPS.local_reparameterisation.default, (x, weight, logits, None, None, *options))
     detached = [t.detach() for t in (x, weight, logits, rho)]
@@ -98,7 +98,16 @@ def test_channels_last_passes_opcheck(last, generator):
         t.to(memory_format=torch.channels_last if name in last else torch.contiguous_format)
         for name, t in (("x", x), ("weight", weight), ("weight", logits))
     )
-    options = (torch.tensor([1]), torch.tensor([2, 3]), 3, 0, [1, 1, 0, 0, 1, 1, 0, 0, 0, 1])
+    options = (
+        torch.tensor([1]),
+        torch.tensor([2, 3]),
+        3,
+        "straight_through",
+        1.0,
+        0,
+        0,
+        [1, 1, 0, 0, 1, 1, 0, 0, 0, 1],
+    )
     torch.library.opcheck(
         OPS.local_reparameterisation.default,
         (x, weight, logits, None, None, *options),

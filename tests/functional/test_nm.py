@@ -118,7 +118,7 @@ def test_draws_samples_and_vmap(generator):
 
 def test_operators_pass_opcheck(generator):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
-    options = (torch.tensor([1]), torch.tensor([2]), 3, 0, 0, 2, 4)
+    options = (torch.tensor([1]), torch.tensor([2]), 3, "straight_through", 1.0, 0, 0, 2, 4)
     torch.library.opcheck(OPS.masked_linear_nm.default, (x, weight, logits, bias, *options))
     detached = [t.detach() for t in (x, weight, logits)]
     torch.library.opcheck(
