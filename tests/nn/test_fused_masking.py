@@ -76,7 +76,7 @@ def test_the_triton_backend_makes_three_launches_a_step(model, x, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("STOCHPRUNE_BACKEND", "triton")
     launches = []
-    for stem in ("multi_prepass", "multi_weight_grad", "prepass", "weight_grad"):
+    for stem in ("multi_prepass", "multi_layer_grads", "prepass", "mask_backward"):
         module, name = importlib.import_module(f"stochprune.kernels.{stem}"), f"{stem}_kernel"
         kernel = getattr(module, name)
         counted = type(
@@ -85,7 +85,7 @@ def test_the_triton_backend_makes_three_launches_a_step(model, x, monkeypatch):
         monkeypatch.setattr(module, name, counted)
     clone = copy.deepcopy(model)
     _, grads = step(model, x, together=True)
-    assert launches == ["multi_prepass_kernel", "multi_prepass_kernel", "multi_weight_grad_kernel"]
+    assert launches == ["multi_prepass_kernel", "multi_prepass_kernel", "multi_layer_grads_kernel"]
     monkeypatch.setenv("STOCHPRUNE_BACKEND", "reference")
     for name, expected in step(clone, x, together=False)[1].items():
         torch.testing.assert_close(grads[name], expected, rtol=1e-3, atol=1e-4)
