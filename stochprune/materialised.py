@@ -133,7 +133,10 @@ def masked_weight(
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
 ) -> Tensor:
-    """A backend's ``masked_weight``, see :mod:`stochprune.reference`, from its pass that masks."""
+    """A backend's ``masked_weight``, see :mod:`stochprune.reference`, from its pass that masks.
+
+    ``memo`` is for backends that save some work between the passes; here it stays empty.
+    """
     out = mask_weight(weight.flatten(1), Logits(logits.flatten(1)), mask=mask, dtype=dtype, rows=rows)
     return out.view(*out.shape[:2], *weight.shape[1:])
 
