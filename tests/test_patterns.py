@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from stochprune import patterns, rng
+from stochprune.address import Mask
 
 PATTERNS = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8)]
 
@@ -54,7 +55,7 @@ def test_inclusion_and_its_jacobian(n, m, generator):
 def test_sampled_patterns_pass_a_chi_square_test(n, m, generator):
     groups = 40_000
     logits = torch.randn(1, m, generator=generator).repeat(200, groups // 200)
-    mask = patterns.mask(logits, n, m, torch.tensor([9]), torch.tensor([4]), 21)
+    mask = patterns.mask(logits, (n, m), Mask(torch.tensor([9]), torch.tensor([4]), 21))
     kept = patterns.groups(mask, m).reshape(-1, m)
     assert (kept.sum(1) == n).all()
     index = (kept[:, None] == patterns.kept(n, m, kept)).all(-1).double().argmax(1)
@@ -67,7 +68,7 @@ def test_the_uniform_of_the_first_column_chooses_the_pattern_in_lexicographic_or
     """Vectors worked out by hand: equal logits of 2:4 give six patterns of about 10,923 of the 65,536 levels each."""
     logits = torch.zeros(3, 8)
     at = {"seed": 1, "draw": 2, "stream": 3}
-    mask = patterns.mask(logits, 2, 4, torch.tensor([1]), torch.tensor([2]), 3)
+    mask = patterns.mask(logits, (2, 4), Mask(torch.tensor([1]), torch.tensor([2]), 3))
     u = rng.uniform16(3, 8, **at)
     order = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     ends = [10923, 21845, 32768, 43691, 54613, 65536]  # floor(i / 6 * 65536 + 1/2)
@@ -81,7 +82,7 @@ def test_golden_vectors():
     logits = torch.arange(48, dtype=torch.float64).view(2, 24).mul(7.3).sin().mul(3)
     words = {(2, 4): [0x3C53C6, 0x65CACC], (1, 4): [0x282182, 0x214884], (4, 8): [0x78E187, 0x71E48E]}
     for (n, m), expected in words.items():
-        mask = patterns.mask(logits, n, m, torch.tensor([2021]), torch.tensor([11]), 5)
+        mask = patterns.mask(logits, (n, m), Mask(torch.tensor([2021]), torch.tensor([11]), 5))
         bits = [sum(int(b) << k for k, b in enumerate(row)) for row in mask.long().tolist()]
         assert bits == expected, [hex(b) for b in bits]
 

@@ -12,25 +12,10 @@ from torch import Tensor, nn
 from stochprune.functional import masked_weights
 from stochprune.nn.layer import MaskedLayer, layers_of
 from stochprune.nn.mask_source import MaskSource, override_weights
-from stochprune.nn.masked_conv import (
-    MaskedConv1d,
-    MaskedConv2d,
-    MaskedConv3d,
-    MaskedConvTranspose1d,
-    MaskedConvTranspose2d,
-    MaskedConvTranspose3d,
-)
+from stochprune.nn.masked_conv import CONVOLUTIONS
 from stochprune.nn.masked_linear import MaskedLinear
 
-_KINDS = {  # and no subclass, whose masks may be of another kind
-    MaskedLinear,
-    MaskedConv1d,
-    MaskedConv2d,
-    MaskedConv3d,
-    MaskedConvTranspose1d,
-    MaskedConvTranspose2d,
-    MaskedConvTranspose3d,
-}
+_KINDS = {MaskedLinear, *CONVOLUTIONS}  # and no subclass, whose masks may be of another kind
 
 
 class _Shared:

@@ -186,3 +186,13 @@ class MaskedConvTranspose3d(_MaskedConvTranspose):
     __doc__ = _MaskedConvTranspose.__doc__
     dense_type = nn.ConvTranspose3d
     operator = F.conv_transpose3d, functional.masked_conv_transpose3d
+
+
+CONVOLUTIONS: tuple[type[MaskedLayer], ...] = (
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+)

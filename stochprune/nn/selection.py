@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stochprune.nn.layer import MaskedLayer, masked_layers
-from stochprune.nn.masked_conv import (
-    MaskedConv1d,
-    MaskedConv2d,
-    MaskedConv3d,
-    MaskedConvTranspose1d,
-    MaskedConvTranspose2d,
-    MaskedConvTranspose3d,
-)
+from stochprune.nn.masked_conv import CONVOLUTIONS
 from stochprune.nn.masked_embedding import MaskedEmbedding, embedding_obstacle
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transformers_conv1d
@@ -25,17 +18,7 @@ from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transform
 Selectors = str | type | Sequence[str | type]
 
 _MASKED: dict[type[nn.Module], type[MaskedLayer]] = {
-    kind.dense_type: kind
-    for kind in (
-        MaskedLinear,
-        MaskedConv1d,
-        MaskedConv2d,
-        MaskedConv3d,
-        MaskedConvTranspose1d,
-        MaskedConvTranspose2d,
-        MaskedConvTranspose3d,
-        MaskedEmbedding,
-    )
+    kind.dense_type: kind for kind in (MaskedLinear, *CONVOLUTIONS, MaskedEmbedding)
 }
 COMPUTED = "has a weight that is computed (weight_norm, spectral_norm, prune): make it permanent first"
 _FUSED = "runs in one fused function of torch that takes its weights as they are"

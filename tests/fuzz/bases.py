@@ -468,6 +468,7 @@ def calls() -> dict[str, Callable[[], dict[str, Any]]]:
 # Records that the package gives out and nobody makes, exceptions and types.
 NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult", "IMPRound"}
 NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer", "Subset", "Split"}
+NO_CALL |= {"one_launch", "many_draws"}  # deprecated aliases
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
