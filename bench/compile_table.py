@@ -5,8 +5,9 @@
 
 The ops run on ``meta`` tensors, and their launches are recorded instead of made. So each kernel is compiled with the
 specialisation that a GPU would need. Gates: no race of a matrix instruction with the registers of its left operand
-(:mod:`bench.sass`); no spills, or few if rows are not a multiple of 16; another stream, temperature or number of tokens
-compiles nothing again; if the mask is sampled in the main loop, the masked operand reaches the tensor cores from
+(:mod:`bench.sass`); no spills, or few if rows are not a multiple of 16 or the matrix is a shard; another
+stream, temperature or number of tokens compiles nothing again;
+if the mask is sampled in the main loop, the masked operand reaches the tensor cores from
 registers (sm_90) or tensor memory (sm_100, forward only); 16-byte loads and stores.
 """
 
@@ -51,7 +52,9 @@ class Row(NamedTuple):
         broken = ["recompiles"] if self.recompiles else []
         if self.races:
             broken.append(f"{self.races} races")
-        if self.stack > (0 if self.case.aligned else SPILLED):
+        # A shard's first row and group stay in registers through the main loop: on sm_100 Triton 3.6 spills 8 bytes for
+        # them in the product of 16 tokens, Triton 3.7 nothing.
+        if self.stack > (0 if self.case.aligned and not any(self.case.first) else SPILLED):
             broken.append(f"spills {self.stack} bytes")
         if self.shared > SHARED[self.arch]:
             broken.append("too much shared memory")
