@@ -34,6 +34,7 @@ from .routes import table as routing_table
 from .threshold import threshold_from_logits
 
 NAME = "triton"
+MATRICES = False
 masked_weight = partial(materialised.masked_weight, mask_weight)
 weight_grad = partial(materialised.weight_grad, mask_backward)
 
@@ -49,6 +50,7 @@ def describe() -> str:
 
 
 __all__ = [
+    "MATRICES",
     "NAME",
     "bernoulli_kl",
     "bernoulli_kl_backward",

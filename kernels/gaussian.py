@@ -120,11 +120,12 @@ def gaussian_weight(mu: Tensor, rho: Tensor, *, mask: Mask, dtype: torch.dtype) 
 
 def gaussian_grad(grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor:
     """drho [N, K] of grad [D, N, K] = dL/d(mu + softplus(rho) e), summed over draws."""
-    out = torch.empty(rho.shape, dtype=rho.dtype, device=rho.device)
+    out, grad = torch.empty(rho.shape, dtype=rho.dtype, device=rho.device), grad.contiguous()
+    height = tiles.height(mask, grad, rho, out)
     if out.numel():
         with torch.cuda.device_of(out):
-            gaussian_grad_kernel[tiles.grid(mask, *rho.shape)](
-                grad.contiguous(),
+            gaussian_grad_kernel[tiles.grid(mask, *rho.shape, height)](
+                grad,
                 rho,
                 out,
                 *tiles.address(mask),
@@ -132,7 +133,7 @@ def gaussian_grad(grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor:
                 len(grad),
                 *rho.shape,
                 *rho.stride(),
-                ROWS=tiles.ROWS,
+                ROWS=height,
                 **tiles.LAUNCH,
             )
     return out

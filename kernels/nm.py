@@ -296,9 +296,11 @@ def nm_weight_grad(
     ]
     if weight.numel():
         with torch.cuda.device_of(weight):
-            for i, part in enumerate(grad):
-                nm_weight_grad_kernel[tiles.grid(mask, *weight.shape, ROWS[m])](
-                    part.contiguous(),
+            for i, part in enumerate(grad.contiguous()):
+                # As for all kernels, half as many rows where each weight takes registers for its address.
+                height = ROWS[m] * tiles.height(mask, part, weight, logits) // tiles.ROWS
+                nm_weight_grad_kernel[tiles.grid(mask, *weight.shape, height)](
+                    part,
                     weight,
                     logits,
                     *results,
@@ -310,7 +312,7 @@ def nm_weight_grad(
                     N=n,
                     M=m,
                     ADD=i > 0,
-                    ROWS=ROWS[m],
+                    ROWS=height,
                     **tiles.LAUNCH,
                 )
     dweight, dlogits = (t if t is None else t.to(like.dtype) for t, like in zip(results, (weight, logits), strict=True))
