@@ -41,6 +41,8 @@ class Backend(Protocol):
 
     @property
     def NAME(self) -> str: ...
+    @property
+    def MATRICES(self) -> bool: ...  # whether masked_linear takes x [M, K] of one draw too, its backward grad [M, N]
 
     def supports(self, *tensors: Tensor) -> bool: ...  # which depends on nothing but their devices and dtypes
     def describe(self) -> str: ...

@@ -16,6 +16,7 @@ from stochprune import materialised, patterns, rng
 from stochprune.address import KLTerm, Logits, Mask, Masks
 
 NAME = "reference"
+MATRICES = False
 
 STRETCH = (-0.1, 1.1)
 """The interval to which the hard concrete mask is stretched before it is clamped to [0, 1] (Louizos et al. 2018)."""

@@ -26,6 +26,7 @@ from stochprune.reference import (  # in torch's own kernels
 )
 
 NAME = "cuda"
+MATRICES = False
 masked_weight = partial(materialised.masked_weight, mask_weight)
 weight_grad = partial(materialised.weight_grad, mask_backward)
 masked_weights = partial(materialised.masked_weights, masked_weight)
@@ -43,6 +44,7 @@ def describe() -> str:
 
 
 __all__ = [
+    "MATRICES",
     "NAME",
     "bernoulli_kl",
     "bernoulli_kl_backward",

@@ -125,7 +125,8 @@ class Op:
                 # Gradients are recorded here under create_graph alone.
                 return grads(ctx, Backward.apply if torch.is_grad_enabled() else backward, *g)
 
-        self._eager, self._composed = Eager.apply, Composed.apply
+        # The base's apply: what Function.apply adds serves torch.func, which takes the other form.
+        self._eager, self._composed = super(Function, Eager).apply, Composed.apply
 
     def __call__(self, op: str, *args: Any) -> Any:
         """Run the op by the form that fits; what a backend refuses is told in the name of the function ``op``."""

@@ -19,16 +19,18 @@ _OP = "masked_linear"
 
 
 def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *address: Any) -> Tensor:
-    mask = Mask(*address)
-    y = backends.resolve(x, weight, logits).masked_linear(apart(x, mask.draw), weight, Logits(logits), bias, mask=mask)
+    mask, backend = Mask(*address), backends.resolve(x, weight, logits)
+    if backend.MATRICES and x.dim() == 2:
+        return backend.masked_linear(x, weight, Logits(logits), bias, mask=mask)
+    y = backend.masked_linear(apart(x, mask.draw), weight, Logits(logits), bias, mask=mask)
     return reshaped(y, (*x.shape[:-1], weight.shape[0]))
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     mask, needs = Mask(*rest[:7]), rest[7:]
     backend = backends.resolve(x, weight, logits)
-    given = (apart(grad, mask.draw), apart(x, mask.draw), weight, Logits(logits))
-    dx, dweight, dlogits = backend.masked_linear_backward(*given, mask=mask, needs=needs)
+    given = (grad, x) if backend.MATRICES and x.dim() == 2 else (apart(grad, mask.draw), apart(x, mask.draw))
+    dx, dweight, dlogits = backend.masked_linear_backward(*given, weight, Logits(logits), mask=mask, needs=needs)
     return (
         x.new_empty(0) if dx is None else dx.view(x.shape),
         weight.new_empty(0) if dweight is None else dweight,

@@ -18,6 +18,7 @@ from stochprune.native.weight_ops import masked_weight, masked_weights, multi_la
 from stochprune.native.workspace import workspace
 
 NAME = "native"
+MATRICES = True
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -33,6 +34,7 @@ def describe() -> str:
 
 __all__ = [
     "DTYPES",
+    "MATRICES",
     "NAME",
     "bernoulli_kl",
     "bernoulli_kl_backward",

@@ -10,7 +10,13 @@ from stochprune.native.workspace import fresh, workspace
 
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
-    """As :func:`stochprune.reference.masked_linear`."""
+    """As :func:`stochprune.reference.masked_linear`; of one draw x may be [M, K], and the result is [M, N]."""
+    if x.dim() == 2:
+        if workspace.draws(weight.shape[0], weight.shape[1], x.dtype):
+            return products.forward_of_one(x, weight, logits, bias, mask)
+        y = x.new_empty(x.shape[0], weight.shape[0])
+        products.forward_by_panels(x[None], weight, logits, bias, mask, y[None])
+        return y
     draws, n = x.shape[0], weight.shape[0]
     y = x.new_empty(draws, x.shape[1], n)
     step = workspace.draws(n, weight.shape[1], x.dtype)
@@ -33,12 +39,20 @@ def masked_linear_backward(
     needs: tuple[bool, bool, bool],
     kl: KLTerm | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """As :func:`stochprune.reference.masked_linear_backward`."""
-    draws, (n, k) = x.shape[0], weight.shape
-    dx = x.new_empty(x.shape) if needs[0] else None
+    """As :func:`stochprune.reference.masked_linear_backward`; of one draw grad may be [M, N], and x [M, K]."""
+    n, k = weight.shape
+    step = workspace.draws(n, k, x.dtype)
     dweight = fresh((n, k), weight.dtype) if needs[1] else None
     dlogits = fresh((n, k), logits.dtype) if needs[2] else None
-    step = workspace.draws(n, k, x.dtype)
+    if x.dim() == 2 and step:
+        dx = products.backward_of_one(grad, x, weight, logits, mask, needs[0], dweight, dlogits, kl)
+        return dx, dweight, dlogits
+    dx = x.new_empty(x.shape) if needs[0] else None
+    if x.dim() == 2:
+        dx_at = None if dx is None else dx[None]
+        products.backward_by_panels(grad[None], x[None], weight, logits, mask, dx_at, dweight, dlogits, False, kl)
+        return dx, dweight, dlogits
+    draws = x.shape[0]
     if draws <= step:
         products.backward(grad, x, weight, logits, mask, dx, dweight, dlogits, False, kl)
         return dx, dweight, dlogits

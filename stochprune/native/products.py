@@ -25,6 +25,13 @@ def forward(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, mask
         torch.baddbmm(bias, x, w.mT, out=y)
 
 
+def forward_of_one(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, mask: Mask) -> Tensor:
+    """y [M, N] of x [M, K], as :func:`forward`: fewer calls, which are most of the time of a small layer."""
+    w = workspace.take(tuple(weight.shape), x.dtype)
+    _C.masked_weight(masked(weight, logits, mask), w, None, torch.get_num_threads())
+    return torch.mm(x, w.mT) if bias is None else torch.addmm(bias, x, w.mT)
+
+
 def forward_by_panels(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, mask: Mask, y: Tensor) -> None:
     """As :func:`forward`, of one draw."""
     layer, out = masked(weight, logits, mask), y[0]
@@ -60,24 +67,40 @@ def backward(
         w = workspace.take(shape, x.dtype)
         _C.masked_weight(layer, w, bits, threads)
         torch.bmm(grad, w, out=dx)
-    home = dweight if dlogits is None or (dweight is not None and dweight.dtype == x.dtype) else dlogits
+    home = _home(dweight, dlogits, x.dtype)
     if home is not None:
         # dL/d(z * weight) goes straight into a gradient's own memory where dtypes agree and no sum is there.
         own = home.dtype == x.dtype and shape[0] == 1 and not add
         g = home.unsqueeze(0) if own else workspace.take(shape, x.dtype)
         torch.bmm(grad.mT, x, out=g)
-        prior, scale = (None, 0.0) if kl is None else (kl.prior_logits, float(kl.grad))
-        _C.weight_grad(
-            layer,
-            grad=g,
-            kept=bits,
-            dweight=dweight,
-            dlogits=dlogits,
-            prior=prior,
-            scale=scale,
-            add=add,
-            threads=threads,
-        )
+        _through(layer, g, bits, dweight, dlogits, add, kl)
+
+
+def backward_of_one(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Logits,
+    mask: Mask,
+    need_x: bool,
+    dweight: Tensor | None,
+    dlogits: Tensor | None,
+    kl: KLTerm | None,
+) -> Tensor | None:
+    """Return dx [M, K] of grad [M, N] and x [M, K], and write the others, as :func:`backward`."""
+    layer, threads, bits, dx = masked(weight, logits, mask), torch.get_num_threads(), None, None
+    if need_x:
+        if dweight is not None and layer.groups:
+            bits = torch.empty(weight.shape[0], layer.groups, dtype=torch.int64)
+        w = workspace.take(tuple(weight.shape), x.dtype)
+        _C.masked_weight(layer, w, bits, threads)
+        dx = torch.mm(grad, w)
+    home = _home(dweight, dlogits, x.dtype)
+    if home is not None:
+        g = home if home.dtype == x.dtype else workspace.take(tuple(weight.shape), x.dtype)
+        torch.mm(grad.mT, x, out=g)
+        _through(layer, g, bits, dweight, dlogits, False, kl)
+    return dx
 
 
 def backward_by_panels(
@@ -94,8 +117,7 @@ def backward_by_panels(
 ) -> None:
     """As :func:`backward`, of one draw."""
     layer, threads = masked(weight, logits, mask), torch.get_num_threads()
-    home = dweight if dlogits is None or (dweight is not None and dweight.dtype == x.dtype) else dlogits
-    prior, scale = (None, 0.0) if kl is None else (kl.prior_logits, float(kl.grad))
+    home = _home(dweight, dlogits, x.dtype)
     n, k = weight.shape
     for rows in workspace.panels(n, k, x.dtype):
         part, bits = (rows.start, rows.stop - rows.start), None
@@ -109,15 +131,35 @@ def backward_by_panels(
             own = home.dtype == x.dtype and not add
             g = home[rows] if own else workspace.take((part[1], k), x.dtype)
             torch.mm(grad[0][:, rows].mT, x[0], out=g)
-            _C.weight_grad(
-                layer,
-                grad=g,
-                kept=bits,
-                dweight=dweight,
-                dlogits=dlogits,
-                prior=prior,
-                scale=scale,
-                add=add,
-                threads=threads,
-                part=part,
-            )
+            _through(layer, g, bits, dweight, dlogits, add, kl, part)
+
+
+def _home(dweight: Tensor | None, dlogits: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The gradient in whose memory dL/d(z * weight) may lie, or the one that is there."""
+    return dweight if dlogits is None or (dweight is not None and dweight.dtype == dtype) else dlogits
+
+
+def _through(
+    layer: _C.Masked,
+    grad: Tensor,
+    bits: Tensor | None,
+    dweight: Tensor | None,
+    dlogits: Tensor | None,
+    add: bool,
+    kl: KLTerm | None,
+    part: tuple[int, int] | None = None,
+) -> None:
+    """From grad = dL/d(z * weight), of the rows of ``part``, to dweight and dlogits; a hard mask is in ``bits``."""
+    prior, scale = (None, 0.0) if kl is None else (kl.prior_logits, float(kl.grad))
+    _C.weight_grad(
+        layer,
+        grad=grad,
+        kept=bits,
+        dweight=dweight,
+        dlogits=dlogits,
+        prior=prior,
+        scale=scale,
+        add=add,
+        threads=torch.get_num_threads(),
+        part=part,
+    )

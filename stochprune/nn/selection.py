@@ -17,9 +17,8 @@ from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transform
 
 Selectors = str | type | Sequence[str | type]
 
-_MASKED: dict[type[nn.Module], type[MaskedLayer]] = {
-    kind.dense_type: kind for kind in (MaskedLinear, *CONVOLUTIONS, MaskedEmbedding)
-}
+_TYPES: tuple[type[MaskedLayer], ...] = (MaskedLinear, *CONVOLUTIONS, MaskedEmbedding)
+_MASKED: dict[type[nn.Module], type[MaskedLayer]] = {kind.dense_type: kind for kind in _TYPES}
 COMPUTED = "has a weight that is computed (weight_norm, spectral_norm, prune): make it permanent first"
 _FUSED = "runs in one fused function of torch that takes its weights as they are"
 _REFUSED = {

@@ -170,3 +170,26 @@ def test_wide_weights_under_a_narrow_input(backend, device, generator):
     assert [t.dtype for t in actual] == [x.dtype, torch.float32, torch.float32]
     for got, expected in zip(actual, grads, strict=True):
         assert error(got, expected) < 1e-2
+
+
+@pytest.mark.parametrize("k", [70, 0])
+@pytest.mark.parametrize("budget", [None, 1000])
+def test_a_matrix_of_one_draw(backend, device, k, budget, generator, monkeypatch):
+    """Where a backend takes x [M, K] as it is, the results are those of [1, M, K]; by panels of a small budget too."""
+    if not backend.MATRICES:
+        pytest.skip("takes slices of draws alone")
+    if budget is not None:
+        monkeypatch.setattr(type(backend.workspace), "budget", budget)
+    x, w, logits, grad = (torch.randn(s, generator=generator).to(device) for s in ((6, k), (9, k), (9, k), (6, 9)))
+    at, kl = mask(8, 3, 5, device=device), KLTerm(torch.zeros_like(logits), torch.tensor(0.3, dtype=torch.float64))
+    for bias in (None, torch.ones(9, device=device)):
+        y = backend.masked_linear(x, w, logits, bias, mask=at)
+        assert torch.equal(y, backend.masked_linear(x[None], w, logits, bias, mask=at)[0])
+        assert not y._is_view()
+    for needs in (ALL, (True, False, False), (False, True, False), (False, False, True)):
+        term = kl if needs[2] else None
+        got = backend.masked_linear_backward(grad, x, w, logits, mask=at, needs=needs, kl=term)
+        expected = backend.masked_linear_backward(grad[None], x[None], w, logits, mask=at, needs=needs, kl=term)
+        for one, other in zip(got, expected, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or error(one, other.view(one.shape)) < 1e-6
