@@ -10,6 +10,7 @@ and is not among NEED_A_DEVICE ends the run with status 1.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import pickle
@@ -29,7 +30,6 @@ WITHOUT_TRITON = ("test_cuda_backend.py", "test_scores.py")
 """Files of tests that launch CUDA C++ kernels, or work in float64, which the reference serves."""
 NEED_A_DEVICE = ("test_torch_compile_gives_the_eager_bits", "test_more_draws_than_an_axis_holds[cuda]")
 """Tests that fail whatever they launch: one compiles for the device it finds, one launches CUDA C++ itself."""
-REPEATS = 2  # for tests.gpu.test_repeats
 WITH_STORAGE = ("test_capture.py", "test_commands.py", "test_layers.py")
 """Files of tests that ask for values, or go through torch.library, which makes no launches for empty tensors."""
 
@@ -98,11 +98,24 @@ def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> tor
     return device
 
 
+def shorten(module: Any) -> None:
+    """Repeat less, and train for fewer epochs and draws: the same kernels would be launched again."""
+    if hasattr(module, "REPEATS"):
+        module.REPEATS = 2
+    if hasattr(module, "STUDY"):
+        tuning = dataclasses.replace(module.STUDY.finetune, epochs=1)
+        module.STUDY = dataclasses.replace(module.STUDY, dense_epochs=1, finetune=tuning)
+    if hasattr(module, "CERTIFY"):
+        prior = dataclasses.replace(module.CERTIFY.prior, prior_epochs=1)
+        draws = dataclasses.replace(module.CERTIFY.certify, draws=16)
+        module.CERTIFY = dataclasses.replace(module.CERTIFY, prior=prior, certify=draws)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if item.path.name not in WITHOUT_TRITON]
-    for module in {item.module for item in items if hasattr(item.module, "REPEATS")}:
-        module.REPEATS = REPEATS
+    for module in {item.module for item in items}:
+        shorten(module)
     for item in items:
         item.own_markers = [marker for marker in item.own_markers if marker.name not in ("skip", "skipif")]
         if item.name in NEED_A_DEVICE:
