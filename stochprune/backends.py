@@ -146,7 +146,9 @@ class Backend(Protocol):
 if TYPE_CHECKING:  # a function that a backend lacks, or one with other arguments, is a type error here
     from stochprune import cuda, native, reference
 
-    _BACKENDS: tuple[Backend, ...] = (cuda, native, reference)
+    _cuda: Backend = cuda
+    _native: Backend = native
+    _reference: Backend = reference
 
 
 class BackendWarning(UserWarning):

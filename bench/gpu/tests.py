@@ -15,7 +15,7 @@ import pytest
 from bench.gpu import device
 from bench.gpu.job import LENGTH, REPLACE, Job, leave
 
-TESTS = ("tests/gpu", "tests/test_backend_contract.py", "tests/kernels")
+TESTS = ("tests/gpu", "tests/backends", "tests/kernels")
 OPTIONS = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--continue-on-collection-errors")
 # Compiling without a GPU is what the machine without one does.
 LEFT_OUT = ("--deselect", "tests/kernels/test_compile.py")

@@ -73,7 +73,10 @@ class Op:
         )
         self.operator.register_fake(fakes[0])
         self.backward.register_fake(fakes[1])
-        self.operator.register_autograd(lambda ctx, *g: grads(ctx, self.backward, *g), setup_context=save)
+        self.operator.register_autograd(
+            lambda ctx, *g: grads(ctx, self.backward, *g),
+            setup_context=lambda ctx, inputs, output: save(ctx, inputs, output),  # torch gives them by name
+        )
         self.backward.register_autograd(refuse)
         self.operator.register_vmap(_rule(self.operator, vmap))
 

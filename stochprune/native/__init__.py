@@ -15,7 +15,7 @@ from stochprune.native.moments import moments, moments_grad
 from stochprune.native.nm import nm_masked_weight, nm_weight_grad
 from stochprune.native.thresholds import cache, threshold_from_logits
 from stochprune.native.weight_ops import masked_weight, masked_weights, multi_layer_grads, weight_grad
-from stochprune.native.workspace import workspace
+from stochprune.native.workspace import Workspace, workspace
 
 NAME = "native"
 MATRICES = True
@@ -36,6 +36,7 @@ __all__ = [
     "DTYPES",
     "MATRICES",
     "NAME",
+    "Workspace",
     "bernoulli_kl",
     "bernoulli_kl_backward",
     "cache",

@@ -82,7 +82,7 @@ def select(
             layer = model.get_submodule(name)
             if chosen(_weights_of(model, name), default=not isinstance(layer, nn.Embedding)):
                 where = f"{name or 'the model'} ({type(layer).__name__})"
-                raise ValueError(f"convert: {where} {reason}; or exclude it, by name or by type")
+                raise ValueError(f"convert: {where} {reason}. Or exclude it, by name or by type")
     else:
         names = [name for group in found for name in group.layers]
         for name in sorted(set(masks) - set(names)):

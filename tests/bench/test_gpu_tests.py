@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from bench import gpu_check
-from bench.gpu import journal
+from bench.gpu import journal, tests
 from bench.gpu.steps import Step
+
+ROOT = Path(__file__).parents[2]
 
 HERE = Path(__file__).parent / "rehearsal"
 FILES = {
@@ -68,3 +70,8 @@ def test_every_test_has_its_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "illegal memory" in found["test_sticky"]["error"] and "teardown" in found["test_teardown"]["error"]
     assert "illegal memory" in found["test_late"]["error"]
     assert "not here" in found["test_skipped"]["skipped"] and found["(step)"]["complete"]
+
+
+def test_every_path_that_is_run_exists() -> None:
+    paths = [*tests.TESTS, *(option for option in tests.LEFT_OUT if "/" in option)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []

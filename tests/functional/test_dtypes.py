@@ -82,7 +82,7 @@ def test_masked_weights_in_every_dtype(dtype, weight, generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_one_launch_under_autocast_gives_the_layers_values(dtype, generator):
+def test_fused_masking_under_autocast_gives_the_layers_values(dtype, generator):
     skip = nn.utils.skip_init
     model = nn.Sequential(skip(nn.Conv2d, 2, 4, 3), nn.ReLU(), nn.Flatten(), skip(nn.Linear, 64, 5))
     for parameter in model.parameters():

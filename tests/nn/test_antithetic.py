@@ -160,7 +160,7 @@ def test_layers_of_other_randomness_are_refused_by_name(name):
     assert int(layer.mask_draw) == 0
 
 
-def test_inside_one_launch_its_masks_come_back():
+def test_inside_fused_masking_its_masks_come_back():
     model, x = network(), torch.ones(2, 8)
     with sp.nn.fused_masking(model):
         before = model(x)

@@ -75,7 +75,7 @@ def test_a_copy_keeps_the_mode_and_goes_its_own_way(copied):
     assert torch.equal(other(x), first)
 
 
-def test_one_launch_leaves_these_layers_alone():
+def test_fused_masking_leaves_these_layers_alone():
     model, x = network(), numbers(4, 2, 3, 3)
     reparameterise_locally(masked_layers(model))
     plain = copy.deepcopy(model)(x)
@@ -83,7 +83,7 @@ def test_one_launch_leaves_these_layers_alone():
         assert torch.equal(model(x), plain)
 
 
-def test_many_draws_are_refused():
+def test_batched_samples_are_refused():
     model = network()
     reparameterise_locally(masked_layers(model))
     with pytest.raises(ValueError, match=r"0\.weight"), batched_samples(model, 2):

@@ -115,7 +115,7 @@ def test_a_copy_draws_the_same_weights(masked):
 
 
 @KINDS
-def test_evaluation_mode_and_one_launch_draw_weights_too(masked):
+def test_evaluation_mode_and_fused_masking_draw_weights_too(masked):
     layer = random(lambda: nn.Linear(4, 3), masked).eval()
     x = numbers(2, 4)
     place(layer, 5, 9)
