@@ -138,6 +138,6 @@ def _rerun(console: Console, path: Path, data_dir: Path | None, device: str) -> 
         + (
             f"Rounding may be the reason: {settings}. Repeat it with those settings"
             if settings
-            else "The machine and the versions are the same; another backend (STOCHPRUNE_BACKEND) rounds differently too"
+            else "Machine and versions are the same; another backend (STOCHPRUNE_BACKEND) rounds differently too"
         )
     )

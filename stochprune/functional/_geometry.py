@@ -26,7 +26,7 @@ class Geometry(NamedTuple):
 
     def packed(self) -> list[int]:
         """Return one list, as the operators take it: each of their arguments costs time in every call."""
-        return [*self.stride, *self.padding, *self.dilation, *self.output_padding, self.transposed, self.groups]
+        return [*self.stride, *self.padding, *self.dilation, *self.output_padding, int(self.transposed), self.groups]
 
     @classmethod
     def of(cls, packed: Sequence[int]) -> Geometry:
@@ -80,6 +80,8 @@ class Convolution(NamedTuple):
 
 def _checked(given: Convolution, op: str, name: str, weight: Sequence[int]) -> tuple[Geometry, list[int]]:
     n = len(weight) - 2
+    if not 1 <= n <= 3:
+        raise ValueError(f"{op}: {name} must have 3, 4 or 5 dimensions, got shape {tuple(weight)}")
     groups = rng.integer(op, "groups", given.groups)
     stride, dilation = sizes(op, "stride", given.stride, n), sizes(op, "dilation", given.dilation, n)
     extra = [0] * n

@@ -62,7 +62,7 @@ class Op:
         grads: Callable[..., tuple[Tensor | None, ...]],
         vmap: Callable[..., Any] | None = None,
     ) -> None:
-        faster = vmap
+        faster, op = vmap, self
 
         def refuse(ctx: Any, *grads: Tensor) -> None:
             raise RuntimeError(f"{name} is differentiable once: its backward has no derivative (double backward)")
@@ -85,8 +85,7 @@ class Op:
 
             @staticmethod
             def forward(*args: Any) -> Any:
-                found = backward(*args)
-                return tuple(found) if isinstance(found, list) else found  # a list would not be differentiable
+                return backward(*args)
 
             @staticmethod
             def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None: ...
@@ -125,6 +124,8 @@ class Op:
 
             @staticmethod
             def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
+                if any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in g):
+                    return grads(ctx, op.backward, *g)  # is_grads_batched, which knows of operators alone
                 # Gradients are recorded here under create_graph alone.
                 return grads(ctx, Backward.apply if torch.is_grad_enabled() else backward, *g)
 

@@ -41,19 +41,19 @@ def _backward(
     prior_sigma: Tensor,
     logits: Tensor | None,
     needs: Sequence[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     inputs = [mu, sigma, prior_mu, prior_sigma] + ([] if logits is None else [logits])
     levels = None if logits is None else Logits(logits)
     backend = backends.resolve(*inputs)
     grads = backend.gaussian_kl_backward(grad, mu, sigma, prior_mu, prior_sigma, levels, needs=needs)
-    return [mu.new_empty(0) if g is None else g for g in grads]
+    return tuple(mu.new_empty(0) if g is None else g for g in grads)
 
 
-def _fake_backward(grad: Tensor, *args: Any) -> list[Tensor]:
+def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *inputs, needs = args
-    return [
+    return tuple(
         grad.new_empty(0) if t is None else t.new_empty(t.shape if n else 0) for t, n in zip(inputs, needs, strict=True)
-    ]
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
@@ -66,7 +66,10 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor
 
 
 _GIVEN = "Tensor mu, Tensor sigma, Tensor prior_mu, Tensor prior_sigma, Tensor? logits"
-_SCHEMAS = f"({_GIVEN}) -> Tensor", f"(Tensor grad, {_GIVEN}, bool[] needs) -> Tensor[]"
+_SCHEMAS = (
+    f"({_GIVEN}) -> Tensor",
+    (f"(Tensor grad, {_GIVEN}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"),
+)
 _gaussian_kl = Op(_OP, _SCHEMAS, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 
 

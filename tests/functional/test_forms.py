@@ -71,3 +71,20 @@ def test_torch_func_gives_the_eager_bits(name, generator):
         each = torch.vmap(torch.func.grad(loss))(twice)
         for got, want in zip(each.values(), expected, strict=True):
             torch.testing.assert_close(got[i], want)
+
+
+@pytest.mark.parametrize("name", sorted(WITH_OPERATORS))
+def test_batched_gradients(name, generator):
+    """Of ``is_grads_batched``, which torch.autograd.functional.jacobian(vectorize=True) uses."""
+    op = OPS[name]
+    tensors = op.make(generator)
+    y = op.run(**tensors)[0]
+    wanted = [t for t in tensors.values() if t.requires_grad]
+    grads = torch.stack([torch.ones_like(y), torch.arange(y.numel()).view(y.shape).to(y)])
+    batched = torch.autograd.grad(y, wanted, grads, is_grads_batched=True, retain_graph=True, allow_unused=True)
+    for i, grad in enumerate(grads):
+        each = torch.autograd.grad(y, wanted, grad, retain_graph=True, allow_unused=True)
+        for got, expected in zip(batched, each, strict=True):
+            assert (got is None) == (expected is None)
+            if got is not None:
+                torch.testing.assert_close(got[i], expected)

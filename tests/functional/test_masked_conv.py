@@ -316,3 +316,16 @@ ONES = {"x": torch.ones(5, 4, 7, 6), "weight": torch.ones(6, 2, 3, 3), "logits":
 def test_bad_input(change, error, message):
     with pytest.raises(error, match=message):
         masked_conv2d(**{**ONES, **AT, **change})
+
+
+@pytest.mark.parametrize("name", ["masked_conv2d", "masked_conv_transpose2d", "spike_and_slab_conv"])
+def test_compiled_with_sizes_that_change(name, generator):
+    run = getattr(functional, name)
+    w = torch.randn(6, 6, 3, 3, generator=generator)
+    weights = (w, w) if name.startswith("masked") else (w, w, w)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: run(x, *weights, **AT), backend="aot_eager", dynamic=True)
+    for size in (5, 7):
+        x = torch.randn(2, 6, size, size, generator=generator)
+        torch.testing.assert_close(compiled(x), run(x, *weights, **AT))
+    torch._dynamo.reset()

@@ -54,7 +54,8 @@ BAD = {
     "hard_concrete_gate": [{"logits": None}],
     "keep_mask": [{"threshold": W}, {"threshold": W[0].int()}, {"threshold": 40000 * W.int()}, {"threshold": [1]},
                   {"draw": torch.tensor([1, 2])}],
-    "local_reparameterised_conv": [*CONV, {"logits": None, "rho": None}, {"draw": torch.tensor([1, 2])}],
+    "local_reparameterised_conv": [*CONV, {"weight": torch.ones(6, 4)}, {"logits": None, "rho": None},
+                                   {"draw": torch.tensor([1, 2])}],
     "local_reparameterised_linear": [{"logits": None, "rho": None}, {"x": torch.ones(2, 3)}, {"rho": torch.ones(3)}],
     "mask": [{"estimator": "soft"}, {"logits": torch.ones(4)}],
     **{f"masked_conv{d}d": [*CONV, {"estimator": "x"}, {"x": torch.ones(2, 4, *[1] * d)}] for d in (1, 2, 3)},
@@ -71,7 +72,7 @@ BAD = {
     "nm_inclusion": [{"pattern": "4"}, {"logits": torch.ones(16)}],
     "nm_keep_mask": [{"pattern": "2:5"}, {"draw": torch.tensor([1, 2])}, {"stream": 2**31}],
     "nm_kl": [{"pattern": None}, {"prior_logits": torch.ones(5)}, {"prior_logits": float("nan")}],
-    "spike_and_slab_conv": [*CONV, {"rho": torch.ones(3)}, {"estimator": "x"}],
+    "spike_and_slab_conv": [*CONV, {"mu": torch.ones(6)}, {"rho": torch.ones(3)}, {"estimator": "x"}],
     "spike_and_slab_kl": [{"prior_sigma": -1.0}, {"mu": torch.ones(5)}, {"prior_logits": "0"}],
     "spike_and_slab_linear": [*LINEAR, {"rho": torch.ones(3)}],
 }  # fmt: skip
