@@ -10,7 +10,7 @@ prepass      transient masked weights, then cuBLAS    cuBLAS for G, then one ele
 
 The masks are the same bits on every route. The rule takes the route whose product is modelled to be fastest: bytes
 over the bandwidth of a copy, operations over what a main loop or cuBLAS reaches, and launches. The constants of a GPU
-are measured by ``stochprune bench --calibrate``; those of the package are the roofline of an H200, since the kernels
+are measured by ``stochprune bench --calibrate``; those of the package are estimates for an H200, since the kernels
 are compiled and interpreted, not yet run on a GPU. ``STOCHPRUNE_ROUTE`` overrides the rule.
 """
 
@@ -95,7 +95,7 @@ def calibration_file() -> Path:
 
 @functools.cache
 def constants(device: torch.device) -> Constants:
-    """The constants of a device: measured ones if there are any, else the roofline."""
+    """The constants of a device: measured ones if there are any, else estimates."""
     path = calibration_file()
     if device.type == "cuda" and path.exists():
         measured = json.loads(path.read_text()).get(torch.cuda.get_device_name(device))
