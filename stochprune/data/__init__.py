@@ -4,10 +4,12 @@ from stochprune.data.batches import Batches
 from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
 from stochprune.data.sample import per_class, subset
-from stochprune.data.sources import cifar10, digits, load, mnist
+from stochprune.data.sources import HELP, NAMES, cifar10, digits, load, mnist
 from stochprune.data.splits import Split, Subset, split
 
 __all__ = [
+    "HELP",
+    "NAMES",
     "Batches",
     "Dataset",
     "Split",

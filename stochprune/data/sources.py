@@ -14,6 +14,8 @@ from stochprune.data.idx import read_idx
 from stochprune.extras import extra
 
 NAMES = ("digits", "mnist", "cifar10")
+HELP = "Data set: digits (comes with scikit-learn), or mnist or cifar10 (from their files in --data-dir)."
+"""The help of each option that chooses a data set."""
 
 
 def load(name: str, data_dir: Path | str | None = None, *, standardised: bool = True) -> Dataset:

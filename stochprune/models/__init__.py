@@ -1,6 +1,6 @@
 """Networks for the experiments, initialised from a seed."""
 
-from stochprune.models.catalogue import build
+from stochprune.models.catalogue import HELP, build
 from stochprune.models.gpt import gpt
 from stochprune.models.mlp import lenet_300_100, mlp
 from stochprune.models.pbb import pbb_cnn, pbb_fc
@@ -8,4 +8,4 @@ from stochprune.models.resnet import resnet18, resnet20
 from stochprune.models.vgg import vgg16
 from stochprune.models.vit import vit
 
-__all__ = ["build", "gpt", "lenet_300_100", "mlp", "pbb_cnn", "pbb_fc", "resnet18", "resnet20", "vgg16", "vit"]
+__all__ = ["HELP", "build", "gpt", "lenet_300_100", "mlp", "pbb_cnn", "pbb_fc", "resnet18", "resnet20", "vgg16", "vit"]

@@ -28,6 +28,8 @@ BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
     "gpt": lambda shape, num_classes, seed: gpt(num_classes, shape[0], seed=seed),
 }
 DIMENSIONS = {"pbb_cnn": 3, "resnet20": 3, "resnet18": 3, "vgg16": 3, "vit": 3, "gpt": 1}
+HELP = f"Network: {', '.join(name for name in BUILDERS if DIMENSIONS.get(name) != 1)}."
+"""The help of each option that chooses a network of images."""
 
 
 @builder

@@ -6,6 +6,8 @@ import dataclasses
 from typing import Literal
 
 from stochprune import scores
+from stochprune.data import HELP as DATA
+from stochprune.models import HELP as MODELS
 from stochprune.runs.config import FRACTION, POSITIVE, PROBABILITY, Config, at_least, at_most, option
 
 
@@ -16,7 +18,8 @@ class PriorConfig(Config):
     prior_fraction: float = option(0.5, "Fraction of the training set for the prior; 0 is a data-free prior.", FRACTION)
     include: str = option("*", "Shell pattern on weight names: the matching weights are random, the others fixed.")
     score: str = option(
-        "none", "Pruning score of the prior's mask, or none; the network is first trained dense on the prior's part."
+        "none",
+        f"Pruning score of the prior's mask, computed on the network trained dense: none, {', '.join(scores.NAMES)}.",
     )
     sparsity: float = option(0.0, "Fraction of weights that the prior's mask prunes (with a score).", FRACTION)
     keep: float = option(0.95, "Probability with which the prior keeps a weight of its mask.", PROBABILITY)
@@ -93,14 +96,15 @@ class CertifyConfig(Config):
 class RunConfig(Config):
     """Configuration of a run: a prior, the posteriors learnt from it with each objective, and all certificates."""
 
-    data: str = option("digits", "Data set: digits (comes with scikit-learn), mnist or cifar10 (files in --data-dir).")
-    model: str = option("lenet_300_100", "Name of the network in stochprune.models, e.g. pbb_fc or pbb_cnn.")
+    data: str = option("digits", DATA)
+    model: str = option("lenet_300_100", MODELS)
     posteriors: tuple[str, ...] = option(
-        ("masks", "gaussian", "spike_and_slab"), "What is random: masks, gaussian (weights), spike_and_slab (both)."
+        ("masks", "gaussian", "spike_and_slab"),
+        "What is random, separated by commas: masks, gaussian (weights), spike_and_slab (both).",
     )
     objectives: tuple[str, ...] = option(
         ("quadratic",),
-        "Bounds to minimise: quadratic, lambda (alternating), classic, kl (the certificate's own); with commas.",
+        "Bounds to minimise, separated by commas: quadratic, lambda (alternating), classic, kl (the certificate's).",
     )
     seed: int = option(0, "Seed of everything.", at_least(0))
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)

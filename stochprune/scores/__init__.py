@@ -22,6 +22,7 @@ from stochprune.scores.synflow import synflow
 from stochprune.scores.wanda import wanda
 
 __all__ = [
+    "NAMES",
     "Score",
     "by_name",
     "check_options",
@@ -60,6 +61,9 @@ _SCORES: dict[str, Score] = {
         k_starts,
     )
 }
+
+
+NAMES = tuple(_SCORES)
 
 
 @checked

@@ -10,8 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from stochprune import scores
 from stochprune.arguments import checked, fits, in_words, is_finite, shown
-from stochprune.runs.config import at_least
+from stochprune.runs.config import FRACTION, at_least
 from stochprune.studies import document
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
@@ -26,11 +27,19 @@ class Block:
 
     Attributes:
         scores: names, each with its options.
+
+    Raises:
+        ValueError: an unknown score or option, or a sparsity outside [0, 1).
     """
 
     scores: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
     sparsities: tuple[float, ...]
     ablations: tuple[str, ...] = ("none",)
+
+    def __post_init__(self) -> None:
+        FRACTION.require(self, "sparsities")
+        for score, options in self.scores:
+            scores.check_options(score, dict(options))
 
 
 @dataclasses.dataclass(frozen=True)

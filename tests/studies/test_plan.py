@@ -107,14 +107,13 @@ def test_bad_files_are_refused(tmp_path, change, message):
     [
         (("[snip, {", "[snap, {"), "score 'snap'"),
         (("steps: 2", "step: 2"), "prospr .*'step'.*steps, lr, momentum"),
-        (("[0.5, 0.9]", "[0.5, 1.0]"), "sparsity.*got 1.0"),
+        (("[0.5, 0.9]", "[0.5, 1.0]"), "sparsit.*got 1.0"),
         (("shuffle+", "shuffel+"), "ablation 'shuffel'.*none, invert, shuffle"),
     ],
 )
 def test_bad_cells_are_refused_before_any_work(tmp_path, change, message):
-    plan = studies.load(write(tmp_path, MINIMAL.replace(*change, 1)))
     with pytest.raises(ValueError, match=message):
-        studies.run(plan, out=tmp_path / "runs")
+        studies.run(studies.load(write(tmp_path, MINIMAL.replace(*change, 1))), out=tmp_path / "runs")
     assert not (tmp_path / "runs" / "cells").exists()
 
 
@@ -123,6 +122,14 @@ def test_a_name_that_is_no_study(tmp_path):
         studies.load("imune")
     with pytest.raises(ValueError, match="'small'"):
         studies.load(write(tmp_path, MINIMAL.split("small:")[0]), small=True)
+
+
+def test_a_wrong_score_in_the_last_block_is_refused_before_the_first_runs(tmp_path):
+    two = MINIMAL.replace("grid:", "grid:\n- {scores: [magnitude], sparsities: [0.5]}", 1).replace(
+        "[snip, {", "[snap, {"
+    )
+    with pytest.raises(ValueError, match="score 'snap'"):
+        studies.load(write(tmp_path, last))
 
 
 def test_fine_tuning_studies_take_names_only(tmp_path):
