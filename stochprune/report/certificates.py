@@ -23,15 +23,15 @@ def certificate_table(results: Mapping[str, Any]) -> Table:
     best = {family: min(r["bound"] for r in rows if r["family"] == family) for family in config["posteriors"]}
     made = terminal_table(
         f"Certified {config['certify']['loss']} risk in per cent, {config['model']} on {config['data']}",
-        f"All hold at once with probability {1 - sure:.4g}, over {rows[0]['m']} examples that the prior has "
-        f"not seen and {rows[0]['draws']} draws each. prior: nothing learnt, the control. "
-        "draws: their mean loss; bounded: the posterior's on these examples, with the draws allowed for; KL in nats; "
-        "test: error on the test set.",
+        f"All certificates hold at once with probability {1 - sure:.4g}. They use {rows[0]['m']} examples that the "
+        f"prior has not seen, and {rows[0]['draws']} sampled networks each. Objective prior: the prior itself. "
+        "sampled: mean loss of the sampled networks. empirical: upper bound on the mean loss of all networks of the "
+        "posterior on these examples. KL: in nats. test: error on the test set.",
         gap=1,
     )
     made.add_column("posterior")
     made.add_column("objective")
-    for title in ("certificate", "draws", "bounded", "KL", "test"):
+    for title in ("certificate", "sampled", "empirical", "KL", "test"):
         made.add_column(title, justify="right")
     for row in rows:
         bound = f"{100 * row['bound']:.3f}"
@@ -74,16 +74,16 @@ def plot_certificates(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _plot_risks(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    places = range(len(rows))
+    positions = range(len(rows))
     for key, label, color, marker in (
         ("bound", "certificate", ORANGE, "s"),
-        ("empirical_risk", "empirical risk, bounded", BLUE, "o"),
-        ("mean_loss", "mean of the draws", SKY, "v"),
+        ("empirical_risk", "empirical risk, upper bound", BLUE, "o"),
+        ("mean_loss", "mean of the sampled networks", SKY, "v"),
         ("test_error", "test error", "#000000", "x"),
     ):
-        panel.plot(places, [100 * row[key] for row in rows], marker, color=color, label=label)
+        panel.plot(positions, [100 * row[key] for row in rows], marker, color=color, label=label)
     names = [f"{row['family']}, {row['objective']}" for row in rows]
-    panel.set_xticks(places, names, rotation=60, fontsize=7, ha="right", rotation_mode="anchor")
+    panel.set_xticks(positions, names, rotation=60, fontsize=7, ha="right", rotation_mode="anchor")
     panel.set_ylabel("per cent")
     panel.set_ylim(bottom=0)
     tidy(panel, grid="y")

@@ -16,27 +16,37 @@ LINES = {  # arm: label, colour, line style, marker
     "retrained": ("score's mask, weights trained", BLUE, "-", "o"),
     "finetuned": ("fine-tuned mask, weights trained", ORANGE, "-", "s"),
     "shuffled": ("fine-tuned mask shuffled in layers", GREY, "--", "^"),
-    "stochastic": ("random masks, before the cut", GREEN, ":", "D"),
+    "stochastic": ("random masks, before pruning", GREEN, ":", "D"),
 }
 COLUMNS = {
     "retrained": "weights\ntrained",
     "stochastic": "random\nmasks",
-    "thresholded": "cut",
-    "finetuned": "cut and\ntrained",
+    "thresholded": "pruned",
+    "finetuned": "pruned,\ntrained",
     "shuffled": "shuffled,\ntrained",
 }
 
 
 def finetune_table(results: Mapping[str, Any]) -> Table:
-    """Return errors in per cent, mean±standard deviation over seeds; the better training of equal length is bold."""
+    """Return test errors in per cent; the better of two trainings of equal length is bold.
+
+    With several seeds a cell shows mean±standard deviation over the seeds.
+    """
     config = results["configuration"]
     masks, weights = config["finetune"]["epochs"], config["retrain_epochs"]
     dense = Spread.of([entry["error"] for entry in results["dense"]])
+    rows = summarize(results)
+    caption = (
+        f"weights trained: {masks + weights} epochs of weight training under the score's mask. pruned, trained: "
+        f"{masks} epochs of mask fine-tuning, pruning to the same sparsity, {weights} epochs of weight training. "
+        "gain: error of the first minus that of the second. wins: seeds with a gain."
+    )
+    if any(row.gain is None for row in rows):
+        caption += " -: no gain is reported, because weight training alone hardly improves on guessing."
     made = terminal_table(
-        f"Error in per cent, {config['model']} on {config['data']}, mean±sd, n = {config['seeds']}; "
+        f"Test error in per cent, {config['model']} on {config['data']}, {_seeds(config['seeds'])}; "
         f"dense {_short(dense)}",
-        f"Equal epochs: weights trained for {masks + weights} under the score's mask; or {masks} of "
-        f"mask fine-tuning, the cut, {weights} of weights. Gain: first error minus second; up: seeds that gain.",
+        caption,
         gap=0,
     )
     made.add_column("score,\npruned")
@@ -44,27 +54,35 @@ def finetune_table(results: Mapping[str, Any]) -> Table:
     for title in COLUMNS.values():
         made.add_column(title, justify="right", min_width=9)
     made.add_column("gain", justify="right", min_width=6)
-    made.add_column("up", justify="right")
+    made.add_column("wins", justify="right")
     score = None
-    for row in summarize(results):
+    for row in rows:
         if row.score != score:
             score = row.score
             made.add_row(f"[bold]{score}[/bold]")
-        better = "finetuned" if row.gain.mean > 0 else "retrained"
+        better = min("retrained", "finetuned", key=lambda arm: row.errors[arm].mean)
         cells = {arm: _short(row.errors[arm]) for arm in COLUMNS}
         cells[better] = f"[bold]{cells[better]}[/bold]"
-        pruned, gain = f"{row.errors['pruned'].mean:.1f}", f"{row.gain.mean:+.2f}"
-        made.add_row(f"{100 * row.sparsity:g}%", pruned, *cells.values(), gain, f"{row.wins}/{row.seeds}")
+        gain = ("-", "-") if row.gain is None else (f"{row.gain.mean:+.2f}", f"{row.wins}/{row.seeds}")
+        made.add_row(f"{100 * row.sparsity:g}%", f"{row.errors['pruned'].mean:.1f}", *cells.values(), *gain)
     return made
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean±std of {count} seeds"
 
 
 def _short(spread: Spread) -> str:
     digits = 1 if spread.mean >= 10 else 2
-    return f"{spread.mean:.{digits}f}±{spread.sd:.{digits}f}"
+    deviation = "" if spread.sd is None else f"±{spread.sd:.{digits}f}"
+    return f"{spread.mean:.{digits}f}{deviation}"
 
 
 def plot_finetune(results: Mapping[str, Any], path: Path) -> None:
-    """Write the picture as a PNG file. Points are means over seeds, bars one standard deviation."""
+    """Write the picture as a PNG file. Points are means over seeds, bars one standard deviation.
+
+    With one seed there are no bars.
+    """
     rows = summarize(results)
     config = results["configuration"]
     dense = Spread.of([entry["error"] for entry in results["dense"]]).mean
@@ -73,14 +91,14 @@ def plot_finetune(results: Mapping[str, Any], path: Path) -> None:
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, names, strict=True):
         mine = sorted((row for row in rows if row.score == name), key=lambda row: row.sparsity)
-        places = range(len(mine))
+        positions = range(len(mine))
         panel.axhline(dense, color="black", linewidth=0.8, label="dense")
         for arm, (label, color, style, marker) in LINES.items():
             spreads = [row.errors[arm] for row in mine]
             panel.errorbar(
-                places,
+                positions,
                 [spread.mean for spread in spreads],
-                [spread.sd for spread in spreads],
+                [spread.sd or 0 for spread in spreads],
                 label=label,
                 color=color,
                 linestyle=style,
@@ -90,12 +108,12 @@ def plot_finetune(results: Mapping[str, Any], path: Path) -> None:
                 linewidth=1.5,
             )
         panel.set_title(name, fontsize=10)
-        panel.set_xticks(places, [f"{100 * row.sparsity:g}" for row in mine])
+        panel.set_xticks(positions, [f"{100 * row.sparsity:g}" for row in mine])
         panel.set_xlabel("weights pruned (%)")
         log_errors(panel, (1, 2, 5))
     panels[0].set_ylabel("test error (%)")
     handles, labels = panels[0].get_legend_handles_labels()
     columns = min(len(labels), 2 * len(names) - 1)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
-    figure.suptitle(f"{config['model']} on {config['data']}, mean ± sd over seeds (n = {config['seeds']})", fontsize=11)
+    figure.suptitle(f"{config['model']} on {config['data']}, {_seeds(config['seeds'])}", fontsize=11)
     save(figure, path)

@@ -45,7 +45,7 @@ def plot_initialisation(results: Mapping[str, Any], path: Path) -> None:
             axis.errorbar(
                 [sparsities.index(s) for s in points],
                 [spread.mean for spread in points.values()],
-                [spread.sd for spread in points.values()],
+                [spread.sd or 0 for spread in points.values()],
                 label="as scored" if name == "none" else name,
                 color=COLORS[i % len(COLORS)],
                 marker=MARKERS[i % len(MARKERS)],

@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (0 for a single value)."""
+    """Mean and sample standard deviation, which a single value does not have."""
 
     mean: float
-    sd: float
+    sd: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Row:
     Attributes:
         errors: in per cent, by arm.
         gain: error of ``retrained`` minus that of ``finetuned``, paired by seed, in percentage points; positive if the
-            fine-tuned mask is better.
+            fine-tuned mask is better. None if the baseline, ``retrained``, does not train: its mean error is nearer to
+            that of guessing than to that of the dense networks.
         wins: number of seeds on which the fine-tuned mask is better.
     """
 
@@ -35,12 +36,14 @@ class Row:
     sparsity: float
     seeds: int
     errors: dict[str, Spread]
-    gain: Spread
+    gain: Spread | None
     wins: int
 
 
 def summarize(results: Mapping[str, Any]) -> list[Row]:
     """Return the rows of a study, in the order of its cells."""
+    dense = Spread.of([entry["error"] for entry in results["dense"]]).mean
+    guessing = 100 * (1 - 1 / results.get("classes", 10))
     groups: dict[tuple[str, float], list[dict[str, float]]] = {}
     for cell in results["cells"]:
         groups.setdefault((cell["score"], cell["sparsity"]), []).append(cell["errors"])
@@ -48,5 +51,7 @@ def summarize(results: Mapping[str, Any]) -> list[Row]:
     for (score, sparsity), errors in groups.items():
         gains = [error["retrained"] - error["finetuned"] for error in errors]
         spreads = {arm: Spread.of([error[arm] for error in errors]) for arm in errors[0]}
-        rows.append(Row(score, sparsity, len(errors), spreads, Spread.of(gains), sum(gain > 0 for gain in gains)))
+        trains = spreads["retrained"].mean < (dense + guessing) / 2
+        gain = Spread.of(gains) if trains else None
+        rows.append(Row(score, sparsity, len(errors), spreads, gain, sum(gain > 0 for gain in gains)))
     return rows

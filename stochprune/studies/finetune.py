@@ -29,13 +29,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import data, masks, models, scores
+from stochprune.data import HELP as DATA
 from stochprune.data import Batches, Dataset
+from stochprune.models import HELP as MODELS
 from stochprune.nn import convert, masked_layers
 from stochprune.runs.config import FRACTION, Config, at_least, option
 from stochprune.runs.device import device_of
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
 from stochprune.runs.store import Kept, remember, say_reused
+from stochprune.runs.threads import few_threads
+from stochprune.scores import NAMES as SCORES
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
 from stochprune.training.config import FinetuneConfig, WeightConfig
@@ -47,9 +51,11 @@ from stochprune.training.finetune import finetune
 class StudyConfig(Config):
     """Configuration of the main study: train dense, prune, and compare two trainings of the same number of epochs."""
 
-    data: str = option("digits", "Data set: digits (comes with scikit-learn) or mnist (IDX files in --data-dir).")
-    model: str = option("lenet_300_100", "Name of the network in stochprune.models: lenet_300_100.")
-    scores: tuple[str, ...] = option(("magnitude", "snip", "random"), "Pruning scores, separated by commas.")
+    data: str = option("digits", DATA)
+    model: str = option("lenet_300_100", MODELS)
+    scores: tuple[str, ...] = option(
+        ("magnitude", "snip", "random"), f"Pruning scores, separated by commas: {', '.join(SCORES)}."
+    )
     sparsities: tuple[float, ...] = option(
         (0.9, 0.95, 0.98), "Fractions of weights pruned, separated by commas.", FRACTION
     )
@@ -105,8 +111,13 @@ class DenseError:
 
 @dataclasses.dataclass(frozen=True)
 class MaskStudyResults:
-    """The results of the main study."""
+    """The results of the main study.
 
+    Attributes:
+        classes: the number of classes of the data set.
+    """
+
+    classes: int
     dense: list[DenseError]
     cells: list[StudyCell]
 
@@ -126,7 +137,7 @@ def run_study(
 
     Returns:
         The folder, ``out/study-<data>-<digest>``, and the content of its ``results.json``: ``configuration``,
-        ``versions``, ``dense`` and ``cells``, as in :class:`MaskStudyResults`.
+        ``versions``, ``classes``, ``dense`` and ``cells``, as in :class:`MaskStudyResults`.
 
     Raises:
         ValueError: an unknown data set, model, score or device, or a mask that would empty a layer.
@@ -157,13 +168,18 @@ def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: t
     for score in config.scores:
         scores.by_name(score)  # raises for an unknown score before any work
     dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(device)
-    models.build(config.model, dataset.shape, dataset.num_classes, 0)  # likewise
+    model = models.build(config.model, dataset.shape, dataset.num_classes, 0).to(device)  # likewise
     folder = run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
     grid = itertools.product(range(config.seeds), config.scores, config.sparsities)
-    with open_run(config, folder) as run, ProgressBar("starting", total=_total_steps(config, dataset)) as bar:
+    with (
+        open_run(config, folder) as run,
+        few_threads(model, dataset.train_x[: config.batch_size]),
+        ProgressBar("starting", total=_total_steps(config, dataset)) as bar,
+    ):
         study = Study(config, dataset, folder, bar)
         dense = [DenseError(seed, study.error(study.dense(seed))) for seed in range(config.seeds)]
-        found = MaskStudyResults(dense, [study.cell(Mask(score, sparsity, seed)) for seed, score, sparsity in grid])
+        cells = [study.cell(Mask(score, sparsity, seed)) for seed, score, sparsity in grid]
+        found = MaskStudyResults(dataset.num_classes, dense, cells)
         return Done(folder, run.write(dataclasses.asdict(found), device), found, study.kept)
 
 

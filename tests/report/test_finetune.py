@@ -34,7 +34,7 @@ def results():
 
 def test_spread():
     assert Spread.of([1.0, 3.0]) == Spread(2.0, pytest.approx(2**0.5))
-    assert Spread.of([4.0]) == Spread(4.0, 0.0)
+    assert Spread.of([4.0]) == Spread(4.0, None)
 
 
 def test_summary_pairs_by_seed(results):

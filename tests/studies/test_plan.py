@@ -125,9 +125,7 @@ def test_a_name_that_is_no_study(tmp_path):
 
 
 def test_a_wrong_score_in_the_last_block_is_refused_before_the_first_runs(tmp_path):
-    two = MINIMAL.replace("grid:", "grid:\n- {scores: [magnitude], sparsities: [0.5]}", 1).replace(
-        "[snip, {", "[snap, {"
-    )
+    last = MINIMAL.replace("[snip, random]", "[snip, snap]")
     with pytest.raises(ValueError, match="score 'snap'"):
         studies.load(write(tmp_path, last))
 
