@@ -54,6 +54,25 @@ def test_table_fits_a_terminal_and_shows_all(results):
         assert part in text, part
 
 
+def test_no_gain_is_reported_where_the_baseline_hardly_trains(results):
+    for cell in results["cells"]:
+        if cell["sparsity"] == 0.98:
+            cell["errors"] |= {"retrained": 80.0, "finetuned": 5.0}
+    first, second = summarize(results)
+    assert first.gain is not None and second.gain is None
+    out = io.StringIO()
+    Console(file=out, width=80).print(finetune_table(results))
+    assert "+75" not in out.getvalue() and "0/1" not in out.getvalue() and "80.0" in out.getvalue()
+
+
+def test_one_seed_has_no_deviation(results):
+    results["cells"] = [cell for cell in results["cells"] if cell["seed"] == 0]
+    results["dense"], results["configuration"]["seeds"] = results["dense"][:1], 1
+    out = io.StringIO()
+    Console(file=out, width=80).print(finetune_table(results))
+    assert "±" not in out.getvalue()
+
+
 def test_picture(results, tmp_path):
     plot_finetune(results, tmp_path / "results.png")
     content = (tmp_path / "results.png").read_bytes()
