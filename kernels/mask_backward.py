@@ -1,6 +1,6 @@
-"""mask_backward: from G = dL/d(z * W) to the gradients of weights and logits, in one elementwise pass.
+"""mask_backward: the gradients of weights and logits from G = dL/d(z * W), in one elementwise pass.
 
-``dW = G z`` and ``dlogit = G W dz/dlogit``, with the slope of :mod:`.estimators`.
+``dW = G z`` and ``dlogit = G W dz/dlogit``; dz/dlogit is the slope of :mod:`.estimators`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def mask_backward_kernel(
     row = gathered(rows, rows_ptr, N)
     logit = load(logits_ptr, offsets(row, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
-    # Dead code, and free, where nothing reads it.
+    # The compiler removes this line where nothing reads u.
     u = uniforms(after(row, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr), stream, GROUPS)
     if dlogits_ptr is not None:
         w = load(weight_ptr, offsets(row, cols, weight_row, weight_col), inside)
@@ -84,14 +84,7 @@ def mask_backward(
     rows: Tensor | None = None,
     kl: KLTerm | None = None,
 ) -> None:
-    """Write (or add) to contiguous ``dweight`` and ``dlogits`` [N, K]; either may be None, or ``grad`` itself.
-
-    Args:
-        grad: contiguous [N, K], dL/d(z * W) under the first draw of ``mask``.
-        add: add to what the results hold, which must then be float32.
-        rows: int64 [N], the rows of the weight that grad and the results speak of; default all.
-        kl: adds its gradient to dlogits.
-    """
+    """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
     N, K = grad.shape
     if not grad.numel():
         return

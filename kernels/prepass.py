@@ -1,4 +1,4 @@
-"""prepass: the masked weights ``z * W`` of some draws as a transient tensor in the compute dtype, in one launch."""
+"""prepass: the masked weights ``z * W`` of some draws as a temporary tensor in the compute dtype, in one launch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prepass_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    # Neighbours share a tile: its weights come from memory once, then from the cache.
+    # Neighbouring programs share a tile: its weights are read from memory once, then from the cache.
     rows, cols, group = locate(tl.program_id(0) // draws, K, shift, ROWS, GROUPS)
     inside = within(rows, cols, N, K, shift)
     row = gathered(rows, rows_ptr, N)
@@ -57,7 +57,7 @@ def prepass_kernel(
 def mask_weight(
     weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
 ) -> Tensor:
-    """``z * weight`` [D, N, K] in ``dtype``, contiguous, for each draw of ``mask``; of ``rows`` if given."""
+    """Return ``z * weight`` in ``dtype``, contiguous, as :class:`stochprune.materialised.MaskWeight`."""
     N, K = len(weight) if rows is None else len(rows), weight.shape[1]
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)
     height = tiles.height(mask, weight, logits, out)

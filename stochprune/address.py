@@ -66,6 +66,14 @@ class Masks(NamedTuple):
         return Mask(self.seeds[at], self.draws[at], self.streams[index], *options)
 
 
+Needs2 = tuple[bool, bool]
+Needs3 = tuple[bool, bool, bool]
+"""Which gradients a backend must return: of weight and logits, with three of x before them."""
+Grads2 = tuple[Tensor | None, Tensor | None]
+Grads3 = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""These gradients; None where a gradient is not needed."""
+
+
 class KLTerm(NamedTuple):
     """The KL divergence of a layer's masks from those of a prior, as a part of the loss."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Needs2, Needs3
 
 MODULES = {
     "native": "stochprune.native",
@@ -31,9 +31,6 @@ TABLE = {
     "cuda": ("triton", "cuda", "reference"),
 }
 OVERRIDE = "STOCHPRUNE_BACKEND"
-
-Two = tuple[Tensor | None, Tensor | None]
-Three = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Backend(Protocol):
@@ -61,9 +58,9 @@ class Backend(Protocol):
         logits: Logits,
         *,
         mask: Mask,
-        needs: tuple[bool, bool, bool],
+        needs: Needs3,
         kl: KLTerm | None = None,
-    ) -> Three: ...
+    ) -> Grads3: ...
 
     def masked_weight(
         self,
@@ -82,10 +79,10 @@ class Backend(Protocol):
         logits: Logits,
         *,
         mask: Mask,
-        needs: tuple[bool, bool],
+        needs: Needs2,
         rows: Tensor | None = None,
         memo: list[Tensor] | None = None,
-    ) -> Two: ...
+    ) -> Grads2: ...
     def masked_weights(
         self, weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, dtype: torch.dtype
     ) -> list[Tensor]: ...
@@ -96,22 +93,15 @@ class Backend(Protocol):
         logits: Sequence[Logits],
         *,
         masks: Masks,
-        needs: tuple[bool, bool],
+        needs: Needs2,
     ) -> tuple[list[Tensor] | None, list[Tensor] | None]: ...
 
     def nm_masked_weight(
         self, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, dtype: torch.dtype
     ) -> Tensor: ...
     def nm_weight_grad(
-        self,
-        grad: Tensor,
-        weight: Tensor,
-        logits: Logits,
-        pattern: tuple[int, int],
-        *,
-        mask: Mask,
-        needs: tuple[bool, bool],
-    ) -> Two: ...
+        self, grad: Tensor, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, needs: Needs2
+    ) -> Grads2: ...
 
     def moments(
         self, weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: torch.dtype
@@ -124,9 +114,7 @@ class Backend(Protocol):
     def gaussian_grad(self, grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor: ...
 
     def bernoulli_kl(self, logits: Logits, prior_logits: Logits) -> Tensor: ...
-    def bernoulli_kl_backward(
-        self, grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: tuple[bool, bool]
-    ) -> Two: ...
+    def bernoulli_kl_backward(self, grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: Needs2) -> Grads2: ...
     def gaussian_kl(
         self, mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Logits | None
     ) -> Tensor: ...

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.address import Grads2, KLTerm, Logits, Mask, Masks, Needs2
 
 BUDGET = 256 << 20
 """Bytes of transient memory: as many draws share a launch as fit, at least one."""
@@ -53,8 +53,8 @@ def sum_over_draws(
     like: tuple[Tensor, Tensor],
     rows: int,
     draws: int,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
+    needs: Needs2,
+) -> Grads2:
     """dweight and dlogits [R, K], summed over the draws; None where not needed.
 
     Args:
@@ -148,10 +148,10 @@ def weight_grad(
     logits: Logits,
     *,
     mask: Mask,
-    needs: tuple[bool, bool],
+    needs: Needs2,
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> Grads2:
     """A backend's ``weight_grad``, see :mod:`stochprune.reference`, from its pass through the mask."""
     flat, levels = weight.flatten(1), Logits(logits.flatten(1))
 
@@ -175,9 +175,9 @@ def product_grads(
     logits: Logits,
     *,
     mask: Mask,
-    needs: tuple[bool, bool],
+    needs: Needs2,
     kl: KLTerm | None,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> Grads2:
     """dweight and dlogits [N, K] of grad [D, M, N] and x [D, M, K]; None where not needed.
 
     The gradient of ``kl`` is added to dlogits.
@@ -204,13 +204,13 @@ def masked_weights(
 
 
 def multi_layer_grads(
-    weight_grad: Callable[..., tuple[Tensor | None, Tensor | None]],
+    weight_grad: Callable[..., Grads2],
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
     logits: Sequence[Logits],
     *,
     masks: Masks,
-    needs: tuple[bool, bool],
+    needs: Needs2,
 ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
     """A backend's ``multi_layer_grads`` from its ``weight_grad``, one layer after the other."""
     layers = enumerate(zip(grads, weights, logits, strict=True))

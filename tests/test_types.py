@@ -15,7 +15,7 @@ HEAD = """
 from torch import Tensor
 from stochprune import native
 from stochprune.address import KLTerm, Logits, Mask
-from stochprune.backends import Backend, Three
+from stochprune.backends import Backend
 
 def swapped(backend: Backend, x: Tensor, weight: Tensor, logits: Logits, mask: Mask) -> None:
     backend.masked_linear(x, {arguments}, None, mask=mask)

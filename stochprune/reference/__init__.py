@@ -39,5 +39,5 @@ def supports(*tensors: Tensor) -> bool:
 
 
 def describe() -> str:
-    """Return nothing worth telling."""
+    """Return an empty text: there is nothing to add to the name."""
     return ""

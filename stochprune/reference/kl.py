@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stochprune import rng
-from stochprune.address import Logits
+from stochprune.address import Grads2, Logits, Needs2
 
 
 def bernoulli_kl(logits: Logits, prior_logits: Logits) -> Tensor:
@@ -24,9 +24,7 @@ def bernoulli_kl(logits: Logits, prior_logits: Logits) -> Tensor:
     return terms.masked_fill(logits.isnan(), math.nan).sum()
 
 
-def bernoulli_kl_backward(
-    grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
+def bernoulli_kl_backward(grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: Needs2) -> Grads2:
     """The gradients for logits, of the smooth function, and for prior_logits; None where not needed."""
     dlogits = dprior = None
     prior = prior_logits.double()

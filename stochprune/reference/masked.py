@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import materialised, rng
-from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Needs2, Needs3
 from stochprune.reference.kl import bernoulli_kl_backward
 
 STRETCH = (-0.1, 1.1)
@@ -70,15 +70,8 @@ def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None
 
 
 def masked_linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool, bool],
-    kl: KLTerm | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, x: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs3, kl: KLTerm | None = None
+) -> Grads3:
     """The gradients dx [D, M, K], dweight [N, K] and dlogits [N, K] of grad [D, M, N]; None where not needed.
 
     With ``kl``, dlogits is also the gradient of that divergence.
@@ -134,10 +127,10 @@ def weight_grad(
     logits: Logits,
     *,
     mask: Mask,
-    needs: tuple[bool, bool],
+    needs: Needs2,
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> Grads2:
     """dweight and dlogits, each shaped like ``grad[0]``, of grad [D, N, ...] = dL/d(z * weight); None where not needed.
 
     Summed over draws; they may lie in the memory of ``grad``. With ``rows`` (int64 [R]), as in
@@ -163,12 +156,7 @@ def masked_weights(
 
 
 def multi_layer_grads(
-    grads: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    logits: Sequence[Logits],
-    *,
-    masks: Masks,
-    needs: tuple[bool, bool],
+    grads: Sequence[Tensor], weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, needs: Needs2
 ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
     """dweight and dlogits of many layers from the gradients of :func:`masked_weights`; None where not needed."""
     return materialised.multi_layer_grads(weight_grad, grads, weights, logits, masks=masks, needs=needs)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stochprune import patterns
-from stochprune.address import Logits, Mask
+from stochprune.address import Grads2, Logits, Mask, Needs2
 
 
 def nm_masked_weight(
@@ -20,14 +20,8 @@ def nm_masked_weight(
 
 
 def nm_weight_grad(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    pattern: tuple[int, int],
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
+    grad: Tensor, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, needs: Needs2
+) -> Grads2:
     """dweight and dlogits [N, K] of grad [D, N, K] = dL/d(z * weight), summed over draws; None where not needed.
 
     dweight = grad z, and dlogits is grad weight times the Jacobian of the inclusion probabilities.
