@@ -1,8 +1,8 @@
-"""Which backend serves which device: a table one can print.
+"""The choice of a backend by device and dtype, and a table of it.
 
-A backend is a module with the functions of :class:`Backend`; :mod:`stochprune.reference` says what they compute. The
-first backend of a device's row that is installed and takes the dtypes serves; ``STOCHPRUNE_BACKEND`` overrides the
-choice for every call.
+A backend is a module with the functions of :class:`Backend`; :mod:`stochprune.reference` defines what they compute.
+Each device has a list of backends. The first one that is installed and accepts the dtypes is used. The variable
+``STOCHPRUNE_BACKEND`` overrides this choice for every call.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ OVERRIDE = "STOCHPRUNE_BACKEND"
 
 
 class Backend(Protocol):
-    """The functions of a backend. Gradients are None where ``needs`` says that they are not wanted."""
+    """The functions of a backend. A gradient that ``needs`` does not ask for is None."""
 
     @property
     def NAME(self) -> str: ...
     @property
-    def MATRICES(self) -> bool: ...  # whether masked_linear takes x [M, K] of one draw too, its backward grad [M, N]
+    def MATRICES(self) -> bool: ...  # True if masked_linear and its backward also accept matrices, for one draw
 
-    def supports(self, *tensors: Tensor) -> bool: ...  # which depends on nothing but their devices and dtypes
+    def supports(self, *tensors: Tensor) -> bool: ...  # depends on their devices and dtypes only
     def describe(self) -> str: ...
 
     def keep_mask(self, threshold: Tensor, *, mask: Mask) -> Tensor: ...
@@ -131,7 +131,7 @@ class Backend(Protocol):
     ) -> list[Tensor | None]: ...
 
 
-if TYPE_CHECKING:  # a function that a backend lacks, or one with other arguments, is a type error here
+if TYPE_CHECKING:  # a missing function, or one with other arguments, is a type error here
     from stochprune import cuda, native, reference
 
     _cuda: Backend = cuda
@@ -140,7 +140,7 @@ if TYPE_CHECKING:  # a function that a backend lacks, or one with other argument
 
 
 class BackendWarning(UserWarning):
-    """A fast backend is missing and a slow one serves."""
+    """A fast backend is missing, so a slow one is used."""
 
 
 @functools.cache
@@ -171,19 +171,19 @@ def _row(device: str) -> tuple[Backend, ...]:
     names = TABLE.get(device, ("reference",))
     found = [backend for name in names if not isinstance(backend := _import(name), ImportError)]
     if len(names) > 1 and found[0].NAME == "reference":
-        message = f"the {names[0]} backend is missing on {device} ({_import(names[0])}); the slow reference serves"
+        message = f"the {names[0]} backend is missing on {device} ({_import(names[0])}); the slow reference is used"
         warnings.warn(message, BackendWarning, stacklevel=4)
     return tuple(found)
 
 
 def resolve(*tensors: Tensor) -> Backend:
-    """Return the backend that serves these tensors, all on one device.
+    """Return the backend for these tensors, which must be on one device.
 
     Raises:
         ValueError: the override names an unknown backend.
-        RuntimeError: the override names a backend that is not installed, or that does not take these tensors.
+        RuntimeError: the override names a backend that is not installed, or that does not accept these tensors.
     """
-    # Found again by what `supports` depends on, since an eager call asks twice.
+    # Cached by the arguments of `supports`, since an eager call asks twice.
     key = (os.environ.get(OVERRIDE), tensors[0].device.type, *map(_dtype, tensors))
     backend = _serving.get(key)
     if backend is None:
@@ -201,19 +201,19 @@ def _choose(*tensors: Tensor) -> Backend:
         backend = load(forced)
         if not backend.supports(*tensors):
             given = ", ".join(sorted({f"{t.dtype} on {t.device.type}".removeprefix("torch.") for t in tensors}))
-            raise RuntimeError(f"{OVERRIDE}={forced}: that backend does not take {given}")
+            raise RuntimeError(f"{OVERRIDE}={forced}: that backend does not accept {given}")
         return backend
     return next(backend for backend in _row(tensors[0].device.type) if backend.supports(*tensors))
 
 
 def forget() -> None:
-    """Look again which backends serve: after a change of :data:`TABLE`, or of what is installed."""
+    """Clear the cached choices, after a change of :data:`TABLE` or of the installed backends."""
     _row.cache_clear()
     _serving.clear()
 
 
 def table() -> str:
-    """Return the table as text: for each device its backends in order, and whether this machine can use each one."""
+    """Return the table as text: the backends of each device in order, and whether this machine can use each one."""
     lines = [f"{'device':<8}{'backend':<12}state"]
     for device, names in TABLE.items():
         for name in names:

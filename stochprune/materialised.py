@@ -1,7 +1,7 @@
-"""Helpers of backends that write masked weights to transient memory, for products that torch makes.
+"""Helpers for backends that write masked weights to temporary memory and multiply with torch.
 
-A backend has two passes over a weight matrix: one masks it, one takes gradients through the mask. The functions here
-take these passes as arguments.
+Such a backend has two passes over a weight matrix: one masks it, the other computes gradients through the mask. The
+functions here take these passes as arguments.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from stochprune.address import Grads2, KLTerm, Logits, Mask, Masks, Needs2
 
 BUDGET = 256 << 20
-"""Bytes of transient memory: as many draws share a launch as fit, at least one."""
+"""Bytes of temporary memory. As many draws share a launch as fit into it, but at least one."""
 
 
 def chunks(draws: int, bytes_each: int) -> Iterator[slice]:
-    """The draws, as many at a time as the budget holds."""
+    """Return slices of the draws, each with as many draws as the budget allows."""
     step = max(1, BUDGET // max(1, bytes_each))
     return (slice(start, min(start + step, draws)) for start in range(0, draws, step))
 
@@ -28,11 +28,11 @@ def chunks(draws: int, bytes_each: int) -> Iterator[slice]:
 def product(
     masked: Callable[[slice], Tensor], weight: Tensor, x: Tensor, bias: Tensor | None, transpose: bool = False
 ) -> Tensor:
-    """x (z * W)^T + b [D, M, N], or x (z * W) [D, M, K] with ``transpose``.
+    """Return x (z * W)^T + b [D, M, N], or x (z * W) [D, M, K] with ``transpose``.
 
     Args:
-        masked: gives ``z * weight`` [d, N, K] in x's dtype, for the d draws of a slice.
-        weight: [N, K], whose shape and device count.
+        masked: returns ``z * weight`` [d, N, K] in x's dtype, for the d draws of a slice.
+        weight: [N, K]; only its shape is used.
         x: [D, M, K], or [D, M, N] with ``transpose``.
         bias: [N] in x's dtype, or None.
     """
@@ -55,12 +55,12 @@ def sum_over_draws(
     draws: int,
     needs: Needs2,
 ) -> Grads2:
-    """dweight and dlogits [R, K], summed over the draws; None where not needed.
+    """Return dweight and dlogits [R, K], summed over the draws; None where not needed.
 
     Args:
-        epilogue: called with a draw's index, its G = dL/d(z * W) [R, K], dweight, dlogits (either may be None, or G
-            itself) and whether to add to them.
-        outer: G of a draw, memory that may be overwritten; in the dtype asked for if it can be chosen.
+        epilogue: writes the gradients of one draw. Its arguments are the index of the draw, G = dL/d(z * W) [R, K],
+            dweight and dlogits (either may be None, or G itself), and whether to add to them.
+        outer: returns G of a draw, in memory that may be overwritten, and in the given dtype if it has the choice.
         like: weight and logits [N, K].
         rows: R.
     """
@@ -68,7 +68,7 @@ def sum_over_draws(
     results: list[Tensor | None]
     if draws == 1:
         g = outer(0, torch.promote_types(like[0].dtype, like[1].dtype))
-        spare = {g.dtype: g}  # the first gradient of this dtype overwrites G
+        spare = {g.dtype: g}  # the first gradient with this dtype overwrites G
         results = [None if t is None else spare.pop(t.dtype, None) for t in wanted]
         results = [
             torch.empty_like(g, dtype=t.dtype) if r is None and t is not None else r
@@ -84,17 +84,17 @@ def sum_over_draws(
 
 
 def outer(grad: Tensor, x: Tensor, i: int, dtype: torch.dtype) -> Tensor:
-    """G = grad[i]^T x[i] [N, K] in ``dtype``, summed in float32 whatever the inputs."""
+    """Return G = grad[i]^T x[i] [N, K] in ``dtype``, summed in float32 or wider."""
     if grad.dtype == dtype:
         return torch.mm(grad[i].mT, x[i])
     if grad.is_cuda and grad.dtype.itemsize == 2:
-        return torch.mm(grad[i].mT, x[i], out_dtype=torch.float32).to(dtype)  # cuBLAS gives no other dtype of these
+        return torch.mm(grad[i].mT, x[i], out_dtype=torch.float32).to(dtype)  # cuBLAS offers no other dtype here
     wide = torch.promote_types(grad.dtype, dtype)
     return torch.mm(grad[i].mT.to(wide), x[i].to(wide)).to(dtype)
 
 
 class MaskWeight(Protocol):
-    """The pass that masks: ``z * weight`` [D, N, K] of the mask's draws; with rows (int64 [R]) [D, R, K]."""
+    """The pass that masks: returns ``z * weight`` [D, N, K] for all draws, or [D, R, K] with rows (int64 [R])."""
 
     def __call__(
         self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
@@ -102,10 +102,14 @@ class MaskWeight(Protocol):
 
 
 class MaskBackward(Protocol):
-    """The pass through the mask of one draw: writes, or adds to, dweight and dlogits [N, K].
+    """The pass through the mask of one draw: writes dweight and dlogits.
 
-    grad is [N, K]; either result may be None, or grad itself. With rows (int64 [R]) all three are [R, K].
-    The gradient of ``kl`` is added to dlogits.
+    Args:
+        grad: dL/d(z * weight) under the first draw of ``mask``, contiguous [N, K].
+        dweight, dlogits: the results, contiguous [N, K]; either may be None, or ``grad`` itself.
+        add: add to the results, which must then be float32, instead of overwriting them.
+        rows: int64 [R]: grad and the results hold these rows only, [R, K].
+        kl: its gradient is added to dlogits.
     """
 
     def __call__(
@@ -133,9 +137,9 @@ def masked_weight(
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
 ) -> Tensor:
-    """A backend's ``masked_weight``, see :mod:`stochprune.reference`, from its pass that masks.
+    """Return a backend's ``masked_weight`` (see :mod:`stochprune.reference`) from its pass that masks.
 
-    ``memo`` is for backends that save some work between the passes; here it stays empty.
+    ``memo`` stays empty: it is for backends that keep intermediate results for the other pass.
     """
     out = mask_weight(weight.flatten(1), Logits(logits.flatten(1)), mask=mask, dtype=dtype, rows=rows)
     return out.view(*out.shape[:2], *weight.shape[1:])
@@ -152,7 +156,7 @@ def weight_grad(
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
 ) -> Grads2:
-    """A backend's ``weight_grad``, see :mod:`stochprune.reference`, from its pass through the mask."""
+    """Return a backend's ``weight_grad`` (see :mod:`stochprune.reference`) from its pass through the mask."""
     flat, levels = weight.flatten(1), Logits(logits.flatten(1))
 
     def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
@@ -178,7 +182,7 @@ def product_grads(
     needs: Needs2,
     kl: KLTerm | None,
 ) -> Grads2:
-    """dweight and dlogits [N, K] of grad [D, M, N] and x [D, M, K]; None where not needed.
+    """Return dweight and dlogits [N, K] from grad [D, M, N] and x [D, M, K]; None where not needed.
 
     The gradient of ``kl`` is added to dlogits.
     """
@@ -198,7 +202,7 @@ def masked_weights(
     masks: Masks,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """A backend's ``masked_weights`` from its ``masked_weight``, one layer after the other."""
+    """Return a backend's ``masked_weights``: its ``masked_weight`` of one layer after the other."""
     layers = enumerate(zip(weights, logits, strict=True))
     return [masked_weight(w, t, mask=masks.one(i), dtype=dtype)[0].clone() for i, (w, t) in layers]
 
@@ -212,9 +216,9 @@ def multi_layer_grads(
     masks: Masks,
     needs: Needs2,
 ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
-    """A backend's ``multi_layer_grads`` from its ``weight_grad``, one layer after the other."""
+    """Return a backend's ``multi_layer_grads``: its ``weight_grad`` of one layer after the other."""
     layers = enumerate(zip(grads, weights, logits, strict=True))
-    # Cloned: weight_grad may overwrite what it is given.
+    # Clones, because weight_grad may overwrite its argument.
     pairs = [weight_grad(g[None].clone(), w, t, mask=masks.one(i), needs=needs) for i, (g, w, t) in layers]
     dweights, dlogits = (None if not need else [p[at] for p in pairs] for at, need in enumerate(needs))
-    return dweights, dlogits  # type: ignore[return-value]  # no gradient is None where it is needed
+    return dweights, dlogits  # type: ignore[return-value]  # a gradient that is needed is not None

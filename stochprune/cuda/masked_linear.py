@@ -1,4 +1,4 @@
-"""masked_linear on the GPU without Triton: the masked weights of the draws in one launch, then cuBLAS."""
+"""masked_linear on the GPU without Triton: one launch masks the weights of the draws, then cuBLAS multiplies."""
 
 from __future__ import annotations
 

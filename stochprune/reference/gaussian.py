@@ -10,9 +10,9 @@ from stochprune.address import Logits, Mask
 
 
 def moments(weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean q w and variance q (1 - q) w^2 + q softplus(rho)^2 [N, K] in ``dtype``; q = sigmoid(logits).
+    """Return mean q w and variance q (1 - q) w^2 + q softplus(rho)^2, both [N, K], in ``dtype``; q = sigmoid(logits).
 
-    q is 1 without logits, the last term 0 without rho.
+    q is 1 without logits. The last term is 0 without rho.
     """
     w, q, slope, sigma = _random(weight, logits, rho)
     return (q * w).to(dtype), (slope * w.square() + q * sigma.square()).to(dtype)
@@ -21,7 +21,7 @@ def moments(weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: to
 def moments_grad(
     dmean: Tensor, dvariance: Tensor, weight: Tensor, logits: Logits | None, rho: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dweight, dlogits and drho [N, K] (None without the input) from the gradients for mean and variance."""
+    """Return dweight, dlogits and drho [N, K] (None without the input) from the gradients of mean and variance."""
     w, q, slope, sigma = _random(weight, logits, rho)
     dweight = dmean * q + dvariance * 2 * slope * w
     dlogits = (dmean * w + dvariance * ((1 - 2 * q) * w.square() + sigma.square())) * slope
@@ -30,7 +30,7 @@ def moments_grad(
 
 
 def _random(weight: Tensor, logits: Logits | None, rho: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w, q, q (1 - q) and sigma, in at least float32."""
+    """Return w, q, q (1 - q) and sigma, in float32 or wider."""
     if logits is not None and logits.isnan().any():
         raise ValueError("logits contain NaN")
     w = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -44,25 +44,25 @@ def _random(weight: Tensor, logits: Logits | None, rho: Tensor | None) -> tuple[
 
 
 def normals(rows: int, cols: int, mask: Mask) -> Tensor:
-    """float64 [D, rows, cols] on the draw's device: the contract's normals of each draw."""
+    """Return the contract's normals of each draw, float64 [D, rows, cols], on the draw's device."""
     each = [mask.one(i).normal(rows, cols) for i in range(len(mask.draw))]
     return torch.stack(each) if each else torch.empty(0, rows, cols, dtype=torch.float64, device=mask.draw.device)
 
 
 def normal(rows: int, cols: int, *, mask: Mask) -> Tensor:
-    """float32 [D, rows, cols] on the draw's device: the contract's normals of each draw."""
+    """Return the contract's normals of each draw, float32 [D, rows, cols], on the draw's device."""
     return normals(rows, cols, mask).float()
 
 
 def gaussian_weight(mu: Tensor, rho: Tensor, *, mask: Mask, dtype: torch.dtype) -> Tensor:
-    """mu + softplus(rho) e [D, N, K] in ``dtype``, under the contract's normals e of each draw; mu and rho [N, K]."""
+    """Return mu + softplus(rho) e [D, N, K] in ``dtype``; mu and rho [N, K], e the contract's normals of each draw."""
     wide = torch.promote_types(mu.dtype, torch.float32)
     sigma = F.softplus(rho.to(wide), threshold=80)
     return (mu.to(wide) + sigma * normals(mu.shape[0], mu.shape[1], mask).to(wide)).to(dtype)
 
 
 def gaussian_grad(grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor:
-    """drho [N, K] of grad [D, N, K] = dL/d(mu + softplus(rho) e), summed over draws."""
+    """Return drho [N, K] from grad [D, N, K] = dL/d(mu + softplus(rho) e), summed over draws."""
     wide = torch.promote_types(rho.dtype, torch.float32)
     total = (grad * normals(rho.shape[0], rho.shape[1], mask).to(wide)).sum(0)
     return (total * torch.sigmoid(rho.to(wide))).to(rho.dtype)

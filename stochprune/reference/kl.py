@@ -13,19 +13,20 @@ from stochprune.address import Grads2, Logits, Needs2
 
 
 def bernoulli_kl(logits: Logits, prior_logits: Logits) -> Tensor:
-    """float64 scalar, nats: the sum of kl(q || p) over weights, q = threshold / 32768 and p = sigmoid(prior_logits).
+    """Return the sum of kl(q || p) over weights, a float64 scalar in nats.
 
-    Of one shape. NaN if an input is; infinite where a prior logit is.
+    q = threshold / 32768 of the logits, and p = sigmoid(prior_logits), of the same shape. The result is NaN if an input
+    is NaN, and infinite if a prior logit is.
     """
     q, prior = _sampled(logits), prior_logits.double()
-    size = prior.abs()  # -ln p and -ln(1 - p) are log1p(exp(-size)), one of them with size added
+    size = prior.abs()  # -ln p and -ln(1 - p) are log1p(exp(-size)); size is added to one of them
     cross = torch.log1p(torch.exp(-size)) + size * torch.where(prior > 0, 1 - q, q)
     terms = (cross - torch.special.entr(q) - torch.special.entr(1 - q)).clamp_min(0)
     return terms.masked_fill(logits.isnan(), math.nan).sum()
 
 
 def bernoulli_kl_backward(grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: Needs2) -> Grads2:
-    """The gradients for logits, of the smooth function, and for prior_logits; None where not needed."""
+    """Return dlogits and dprior_logits; None where not needed. For dlogits, q is sigmoid(logits)."""
     dlogits = dprior = None
     prior = prior_logits.double()
     if needs[0]:
@@ -37,9 +38,10 @@ def bernoulli_kl_backward(grad: Tensor, logits: Logits, prior_logits: Logits, *,
 
 
 def gaussian_kl(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Logits | None) -> Tensor:
-    """float64 scalar, nats: the sum of q KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)) over weights.
+    """Return the sum of q KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)) over weights, a float64 scalar in nats.
 
-    Of one shape; q = threshold / 32768 of the logits, 1 without. NaN if an input is, or a deviation is not positive.
+    q = threshold / 32768 of the logits, or 1 without logits. All inputs have the same shape. The result is NaN if an
+    input is NaN or a standard deviation is not positive.
     """
     terms = _gaussian_terms(mu, sigma, prior_mu, prior_sigma)
     if logits is not None:
@@ -57,7 +59,7 @@ def gaussian_kl_backward(
     *,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients for the five inputs in their order, for logits of the smooth function; None where not needed."""
+    """Return the gradients of the five inputs in order; None where not needed. For dlogits, q is sigmoid(logits)."""
     s, m0, s0 = sigma.double(), prior_mu.double(), prior_sigma.double()
     scale = grad if logits is None else grad * _sampled(logits)
     z, r = (mu.double() - m0) / s0, s / s0
@@ -68,7 +70,7 @@ def gaussian_kl_backward(
 
 
 def _sampled(logits: Tensor) -> Tensor:
-    """float64: the probability with which each weight is kept, exactly."""
+    """Return the exact probability that each weight is kept, in float64."""
     return rng.threshold_from_logits(logits).to(torch.int32).double() / rng.LEVELS
 
 

@@ -13,29 +13,33 @@ from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Need
 from stochprune.reference.kl import bernoulli_kl_backward
 
 STRETCH = (-0.1, 1.1)
-"""The interval to which the hard concrete mask is stretched before it is clamped to [0, 1] (Louizos et al. 2018)."""
+"""The hard concrete mask is stretched to this interval before it is clamped to [0, 1] (Louizos et al. 2018)."""
 
 
 def keep_mask(threshold: Tensor, *, mask: Mask) -> Tensor:
-    """bool [N, K]: which weights are kept under thresholds [N, K] (integers 0 .. 32768), of one draw."""
+    """Return which weights one draw keeps, bool [N, K], from thresholds [N, K] (integers 0 .. 32768)."""
     return (mask.uniform16(*threshold.shape) & 0x7FFF) < threshold.to(torch.int32)
 
 
 def threshold_from_logits(logits: Logits) -> Tensor:
-    """uint16, the shape of ``logits``."""
+    """Return the thresholds of logits, uint16 of the same shape.
+
+    Raises:
+        ValueError: a logit is NaN.
+    """
     if logits.isnan().any():
         raise ValueError("logits contain NaN")
     return rng.threshold_from_logits(logits)
 
 
 def factor(logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
-    """The estimator's mask z of one draw and its slope dz/dlogit, both [N, K] in at least float32.
+    """Return the estimator's mask z of one draw and its slope dz/dlogit, both [N, K], in float32 or wider.
 
-    straight_through: z the hard mask, the slope that of its mean sigmoid(logit) (Bengio et al. 2013).
-    concrete: z the binary concrete variable, its own slope (Maddison et al. 2017).
-    straight_through_concrete: z the hard mask, the slope of the concrete variable of the same uniforms.
-    hard_concrete: z the concrete variable stretched and clamped to [0, 1], its own slope (Louizos et al. 2018).
-    expected: z = sigmoid(logit), its own slope.
+    straight_through: z is the hard mask; the slope is that of its mean sigmoid(logit) (Bengio et al. 2013). concrete: z
+    is the binary concrete variable, with its own slope (Maddison et al. 2017). straight_through_concrete: z is the hard
+    mask; the slope is that of the concrete variable of the same uniforms. hard_concrete: z is the concrete variable,
+    stretched and clamped to [0, 1], with its own slope (Louizos et al. 2018). expected: z = sigmoid(logit), with its
+    own slope.
     """
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     mean = torch.sigmoid(exact)
@@ -56,12 +60,12 @@ def factor(logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
 
 
 def times(z: Tensor, values: Tensor, estimator: str) -> Tensor:
-    """z * values; under a hard mask what is pruned counts as 0 whatever it holds, NaN too."""
+    """Return z * values. Under a hard mask, pruned values become 0, NaN too."""
     return torch.where(z.bool(), values, 0) if estimator.startswith("straight_through") else z * values
 
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
-    """y [D, M, N] of x [D, M, K], weight and logits [N, K], bias [N]; slice d under the mask of ``draw[d]``."""
+    """Return y [D, M, N] from x [D, M, K], weight and logits [N, K], bias [N]; slice d has the mask of ``draw[d]``."""
     out = []
     for i in range(len(mask.draw)):
         z, _ = factor(logits, mask.one(i))
@@ -72,9 +76,9 @@ def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None
 def masked_linear_backward(
     grad: Tensor, x: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs3, kl: KLTerm | None = None
 ) -> Grads3:
-    """The gradients dx [D, M, K], dweight [N, K] and dlogits [N, K] of grad [D, M, N]; None where not needed.
+    """Return dx [D, M, K], dweight [N, K] and dlogits [N, K] from grad [D, M, N]; None where not needed.
 
-    With ``kl``, dlogits is also the gradient of that divergence.
+    The gradient of ``kl`` is added to dlogits.
     """
     need_x, need_weight, need_logits = needs
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -108,11 +112,14 @@ def masked_weight(
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
 ) -> Tensor:
-    """z * weight [D, N, ...] in ``dtype``, slice d under the mask of ``draw[d]``, for products that torch makes.
+    """Return z * weight [D, N, ...] in ``dtype`` for products in torch; slice d has the mask of ``draw[d]``.
 
-    Weight and logits [N, ...]; their trailing dimensions are flattened to the contract's columns. With ``rows``
-    (int64 [R]) only those rows, [D, R, ...]. The result may be scratch memory, valid until the backend's next call.
-    A backend may append to ``memo`` what spares :func:`weight_grad` of the same masks some work.
+    The result may be temporary memory that the backend's next call overwrites.
+
+    Args:
+        weight, logits: [N, ...]; the trailing dimensions are flattened to the contract's columns.
+        rows: int64 [R]: return these rows only, [D, R, ...].
+        memo: a backend may append intermediate results that :func:`weight_grad` of the same masks can use.
     """
     out = weight.new_empty(len(mask.draw), *weight.shape, dtype=dtype)
     for i in range(len(mask.draw)):
@@ -131,10 +138,13 @@ def weight_grad(
     rows: Tensor | None = None,
     memo: list[Tensor] | None = None,
 ) -> Grads2:
-    """dweight and dlogits, each shaped like ``grad[0]``, of grad [D, N, ...] = dL/d(z * weight); None where not needed.
+    """Return dweight and dlogits, each shaped like ``grad[0]`` and summed over draws; None where not needed.
 
-    Summed over draws; they may lie in the memory of ``grad``. With ``rows`` (int64 [R]), as in
-    :func:`masked_weight`, grad is [D, R, ...] and the results are [R, ...].
+    The results may overwrite the memory of ``grad``.
+
+    Args:
+        grad: dL/d(z * weight), [D, N, ...], or [D, R, ...] with ``rows``.
+        weight, logits, rows, memo: as for :func:`masked_weight`.
     """
     need_weight, need_logits = needs
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -151,12 +161,12 @@ def weight_grad(
 def masked_weights(
     weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, dtype: torch.dtype
 ) -> list[Tensor]:
-    """z * weight of many layers in ``dtype``, each shaped like its weight; none of them is scratch memory."""
+    """Return z * weight of many layers in ``dtype``, each shaped like its weight; later calls do not overwrite them."""
     return materialised.masked_weights(masked_weight, weights, logits, masks=masks, dtype=dtype)
 
 
 def multi_layer_grads(
     grads: Sequence[Tensor], weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, needs: Needs2
 ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
-    """dweight and dlogits of many layers from the gradients of :func:`masked_weights`; None where not needed."""
+    """Return dweight and dlogits of many layers from the gradients of :func:`masked_weights`; None if not needed."""
     return materialised.multi_layer_grads(weight_grad, grads, weights, logits, masks=masks, needs=needs)

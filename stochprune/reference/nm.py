@@ -12,7 +12,7 @@ from stochprune.address import Grads2, Logits, Mask, Needs2
 def nm_masked_weight(
     weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, dtype: torch.dtype
 ) -> Tensor:
-    """z * weight [D, N, K] in ``dtype``, z the n:m mask of each draw (:mod:`stochprune.patterns`)."""
+    """Return z * weight [D, N, K] in ``dtype``; z is the n:m mask of each draw."""
     out = weight.new_empty(len(mask.draw), *weight.shape, dtype=dtype)
     for i in range(len(mask.draw)):
         out[i] = torch.where(patterns.mask(logits, pattern, mask.one(i)).bool(), weight, 0)
@@ -22,9 +22,9 @@ def nm_masked_weight(
 def nm_weight_grad(
     grad: Tensor, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, needs: Needs2
 ) -> Grads2:
-    """dweight and dlogits [N, K] of grad [D, N, K] = dL/d(z * weight), summed over draws; None where not needed.
+    """Return dweight and dlogits [N, K] from grad [D, N, K] = dL/d(z * weight), summed over draws; None if not needed.
 
-    dweight = grad z, and dlogits is grad weight times the Jacobian of the inclusion probabilities.
+    dweight = grad z. dlogits is the product of grad, weight and the Jacobian of the inclusion probabilities.
     """
     need_weight, need_logits = needs
     wide = torch.promote_types(weight.dtype, torch.float32)
