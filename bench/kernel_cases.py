@@ -23,6 +23,7 @@ from stochprune.kernels.one_pass import one_pass
 from stochprune.kernels.prepass import mask_weight
 from stochprune.kernels.threshold import threshold_from_logits
 from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
+from stochprune.materialised import Gradients
 
 N = K = 4096
 ODD = (77, 333)
@@ -63,7 +64,8 @@ class Case(NamedTuple):
         masks = Masks(number, number, [1], self.estimator, self.temperature, *([first] for first in self.first))
         bits = meta(1, n, -(-k // 32), dtype=torch.int32)
         pattern = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
-        both = {"mask": mask, "dweight": torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
+        results = {"dweight": torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
+        both, to = {"mask": mask, **results}, Gradients(**results)
         kl = KLTerm(prior, one)
         needs = (True, True)
         calls: dict[str, Callable[[], object]] = {
@@ -77,8 +79,8 @@ class Case(NamedTuple):
             "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, prior, needs=needs),
             "spike_and_slab_kl": lambda: gaussian_kl(*[weight] * 4, logits),
             "spike_and_slab_kl_grad": lambda: gaussian_kl_backward(one, *[weight] * 4, logits, needs=[True] * 5),
-            "mask_backward": lambda: mask_backward(g[0], weight, logits, add=False, **both),
-            "mask_backward, kl": lambda: mask_backward(g[0], weight, logits, add=False, kl=kl, **both),
+            "mask_backward": lambda: mask_backward(g[0], weight, logits, mask=mask, to=to, rows=None, kl=None),
+            "mask_backward, kl": lambda: mask_backward(g[0], weight, logits, mask=mask, to=to, rows=None, kl=kl),
             "weight_grad_matmul": lambda: weight_grad_matmul(grad, x, weight, logits, **both),
             "weight_grad_matmul, kl": lambda: weight_grad_matmul(grad, x, weight, logits, kl=kl, **both),
             "nm_prepass": lambda: nm_masked_weight(weight, logits, pattern, mask=mask, dtype=x_dtype),

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.address import KLTerm, Logits, Mask
+from stochprune.address import KLTerm, Logits, Mask, Rows
+from stochprune.materialised import Gradients
 
 from . import tiles
 from .estimators import masked, pull, slope
@@ -73,16 +74,7 @@ def mask_backward_kernel(
 
 
 def mask_backward(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    rows: Tensor | None = None,
-    kl: KLTerm | None = None,
+    grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, to: Gradients, rows: Rows, kl: KLTerm | None
 ) -> None:
     """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
     N, K = grad.shape
@@ -94,8 +86,8 @@ def mask_backward(
             grad,
             weight,
             logits,
-            dweight,
-            dlogits,
+            to.dweight,
+            to.dlogits,
             *tiles.kl_arguments(kl),
             rows,
             *tiles.address(mask),
@@ -106,7 +98,7 @@ def mask_backward(
             *weight.stride(),
             *logits.stride(),
             ESTIMATOR=mask.estimator,
-            ADD=add,
+            ADD=to.add,
             ROWS=height,
             **tiles.LAUNCH,
         )

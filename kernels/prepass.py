@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.address import Logits, Mask
+from stochprune.address import Logits, Mask, Rows
 
 from . import tiles
 from .estimators import masked
@@ -54,9 +54,7 @@ def prepass_kernel(
     tl.store(out_ptr + offsets(rows, cols, K, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def mask_weight(
-    weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
-) -> Tensor:
+def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None) -> Tensor:
     """Return ``z * weight`` in ``dtype``, contiguous, as :class:`stochprune.materialised.MaskWeight`."""
     N, K = len(weight) if rows is None else len(rows), weight.shape[1]
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)

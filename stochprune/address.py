@@ -66,6 +66,10 @@ class Masks(NamedTuple):
         return Mask(self.seeds[at], self.draws[at], self.streams[index], *options)
 
 
+Rows = Tensor | None
+"""int64 [R]: the rows of a weight that an op works on; None for all rows."""
+Memo = list[Tensor] | None
+"""Intermediate results that one pass over a weight may append for the other."""
 Needs2 = tuple[bool, bool]
 Needs3 = tuple[bool, bool, bool]
 """Which gradients a backend must return: of weight and logits, or of x, weight and logits."""

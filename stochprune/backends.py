@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Needs2, Needs3
+from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Memo, Needs2, Needs3, Rows
 
 MODULES = {
     "native": "stochprune.native",
@@ -63,14 +63,7 @@ class Backend(Protocol):
     ) -> Grads3: ...
 
     def masked_weight(
-        self,
-        weight: Tensor,
-        logits: Logits,
-        *,
-        mask: Mask,
-        dtype: torch.dtype,
-        rows: Tensor | None = None,
-        memo: list[Tensor] | None = None,
+        self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None, memo: Memo = None
     ) -> Tensor: ...
     def weight_grad(
         self,
@@ -80,8 +73,8 @@ class Backend(Protocol):
         *,
         mask: Mask,
         needs: Needs2,
-        rows: Tensor | None = None,
-        memo: list[Tensor] | None = None,
+        rows: Rows = None,
+        memo: Memo = None,
     ) -> Grads2: ...
     def masked_weights(
         self, weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, dtype: torch.dtype

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from stochprune.address import Grads2, KLTerm, Logits, Mask, Masks, Needs2
+from stochprune.address import Grads2, KLTerm, Logits, Mask, Masks, Memo, Needs2, Rows
 
 BUDGET = 256 << 20
 """Bytes of temporary memory. As many draws share a launch as fit into it, but at least one."""
@@ -47,8 +47,16 @@ def product(
     return out
 
 
+class Gradients(NamedTuple):
+    """The results of a backward pass over a weight matrix, contiguous [N, K]; either may be None."""
+
+    dweight: Tensor | None
+    dlogits: Tensor | None
+    add: bool = False  # add to the present values, which must then be float32, instead of overwriting them
+
+
 def sum_over_draws(
-    epilogue: Callable[[int, Tensor, Tensor | None, Tensor | None, bool], None],
+    epilogue: Callable[[int, Tensor, Gradients], None],
     outer: Callable[[int, torch.dtype], Tensor],
     like: tuple[Tensor, Tensor],
     rows: int,
@@ -58,8 +66,8 @@ def sum_over_draws(
     """Return dweight and dlogits [R, K], summed over the draws; None where not needed.
 
     Args:
-        epilogue: writes the gradients of one draw. Its arguments are the index of the draw, G = dL/d(z * W) [R, K],
-            dweight and dlogits (either may be None, or G itself), and whether to add to them.
+        epilogue: writes the gradients of one draw; called with its index, G = dL/d(z * W) [R, K] and the results, of
+            which one may be G itself.
         outer: returns G of a draw, in memory that may be overwritten, and in the given dtype if it has the choice.
         like: weight and logits [N, K].
         rows: R.
@@ -74,11 +82,11 @@ def sum_over_draws(
             torch.empty_like(g, dtype=t.dtype) if r is None and t is not None else r
             for r, t in zip(results, wanted, strict=True)
         ]
-        epilogue(0, g, results[0], results[1], False)
+        epilogue(0, g, Gradients(results[0], results[1]))
         return results[0], results[1]
     sums = [None if t is None else t.new_zeros(rows, t.shape[1], dtype=torch.float32) for t in wanted]
     for i in range(draws):
-        epilogue(i, outer(i, torch.float32), sums[0], sums[1], True)
+        epilogue(i, outer(i, torch.float32), Gradients(sums[0], sums[1], add=True))
     dweight, dlogits = (None if r is None else r.to(t.dtype) for r, t in zip(sums, like, strict=True))
     return dweight, dlogits
 
@@ -97,17 +105,16 @@ class MaskWeight(Protocol):
     """The pass that masks: returns ``z * weight`` [D, N, K] for all draws, or [D, R, K] with rows (int64 [R])."""
 
     def __call__(
-        self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
+        self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None
     ) -> Tensor: ...
 
 
 class MaskBackward(Protocol):
-    """The pass through the mask of one draw: writes dweight and dlogits.
+    """The pass through the mask of one draw: writes the gradients of weight and logits.
 
     Args:
         grad: dL/d(z * weight) under the first draw of ``mask``, contiguous [N, K].
-        dweight, dlogits: the results, contiguous [N, K]; either may be None, or ``grad`` itself.
-        add: add to the results, which must then be float32, instead of overwriting them.
+        to: the results; one of them may be ``grad`` itself.
         rows: int64 [R]: grad and the results hold these rows only, [R, K].
         kl: its gradient is added to dlogits.
     """
@@ -119,11 +126,9 @@ class MaskBackward(Protocol):
         logits: Logits,
         *,
         mask: Mask,
-        dweight: Tensor | None,
-        dlogits: Tensor | None,
-        add: bool,
-        rows: Tensor | None = None,
-        kl: KLTerm | None = None,
+        to: Gradients,
+        rows: Rows,
+        kl: KLTerm | None,
     ) -> None: ...
 
 
@@ -134,8 +139,8 @@ def masked_weight(
     *,
     mask: Mask,
     dtype: torch.dtype,
-    rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    rows: Rows = None,
+    memo: Memo = None,
 ) -> Tensor:
     """Return a backend's ``masked_weight`` (see :mod:`stochprune.reference`) from its pass that masks.
 
@@ -153,15 +158,14 @@ def weight_grad(
     *,
     mask: Mask,
     needs: Needs2,
-    rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    rows: Rows = None,
+    memo: Memo = None,
 ) -> Grads2:
     """Return a backend's ``weight_grad`` (see :mod:`stochprune.reference`) from its pass through the mask."""
     flat, levels = weight.flatten(1), Logits(logits.flatten(1))
 
-    def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
-        one = mask.one(i)
-        mask_backward(g, flat, levels, mask=one, dweight=dweight, dlogits=dlogits, add=add, rows=rows)
+    def epilogue(i: int, g: Tensor, to: Gradients) -> None:
+        mask_backward(g, flat, levels, mask=mask.one(i), to=to, rows=rows, kl=None)
 
     def outer(i: int, dtype: torch.dtype) -> Tensor:
         return grad[i].flatten(1).contiguous()
@@ -187,9 +191,8 @@ def product_grads(
     The gradient of ``kl`` is added to dlogits.
     """
 
-    def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
-        once = None if i else kl
-        mask_backward(g, weight, logits, mask=mask.one(i), dweight=dweight, dlogits=dlogits, add=add, kl=once)
+    def epilogue(i: int, g: Tensor, to: Gradients) -> None:
+        mask_backward(g, weight, logits, mask=mask.one(i), to=to, rows=None, kl=None if i else kl)
 
     return sum_over_draws(epilogue, partial(outer, grad, x), (weight, logits), len(weight), len(x), needs)
 

@@ -12,18 +12,9 @@ from rich.progress import track
 from torch import Tensor
 
 from bench.report import table
-from stochprune import data, models
+from stochprune import data, models, pac_bayes
 from stochprune.data.splits import Part, split
-from stochprune.pac_bayes import (
-    CertifyConfig,
-    Posterior,
-    PriorConfig,
-    SelfBoundConfig,
-    certify,
-    make_posterior,
-    self_bound,
-    train_prior,
-)
+from stochprune.pac_bayes import CertifyConfig, Posterior, PriorConfig, SelfBoundConfig, make_posterior
 from stochprune.pac_bayes.objective import Objective
 
 FAMILIES = ("masks", "gaussian")
@@ -60,8 +51,10 @@ def learn() -> list[dict[str, Any]]:
     """Learn under straight_through and local reparameterisation, from one prior per family."""
     digits = data.load("digits", None)
     parts = split(digits.train_x, digits.train_y, 0.5, 0)
-    prior = train_prior(models.build("lenet_300_100", digits.shape, digits.num_classes, 0), parts.prior, PRIOR)
-    certificate = lambda posterior: certify(posterior, parts.certify, CertifyConfig(draws=2000)).bound  # noqa: E731
+    prior = pac_bayes.train_prior(
+        models.build("lenet_300_100", digits.shape, digits.num_classes, 0), parts.prior, PRIOR
+    )
+    certificate = lambda posterior: pac_bayes.certify(posterior, parts.certify, CertifyConfig(draws=2000)).bound  # noqa: E731
     rows = []
     for family in track(FAMILIES, "learning"):
         control, means = certificate(make_posterior(prior, family)), []
@@ -78,7 +71,7 @@ def learn() -> list[dict[str, Any]]:
                 config, found = SelfBoundConfig(estimator=estimator, lr=rate, epochs=epochs), []
                 for seed in SEEDS:
                     begin = time.process_time()
-                    found.append(self_bound(prior, parts.certify, config, family=family, seed=seed))
+                    found.append(pac_bayes.self_bound(prior, parts.certify, config, family=family, seed=seed))
                     row["seconds"].append(time.process_time() - begin)
                 row["kl"][str(rate)] = [result.history[-1]["kl"] for result in found]
                 row["certificates"][str(rate)] = [certificate(result.posterior) for result in found]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from stochprune import _C
-from stochprune.address import KLTerm, Logits, Mask
+from stochprune.address import KLTerm, Logits, Mask, Rows
+from stochprune.materialised import Gradients
 from stochprune.native.arrays import ESTIMATORS, array, rows_of
 
 if not hasattr(_C, "cuda"):
@@ -59,9 +60,7 @@ def threshold_from_logits(logits: Logits) -> Tensor:
     return out
 
 
-def mask_weight(
-    weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
-) -> Tensor:
+def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None) -> Tensor:
     """Return ``z * weight`` in ``dtype``, as :class:`stochprune.materialised.MaskWeight`."""
     w, levels = rows_of(weight.detach()), rows_of(logits.detach())
     mask = mask._replace(draw=mask.draw.contiguous())
@@ -74,16 +73,7 @@ def mask_weight(
 
 
 def mask_backward(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    rows: Tensor | None = None,
-    kl: KLTerm | None = None,
+    grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, to: Gradients, rows: Rows, kl: KLTerm | None
 ) -> None:
     """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
     w, levels = rows_of(weight.detach()), rows_of(logits.detach())
@@ -95,7 +85,7 @@ def mask_backward(
         grad=array(grad),
         prior=array(prior),
         kl_grad=0 if kl is None else kl.grad.data_ptr(),
-        dweight=array(dweight),
-        dlogits=array(dlogits),
-        add=add,
+        dweight=array(to.dweight),
+        dlogits=array(to.dlogits),
+        add=to.add,
     )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import materialised, rng
-from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Needs2, Needs3
+from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Memo, Needs2, Needs3, Rows
 from stochprune.reference.kl import bernoulli_kl_backward
 
 STRETCH = (-0.1, 1.1)
@@ -104,13 +104,7 @@ def masked_linear_backward(
 
 
 def masked_weight(
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    dtype: torch.dtype,
-    rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None, memo: Memo = None
 ) -> Tensor:
     """Return z * weight [D, N, ...] in ``dtype`` for products in torch; slice d has the mask of ``draw[d]``.
 
@@ -129,14 +123,7 @@ def masked_weight(
 
 
 def weight_grad(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    needs: Needs2,
-    rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs2, rows: Rows = None, memo: Memo = None
 ) -> Grads2:
     """Return dweight and dlogits, each shaped like ``grad[0]`` and summed over draws; None where not needed.
 
