@@ -1,7 +1,7 @@
 """Every op in plain PyTorch, in a few lines each. This is the specification of the ops: the tests compare with it.
 
-It is also the backend that serves where no other one does. It runs on any device and in any floating dtype. But it
-makes temporary tensors of the size of the weight, and its integer arithmetic is slow.
+It is also the backend that is used if no other one is available. It runs on any device and in any floating dtype. But
+it makes temporary tensors of the size of the weight, and its integer arithmetic is slow.
 """
 
 from torch import Tensor
