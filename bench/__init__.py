@@ -1,1 +1,1 @@
-"""Benchmarks and the GPU check. This is a package, so that no other package called ``bench`` can hide it."""
+"""Benchmarks and the GPU check. It is a package, so that no other package called ``bench`` is imported instead."""

@@ -1,7 +1,7 @@
-"""The same stochastic linear layer in plain PyTorch, in the ways in which a user would write it without this package.
+"""The stochastic linear layer in plain PyTorch, written in the ways that a user without this package would choose.
 
-Every contender is ``make(weight, logits, bias) -> forward(x)``. They use torch's generator, so their masks differ from
-ours; the benchmark compares their cost only.
+Every contender is a function ``make(weight, logits, bias) -> forward(x)``. The contenders use torch's random generator,
+so their masks differ from ours. The benchmark compares their costs only.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def dense(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """Return the dense layer, the lower bound on the time."""
+    """Return the dense layer. Its time is the lower bound."""
     return lambda x: F.linear(x, weight.to(x.dtype), bias)
 
 
 def eager(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """Return straight-through by detaching, with the mask from ``rand_like``."""
+    """Return the layer with straight-through gradients by detaching, and its mask from ``rand_like``."""
 
     def forward(x: Tensor) -> Tensor:
         q = torch.sigmoid(logits)
@@ -35,7 +35,7 @@ def eager(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
 
 
 def bernoulli(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """The same with ``torch.bernoulli``."""
+    """Return the same layer with its mask from ``torch.bernoulli``."""
 
     def forward(x: Tensor) -> Tensor:
         q = torch.sigmoid(logits)
@@ -45,12 +45,12 @@ def bernoulli(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
 
 
 def compiled(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """The eager layer under ``torch.compile``."""
+    """Return the eager layer under ``torch.compile``."""
     return torch.compile(eager(weight, logits, bias), fullgraph=True)
 
 
 class _SeedReplay(torch.autograd.Function):
-    """Saves the generator's state instead of the mask and samples again in backward."""
+    """Saves the state of the generator instead of the mask, and samples the mask again in backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor) -> Tensor:
@@ -70,12 +70,12 @@ class _SeedReplay(torch.autograd.Function):
 
 
 def seed_replay(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """Return a layer that saves no mask, an autograd.Function of ten lines."""
+    """Return a layer that saves no mask: an autograd.Function that samples it again in backward."""
     return lambda x: _SeedReplay.apply(x, weight, logits, bias)
 
 
 def ours(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
-    """stochprune.functional.masked_linear."""
+    """Return a layer that calls stochprune.functional.masked_linear."""
     seed, draw = (torch.zeros(1, dtype=torch.int64, device=weight.device) for _ in range(2))
 
     def forward(x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Benchmark of the stochastic linear layer on the CPU, with all ways to write it in plain PyTorch, in one run.
+"""Benchmark of the stochastic linear layer on the CPU against the ways to write it in plain PyTorch, in one run.
 
     make bench
 
-Each case is one contender at one size. The contenders of a size follow each other, and ``bench.report`` turns their
-medians into ratios. Every step uses a fresh mask.
+Each case is one contender at one size. The contenders of a size run one after the other, and ``bench.report`` computes
+ratios of their medians. Every step uses a fresh mask.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stochprune.native.masked import masked
 SIZES = [(1024, 128), (4096, 128), (4096, 512)]  # square weight, batch
 PARTS = ["forward", "backward", "step"]
 MODES = ["joint", "mask-only"]
-torch._functorch.config.donated_buffer = False  # the compiled backward is run again on one graph
+torch._functorch.config.donated_buffer = False  # the compiled backward runs several times on one graph
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -36,7 +36,7 @@ class Layer:
             return torch.randn(*shape, generator=generator).to(dtype)
 
         self.x, self.grad = make(batch, width).requires_grad_(), make(batch, width)
-        # The dense floor trains its weights in either mode: a layer whose mask is trained forms a weight gradient too.
+        # The dense layer trains its weights in both modes, because training a mask needs the weight gradient too.
         trains_weight = mode == "joint" or contender == "dense"
         self.weight = (make(width, width) / width**0.5).requires_grad_(trains_weight)
         self.logits = make(width, width).requires_grad_()
@@ -50,17 +50,17 @@ class Layer:
         return self._forward(self.x)
 
     def backward(self, y: Tensor, retain: bool) -> None:
-        # Gradients are dropped at once, as zero_grad() does before the next step.
+        # The gradients are freed at once, as by zero_grad() before the next step.
         torch.autograd.grad(y, self.trained, self.grad, retain_graph=retain)
 
     def step(self) -> None:
         self.backward(self.forward(), retain=False)
 
     def memory(self) -> dict[str, float]:
-        """Return bytes per weight: saved for backward, and at the peak of a step including gradients."""
+        """Return bytes per weight: those saved for backward, and the peak of a step including gradients."""
         owned = [self.x, self.weight, self.logits, self.bias]
         weights, saved = self.weight.numel(), saved_bytes(self.forward, owned)
-        native.workspace.release()  # so that its growth counts
+        native.workspace.release()  # so that its memory is counted
         return {"saved": saved / weights, "peak": peak_bytes(self.step) / weights}
 
 

@@ -3,12 +3,15 @@
     python -m bench.compile_table                  # all cases; writes bench/results/compile_table.md
     python -m bench.compile_table --quick --check  # the everyday subset; exit status 1 on a broken gate
 
-The ops run on ``meta`` tensors, and their launches are recorded instead of made. So each kernel is compiled with the
-specialisation that a GPU would need. Gates: no race of a matrix instruction with the registers of its left operand
-(:mod:`bench.sass`); no spills, or few if rows are not a multiple of 16 or the matrix is a shard; another
-stream, temperature or number of tokens compiles nothing again;
-if the mask is sampled in the main loop, the masked operand reaches the tensor cores from
-registers (sm_90) or tensor memory (sm_100, forward only); 16-byte loads and stores.
+The ops run on ``meta`` tensors, and their launches are recorded but not made. So each kernel is compiled with the
+specialisation that a GPU would need. The gates are:
+
+- no instruction overwrites the registers of a matrix instruction's left operand too early (:mod:`bench.sass`);
+- no registers are spilled, or few if rows are not a multiple of 16 or the matrix is a shard;
+- another stream, temperature or number of tokens needs no new compilation;
+- if the main loop samples the mask, the tensor cores read the masked operand from registers (sm_90) or from tensor
+  memory (sm_100, forward only);
+- loads and stores have 16 bytes.
 """
 
 from __future__ import annotations
@@ -40,26 +43,26 @@ class Row(NamedTuple):
     registers: int
     stack: int  # bytes a thread
     shared: int  # bytes
-    matrix: str  # tensor-core instruction, how many, and where the masked operand comes from
-    races: int  # writes to a left operand that a matrix instruction still reads
+    matrix: str  # tensor-core instruction, how many of them, and the memory of the masked operand
+    races: int  # number of writes to a left operand that a matrix instruction still reads
     load: int  # widest global load, bits
     store: int
     narrow: int  # loads of less than 16 bytes
-    recompiles: bool  # for another stream, temperature or number of tokens
+    recompiles: bool  # True if another stream, temperature or number of tokens needs a new compilation
 
     def faults(self) -> list[str]:
         """Return the gates that this row breaks."""
         broken = ["recompiles"] if self.recompiles else []
         if self.races:
             broken.append(f"{self.races} races")
-        # A shard's first row and group stay in registers through the main loop: on sm_100 Triton 3.6 spills 8 bytes for
-        # them in the product of 16 tokens, Triton 3.7 nothing.
+        # The main loop keeps the first row and group of a shard in registers. On sm_100, Triton 3.6 spills 8 bytes for
+        # them in the product of 16 tokens; Triton 3.7 spills nothing.
         if self.stack > (0 if self.case.aligned and not any(self.case.first) else SPILLED):
             broken.append(f"spills {self.stack} bytes")
         if self.shared > SHARED[self.arch]:
             broken.append("too much shared memory")
         if not self.case.aligned:
-            return broken  # wide loads are impossible, and other tiles suit it
+            return broken  # wide loads are impossible, and other tiles are used
         in_loop = self.case.op in ("forward", "dx")
         if in_loop and self.arch == 90 and "from registers" not in self.matrix:
             broken.append("masked operand not in registers")
@@ -73,13 +76,13 @@ class Row(NamedTuple):
 
 
 SMALL = ("mask_bits", "bernoulli_kl", "spike_and_slab_kl")
-"""Ops whose result is too small for the width of its stores to matter."""
+"""Ops with a small result: the width of its stores does not matter."""
 SCALARS = 13
-"""Maximum number of narrow loads of a memory-bound kernel: those of seed, draw and the table entry of a layer."""
+"""Maximum number of narrow loads of a memory-bound kernel: seed, draw and the layer's row of the table."""
 
 
 def specialise(case: Case, arch: int) -> Specialisation:
-    """Return what Triton would compile for a case's first launch."""
+    """Return the specialisation that Triton would compile for a case's first launch."""
     row = 9 if arch >= 90 else 8
     with (
         recorded(arch) as launches,
@@ -91,7 +94,7 @@ def specialise(case: Case, arch: int) -> Specialisation:
 
 
 def compile_case(case: Case, arch: int) -> Row:
-    """Compile a case's kernel for sm_``arch`` and read the resources and the machine code."""
+    """Compile a case's kernel for sm_``arch`` and read its resources and its machine code."""
     specialisation = specialise(case, arch)
     other = case._replace(tokens=case.tokens and case.tokens - 1, stream=1, temperature=0.3)
     recompiles = specialise(other, arch).key != specialisation.key
@@ -110,7 +113,7 @@ def widths(operations: str, sass: str) -> list[int]:
 
 
 def matrix_instructions(sass: str) -> str:
-    """Return the tensor-core instructions of a kernel, and the source of the left operand of the first one."""
+    """Return the tensor-core instructions of a kernel, and the memory of the first one's left operand."""
     found = re.findall(r"\b(HGMMA|UTCHMMA|HMMA)[.\w]*\s+([^;]*);", sass)
     if not found:
         return ""
@@ -145,11 +148,12 @@ COLUMNS = [
 
 
 def markdown(rows: list[Row]) -> str:
+    """Return the rows as a page with one table."""
     lines = [
-        "# What the Triton kernels compile to",
+        "# Compiled Triton kernels",
         "",
-        f"Compiled and interpreted, **not yet run on a GPU**. Triton {triton.__version__}; the dtypes are "
-        "those of x and of weights and logits. Made by `python -m bench.compile_table`.",
+        f"The kernels were compiled and interpreted, but **not yet run on a GPU**. Triton {triton.__version__}. The "
+        "dtypes are those of x and of weights and logits. Made by `python -m bench.compile_table`.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),

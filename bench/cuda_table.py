@@ -3,7 +3,7 @@
     python -m bench.cuda_table            # writes bench/results/cuda_table.md
     python -m bench.cuda_table --check    # exit status 1 on a broken gate
 
-Gates: no spills, no local memory; 16-byte loads and stores.
+The gates are: no spills, no local memory, and 16-byte loads and stores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ TRITON = importlib.util.find_spec("triton")
 CUOBJDUMP = Path(TRITON.origin).parent / "backends/nvidia/bin/cuobjdump" if TRITON and TRITON.origin else "cuobjdump"
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
-# The least number of 16-byte loads and stores: of eight columns in float32, bfloat16 and float16, four for each matrix.
+# The minimum number of 16-byte loads and stores of eight columns. Each matrix needs four: two in float32, one in
+# bfloat16 and one in float16.
 WIDE = {"KeepMask": (1, 0), "FormThresholds": (4, 1), "MaskWeight": (8, 4), "WeightGrad": (20, 8)}
 
 
@@ -49,7 +50,7 @@ class Row(NamedTuple):
 
 
 def rows(arch: str) -> list[Row]:
-    """The kernels of csrc/cuda for one architecture."""
+    """Compile the kernels of csrc/cuda for one architecture, and return a row for each."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         source = ROOT / "csrc" / "cuda" / "engine.cu"
         options = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-arch={arch}", "-cubin"]
@@ -79,11 +80,11 @@ def _name(symbol: str) -> str:
 
 
 def markdown(table: list[Row]) -> str:
-    """The table as text."""
+    """Return the rows as a page with one table."""
     lines = [
-        "# What the CUDA C++ kernels compile to",
+        "# Compiled CUDA C++ kernels",
         "",
-        "Compiled by nvcc 13.0, and run on the host by the tests; **not yet run on a GPU**. Made by "
+        "The kernels were compiled by nvcc 13.0, and the tests run them on the host, but **not yet on a GPU**. Made by "
         "`python -m bench.cuda_table`.",
         "",
         "| sm | kernel | registers | local bytes | shared bytes | 16-byte loads | 16-byte stores | gates |",

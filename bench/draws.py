@@ -3,25 +3,25 @@
     python -m bench.draws         # a minute on one thread; prints a table
 
 The networks are those of the certificates on MNIST, untrained, on random examples. The times are medians of rounds in
-which the two take turns: processor time of one thread on the CPU; time on a GPU, which includes waiting for the losses.
+which the two take turns. On the CPU they are processor times of one thread. On a GPU they include the wait for the
+losses.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 
 import torch
 
 import stochprune as sp
 from bench.report import table
+from bench.turns import medians, take_turns
 from stochprune import models
 from stochprune.pac_bayes import Prior, make_posterior
 from stochprune.pac_bayes.certify import DRAWS, network_losses
 
-GOAL = 150_000  # draws of a certificate in the literature
+GOAL = 150_000  # number of draws that certificates in the literature use
 CASES = (
     ("lenet_300_100", "masks", 64),
     ("pbb_fc", "masks", 64),
@@ -29,11 +29,11 @@ CASES = (
     ("pbb_fc", "spike_and_slab", 64),
     ("pbb_cnn", "masks", 16),
 )
-COLUMNS = ("network", "posterior", "examples", "alone, us a draw", "together, us a draw", f"{GOAL:,} draws, minutes")
+COLUMNS = ("network", "posterior", "examples", "alone, us/draw", "together, us/draw", f"{GOAL:,} draws, minutes")
 
 
 def measure(network: str, family: str, examples: int, draws: int, rounds: int, device: str) -> dict[str, float]:
-    """Return microseconds per draw, ``alone`` and ``together`` (``draws`` draws in a forward pass)."""
+    """Return microseconds per draw: ``alone`` is one draw per forward pass, ``together`` is ``draws`` of them."""
     model = sp.convert(models.build(network, (1, 28, 28), 10, 0)).to(device)
     posterior = make_posterior(Prior(model, ()), family)
     generator = torch.Generator().manual_seed(0)
@@ -48,24 +48,16 @@ def measure(network: str, family: str, examples: int, draws: int, rounds: int, d
         network_losses(posterior, x, y, "zero_one", 1, 0).sum(1).tolist()
 
     clock = time.process_time if device == "cpu" else time.perf_counter
-    times: dict[Callable[[], None], list[float]] = {alone: [], together: []}
-    for way in times:
-        way()  # compiles
-    for _ in range(rounds):
-        for way, seconds in times.items():
-            start = clock()
-            way()
-            seconds.append(clock() - start)
-    return {way.__name__: 1e6 * statistics.median(seconds) / draws for way, seconds in times.items()}
+    return medians(take_turns({"alone": alone, "together": together}, rounds, clock), 1e6 / draws)
 
 
 def rows(rounds: int, device: str) -> list[dict[str, object]]:
-    """Measure all cases; ``minutes`` is the time of ``GOAL`` draws."""
+    """Measure all cases. ``minutes`` is the time of ``GOAL`` draws together."""
     found: list[dict[str, object]] = []
     for network, family, examples in CASES:
         times = measure(network, family, examples, DRAWS[device], rounds, device)
-        place = {"network": network, "posterior": family, "examples": examples}
-        found.append({**place, **times, "minutes": GOAL * times["together"] / 60e6})
+        case = {"network": network, "posterior": family, "examples": examples}
+        found.append({**case, **times, "minutes": GOAL * times["together"] / 60e6})
     return found
 
 

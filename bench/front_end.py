@@ -1,12 +1,12 @@
-"""Check what the kernels make of their integer arguments, in Triton's first form of each program; needs no GPU.
+"""Check how the kernels treat their integer arguments, in Triton's intermediate representation; needs no GPU.
 
     python -m bench.front_end    # exit status 1 on a fault
 
-- Triton makes a Python int of an argument that is 1, and a Python int has no ``.to``: each kernel is read with every
-  integer argument as 1, one at a time.
-- No launch passes the limits of a grid, with more draws than an axis but x holds.
-- Arguments below 2^31 come as 32-bit integers, and so do positions made of them. The product of two such, say of a
-  row and a stride, leaves 32 bits in a tensor of 2^31 elements: every product of two variables must have 64.
+- An argument that is 1 becomes a Python int, which has no method ``.to``. So each kernel is translated with every
+  integer argument set to 1, one at a time.
+- No launch exceeds the limits of a grid, even with more draws than the axes y and z allow.
+- Arguments below 2^31 are 32-bit integers, and so are positions computed from them. A product of two of them, such as a
+  row and a stride, overflows in a tensor of 2^31 elements. So every product of two variables must have 64 bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DRAWS = 70_000
 
 
 def ones(specialisation: Specialisation) -> Iterator[tuple[str, Specialisation]]:
-    """The specialisations for each integer argument that Triton turns into a constant where it is 1."""
+    """Yield each integer argument that Triton specialises if it is 1, and the specialisation in which it is 1."""
     for i, parameter in enumerate(specialisation.function.params):
         type_ = specialisation.signature[parameter.name]
         if re.fullmatch(r"[iu]\d+", type_) and not parameter.do_not_specialize and not parameter.annotation_type:
@@ -51,7 +51,7 @@ CONVERSIONS = ("arith.extsi", "arith.extui", "arith.trunci", "tt.splat", "tt.bro
 
 
 def narrow_products(program: str) -> list[str]:
-    """The 32-bit integer products of two variables."""
+    """Return the 32-bit integer products of two variables in a program."""
     constants: set[str] = set()
     found = []
     for line in program.splitlines():
@@ -70,19 +70,19 @@ def narrow_products(program: str) -> list[str]:
 
 
 def faults(case: Case) -> Iterator[str]:
-    """List what is wrong with the kernel that serves a case."""
+    """Yield the faults of a case's kernel."""
     specialisation = specialise(case, ARCH)
     name = ".".join(specialisation.kernel)
     yield from (f"{name}: {product}" for product in narrow_products(specialisation.ir(ARCH)))
     for argument, one in ones(specialisation):
         try:
             one.ir(ARCH)
-        except Exception as error:  # whatever the compiler raises
+        except Exception as error:  # the compiler may raise any error
             yield f"{name}: {argument} = 1: {error}"
 
 
 def many_draws() -> Iterator[str]:
-    """List what a GPU would refuse of the launches that serve many draws at once."""
+    """Yield the reasons for which a GPU would refuse the launches for many draws at once."""
     half, numbers = torch.bfloat16, meta(DRAWS, dtype=torch.int64)
     weight, x = Logits(meta(8, 64, dtype=half)), meta(DRAWS, 2, 64, dtype=half)
     y, mask = meta(DRAWS, 2, 8, dtype=half), Mask(numbers[:1], numbers, 1)

@@ -1,11 +1,11 @@
-"""The check of a machine with a GPU: installation, kernels, times, counters, tests; then a row of the ledger.
+"""Check a machine with a GPU: installation, kernels, times, counters and tests. Then write a row of the ledger.
 
     make gpu-check                                   # or python -m bench.gpu_check; ten minutes at most
     python -m bench.gpu_check --only smoke,times     # some steps
-    python -m bench.gpu_check --summary FOLDER       # the ledger's row once more, from what an earlier run left
+    python -m bench.gpu_check --summary FOLDER       # write the ledger's row again, from the files of an earlier run
 
-Each case's row is appended at once to the folder that the variable OUT names, if it is set, and to bench/results. No
-hang, crash or lost GPU takes back what was written, and no step can take more than its time. See docs/gpu.md.
+The row of each case is written at once, to bench/results and to the folder in the variable OUT if it is set. A hang, a
+crash or a lost GPU does not remove rows, and every step has a time limit. See docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bench.gpu.driver import run
 from bench.gpu.journal import Journal, Row, folders, say
 from bench.gpu.steps import STEPS, Step
 
-ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # after which the rest is left and the ledger's row written
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # they stop the check, which then writes the ledger's row
 
 
 def chosen(names: str, minutes: float | None, steps: Sequence[Step] = STEPS) -> list[Step]:
-    """The named steps in their order, all if none is named, and their times scaled to the minutes.
+    """Return the named steps in their order, or all steps, with their times scaled to ``minutes``.
 
     Raises:
-        ValueError: an unknown name, or minutes that are not positive.
+        ValueError: a name is unknown, or ``minutes`` is not positive.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     known = [step.name for step in steps]
@@ -47,7 +47,7 @@ def chosen(names: str, minutes: float | None, steps: Sequence[Step] = STEPS) -> 
 
 
 def identified(wanted: list[Step], steps: Sequence[Step]) -> list[Step]:
-    """The steps, and before them the versions where the step that tells them is not among them."""
+    """Return the steps, after a step that records the versions if no other step does."""
     first = steps[0]
     if first.name != "install" or any(step.name == "install" for step in wanted):
         return wanted
@@ -63,18 +63,18 @@ def finish(rows: Sequence[Row], journal: Journal, run: str = "") -> None:
 
 
 def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> int:
-    """Return 0 if every step was done and well, 1 if not, 2 if the machine has no GPU or the arguments are wrong."""
+    """Return 0 if every step succeeded, 1 if not, 2 if the machine has no GPU or the arguments are wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="STEPS", help=", ".join(step.name for step in steps))
-    parser.add_argument("--minutes", type=float, help="for the chosen steps together, instead of their usual times")
+    parser.add_argument("--minutes", type=float, help="time limit of all chosen steps, instead of their own")
     parser.add_argument("--summary", type=Path, metavar="FOLDER", help="run nothing; read this folder or file")
     options = parser.parse_args(arguments)
     try:
         wanted = chosen(options.only, options.minutes, steps)
         if options.summary is not None:
-            place = options.summary
-            finish(summary.gather(place), Journal("summary", [place if place.is_dir() else place.parent]))
-            for name, values in summary.mixed(place).items():
+            path = options.summary
+            finish(summary.gather(path), Journal("summary", [path if path.is_dir() else path.parent]))
+            for name, values in summary.mixed(path).items():
                 print(f"warning: the runs differ in {name}: {', '.join(values)}; give one file", file=sys.stderr)
             return 0
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the kernels are compiled for: each op on tensors without storage, at the configurations that are used."""
+"""The configurations for which the kernels are compiled: each op on tensors without storage."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from stochprune.kernels.one_pass import one_pass
 from stochprune.kernels.prepass import mask_weight
 from stochprune.kernels.threshold import threshold_from_logits
 from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
+from stochprune.materialised import Gradients
 
 N = K = 4096
 ODD = (77, 333)
 SHARD, ODD_SHARD = (8192, 4096), (5, 76)
-"""First rows and columns: whole groups of 64 columns lie before the one, 12 more columns before the other."""
+"""First row and column of two shards. The first starts at a group of 64 columns, the second at column 12 of a group."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 
 
 class Case(NamedTuple):
-    """One op at one configuration: ``dtypes`` are those of x and of weight and logits, space separated."""
+    """One op at one configuration. ``dtypes`` are those of x and of weight and logits, separated by a space."""
 
     op: str
     dtypes: str
     tokens: int = 0
     estimator: str = "straight_through"
     quick: bool = False
-    since: int = 80  # the first architecture that takes this path
+    since: int = 80  # the first architecture that uses this kernel
     stream: int = 12345
     temperature: float = 1.0
     shape: tuple[int, int] = (N, K)
@@ -47,7 +48,7 @@ class Case(NamedTuple):
 
     @property
     def aligned(self) -> bool:
-        """Return True if rows of weights start at multiples of 16 elements, as Triton must know for wide loads."""
+        """Return True if all rows of weights start at multiples of 16 elements, which Triton needs for wide loads."""
         return self.shape[0] % 16 == self.shape[1] % 16 == self.first[1] % 16 == 0
 
     def run(self) -> None:
@@ -63,7 +64,8 @@ class Case(NamedTuple):
         masks = Masks(number, number, [1], self.estimator, self.temperature, *([first] for first in self.first))
         bits = meta(1, n, -(-k // 32), dtype=torch.int32)
         pattern = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
-        both = {"mask": mask, "dweight": torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
+        results = {"dweight": torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
+        both, to = {"mask": mask, **results}, Gradients(**results)
         kl = KLTerm(prior, one)
         needs = (True, True)
         calls: dict[str, Callable[[], object]] = {
@@ -77,8 +79,8 @@ class Case(NamedTuple):
             "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, prior, needs=needs),
             "spike_and_slab_kl": lambda: gaussian_kl(*[weight] * 4, logits),
             "spike_and_slab_kl_grad": lambda: gaussian_kl_backward(one, *[weight] * 4, logits, needs=[True] * 5),
-            "mask_backward": lambda: mask_backward(g[0], weight, logits, add=False, **both),
-            "mask_backward, kl": lambda: mask_backward(g[0], weight, logits, add=False, kl=kl, **both),
+            "mask_backward": lambda: mask_backward(g[0], weight, logits, mask=mask, to=to, rows=None, kl=None),
+            "mask_backward, kl": lambda: mask_backward(g[0], weight, logits, mask=mask, to=to, rows=None, kl=kl),
             "weight_grad_matmul": lambda: weight_grad_matmul(grad, x, weight, logits, **both),
             "weight_grad_matmul, kl": lambda: weight_grad_matmul(grad, x, weight, logits, kl=kl, **both),
             "nm_prepass": lambda: nm_masked_weight(weight, logits, pattern, mask=mask, dtype=x_dtype),
@@ -98,11 +100,13 @@ class Case(NamedTuple):
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor without storage."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def cases() -> Iterator[Case]:
-    masters = ("bf16 bf16", "bf16 fp32")  # all in bfloat16; float32 weights under bfloat16 products
+    """Yield all configurations."""
+    masters = ("bf16 bf16", "bf16 fp32")  # all in bfloat16; float32 weights with bfloat16 products
     yield Case("keep_mask", "bf16 bf16", quick=True)
     yield Case("threshold", "bf16 bf16")
     yield Case("threshold", "fp32 fp32", quick=True)
@@ -167,4 +171,4 @@ def cases() -> Iterator[Case]:
 
 ELEMENTWISE = ("keep_mask", "prepass", "mask_backward, kl", "multi_prepass", "multi_layer_grads")
 ELEMENTWISE += ("nm_prepass", "nm_weight_grad", "gaussian", "gaussian_grad")
-"""Those that draw, from any column on."""
+"""Ops that sample masks and may start at any column."""

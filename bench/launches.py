@@ -1,4 +1,4 @@
-"""Record what Triton would launch on a GPU, without a GPU, and compile it."""
+"""Record the launches that Triton would make on a GPU, without a GPU, and compile their kernels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from . import sass
 
 GRID = (2**31 - 1, 65535, 65535)
-"""The most programs along each axis of a launch."""
+"""The maximum number of programs along each axis of a launch."""
 SHARED = {80: 100 << 10, 90: 227 << 10, 100: 227 << 10}
-"""Bytes of shared memory that a program may take, by architecture; sm_86 and sm_89 have the least of sm_80's."""
+"""Bytes of shared memory that a program may use, by architecture; for 80 the limit of sm_86 and sm_89, the smallest."""
 SPILLED = 64
-"""Bytes a thread that may be spilled where rows are no multiple of 16 elements: each element then takes registers for
-its address, and a few words in the first-level cache cost less than still smaller tiles."""
+"""Bytes that a thread may spill if rows are not a multiple of 16 elements. Each element then needs registers for its
+address, and a few words in the first-level cache cost less than smaller tiles."""
 
 
 class Specialisation(NamedTuple):
-    """A kernel's specialisation; it holds no object of Triton's, so that it can be stored."""
+    """The specialisation of a kernel, without objects of Triton, so that it can be stored."""
 
     kernel: tuple[str, str]  # module and name
     signature: dict[str, str]
@@ -37,12 +37,12 @@ class Specialisation(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The same for what is compiled once."""
+        """Return a text that two launches share if the kernel is compiled once for both."""
         return repr(tuple(self))
 
     @property
     def function(self) -> JITFunction:
-        """The kernel itself."""
+        """Return the kernel."""
         module, name = self.kernel
         return getattr(importlib.import_module(module), name)
 
@@ -52,7 +52,7 @@ class Specialisation(NamedTuple):
         return Compiled(sass.disassemble(compiled.asm["cubin"]), compiled.metadata.shared)
 
     def ir(self, arch: int) -> str:
-        """Triton's first form of the program, before anything is optimised; much faster than compiling."""
+        """Return Triton's intermediate representation before optimisation; much faster than compiling."""
         target, context = GPUTarget("cuda", arch, 32), ir.context()
         backend = make_backend(target)
         ir.load_dialects(context)
@@ -74,7 +74,7 @@ class Compiled(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One launch that was not made."""
+    """One launch that was recorded and not made."""
 
     specialisation: Specialisation
     grid: tuple[int, ...]
@@ -87,7 +87,7 @@ class Launch(NamedTuple):
 
 @contextmanager
 def recorded(arch: int) -> Iterator[list[Launch]]:
-    """Launches inside the block are listed and not made, as for a GPU of sm_``arch``."""
+    """Give a list to which launches inside the block are appended, as for sm_``arch``; they are not made."""
     launches: list[Launch] = []
     backend = make_backend(GPUTarget("cuda", arch, 32))
 

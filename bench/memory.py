@@ -1,4 +1,4 @@
-"""Memory in bytes: what a forward pass keeps for backward, and the peak of a step."""
+"""Memory in bytes: the tensors that a forward pass saves for backward, and the peak of a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def saved_bytes(forward: Callable[[], Tensor], owned: Sequence[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        keep = forward()  # alive until counted, so that no storage address is used twice
+        keep = forward()  # kept until the end, so that no address of a storage is used twice
     del keep
     return total
 

@@ -4,8 +4,8 @@
     python -m bench.models --rounds 1   # a quick look; writes nothing
 
 The contenders of a network take turns on one thread, and the processor time is measured, so that other load matters
-little. The tax is the median over rounds of the time divided by that of the dense network. A step is forward, backward
-and deleting the gradients. *eager* masks the weight in plain PyTorch, as a user would write it.
+little. The tax is the median over rounds of the time divided by the dense network's time. A step is forward, backward
+and deleting the gradients. The contender *eager* masks the weight in plain PyTorch, as a user would write it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import statistics
 import subprocess
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch.nn.utils import parametrize
 import stochprune as sp
 from bench.memory import saved_bytes
 from bench.report import table
+from bench.turns import medians, ratios, take_turns
 from stochprune.models import resnet18, resnet20, vgg16
 from stochprune.runs.files import write_json
 from stochprune.runs.results import versions
@@ -36,7 +36,7 @@ from stochprune.runs.results import versions
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
 SAVED = "saved for backward beyond dense, bytes a weight"
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and the batch
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # how to make the network, and its batch size
     "resnet20": (lambda: resnet20(seed=0), 128),
     "resnet18": (lambda: resnet18(seed=0), 64),
     "vgg16": (lambda: vgg16(seed=0), 128),
@@ -44,7 +44,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and the batch
 
 
 class Eager(nn.Module):
-    """Straight-through by detaching, the mask from ``rand_like``."""
+    """Masks a weight: straight-through by detaching, with the mask from ``rand_like``."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -74,54 +74,52 @@ CONTENDERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "dense": lambda model: model,
     "joint": sp.convert,
     "mask-only": mask_only,
-    "one launch": sp.convert,  # and its forward inside sp.nn.fused_masking
+    "one launch": sp.convert,  # its forward runs inside sp.nn.fused_masking
     "eager": eager,
 }
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    """Medians of the steps in milliseconds of processor time, and of their ratios to dense in the same round."""
+    """Return the medians of the steps in milliseconds of processor time, and of their ratios to dense."""
     make, batch = NETWORKS[name]
     x = torch.linspace(-1, 1, batch * 3 * 32 * 32).view(batch, 3, 32, 32).sin()
     y = torch.arange(batch) % 10
     models = {contender: change(make().train()) for contender, change in CONTENDERS.items()}
-    times: dict[str, list[float]] = {contender: [] for contender in models}
-    for i in track(range(rounds + 1), name):
-        for contender, model in models.items():
-            model.zero_grad()
-            start = time.process_time()
-            with sp.nn.fused_masking(model) if contender == "one launch" else contextlib.nullcontext():
-                loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            if i:  # the first round warms up
-                times[contender].append(1e3 * (time.process_time() - start))
-    ratios = {c: [t / d for t, d in zip(times[c], times["dense"], strict=True)] for c in models}
+
+    def step(contender: str) -> None:
+        model = models[contender]
+        with sp.nn.fused_masking(model) if contender == "one launch" else contextlib.nullcontext():
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        model.zero_grad()
+
+    times = take_turns({contender: partial(step, contender) for contender in models}, rounds)
     weights = sum(p.numel() for p in models["dense"].parameters() if p.dim() > 1)
     dense = saved_bytes(lambda: models["dense"](x), [*models["dense"].parameters(), *models["dense"].buffers(), x])
     return {
         "network": name,
         "batch": batch,
-        "ms": {c: statistics.median(t) for c, t in times.items()},
-        "tax": {c: statistics.median(r) for c, r in ratios.items()},
+        "ms": medians(times, 1e3),
+        "tax": ratios(times, "dense"),
         SAVED: {
             c: (saved_bytes(lambda m=m: m(x), [*m.parameters(), *m.buffers(), x]) - dense) / weights
             for c, m in models.items()
-            if c != "one launch"  # whose own hooks stand before those that count
+            if c != "one launch"  # its own hooks would run before the hooks that count
         },
     }
 
 
 def saved(row: dict[str, Any], contender: str) -> str:
-    """Return bytes per weight, if they were counted."""
+    """Return the saved bytes per weight as text, empty if they were not counted."""
     return f"{row[SAVED][contender]:.2f}" if contender in row[SAVED] else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="steps of each contender")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed steps of each contender")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [measure(name, options.rounds) for name in NETWORKS]
+    rows = [measure(name, options.rounds) for name in track(NETWORKS, "networks")]
     lines = [
         [row["network"], str(row["batch"]), c, f"{row['ms'][c]:.0f}", f"{row['tax'][c]:.2f}", saved(row, c)]
         for row in rows

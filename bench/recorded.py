@@ -3,9 +3,9 @@
     python -O -m pytest --assert=plain -p tests.recorder --record launches.pickle tests/gpu
     python -m bench.recorded launches.pickle    # exit status 1 on a broken gate
 
-Gates: the grid, the threads and the shared memory fit the GPU; no race of a matrix instruction with its left operand;
-at most 64 bytes per thread spilled. Results are stored by the content of the kernel, so that a run continues where the
-last one ended.
+The gates are: the grid, the threads and the shared memory fit the GPU; no instruction overwrites the left operand of a
+matrix instruction too early; a thread spills at most 64 bytes. Results are stored by the source of the kernel, so that
+a run continues where the last one ended.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ class Result(NamedTuple):
     threads: int
 
     def faults(self) -> list[str]:
-        """Return the gates that it breaks."""
+        """Return the gates that this result breaks."""
         values = (self.races, "races", 0), (self.stack, "bytes spilled", SPILLED)
         sizes = (self.shared, "bytes of shared memory", SHARED[ARCH]), (self.threads, "threads", THREADS)
         return [f"{value} {what}" for value, what, most in (*values, *sizes) if value > most]
 
 
 def compile_one(specialisation: Specialisation) -> Result:
-    """Compile and scan one specialisation."""
+    """Compile one specialisation and search its machine code for races."""
     code, shared = specialisation.compile(ARCH)
     races = len(sass.hazards(sass.parse(code.sass)))
     return Result(code.registers, code.stack, shared, races, 32 * specialisation.options["num_warps"])
 
 
 def content(specialisation: Specialisation) -> str:
-    """The same for what compiles to the same code."""
+    """Return a key of the compiled code: Triton's version, the kernel's source and line, and the specialisation."""
     text = f"{triton.__version__} {specialisation.function.cache_key} {specialisation.key}"
     return hashlib.blake2s(text.encode()).hexdigest()
 
 
 def results(specialisations: list[Specialisation], known: Path, processes: int) -> dict[str, Result]:
-    """The result of each specialisation by its key; those that are not known are compiled and appended to the file."""
+    """Return the result of each specialisation by its key; compile unknown ones and append them to the file."""
     lines = known.read_text().splitlines() if known.exists() else []
     found = {name: Result(*values) for name, values in map(json.loads, lines)}
     names = {s.key: content(s) for s in specialisations}
@@ -74,7 +74,7 @@ def results(specialisations: list[Specialisation], known: Path, processes: int) 
 
 
 def describe(specialisation: Specialisation) -> str:
-    """The kernel and what it is specialised for, in one line."""
+    """Return the kernel and its specialisation in one line."""
     parameters = [parameter.name for parameter in specialisation.function.params]
     constants = {parameters[at[0]]: value for at, value in specialisation.constants.items()}
     types = {name: kind for name, kind in specialisation.signature.items() if kind.startswith("*")}
@@ -84,7 +84,7 @@ def describe(specialisation: Specialisation) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("launches", type=Path, help="what tests/recorder.py wrote")
+    parser.add_argument("launches", type=Path, help="the file that tests/recorder.py wrote")
     parser.add_argument("--known", type=Path, default=KNOWN, help="results of earlier runs")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()

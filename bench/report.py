@@ -1,8 +1,9 @@
-"""From pytest-benchmark's JSON to docs/benchmark-cpu.md and a row of the ledger.
+"""Write docs/benchmark-cpu.md and a row of the ledger from the JSON of pytest-benchmark.
 
     python -m bench.report .benchmarks/cpu.json
 
-Times are medians of one run; a ratio above one means slower than dense, or faster than the best other contender.
+Times are medians of one run. A tax above 1 means slower than dense; an advantage above 1 means faster than the best
+other contender.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ import stochprune
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmark-cpu.md"
-PAGE_TABLES = "## Tables"  # what stands above is written by hand
+PAGE_TABLES = "## Tables"  # the text above this heading is written by hand
 Row = dict[str, Any]
 
 
 def rows_of(report: Row) -> list[Row]:
-    """One row a benchmark: what pytest-benchmark was told of it, and its median in milliseconds."""
+    """Return one row per benchmark: its extra_info and its median in milliseconds."""
     return [{**b["extra_info"], "ms": 1e3 * b["stats"]["median"]} for b in report["benchmarks"]]
 
 
 def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     head = list(header)
     rows = [head, ["---"] * len(head), *(list(line) for line in lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def steps(rows: list[Row]) -> str:
-    """Masking tax and advantage by size, dtype, mode and part."""
+    """Return the table of masking tax and advantage by size, dtype, mode and part."""
     cases: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         if "contender" in row:
@@ -57,7 +58,7 @@ def steps(rows: list[Row]) -> str:
 
 
 def memory(rows: list[Row]) -> str:
-    """Bytes a weight by contender, at the largest size of each dtype."""
+    """Return the table of bytes per weight by contender, at the largest size of each dtype."""
     lines = []
     for row in rows:
         if row.get("part") == "step" and row["width"] == 4096 and row["batch"] == 128:
@@ -66,10 +67,10 @@ def memory(rows: list[Row]) -> str:
 
 
 def sampling(rows: list[Row]) -> str:
-    """Sampling and masking beside a copy."""
+    """Return the table of sampling and masking times beside the time of a copy."""
     by = {row["what"]: row["ms"] for row in rows if "what" in row}
     lines = [[what, f"{ms:.2f}", f"{1e6 * ms / 4096**2:.3f}", f"{ms / by['copy']:.2f}"] for what, ms in by.items()]
-    return table(["4096², fp32", "ms", "ns a weight", "times a copy"], lines)
+    return table(["4096², fp32", "ms", "ns per weight", "times a copy"], lines)
 
 
 def main(path: str) -> None:

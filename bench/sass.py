@@ -1,8 +1,9 @@
-"""Reads SASS, the machine code of NVIDIA GPUs, and finds races with Hopper's asynchronous matrix instructions.
+"""Read SASS, the machine code of NVIDIA GPUs, and find races with Hopper's asynchronous matrix instructions.
 
-A warpgroup's HGMMA runs on after it is issued. One whose left operand lies in registers reads them while it runs, so
-nothing may write these registers before a wait covers it; the hardware does not check. Every HGMMA that ends a group
-carries ``gsb0``; ``WARPGROUP.DEPBAR.LE gsb0, n`` waits until at most the n last groups still run.
+An HGMMA instruction is still running when the next instructions are issued. If its left operand is in registers, it
+reads them while it runs. So no instruction may write to these registers before a wait for this HGMMA; the hardware does
+not check this. Every HGMMA that ends a group has the operand ``gsb0``. ``WARPGROUP.DEPBAR.LE gsb0, n`` waits until at
+most the last n groups are running.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 
 class Instruction(NamedTuple):
-    """One instruction; ``conditional`` if it is predicated."""
+    """One instruction; ``conditional`` is True if it is predicated."""
 
     address: int
     conditional: bool
@@ -32,22 +33,22 @@ class Instruction(NamedTuple):
 
 
 class Hazard(NamedTuple):
-    """A register of ``matrix``'s left operand that ``writer`` overwrites while ``matrix`` may still read it."""
+    """A race: ``writer`` overwrites a register of the left operand of ``matrix``, which may still read it."""
 
     matrix: Instruction
     writer: Instruction
 
 
 class Code(NamedTuple):
-    """The code that a kernel was compiled to."""
+    """The compiled code of a kernel."""
 
-    registers: int  # a thread
-    stack: int  # bytes a thread: spilled registers
+    registers: int  # per thread
+    stack: int  # bytes per thread: spilled registers
     sass: str
 
 
 def disassemble(cubin: bytes) -> Code:
-    """Resources and SASS of a compiled kernel."""
+    """Return the resources and the SASS of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -64,7 +65,7 @@ LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z]\S*)\s*(.*?)
 
 
 def parse(sass: str) -> list[Instruction]:
-    """The instructions of one kernel in order."""
+    """Return the instructions of one kernel in order."""
     return [
         Instruction(int(address, 16), bool(predicate), name, tuple(re.split(r",\s*", operands)) if operands else ())
         for address, predicate, name, operands in LINE.findall(sass)
@@ -72,12 +73,12 @@ def parse(sass: str) -> list[Instruction]:
 
 
 def hazards(code: list[Instruction]) -> list[Hazard]:
-    """The writes to a left operand that race with its HGMMA, at most one for each path from each HGMMA."""
+    """Return the writes to a left operand that race with its HGMMA, at most one for each path from each HGMMA."""
     found = set()
     following = _following(code)
     for start, matrix in enumerate(code):
         left = _left_operand(matrix)
-        # a path's state: where it stands, and how many groups were committed from this HGMMA on, its own included
+        # The state of a path is its position and the number of groups committed from this HGMMA on, with its own.
         seen, paths = set(), [(i, int(_commits(matrix))) for i in following[start]]
         while left and paths:
             at, groups = paths.pop()
@@ -95,11 +96,12 @@ def hazards(code: list[Instruction]) -> list[Hazard]:
     return sorted(found)
 
 
-MOST_GROUPS = 8  # no wait leaves more groups running
+MOST_GROUPS = 8  # no wait allows more running groups
 
 
 def _left_operand(instruction: Instruction) -> set[int]:
-    # HGMMA accumulator, left operand, right operand, ...: four registers, or a descriptor of shared memory
+    # The operands are accumulator, left operand, right operand, ...; the left operand is four registers, or a
+    # descriptor of shared memory.
     if not instruction.name.startswith("HGMMA") or not (register := re.fullmatch(r"R(\d+)", instruction.operands[1])):
         return set()
     return set(range(int(register[1]), int(register[1]) + 4))
@@ -110,14 +112,14 @@ def _commits(instruction: Instruction) -> bool:
 
 
 def _waits_for(instruction: Instruction) -> int:
-    """How many groups may run on after this instruction."""
+    """Return how many groups may still be running after this instruction."""
     if not instruction.name.startswith("WARPGROUP.DEPBAR"):
         return MOST_GROUPS
     return int(instruction.operands[-1], 16)
 
 
 def _following(code: list[Instruction]) -> list[list[int]]:
-    """The indices of what may run after each instruction."""
+    """Return, for each instruction, the indices of those that may run next."""
     index = {instruction.address: i for i, instruction in enumerate(code)}
 
     def after(i: int) -> Iterator[int]:
@@ -125,7 +127,7 @@ def _following(code: list[Instruction]) -> list[list[int]]:
         operation = instruction.name.split(".")[0]
         if operation in ("BRA", "CALL"):
             yield index[int(instruction.operands[-1], 16)]
-        # BRA.U !UP0, 0x10 and BRA.DIV UR4, 0x10 take their condition as an operand
+        # BRA.U !UP0, 0x10 and BRA.DIV UR4, 0x10 have their condition as an operand.
         conditional = instruction.conditional or (operation == "BRA" and len(instruction.operands) > 1)
         if (operation not in ("BRA", "EXIT", "RET") or conditional) and i + 1 < len(code):
             yield i + 1
@@ -134,13 +136,13 @@ def _following(code: list[Instruction]) -> list[list[int]]:
 
 
 NO_RESULT = ("BAR", "BMOV", "BRX", "CALL", "NANOSLEEP", "RET", "WARPSYNC")
-"""Operations whose first operand may be a register that they read."""
+"""Operations that may read, not write, the register in their first operand."""
 BEHIND_PREDICATE = ("ATOM", "ATOMG", "ATOMS", "LOP3", "MATCH", "SHFL", "VOTE")
-"""Operations that write a predicate first and then a register; comparisons write predicates alone."""
+"""Operations whose first result may be a predicate and the second a register; comparisons write predicates only."""
 
 
 def written(instruction: Instruction) -> range:
-    """The registers that an instruction other than HGMMA writes."""
+    """Return the registers that an instruction other than HGMMA writes."""
     operation, *modifiers = instruction.name.split(".")
     operands = instruction.operands
     if operation in BEHIND_PREDICATE:
@@ -159,5 +161,5 @@ def _width(operation: str, modifiers: list[str]) -> int:
     if "128" in modifiers:
         return 4
     double = operation in ("DADD", "DMUL", "DFMA") or (operation == "CS2R" and "32" not in modifiers)
-    to = modifiers[:1]  # what a conversion gives
+    to = modifiers[:1]  # the result type of a conversion
     return 2 if double or "64" in modifiers or to in (["WIDE"], ["F64"], ["S64"], ["U64"]) else 1

@@ -1,6 +1,6 @@
-"""The Triton backend: a module with the functions of :mod:`stochprune.reference` for tensors on a GPU.
+"""The Triton backend: the functions of :class:`stochprune.backends.Backend` for tensors on a GPU.
 
-Under ``TRITON_INTERPRET=1`` the same kernels run on the CPU, slowly, for tests.
+With ``TRITON_INTERPRET=1`` the same kernels run on the CPU. This is slow; the tests use it.
 """
 
 from __future__ import annotations
@@ -19,60 +19,40 @@ from stochprune.extras import extra
 with extra("gpu", "the Triton backend"):
     import triton
 
-from .calibrate import calibrate
-from .gaussian import gaussian_grad, gaussian_weight, normal
-from .keep_mask import keep_mask
-from .kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
+from . import routes
+from .calibrate import calibrate as calibrate
+from .gaussian import gaussian_grad as gaussian_grad
+from .gaussian import gaussian_weight as gaussian_weight
+from .gaussian import normal as normal
+from .keep_mask import keep_mask as keep_mask
+from .kl import bernoulli_kl as bernoulli_kl
+from .kl import bernoulli_kl_backward as bernoulli_kl_backward
+from .kl import gaussian_kl as gaussian_kl
+from .kl import gaussian_kl_backward as gaussian_kl_backward
 from .mask_backward import mask_backward
-from .masked_linear import masked_linear, masked_linear_backward
-from .moments import moments, moments_grad
-from .multi_layer_grads import multi_layer_grads
-from .multi_prepass import masked_weights
-from .nm import nm_masked_weight, nm_weight_grad
+from .masked_linear import masked_linear as masked_linear
+from .masked_linear import masked_linear_backward as masked_linear_backward
+from .moments import moments as moments
+from .moments import moments_grad as moments_grad
+from .multi_layer_grads import multi_layer_grads as multi_layer_grads
+from .multi_prepass import masked_weights as masked_weights
+from .nm import nm_masked_weight as nm_masked_weight
+from .nm import nm_weight_grad as nm_weight_grad
 from .prepass import mask_weight
-from .routes import table as routing_table
-from .threshold import threshold_from_logits
+from .threshold import threshold_from_logits as threshold_from_logits
 
 NAME = "triton"
 MATRICES = False
+routing_table = routes.table
 masked_weight = partial(materialised.masked_weight, mask_weight)
 weight_grad = partial(materialised.weight_grad, mask_backward)
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: on a GPU, anything but float64, whose sums they would keep in float32."""
+    """Return True if the kernels accept these tensors: on a GPU, in any dtype but float64: they add in float32."""
     return all((t.is_cuda or triton.knobs.runtime.interpret) and t.dtype != torch.float64 for t in tensors)
 
 
 def describe() -> str:
-    """The version of the compiler."""
+    """Return the version of the compiler."""
     return f"Triton {triton.__version__}"
-
-
-__all__ = [
-    "MATRICES",
-    "NAME",
-    "bernoulli_kl",
-    "bernoulli_kl_backward",
-    "calibrate",
-    "describe",
-    "gaussian_grad",
-    "gaussian_kl",
-    "gaussian_kl_backward",
-    "gaussian_weight",
-    "keep_mask",
-    "masked_linear",
-    "masked_linear_backward",
-    "masked_weight",
-    "masked_weights",
-    "moments",
-    "moments_grad",
-    "multi_layer_grads",
-    "nm_masked_weight",
-    "nm_weight_grad",
-    "normal",
-    "routing_table",
-    "supports",
-    "threshold_from_logits",
-    "weight_grad",
-]

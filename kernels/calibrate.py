@@ -1,4 +1,4 @@
-"""Measures what the choice of routes rests on, on the GPU at hand."""
+"""Measure the constants on which the choice of routes depends, on the current GPU."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .masked_matmul import masked_matmul
 from .matmul import usable
 
 SIZE = 4096
-"""Rows, columns and tokens of the products that are timed: their arithmetic hides memory and launches."""
+"""Rows, columns and tokens of the timed products: so large that arithmetic takes the time, not memory or launches."""
 COPY = 1 << 30
-"""Bytes of the copy that is timed."""
+"""Bytes of the timed copy."""
 
 
 def calibrate() -> routes.Constants:
-    """Time the current device, write its constants to :func:`.routes.calibration_file` and use them from here on.
+    """Time the current device and return its constants; write them to :func:`.routes.calibration_file` and use them.
 
     Raises:
         RuntimeError: torch sees no GPU.
@@ -43,7 +43,7 @@ def calibrate() -> routes.Constants:
 
 
 def measure(device: torch.device) -> routes.Constants:
-    """The constants of a device."""
+    """Return the measured constants of a device."""
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         found = [_products(kind, device) for kind in routes.PRECISIONS]
@@ -63,7 +63,7 @@ def measure(device: torch.device) -> routes.Constants:
 
 
 def _products(kind: str, device: torch.device) -> tuple[float, float, float]:
-    """Rate of torch's product, and seconds for a weight and a tile of tokens of the two loops of ours."""
+    """Return the rate of torch's product, and the seconds of our two loops for one weight and one tile of tokens."""
     dtype = torch.bfloat16 if kind == "16 bits" else torch.float32
     torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
     numbers = generator(0, "calibrate", kind)

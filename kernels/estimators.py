@@ -1,4 +1,4 @@
-"""What a weight is multiplied with, and how that depends on its logit, for every estimator.
+"""The mask that multiplies a weight, and its derivative with respect to the logit, for every estimator.
 
 ===========================  ======================  ===============================
 estimator                    mask z                  slope used for dz / dlogit
@@ -10,9 +10,9 @@ expected                     sigmoid(logit)          sigmoid'(logit)
 hard_concrete                clamp(1.2 s - 0.1)      1.2 s (1 - s) / temperature
 ===========================  ======================  ===============================
 
-with ``s = sigmoid((logit - logit(v)) / temperature)`` and ``v = ((u & 0x7FFF) + 0.5) / 32768``: the binary
-concrete distribution of Maddison, Mnih and Teh 2017 (arXiv 1611.00712). The hard concrete mask is clamped to
-[0, 1], and its slope is zero there (Louizos, Welling and Kingma 2018, arXiv 1712.01312).
+Here ``s = sigmoid((logit - logit(v)) / temperature)`` and ``v = ((u & 0x7FFF) + 0.5) / 32768``. This is the binary
+concrete distribution of Maddison, Mnih and Teh 2017 (arXiv 1611.00712). The slope of the hard concrete mask is 0 where
+the mask is clamped (Louizos, Welling and Kingma 2018, arXiv 1712.01312).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter kn
 
 @triton.jit
 def _exp_minus(x):
-    # exp(-x). Here and below without care for subnormals, which would triple the instructions.
+    # exp(-x). This function and those below ignore subnormals: to handle them would triple the instructions.
     if INTERPRETED:
         return tl.exp(-x)
     else:
@@ -53,13 +53,13 @@ def _divide(x, y):
 
 @triton.jit
 def sigmoid(x):
-    """Logistic function in fp32."""
+    """Return the logistic function in fp32."""
     return _divide(1.0, 1.0 + _exp_minus(x))
 
 
 @triton.jit
 def sigmoid_slope(x):
-    """Derivative of the logistic function in fp32, without the cancellation of ``s (1 - s)``."""
+    """Return the derivative of the logistic function in fp32, without the cancellation of ``s (1 - s)``."""
     e = _exp_minus(tl.abs(x))
     r = _divide(1.0, 1.0 + e)
     return e * r * r
@@ -67,38 +67,38 @@ def sigmoid_slope(x):
 
 @triton.jit
 def _raised_threshold(logit):
-    # 256 + T / 32768: an ulp of 256 is 2^-15, so the sum rounds to the nearest threshold and ends in its bits.
+    # 256 + T / 32768. An ulp of 256 is 2^-15, so the sum is rounded to the nearest threshold T. Its last bits are T.
     return tl.minimum(tl.maximum(sigmoid(logit), 1.0 / 32768), 32767.0 / 32768) + 256.0
 
 
 @triton.jit
 def threshold(logit):
-    """Keep threshold 1 .. 32767 (uint32) of an fp32 logit; within 1 of the reference; on a GPU NaN gives 1."""
+    """Return the threshold 1 .. 32767 (uint32) of an fp32 logit, within 1 of the reference; NaN gives 1 on a GPU."""
     return _raised_threshold(logit).to(tl.uint32, bitcast=True) & 0x7FFF
 
 
 @triton.jit
 def keep(logit, u):
-    """The hard mask ``(u & 0x7FFF) < T``, both sides raised by 256 in fp32, which is exact."""
+    """Return the hard mask ``(u & 0x7FFF) < T``; 256 is added to both sides in fp32, which is exact."""
     return ((u & 0x7FFF) | 0x43800000).to(tl.float32, bitcast=True) < _raised_threshold(logit)
 
 
 @triton.jit
 def relaxed(logit, u, temperature):
-    """The argument whose sigmoid is the soft mask of the 16 random bits ``u``."""
+    """Return the number whose sigmoid is the soft mask of the 16 random bits ``u``."""
     v = (u & 0x7FFF).to(tl.float32)
     return (logit - _log(_divide(v + 0.5, 32767.5 - v))) * (1.0 / temperature)
 
 
 @triton.jit
 def stretched(logit, u, temperature):
-    """The hard concrete mask before it is clamped to [0, 1]."""
+    """Return the hard concrete mask before it is clamped to [0, 1]."""
     return sigmoid(relaxed(logit, u, temperature)) * 1.2 - 0.1
 
 
 @triton.jit
 def masked(w, logit, u, temperature, ESTIMATOR: tl.constexpr):
-    """``z * w`` in fp32."""
+    """Return ``z * w`` in fp32."""
     if ESTIMATOR == "expected":
         return w * sigmoid(logit)
     elif ESTIMATOR == "concrete":
@@ -111,15 +111,15 @@ def masked(w, logit, u, temperature, ESTIMATOR: tl.constexpr):
 
 @triton.jit
 def pull(logit, prior_ptr, kl_grad_ptr, at, inside):
-    """The gradient of kl_grad * KL(mask || prior's mask) for the logit, in fp32; ``at`` are the prior's offsets."""
+    """Return kl_grad times dKL(mask || prior's mask) / dlogit, in fp32. ``at`` are the offsets of the prior."""
     prior = tl.load(prior_ptr + at, mask=inside, other=0.0).to(tl.float32)
     s = sigmoid_slope(logit) * tl.load(kl_grad_ptr).to(tl.float32)
-    return tl.where(s != 0.0, (logit - prior) * s, 0.0)  # where the slope is 0 the logit may be infinite
+    return tl.where(s != 0.0, (logit - prior) * s, 0.0)  # the logit may be infinite where the slope is 0
 
 
 @triton.jit
 def slope(logit, u, temperature, ESTIMATOR: tl.constexpr):
-    """``dz / dlogit`` in fp32."""
+    """Return ``dz / dlogit`` in fp32."""
     if ESTIMATOR == "straight_through" or ESTIMATOR == "expected":
         return sigmoid_slope(logit)
     elif ESTIMATOR == "hard_concrete":

@@ -1,4 +1,4 @@
-"""Gaussian weights ``mu + softplus(rho) e`` under the contract's normals e, and their gradient, one pass each."""
+"""Gaussian weights ``mu + softplus(rho) e`` and their gradient, one pass each; e are the contract's normals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .tiles import after, load, locate, offsets, within
 
 @triton.jit
 def softplus(x):
-    """ln(1 + exp(x)) in fp32; where exp(-|x|) is small, what 1 + exp(-|x|) rounds away is added again."""
+    """Return ln(1 + exp(x)) in fp32; the last term adds again what the sum 1 + exp(-|x|) rounds away."""
     e = tl.exp(-tl.abs(x))
     total = 1.0 + e
     return tl.maximum(x, 0.0) + (logarithm(total) + (e - (total - 1.0)) / total)
@@ -80,7 +80,7 @@ def gaussian_grad_kernel(
     k0, k1 = load_key(seed_ptr)
     total = tl.zeros([ROWS, 64 * GROUPS], tl.float32)
     for d in range(draws):
-        # not N.to(...): Triton specialises an argument of 1 to a Python int
+        # N.to(...) would fail: Triton specialises an argument of 1 to a Python int.
         g = load(grad_ptr, d * tl.cast(N, tl.int64) * K + at, inside)
         draw = tl.load(draw_ptr + d)
         total += g * normals(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
@@ -88,8 +88,8 @@ def gaussian_grad_kernel(
     tl.store(drho_ptr + at, (total * sigmoid(rho)).to(drho_ptr.dtype.element_ty), mask=inside)
 
 
-def _draw(mu: Tensor | None, rho: Tensor | None, out: Tensor, mask: Mask) -> Tensor:
-    """Write mu + softplus(rho) e, or e without them, to ``out`` [D, N, K], and return it."""
+def _sample(mu: Tensor | None, rho: Tensor | None, out: Tensor, mask: Mask) -> Tensor:
+    """Write mu + softplus(rho) e to ``out`` [D, N, K], or e without mu and rho, and return ``out``."""
     strides = (0, 0, 0, 0) if mu is None or rho is None else (*mu.stride(), *rho.stride())
     if out.numel():
         with torch.cuda.device_of(out):
@@ -109,17 +109,17 @@ def _draw(mu: Tensor | None, rho: Tensor | None, out: Tensor, mask: Mask) -> Ten
 
 
 def normal(rows: int, cols: int, *, mask: Mask) -> Tensor:
-    """float32 [D, rows, cols] on the draw's device: the contract's normals of each draw."""
-    return _draw(None, None, torch.empty(len(mask.draw), rows, cols, device=mask.draw.device), mask)
+    """Return the contract's normals of each draw, float32 [D, rows, cols], on the draw's device."""
+    return _sample(None, None, torch.empty(len(mask.draw), rows, cols, device=mask.draw.device), mask)
 
 
 def gaussian_weight(mu: Tensor, rho: Tensor, *, mask: Mask, dtype: torch.dtype) -> Tensor:
-    """mu + softplus(rho) e [D, N, K] in ``dtype``, under the contract's normals e of each draw; mu and rho [N, K]."""
-    return _draw(mu, rho, torch.empty(len(mask.draw), *mu.shape, dtype=dtype, device=mu.device), mask)
+    """Return mu + softplus(rho) e [D, N, K] in ``dtype``; mu and rho [N, K], e the contract's normals of each draw."""
+    return _sample(mu, rho, torch.empty(len(mask.draw), *mu.shape, dtype=dtype, device=mu.device), mask)
 
 
 def gaussian_grad(grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor:
-    """drho [N, K] of grad [D, N, K] = dL/d(mu + softplus(rho) e), summed over draws."""
+    """Return drho [N, K] from grad [D, N, K] = dL/d(mu + softplus(rho) e), summed over draws."""
     out, grad = torch.empty(rho.shape, dtype=rho.dtype, device=rho.device), grad.contiguous()
     height = tiles.height(mask, grad, rho, out)
     if out.numel():

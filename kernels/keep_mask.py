@@ -1,4 +1,4 @@
-"""keep_mask: the hard mask of a block of weights, written out as booleans."""
+"""keep_mask: the hard mask of a block of weights as booleans."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def keep_mask_kernel(
 
 
 def keep_mask(threshold: Tensor, *, mask: Mask) -> Tensor:
-    """bool [N, K]: which weights are kept under uint16 thresholds [N, K] of any strides, of one draw."""
+    """Return which weights one draw keeps, bool [N, K], from uint16 thresholds [N, K] of any strides."""
     N, K = threshold.shape
     out = torch.empty(N, K, dtype=torch.bool, device=threshold.device)
     if out.numel():

@@ -1,7 +1,7 @@
-"""Divergences of random weights from a prior and their gradients: float64 terms, summed in an order that never varies.
+"""KL divergences of random weights from a prior, and their gradients: float64 terms, added in a fixed order.
 
-A sum takes two launches: each program adds the terms of its own stretch of weights, then one program adds the programs'
-sums. The stretches depend on the number of weights alone, so the result is the same on every device and in every run.
+A sum takes two launches: each program adds the terms of its own block of weights, then one program adds these sums. The
+blocks depend on the number of weights alone, so the result is the same on every device and in every run.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.address import Logits
+from stochprune.address import Grads2, Logits, Needs2
 
 from .estimators import sigmoid_slope, threshold
 
 BLOCK = 1024
 STEPS = 8
 """A program adds STEPS blocks of BLOCK weights."""
-LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}  # thresholds must come out as where masks are drawn
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}  # so that thresholds equal those of the kernels that sample masks
 
 
 @triton.jit
 def _sampled(logit):
-    # float64, exact: the probability that a weight is kept, of an fp32 logit
+    # The probability that a weight with this fp32 logit is kept, exact in float64.
     return threshold(logit).to(tl.float64) / 32768
 
 
@@ -47,7 +47,7 @@ def _gaussian(mu, sigma, prior_mu, prior_sigma):
 
 @triton.jit
 def _store(out_ptr, at, value, inside):
-    # by way of fp32: float64 has no direct cast to bfloat16
+    # The cast goes through fp32, because float64 has no direct cast to bfloat16.
     tl.store(out_ptr + at, value.to(tl.float32).to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -111,10 +111,10 @@ def bernoulli_kl_grad_kernel(grad_ptr, logits_ptr, prior_ptr, dlogits_ptr, dprio
     logit = tl.load(logits_ptr + at, mask=inside, other=0.0).to(tl.float32)
     prior = tl.load(prior_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if dlogits_ptr is not None:
-        near = tl.minimum(tl.maximum(logit, -80.0), 80.0)  # beyond it the slope is 0 in fp32
+        near = tl.minimum(tl.maximum(logit, -80.0), 80.0)  # outside of this range the slope is 0 in fp32
         dlogit = scale.to(tl.float32) * (near - prior) * sigmoid_slope(near)
         _store(dlogits_ptr, at, dlogit, inside)
-    if dprior_ptr is not None:  # in float64, since p and q are near each other
+    if dprior_ptr is not None:  # in float64, because p and q may be close to each other
         p = 1 / (1 + tl.exp(-prior.to(tl.float64)))
         dprior = scale * (p - _sampled(logit))
         _store(dprior_ptr, at, dprior, inside)
@@ -165,35 +165,24 @@ def gaussian_kl_grad_kernel(
 
 
 def bernoulli_kl(logits: Logits, prior_logits: Logits) -> Tensor:
-    """As :func:`stochprune.reference.bernoulli_kl`, of the thresholds that these kernels form, in float32."""
+    """As :func:`stochprune.reference.bernoulli_kl`, with the thresholds that these kernels compute in float32."""
     return _sum(bernoulli_kl_kernel, logits, prior_logits)
 
 
 def gaussian_kl(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Logits | None) -> Tensor:
-    """As :func:`stochprune.reference.gaussian_kl`, of the thresholds that these kernels form, in float32."""
+    """As :func:`stochprune.reference.gaussian_kl`, with the thresholds that these kernels compute in float32."""
     return _sum(gaussian_kl_kernel, mu, sigma, prior_mu, prior_sigma, logits)
 
 
-def bernoulli_kl_backward(
-    grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
+def bernoulli_kl_backward(grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: Needs2) -> Grads2:
     """As :func:`stochprune.reference.bernoulli_kl_backward`."""
     dlogits, dprior = _grads(bernoulli_kl_grad_kernel, grad, (logits, prior_logits), needs)
     return dlogits, dprior
 
 
-def gaussian_kl_backward(
-    grad: Tensor,
-    mu: Tensor,
-    sigma: Tensor,
-    prior_mu: Tensor,
-    prior_sigma: Tensor,
-    logits: Logits | None,
-    *,
-    needs: Sequence[bool],
-) -> list[Tensor | None]:
-    """As :func:`stochprune.reference.gaussian_kl_backward`."""
-    return _grads(gaussian_kl_grad_kernel, grad, (mu, sigma, prior_mu, prior_sigma, logits), needs)
+def gaussian_kl_backward(grad: Tensor, *inputs: Tensor | None, needs: Sequence[bool]) -> list[Tensor | None]:
+    """As :func:`stochprune.reference.gaussian_kl_backward`; ``inputs`` are mu to logits in its order."""
+    return _grads(gaussian_kl_grad_kernel, grad, inputs, needs)
 
 
 def _dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

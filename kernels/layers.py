@@ -1,10 +1,10 @@
-"""Many layers in one launch: a table in device memory says which layer and tile each program works on."""
+"""Many layers in one launch: each program finds its layer and its tile in a table in device memory."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,31 +17,46 @@ from . import tiles
 from .philox import GROUP
 
 FIELDS = tl.constexpr(8)
-"""Of a row of the table: addresses of weight and logits, rows, columns, stream, first element of the results, and the
-layer's first row and column."""
-ALIGNMENT = 16  # elements: where a layer's results may start, for 16-byte loads and stores
+"""Length of a row of the table, which holds for one layer: the addresses of weight and logits, the numbers of rows and
+columns, the stream, the first element of the results, and the offsets of its shard (row and column)."""
+ALIGNMENT = 16  # elements; a layer's results start at a multiple of it, for 16-byte loads and stores
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 class Layers(NamedTuple):
-    """The table of some layers; their results lie in one flat tensor behind each other."""
+    """The table of some layers. Their results are parts of one flat tensor, one after the other."""
 
     table: Tensor  # int64 [L, FIELDS]
     starts: Tensor  # int32 [L]: the first program of each layer
     programs: int
     offsets: tuple[int, ...]  # the first element of each layer's results
     elements: int  # of the flat tensor
-    aligned: bool  # whether every row of every layer starts at a multiple of 16 bytes
-    sharded: bool  # whether a layer's first row or column is not 0
+    aligned: bool  # every row of every layer starts at a multiple of 16 bytes
+    sharded: bool  # some layer is a shard whose first row or column is not 0
     height: int  # rows of a tile
 
+    def options(self, weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks) -> dict[str, Any]:
+        """Return the constants with which a kernel for these layers is launched."""
+        return {
+            "WEIGHT": DTYPES[weights[0].dtype],
+            "LOGITS": DTYPES[logits[0].dtype],
+            "SHARDED": self.sharded,
+            "ESTIMATOR": masks.estimator,
+            "LAYERS": triton.next_power_of_2(len(weights)),
+            "ROWS": self.height,
+            **tiles.LAUNCH,
+        }
+
     def views(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """Each layer's part of a flat tensor, in the shape of its weight."""
+        """Return each layer's part of a flat tensor, in the shape of its weight."""
         return [flat[at : at + t.numel()].view(t.shape) for at, t in zip(self.offsets, like, strict=True)]
 
 
 def layers_of(weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks) -> Layers:
-    """The table of layers [N, ...] whose trailing dimensions are columns; made anew only where a parameter moved.
+    """Return the table of some layers, from a cache unless a parameter has moved in memory.
+
+    Args:
+        weights, logits: [N, ...] each; the trailing dimensions are flattened to columns.
 
     Raises:
         ValueError: the lists differ in length, or a tensor is not contiguous or differs in dtype.
@@ -54,28 +69,28 @@ def layers_of(weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks)
     addresses = tuple((w.data_ptr(), t.data_ptr()) for w, t in zip(weights, logits, strict=True))
     device = weights[0].device
     shapes = tuple((len(w), w[:1].numel()) for w in weights)
-    places = tuple(zip(masks.streams, masks.rows, masks.cols, strict=True))
-    layers = _layers(addresses, shapes, places, device)
+    keys = tuple(zip(masks.streams, masks.rows, masks.cols, strict=True))
+    layers = _layers(addresses, shapes, keys, device)
     if capturing(device) and not any(layers is known for known in _captured):
         _captured.append(layers)
     return layers
 
 
 _captured: list[Layers] = []
-"""Tables that CUDA graphs read at each replay; nobody tells when a graph ends, so they stay."""
+"""Tables that CUDA graphs read at each replay. They are never freed, because we do not know when a graph is deleted."""
 
 
 def capturing(device: torch.device) -> bool:
-    """Return True while a CUDA graph records what is launched."""
+    """Return True while a CUDA graph records launches on this device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
-    """int64 [L]: where the tensors lie, on their device, without waiting for it."""
+    """Return the addresses of L tensors, int64 [L] on their device, without a synchronisation."""
     addresses, device = [t.data_ptr() for t in tensors], tensors[0].device
     if capturing(device):
-        # A graph would copy anew at each replay, from pinned memory that is given out again by then. A fill holds its
-        # number itself.
+        # A graph would repeat the copy at each replay, when the pinned memory may already be in other use. A fill keeps
+        # its number in the graph.
         return torch.stack([torch.full((), address, dtype=torch.int64, device=device) for address in addresses])
     pinned = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
     return pinned.to(device, non_blocking=True)
@@ -85,14 +100,14 @@ def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
 def _layers(
     addresses: tuple[tuple[int, int], ...],
     shapes: tuple[tuple[int, int], ...],
-    places: tuple[tuple[int, int, int], ...],  # stream, first row and first column
+    keys: tuple[tuple[int, int, int], ...],  # stream, first row and first column
     device: torch.device,
 ) -> Layers:
     rows, starts, programs, elements = [], [], 0, 0
-    multiples = zip(addresses, shapes, places, strict=True)
+    multiples = zip(addresses, shapes, keys, strict=True)
     aligned = all(value % 16 == 0 for pair, (_, k), (*_, col) in multiples for value in (*pair, k, col))
     height = tiles.ROWS if aligned else tiles.ODD_ROWS
-    for (weight, logits), (n, k), (stream, row, col) in zip(addresses, shapes, places, strict=True):
+    for (weight, logits), (n, k), (stream, row, col) in zip(addresses, shapes, keys, strict=True):
         rows.append([weight, logits, n, k, stream, elements, row, col])
         starts.append(programs)
         programs += tiles.count(n, k + col % GROUP.value, height)
@@ -104,14 +119,14 @@ def _layers(
         tuple(row[5] for row in rows),
         elements,
         aligned,
-        any(row or col for _, row, col in places),
+        any(row or col for _, row, col in keys),
         height,
     )
 
 
 @triton.jit
 def find_layer(starts_ptr, layers, LAYERS: tl.constexpr):
-    """The layer of this program."""
+    """Return the index of this program's layer."""
     index = tl.arange(0, LAYERS)
     starts = tl.load(starts_ptr + index, mask=index < layers, other=0)
     return tl.sum(((starts <= tl.program_id(0)) & (index < layers)).to(tl.int32)) - 1
@@ -119,7 +134,7 @@ def find_layer(starts_ptr, layers, LAYERS: tl.constexpr):
 
 @triton.jit
 def load_layer(row_ptr, WEIGHT: tl.constexpr, LOGITS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointers to weight and logits, rows, columns, stream and the first element of the results."""
+    """Return pointers to weight and logits, rows, columns, stream and the first element of the results."""
     weight_ptr = tl.load(row_ptr).to(tl.pointer_type(WEIGHT))
     logits_ptr = tl.load(row_ptr + 1).to(tl.pointer_type(LOGITS))
     N, K, stream, first = tl.load(row_ptr + 2), tl.load(row_ptr + 3), tl.load(row_ptr + 4), tl.load(row_ptr + 5)
@@ -132,7 +147,7 @@ def load_layer(row_ptr, WEIGHT: tl.constexpr, LOGITS: tl.constexpr, ALIGNED: tl.
 
 @triton.jit
 def load_offsets(row_ptr, ALIGNED: tl.constexpr):
-    """The layer's first row and group, and the columns of that group before it, as :func:`.tiles.locate` takes them."""
+    """Return the shard's first row and group, and how many columns of that group lie before it (``shift``)."""
     row, col = tl.load(row_ptr + 6), tl.load(row_ptr + 7)
     shift = col % GROUP
     if ALIGNED:

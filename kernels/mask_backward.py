@@ -1,6 +1,6 @@
-"""mask_backward: from G = dL/d(z * W) to the gradients of weights and logits, in one elementwise pass.
+"""mask_backward: the gradients of weights and logits from G = dL/d(z * W), in one elementwise pass.
 
-``dW = G z`` and ``dlogit = G W dz/dlogit``, with the slope of :mod:`.estimators`.
+``dW = G z`` and ``dlogit = G W dz/dlogit``; dz/dlogit is the slope of :mod:`.estimators`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.address import KLTerm, Logits, Mask
+from stochprune.address import KLTerm, Logits, Mask, Rows
+from stochprune.materialised import Gradients
 
 from . import tiles
 from .estimators import masked, pull, slope
@@ -55,7 +56,7 @@ def mask_backward_kernel(
     row = gathered(rows, rows_ptr, N)
     logit = load(logits_ptr, offsets(row, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
-    # Dead code, and free, where nothing reads it.
+    # The compiler removes this line where nothing reads u.
     u = uniforms(after(row, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr), stream, GROUPS)
     if dlogits_ptr is not None:
         w = load(weight_ptr, offsets(row, cols, weight_row, weight_col), inside)
@@ -73,25 +74,9 @@ def mask_backward_kernel(
 
 
 def mask_backward(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    rows: Tensor | None = None,
-    kl: KLTerm | None = None,
+    grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, to: Gradients, rows: Rows, kl: KLTerm | None
 ) -> None:
-    """Write (or add) to contiguous ``dweight`` and ``dlogits`` [N, K]; either may be None, or ``grad`` itself.
-
-    Args:
-        grad: contiguous [N, K], dL/d(z * W) under the first draw of ``mask``.
-        add: add to what the results hold, which must then be float32.
-        rows: int64 [N], the rows of the weight that grad and the results speak of; default all.
-        kl: adds its gradient to dlogits.
-    """
+    """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
     N, K = grad.shape
     if not grad.numel():
         return
@@ -101,8 +86,8 @@ def mask_backward(
             grad,
             weight,
             logits,
-            dweight,
-            dlogits,
+            to.dweight,
+            to.dlogits,
             *tiles.kl_arguments(kl),
             rows,
             *tiles.address(mask),
@@ -113,7 +98,7 @@ def mask_backward(
             *weight.stride(),
             *logits.stride(),
             ESTIMATOR=mask.estimator,
-            ADD=add,
+            ADD=to.add,
             ROWS=height,
             **tiles.LAUNCH,
         )

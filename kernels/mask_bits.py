@@ -1,4 +1,4 @@
-"""mask_bits: hard masks of a weight matrix as one bit a weight, a transient 16 times smaller than bf16 weights."""
+"""mask_bits: hard masks of a weight matrix, one bit per weight, in temporary memory: a 16th of bf16 weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mask_bits_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0) // draws, K, None, ROWS, GROUPS)  # neighbours share a tile
+    rows, cols, group = locate(tl.program_id(0) // draws, K, None, ROWS, GROUPS)  # neighbouring programs share a tile
     inside = within(rows, cols, N, K, None)
     logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
@@ -44,15 +44,15 @@ def mask_bits_kernel(
     u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
     bits_ptr += d.to(tl.int64) * N * words
     kept = keep(logit, u).to(tl.int32).reshape(ROWS, GROUPS * GROUP // WORD, WORD)
-    bits = tl.sum(kept << tl.arange(0, WORD)[None, None, :], axis=2)  # each bit once, so the sum is their union
+    bits = tl.sum(kept << tl.arange(0, WORD)[None, None, :], axis=2)  # each bit occurs once, so the sum is their union
     at = group * (GROUP // WORD) + tl.arange(0, GROUPS * GROUP // WORD)
     tl.store(bits_ptr + offsets(rows, at, words, 1), bits, mask=(rows < N)[:, None] & (at < words)[None, :])
 
 
 def mask_bits(logits: Logits, *, mask: Mask) -> Tensor:
-    """int32 [D, N, ceil(K / 32)]: bit k % 32 of word k // 32 says whether column k is kept under a draw.
+    """Return the masks of all draws, int32 [D, N, ceil(K / 32)]: bit k % 32 of word k // 32 is 1 if column k is kept.
 
-    ``mask.col`` is a multiple of 64.
+    ``mask.col`` must be a multiple of 64.
     """
     N, K = logits.shape
     words = triton.cdiv(K, WORD.value)

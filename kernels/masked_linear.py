@@ -1,4 +1,4 @@
-"""masked_linear: y = x (z * W)^T + b and its gradients, a mask for each slice of x, by the route for its shape."""
+"""masked_linear: y = x (z * W)^T + b and its gradients, with one mask per slice of x, by the route for its shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stochprune import materialised
-from stochprune.address import KLTerm, Logits, Mask
+from stochprune.address import Grads3, KLTerm, Logits, Mask, Needs3
 
 from .mask_backward import mask_backward
 from .mask_bits import mask_bits
@@ -18,20 +18,13 @@ from .weight_grad_matmul import weight_grad_matmul
 
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
-    """y [D, M, N] of x [D, M, K], weight and logits [N, K], bias [N]; slice d under the mask of ``draw[d]``."""
+    """As :func:`stochprune.reference.masked_linear`."""
     return _product(_route(x, weight, logits, mask), x, weight, logits, bias, mask)
 
 
 def masked_linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool, bool],
-    kl: KLTerm | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, x: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs3, kl: KLTerm | None = None
+) -> Grads3:
     """As :func:`stochprune.reference.masked_linear_backward`."""
     need_x, wanted = needs[0], needs[1:]
     route = _route(x, weight, logits, mask)
@@ -61,7 +54,7 @@ def _route(x: Tensor, weight: Tensor, logits: Logits, mask: Mask) -> str:
 def _product(
     route: str, x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, mask: Mask, transpose: bool = False
 ) -> Tensor:
-    """x (z * W)^T + b, or x (z * W) with ``transpose``, for each draw."""
+    """Return x (z * W)^T + b, or x (z * W) with ``transpose``, for each draw."""
     if route == "prepass":
         return materialised.product(
             lambda part: mask_weight(weight, logits, mask=mask.part(part), dtype=x.dtype),

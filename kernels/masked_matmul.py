@@ -1,12 +1,12 @@
-"""masked_matmul: the matrix product that masks its weights on their way to the tensor cores.
+"""masked_matmul: a matrix product that masks its weights in registers, just before the tensor cores use them.
 
-The weight tile is the left operand and is masked in registers, so that no masked weight ever reaches memory::
+The tile of weights is the left operand. Masked weights are never written to memory::
 
     forward          y^T  [N, M] = (z * W)   x^T       reduces over columns
     input gradient   dx^T [K, M] = (z * W)^T grad^T    reduces over rows
 
-The mask is drawn in the main loop from the logits, or read from bits that :mod:`.mask_bits` drew before. Few tiles are
-split along the reduction; the partial sums are added in a fixed order.
+The mask is sampled in the main loop from the logits, or read from bits that :mod:`.mask_bits` sampled before. If there
+are few tiles, the reduction is split among programs; the partial sums are added in a fixed order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .tiles import after, offsets
 
 @triton.jit
 def unpacked(bits_ptr, rows, first, N, words, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Mask bits of a tile [ROWS, COLS] whose first word is ``first``, as 0 and 1."""
+    """Return the mask bits of a tile [ROWS, COLS] as 0 and 1; ``first`` is the index of its first word."""
     at = first + tl.arange(0, COLS // WORD)
     word = tl.load(bits_ptr + offsets(rows, at, words, 1), mask=(rows < N)[:, None] & (at < words)[None, :], other=0)
     return ((word[:, :, None] >> tl.arange(0, WORD)[None, None, :]) & 1).reshape(ROWS, COLS)
@@ -76,7 +76,7 @@ def masked_matmul_kernel(
         outs, reduced = N, K
         ROWS: tl.constexpr = OUT
         COLS: tl.constexpr = STEP
-    # Programs that share a weight tile are neighbours: it comes from memory once, then from the cache.
+    # Programs that share a tile of weights are neighbours: memory is read once, then the cache.
     program = tl.program_id(0)
     token_tiles = tl.cdiv(M, TOKENS)
     m = (program % token_tiles).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
@@ -137,13 +137,13 @@ def masked_matmul(
     """Write one masked product for each draw to ``out``.
 
     Args:
-        x: [D, M, K], or with ``transpose`` the gradient [D, M, N]; any strides.
-        weight, logits: [N, K], any strides.
+        x: [D, M, K], or the gradient [D, M, N] with ``transpose``; of any strides.
+        weight, logits: [N, K], of any strides.
         bias: [N] or None.
-        mask: its column offset is a multiple of 64.
+        mask: its column offset must be a multiple of 64.
         out: contiguous [D, M, N], or [D, M, K] with ``transpose``.
-        transpose: multiply with the masked weight's transpose.
-        bits: the masks of the draws, from :func:`.mask_bits.mask_bits`, in place of the logits.
+        transpose: multiply by the transpose of the masked weight.
+        bits: the masks of the draws from :func:`.mask_bits.mask_bits`, used instead of the logits.
     """
     D, M, reduced = x.shape
     N, K = weight.shape

@@ -1,4 +1,7 @@
-"""Mean and variance of random weights (kept with q, then N(w, softplus(rho)^2)), and their gradients: a pass each."""
+"""Mean and variance of random weights, and their gradients, one pass each.
+
+A weight is kept with probability q; a kept weight is N(w, softplus(rho)^2).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from .tiles import load, locate, offsets, within
 
 @triton.jit
 def _random(weight_ptr, logits_ptr, rho_ptr, rows, cols, inside, w_row, w_col, l_row, l_col, r_row, r_col):
-    """w, q, q (1 - q), sigma and sigmoid(rho) of a tile; q is 1 without logits, sigma 0 without rho."""
+    """Return w, q, q (1 - q), sigma and sigmoid(rho) of a tile; q is 1 without logits, sigma is 0 without rho."""
     w = load(weight_ptr, offsets(rows, cols, w_row, w_col), inside)
     q, slope, sigma, growth = tl.full(w.shape, 1.0, tl.float32), w * 0.0, w * 0.0, w * 0.0
     if logits_ptr is not None:
@@ -96,7 +99,7 @@ def moments_grad_kernel(
 
 
 ROWS = 32
-"""Rows of a tile: half the usual, for the registers of five inputs and three results."""
+"""Rows of a tile: half as many as usual, because five inputs and three results need registers."""
 
 
 def _strides(*tensors: Tensor | None) -> tuple[int, ...]:
@@ -104,7 +107,7 @@ def _strides(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 def moments(weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and variance [N, K] in ``dtype`` of weights of any strides."""
+    """Return mean and variance [N, K] in ``dtype``; the inputs [N, K] may have any strides."""
     mean, variance = (torch.empty(weight.shape, dtype=dtype, device=weight.device) for _ in range(2))
     if mean.numel():
         with torch.cuda.device_of(weight):
@@ -125,7 +128,7 @@ def moments(weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: to
 def moments_grad(
     dmean: Tensor, dvariance: Tensor, weight: Tensor, logits: Logits | None, rho: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dweight, dlogits and drho [N, K] (None without the input) from the gradients for mean and variance."""
+    """Return dweight, dlogits and drho [N, K] (None without the input) from the gradients of mean and variance."""
     dweight, dlogits, drho = (
         None if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (weight, logits, rho)
     )

@@ -1,4 +1,4 @@
-"""multi_layer_grads: from each layer's G = dL/d(z * W) to the gradients of its weight and logits, all in one launch."""
+"""multi_layer_grads: the gradients of many layers' weights and logits from G = dL/d(z * W), in one launch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.address import Logits, Masks
+from stochprune.address import Logits, Masks, Needs2
 
-from . import tiles
 from .estimators import masked, slope
 from .layers import DTYPES, FIELDS, addresses_of, find_layer, layers_of, load_layer, load_offsets
 from .philox import load_key, uniforms
@@ -66,17 +65,13 @@ def multi_layer_grads_kernel(
 
 
 def multi_layer_grads(
-    grads: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    logits: Sequence[Logits],
-    *,
-    masks: Masks,
-    needs: tuple[bool, bool],
+    grads: Sequence[Tensor], weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, needs: Needs2
 ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
-    """The gradients of many layers' weights and logits, in one launch; None where not needed.
+    """Return the gradients of many layers' weights and logits; None where not needed.
 
     Args:
-        grads: dL/d(z * weight) of each layer, of one dtype; the other arguments as for ``masked_weights``.
+        grads: dL/d(z * weight) of each layer, all of one dtype.
+        weights, logits, masks: as for :func:`.multi_prepass.masked_weights`.
     """
     layers = layers_of(weights, logits, masks)
     device = weights[0].device
@@ -89,21 +84,15 @@ def multi_layer_grads(
         multi_layer_grads_kernel[(layers.programs,)](
             layers.table,
             layers.starts,
-            addresses_of(grads),  # backward's tensors lie elsewhere in each step
+            addresses_of(grads),  # the gradients have new addresses in each step
             dweight,
             dlogits,
             masks.seeds,
             masks.draws,
             masks.temperature,
             len(weights),
-            WEIGHT=DTYPES[weights[0].dtype],
-            LOGITS=DTYPES[logits[0].dtype],
             GRAD=DTYPES[grads[0].dtype],
             ALIGNED=layers.aligned and all(g.data_ptr() % 16 == 0 for g in grads),
-            SHARDED=layers.sharded,
-            ESTIMATOR=masks.estimator,
-            LAYERS=triton.next_power_of_2(len(weights)),
-            ROWS=layers.height,
-            **tiles.LAUNCH,
+            **layers.options(weights, logits, masks),
         )
     return tuple(None if flat is None else layers.views(flat, weights) for flat in (dweight, dlogits))

@@ -1,4 +1,4 @@
-"""multi_prepass: the masked weights of many layers in one launch, where a launch each would cost more than the work."""
+"""multi_prepass: the masked weights of many layers in one launch, for small layers, whose launches take the time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from stochprune.address import Logits, Masks
 
-from . import tiles
 from .estimators import masked
-from .layers import DTYPES, FIELDS, find_layer, layers_of, load_layer, load_offsets
+from .layers import FIELDS, find_layer, layers_of, load_layer, load_offsets
 from .philox import load_key, uniforms
 from .tiles import after, load, locate, offsets, within
 
@@ -61,10 +60,11 @@ def masked_weights(
     masks: Masks,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """``z * weight`` of many layers in ``dtype``, in one launch.
+    """Return ``z * weight`` of many layers in ``dtype``.
 
     Args:
-        weights, logits: [N, ...], contiguous, each list of one dtype; trailing dimensions are flattened to columns.
+        weights, logits: [N, ...] each, contiguous; all weights of one dtype, all logits of one dtype. The trailing
+            dimensions are flattened to columns.
 
     Raises:
         ValueError: the lists differ in length, or a tensor is not contiguous or differs in dtype.
@@ -80,13 +80,7 @@ def masked_weights(
             masks.draws,
             masks.temperature,
             len(weights),
-            WEIGHT=DTYPES[weights[0].dtype],
-            LOGITS=DTYPES[logits[0].dtype],
             ALIGNED=layers.aligned,
-            SHARDED=layers.sharded,
-            ESTIMATOR=masks.estimator,
-            LAYERS=triton.next_power_of_2(len(weights)),
-            ROWS=layers.height,
-            **tiles.LAUNCH,
+            **layers.options(weights, logits, masks),
         )
     return layers.views(flat, weights)

@@ -1,9 +1,9 @@
-"""N:M masks: exactly N of M neighbours kept, a pattern drawn as conditioned Bernoullis (:mod:`stochprune.patterns`).
+"""N:M masks: exactly N of M neighbouring weights are kept; :mod:`stochprune.patterns` defines their distribution.
 
-A tile [R, C] is taken apart into its M columns of groups, each [R, C / M]; the sums over subsets that the sampling and
-the covariances need are carried from column to column in registers.
+A tile [R, C] is split into M tiles [R, C / M], one for each column of the groups. Sampling and covariances need sums
+over subsets of the columns; these are updated from column to column in registers.
 """
-# ruff: noqa: RUF005  Triton knows no starred tuples.
+# ruff: noqa: RUF005  Triton does not support starred tuples.
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.address import Logits, Mask
+from stochprune.address import Grads2, Logits, Mask, Needs2
 
 from . import tiles
 from .philox import load_key, uniforms
@@ -24,14 +24,14 @@ RANGE = tl.constexpr(20.0)
 
 @triton.jit
 def columns(tile, M: tl.constexpr):
-    """The columns of the groups of a tile [R, C], a tuple of M tiles [R, C / M]."""
+    """Return the columns of the groups of a tile [R, C]: a tuple of M tiles [R, C / M]."""
     R: tl.constexpr = tile.shape[0]
     C: tl.constexpr = tile.shape[1]
     if M == 2:
         a, b = tl.split(tile.reshape(R, C // 2, 2))
         return a, b
     elif M == 4:
-        x, y = tl.split(tile.reshape(R, C // 4, 2, 2))  # even columns and odd ones
+        x, y = tl.split(tile.reshape(R, C // 4, 2, 2))  # even columns, odd columns
         a, c = tl.split(x)
         b, d = tl.split(y)
         return a, b, c, d
@@ -48,7 +48,7 @@ def columns(tile, M: tl.constexpr):
 
 @triton.jit
 def tile_of(parts, M: tl.constexpr):
-    """The inverse of :func:`columns`."""
+    """Return the tile [R, C] of these M columns: the inverse of :func:`columns`."""
     R: tl.constexpr = parts[0].shape[0]
     G: tl.constexpr = parts[0].shape[1]
     if M == 2:
@@ -64,7 +64,7 @@ def tile_of(parts, M: tl.constexpr):
 
 @triton.jit
 def odds(logits, N: tl.constexpr, M: tl.constexpr):
-    """exp(logit - c) of each column, c the N-th largest of the group: no product of N overflows or vanishes."""
+    """Return exp(logit - c) of each column; c is the group's N-th largest logit, so products of N stay in range."""
     lowest = tl.full(logits[0].shape, -1e9, tl.float32)
     top = (lowest,) * N
     for j in tl.static_range(M):
@@ -83,7 +83,7 @@ def odds(logits, N: tl.constexpr, M: tl.constexpr):
 
 @triton.jit
 def suffix_sums(w, N: tl.constexpr, M: tl.constexpr):
-    """For j = 0 .. M and k = 0 .. N, at [j * (N + 1) + k]: the products of k odds from column j on, summed."""
+    """Return at [j * (N + 1) + k], j = 0 .. M, k = 0 .. N: the sum of the products of k odds of columns j .. M - 1."""
     zero = tl.zeros(w[0].shape, tl.float32)
     after = (zero + 1.0,) + (zero,) * N
     sums = after
@@ -98,13 +98,13 @@ def suffix_sums(w, N: tl.constexpr, M: tl.constexpr):
 
 @triton.jit
 def draw_patterns(logits, u, N: tl.constexpr, M: tl.constexpr):
-    """Which columns are kept under the 16 bits ``u`` of each group: a tuple of M boolean tiles."""
+    """Return which columns are kept under the 16 bits ``u`` of each group: a tuple of M boolean tiles."""
     w = odds(logits, N, M)
     rest = suffix_sums(w, N, M)
     scale = 65536.0 / rest[N]
     level = u.to(tl.float32) + 0.5
     zero = tl.zeros(w[0].shape, tl.float32)
-    before, product = zero, zero + 1.0  # the weight of the patterns passed, of the columns kept
+    before, product = zero, zero + 1.0  # sums of the patterns before this one, and product of the kept columns' odds
     left = tl.full(w[0].shape, N, tl.int32)
     kept = ()
     for j in tl.static_range(M):
@@ -122,13 +122,13 @@ def draw_patterns(logits, u, N: tl.constexpr, M: tl.constexpr):
 
 @triton.jit
 def covariances(logits, values, N: tl.constexpr, M: tl.constexpr):
-    """sum_i value[i] cov(i kept, j kept) for each column j: the inclusion probabilities, differentiated."""
+    """Return sum_i value[i] cov(i kept, j kept) for each column j: the gradient of the inclusion probabilities."""
     w = odds(logits, N, M)
     rest = suffix_sums(w, N, M)
     zero = tl.zeros(w[0].shape, tl.float32)
     mean = zero
     for j in tl.static_range(M):
-        mean += values[j] * (1.0 / M)  # a constant changes nothing, and cancels better before than after
+        mean += values[j] * (1.0 / M)  # subtracting it changes nothing but the rounding error
     dw = ()
     for j in tl.static_range(M):
         dw = dw + (w[j] * (values[j] - mean),)
@@ -249,13 +249,13 @@ def nm_weight_grad_kernel(
 
 
 ROWS = {2: 64, 4: 32, 8: 16}
-"""Rows of a tile by M: what the sums over subsets leave room for in the registers."""
+"""Rows of a tile by M, limited by the registers for the sums over subsets."""
 
 
 def nm_masked_weight(
     weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, dtype: torch.dtype
 ) -> Tensor:
-    """z * weight [D, N, K] in ``dtype``, z the n:m mask of each draw; weight and logits [N, K] of any strides."""
+    """Return z * weight [D, N, K] in ``dtype``, z the n:m mask of each draw; weight, logits [N, K] of any strides."""
     n, m = pattern
     out = torch.empty(len(mask.draw), *weight.shape, dtype=dtype, device=weight.device)
     if out.numel():
@@ -279,15 +279,9 @@ def nm_masked_weight(
 
 
 def nm_weight_grad(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    pattern: tuple[int, int],
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """dweight and dlogits [N, K] of grad [D, N, K] = dL/d(z * weight), summed over draws; None where not needed."""
+    grad: Tensor, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, needs: Needs2
+) -> Grads2:
+    """As :func:`stochprune.reference.nm_weight_grad`."""
     n, m = pattern
     dtypes = [torch.float32 if len(grad) > 1 else like.dtype for like in (weight, logits)]
     results = [
@@ -297,7 +291,7 @@ def nm_weight_grad(
     if weight.numel():
         with torch.cuda.device_of(weight):
             for i, part in enumerate(grad.contiguous()):
-                # As for all kernels, half as many rows where each weight takes registers for its address.
+                # Half as many rows if each weight needs registers for its own address, as in all kernels.
                 height = ROWS[m] * tiles.height(mask, part, weight, logits) // tiles.ROWS
                 nm_weight_grad_kernel[tiles.grid(mask, *weight.shape, height)](
                     part,

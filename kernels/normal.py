@@ -1,7 +1,7 @@
 """The contract's standard normals as Triton device functions: Box and Muller 1958 on the words of :mod:`.philox`.
 
-Logarithm, sine and cosine are polynomials on exact remainders, so that the normals agree with the reference to 1e-6
-relative, which the fast instructions do not.
+Logarithm, sine and cosine are polynomials of exact remainders. So the normals agree with the reference to 1e-6
+relative; with the fast instructions of the GPU they would not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .philox import uniform_pairs
 
 @triton.jit
 def logarithm(x):
-    """ln(x) of positive normal numbers in fp32, relative error below 2e-7 up to x = 1."""
+    """Return ln(x) of positive normal numbers in fp32, with a relative error below 2e-7 up to x = 1."""
     bits = x.to(tl.int32, bitcast=True)
     exponent = (bits - 0x3F3504F3) >> 23
     n = exponent.to(tl.float32)
@@ -48,11 +48,11 @@ def _box_muller(w0, w1):
 
 @triton.jit
 def normals(rows, group, k0, k1, draw, stream, GROUPS: tl.constexpr):
-    """Normals of a tile, fp32 [R, 64 * GROUPS]; arguments as for :func:`.philox.uniforms`."""
+    """Return the normals of a tile, fp32 [R, 64 * GROUPS]; arguments as for :func:`.philox.uniforms`."""
     R: tl.constexpr = rows.shape[0]
-    # Calls 0..7 and 8..15 of a group are those of two groups of masks in another stream.
+    # Calls 0..7 and 8..15 of a group are the calls of two groups of masks in another stream.
     words = uniform_pairs(rows, group * 2, k0, k1, draw, stream.to(tl.uint32) | 0x80000000, 2 * GROUPS)
-    words = words.reshape(R, GROUPS, 2, 2, 2, 8).permute(0, 1, 2, 5, 3, 4)  # [R, group, half, call, pair, word of it]
+    words = words.reshape(R, GROUPS, 2, 2, 2, 8).permute(0, 1, 2, 5, 3, 4)  # [R, group, half, call, pair, word]
     w0, w1 = tl.split(words.reshape(R, GROUPS, 16, 2, 2))  # each [R, group, call, pair]
     even, odd = _box_muller(w0, w1)
     return tl.join(even, odd).permute(0, 1, 3, 4, 2).reshape(R, 64 * GROUPS)

@@ -1,7 +1,8 @@
-"""one_pass: the whole backward pass of one draw for few tokens, reading weights and logits once.
+"""one_pass: the whole backward pass of one draw for few tokens; weights and logits are read once.
 
-A program owns 64 columns and a share of the rows. For each tile of weights it forms ``G = grad^T x`` and from it
-``dW`` and ``dlogit``, and adds ``(z * W)^T grad^T`` to its ``dx^T``; the shares of dx are added in a fixed order.
+A program works on 64 columns and a share of the rows. For each tile of weights it computes ``G = grad^T x``, then
+``dW`` and ``dlogit`` from it, and adds ``(z * W)^T grad^T`` to its ``dx^T``. The shares of dx are added in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .tiles import after, aligned, load, offsets
 
 
 class Tile(NamedTuple):
-    """Rows of weights at a time, and the most tokens, whose registers do not spill."""
+    """Rows of weights in one step, and the largest number of tokens without spilled registers."""
 
     rows: int
     tokens: int
@@ -32,21 +33,21 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By the row of the device; matrices that are not aligned take half of the tokens.
+# The keys are those of matmul.capability. Matrices that are not aligned allow half as many tokens.
 TILES = {8: Tile(32, 64, 4, 3), 9: Tile(64, 128, 8, 2)}
 ODD = {8: Tile(16, 32, 4, 1), 9: Tile(64, 64, 8, 1)}
 
 
 def tile_for(*matrices: Tensor) -> Tile:
-    """The tile for matrices on one device."""
+    """Return the tile for these matrices, which are on one device."""
     return (TILES if aligned(*matrices) else ODD)[capability(matrices[0].device)]
 
 
 def one_pass_fits(x: Tensor, *others: Tensor) -> bool:
-    """Return True if x [D, M, K] has one draw and few tokens, of 16 bits: float32 would not fit the registers.
+    """Return True if x [D, M, K] has one draw, few tokens and a dtype of 16 bits; float32 needs too many registers.
 
     Args:
-        others: the matrices that are read beside x.
+        others: the other matrices that the kernel reads.
     """
     return x.shape[0] == 1 and 1 <= x.shape[1] <= tile_for(x, *others).tokens and x.element_size() == 2
 
@@ -135,9 +136,9 @@ def one_pass(
     dlogits: Tensor | None,
     kl: KLTerm | None = None,
 ) -> Tensor:
-    """dx [M, K] of grad [M, N] and x [M, K], M small; writes contiguous ``dweight`` and ``dlogits`` [N, K].
+    """Return dx [M, K] from grad [M, N] and x [M, K], M small; write contiguous ``dweight`` and ``dlogits`` [N, K].
 
-    The gradient of ``kl`` is added to dlogits. ``mask.col`` is a multiple of 64.
+    The gradient of ``kl`` is added to dlogits. ``mask.col`` must be a multiple of 64.
     """
     M, N = grad.shape
     K = x.shape[1]

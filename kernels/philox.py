@@ -1,12 +1,12 @@
-"""The mask contract as Triton device functions: the only place in the kernels that draws mask bits.
+"""The mask contract as Triton device functions: the only file of the kernels that generates random bits.
 
-Weights come in pairs of neighbouring columns, because one 32-bit Philox word decides two of them. A tile
-of 64-column groups is one Philox call per eight weights::
+One 32-bit Philox word serves two neighbouring columns, and one Philox call serves eight weights. In a group of 64
+columns::
 
-    call j of a group gives in its word s the columns 16s + 2j (low half) and 16s + 2j + 1 (high half)
+    word s of call j serves the columns 16s + 2j (low half) and 16s + 2j + 1 (high half)
 
-so the four words of the eight calls, transposed, are the pairs in column order. Salmon, Moraes, Dror and
-Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+So the four words of the eight calls, transposed, are the pairs in column order. Salmon, Moraes, Dror and Shaw 2011,
+"Parallel random numbers: as easy as 1, 2, 3".
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 
 GROUP = tl.constexpr(64)
-"""Columns that one group of eight Philox calls serves."""
+"""Number of columns in a group: those of eight Philox calls."""
 
 
 @triton.jit
 def _round(c0, c1, c2, c3, k0, k1):
-    # One wide multiply each; a separate high and low product would be two instructions.
+    # One wide product each: separate high and low products would be two instructions.
     p0 = c0.to(tl.uint64) * 0xD2511F53
     p1 = c2.to(tl.uint64) * 0xCD9E8D57
     high0, low0 = (p0 >> 32).to(tl.uint32), p0.to(tl.uint32)
@@ -30,7 +30,7 @@ def _round(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def philox(c0, c1, c2, c3, k0, k1, ROUNDS: tl.constexpr = 7):
-    """Philox-4x32 on uint32 counters that broadcast together; returns the four words."""
+    """Return the four words of Philox-4x32 on uint32 counters, which are broadcast together."""
     for i in tl.static_range(ROUNDS):
         if i > 0:
             k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
@@ -40,19 +40,19 @@ def philox(c0, c1, c2, c3, k0, k1, ROUNDS: tl.constexpr = 7):
 
 @triton.jit
 def load_key(seed_ptr):
-    """Low and high 32 bits of the uint64 seed whose bits an int64 in device memory holds."""
+    """Return the low and high 32 bits of the seed, a uint64 whose bits are stored as an int64 in device memory."""
     seed = tl.load(seed_ptr).to(tl.uint64, bitcast=True)
     return seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
 
 
 @triton.jit
 def uniform_pairs(rows, group, k0, k1, draw, stream, GROUPS: tl.constexpr):
-    """Uniforms of a tile, two 16-bit ones to a word: the low half is the even column.
+    """Return the uniforms of a tile, two of 16 bits in a word; the low half is the even column.
 
     Args:
         rows: [R] global rows.
         group: global index of the first 64-column group, ``column >> 6`` (scalar).
-        k0, k1: the key from :func:`load_key`.
+        k0, k1: the key, from :func:`load_key`.
         draw, stream: scalars.
         GROUPS: number of groups, a power of two.
 
@@ -62,15 +62,15 @@ def uniform_pairs(rows, group, k0, k1, draw, stream, GROUPS: tl.constexpr):
     R: tl.constexpr = rows.shape[0]
     call = (tl.arange(0, 8 * GROUPS) + group * 8).to(tl.uint32)[None, :]
     row = rows.to(tl.uint32)[:, None]
-    # Not broadcast by hand: the first rounds depend on the row alone or the call alone.
+    # Not broadcast here: the first rounds depend on the row alone or on the call alone.
     w0, w1, w2, w3 = philox(call, row, draw.to(tl.uint32), stream.to(tl.uint32), k0, k1)  # each [R, 8 * GROUPS]
-    # Joined in this order the compiler keeps the words in the registers that drew them, up to the tensor cores.
+    # With this order of joins the words stay in the registers in which they were computed, up to the tensor cores.
     words = tl.join(tl.join(w0, w1), tl.join(w2, w3)).reshape(R, GROUPS, 8, 2, 2)  # word s at [.., s & 1, s >> 1]
     return words.permute(0, 1, 4, 3, 2).reshape(R, 32 * GROUPS)
 
 
 @triton.jit
 def uniforms(rows, group, k0, k1, draw, stream, GROUPS: tl.constexpr):
-    """The uniforms of a tile one by one: uint32 [R, 64 * GROUPS] of 0 .. 65535, arguments as above."""
+    """Return the uniforms of a tile, uint32 [R, 64 * GROUPS] in 0 .. 65535; arguments as for :func:`uniform_pairs`."""
     pairs = uniform_pairs(rows, group, k0, k1, draw, stream, GROUPS)
     return tl.join(pairs & 0xFFFF, pairs >> 16).reshape(rows.shape[0], 64 * GROUPS)

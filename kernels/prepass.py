@@ -1,4 +1,4 @@
-"""prepass: the masked weights ``z * W`` of some draws as a transient tensor in the compute dtype, in one launch."""
+"""prepass: the masked weights ``z * W`` of some draws as a temporary tensor in the compute dtype, in one launch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stochprune.address import Logits, Mask
+from stochprune.address import Logits, Mask, Rows
 
 from . import tiles
 from .estimators import masked
@@ -39,7 +39,7 @@ def prepass_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    # Neighbours share a tile: its weights come from memory once, then from the cache.
+    # Neighbouring programs share a tile: its weights are read from memory once, then from the cache.
     rows, cols, group = locate(tl.program_id(0) // draws, K, shift, ROWS, GROUPS)
     inside = within(rows, cols, N, K, shift)
     row = gathered(rows, rows_ptr, N)
@@ -54,10 +54,8 @@ def prepass_kernel(
     tl.store(out_ptr + offsets(rows, cols, K, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def mask_weight(
-    weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
-) -> Tensor:
-    """``z * weight`` [D, N, K] in ``dtype``, contiguous, for each draw of ``mask``; of ``rows`` if given."""
+def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None) -> Tensor:
+    """Return ``z * weight`` in ``dtype``, contiguous, as :class:`stochprune.materialised.MaskWeight`."""
     N, K = len(weight) if rows is None else len(rows), weight.shape[1]
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)
     height = tiles.height(mask, weight, logits, out)

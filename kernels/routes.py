@@ -1,17 +1,18 @@
-"""Which kernels serve a masked product: a table one can print, and a rule by shape, dtypes, draws and GPU.
+"""The routes of a masked product, and the rule that chooses one by shape, dtypes, draws and GPU.
 
 ===========  =======================================  ============================================================
 route        product                                  gradients of weights and logits
 ===========  =======================================  ============================================================
-in_register  masks drawn in the main loop             one pass with dx for one draw of few tokens, else fused matmul
-bits         transient 1-bit masks, read in the loop  cuBLAS for G, then one elementwise pass
-prepass      transient masked weights, then cuBLAS    cuBLAS for G, then one elementwise pass
+in_register  masks sampled in the main loop           one pass with dx for one draw of few tokens, else fused matmul
+bits         temporary 1-bit masks, read in the loop  cuBLAS for G, then one elementwise pass
+prepass      temporary masked weights, then cuBLAS    cuBLAS for G, then one elementwise pass
 ===========  =======================================  ============================================================
 
-The masks are the same bits on every route. The rule takes the route whose product is modelled to be fastest: bytes
-over the bandwidth of a copy, operations over what a main loop or cuBLAS reaches, and launches. The constants of a GPU
-are measured by ``stochprune bench --calibrate``; those of the package are estimates for an H200, since the kernels
-are compiled and interpreted, not yet run on a GPU. ``STOCHPRUNE_ROUTE`` overrides the rule.
+The masks are bit-equal on every route. The rule chooses the route with the smallest estimated time of the product. The
+estimate combines bytes divided by the bandwidth of a copy, operations divided by the rate of a main loop or of cuBLAS,
+and launches. ``stochprune bench --calibrate`` measures these constants on a GPU. Until then the package uses estimates
+for an H200: the kernels were compiled and interpreted, but not yet run on a GPU. ``STOCHPRUNE_ROUTE`` overrides the
+rule.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ PRECISIONS = ("16 bits", "tf32", "fp32")
 
 
 class Constants(NamedTuple):
-    """What one GPU reaches. The last three for each of the precisions."""
+    """Measured or estimated constants of one GPU; the last three hold one value for each of ``PRECISIONS``."""
 
-    bandwidth: float  # bytes read and written a second by a copy
+    bandwidth: float  # bytes that a copy reads and writes in a second
     launch: float  # seconds from one kernel to the next
-    matmul: tuple[float, float, float]  # operations a second of torch's product
-    drawing: tuple[float, float, float]  # seconds for a weight and a tile of tokens, its mask drawn in the loop
-    reading: tuple[float, float, float]  # the same, its mask read as a bit
+    matmul: tuple[float, float, float]  # operations of torch's product in a second
+    drawing: tuple[float, float, float]  # seconds for a weight and a tile of tokens, if the loop samples the mask
+    reading: tuple[float, float, float]  # the same, if the loop reads the mask as a bit
 
 
 ROOFLINE = Constants(
@@ -62,10 +63,10 @@ class Product(NamedTuple):
     dtype: torch.dtype
     weight_dtype: torch.dtype
     logits_dtype: torch.dtype
-    col: int = 0  # the contract's column of the first weight
+    col: int = 0  # the first weight's column in the contract's matrix
 
     def seconds(self, device: torch.device) -> dict[str, float]:
-        """The modelled time of each route."""
+        """Return the estimated seconds of each route."""
         gpu, kind = constants(device), _kind(self.dtype)
         x, w, logit = (t.itemsize for t in (self.dtype, self.weight_dtype, self.logits_dtype))
         weights = self.draws * self.rows * self.cols
@@ -88,14 +89,14 @@ def _kind(dtype: torch.dtype) -> int:
 
 
 def calibration_file() -> Path:
-    """Where the measured constants are kept, by the name of the GPU."""
+    """Return the path of the measured constants, a JSON file by the name of the GPU."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "stochprune" / "routes.json"
 
 
 @functools.cache
 def constants(device: torch.device) -> Constants:
-    """The constants of a device: measured ones if there are any, else estimates."""
+    """Return the constants of a device: measured ones if there are any, otherwise the estimates."""
     path = calibration_file()
     if device.type == "cuda" and path.exists():
         measured = json.loads(path.read_text()).get(torch.cuda.get_device_name(device))
@@ -105,7 +106,10 @@ def constants(device: torch.device) -> Constants:
 
 
 def choose(product: Product, estimator: str, device: torch.device) -> str:
-    """The route of a product; only hard masks fit in bits, and main loops draw from whole groups of columns on.
+    """Return the route of a product.
+
+    Only hard masks can be stored as bits. Main loops sample whole groups of columns, so the first column of their
+    matrix must be a multiple of 64.
 
     Raises:
         ValueError: the override names an unknown route.
@@ -123,8 +127,8 @@ def choose(product: Product, estimator: str, device: torch.device) -> str:
 
 
 def table(rows: int, cols: int, device: torch.device, draws: int = 1) -> str:
-    """The rule as text, for hard masks of weights in x's dtype: microseconds of each route, the chosen one marked."""
-    lines = [f"{rows} x {cols}, {draws} draws; modelled microseconds of a product", f"{'tokens':>8}  precision"]
+    """Return the rule as text, for hard masks and weights in x's dtype: microseconds by route, the choice marked."""
+    lines = [f"{rows} x {cols}, {draws} draws; estimated microseconds of a product", f"{'tokens':>8}  precision"]
     lines[1] += "".join(f"{route:>14}" for route in ROUTES)
     for dtype in (torch.bfloat16, torch.float32):
         for tokens in (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 16384):

@@ -1,4 +1,4 @@
-"""split_sum: add the partial sums of a product split along its reduction, always in the same order."""
+"""split_sum: the sum of the partial results of a matrix product whose reduction was split, in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ MINIMUM_STEPS = 4
 
 
 def split(steps: int, programs: int, device: torch.device) -> tuple[int, int]:
-    """How to share ``steps`` of the reduction, that ``programs`` programs would run: steps per share, and shares.
+    """Return how the ``steps`` of a reduction are split: the steps of a share, and the number of shares.
 
-    Enough shares to fill the device, none of fewer than four steps, over which the start of a loop pays.
+    Without a split ``programs`` programs would run. There are enough shares to fill the device, but a share has at
+    least four steps, so that the start of its loop takes little of the time.
     """
     wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device), max(programs, 1))
     share = max(MINIMUM_STEPS, triton.cdiv(steps, wanted))
@@ -23,7 +24,7 @@ def split(steps: int, programs: int, device: torch.device) -> tuple[int, int]:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many the device has; 1 where the interpreter serves."""
+    """Return the number of multiprocessors of the device; 1 for the interpreter on the CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 

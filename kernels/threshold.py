@@ -1,4 +1,4 @@
-"""threshold_from_logits: keep thresholds of trained probabilities, one elementwise pass."""
+"""threshold_from_logits: keep thresholds of trained probabilities, in one elementwise pass."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def threshold_kernel(logits_ptr, out_ptr, count, BLOCK: tl.constexpr):
 
 
 def threshold_from_logits(logits: Logits) -> Tensor:
-    """uint16, the shape of ``logits``, formed in float32: within 1 of the reference's float64.
+    """Return thresholds, uint16 in the shape of ``logits``, within 1 of the reference: they are computed in float32.
 
-    On a GPU NaN gives 1 and does not raise: looking for one would cost a synchronisation.
+    On a GPU NaN gives 1 and raises no error: a check would need a synchronisation.
     """
     dense = logits.contiguous()
     out = torch.empty_like(dense, dtype=torch.uint16)

@@ -1,4 +1,4 @@
-"""Tiles of a weight matrix: which program works on which rows and columns, and where those lie in the contract's."""
+"""Tiles of a weight matrix: the rows and columns of each program, and their position in the contract's matrix."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ GROUPS = 2
 WARPS = 8
 """The tile of the elementwise kernels: 32 weights a thread, 16-byte loads and stores."""
 LAUNCH: dict[str, Any] = {"GROUPS": GROUPS, "num_warps": WARPS, "enable_fp_fusion": False}
-"""What every elementwise launch is made with."""
+"""The options of every launch of an elementwise kernel."""
 ODD_ROWS = 32
-"""Rows of a tile of matrices that are not aligned: each weight takes registers for an address of its own."""
+"""Rows of a tile if the matrices are not aligned: each weight then needs registers for its own address."""
 
 
 def aligned(*matrices: Tensor) -> bool:
@@ -30,43 +30,43 @@ def aligned(*matrices: Tensor) -> bool:
 
 
 def height(mask: Mask, *matrices: Tensor) -> int:
-    """Rows of a tile for these matrices [R, C] under a mask."""
+    """Return the number of rows of a tile, for these matrices [R, C] under a mask."""
     return ROWS if mask.col % 16 == 0 and aligned(*matrices) else ODD_ROWS
 
 
 def count(rows: int, cols: int, height: int = ROWS) -> int:
-    """Number of elementwise tiles, of ``height`` rows, that cover a matrix."""
+    """Return the number of elementwise tiles of ``height`` rows that cover a matrix."""
     return triton.cdiv(rows, height) * triton.cdiv(cols, GROUPS * GROUP.value)
 
 
 def grid(mask: Mask, rows: int, cols: int, height: int = ROWS, draws: int = 1) -> tuple[int]:
-    """As many programs for each draw as elementwise tiles cover a matrix and the part of a group before it."""
+    """Return the grid of a launch: for each draw, the tiles that cover the matrix and the part of a group before it."""
     return (count(rows, cols + mask.col % GROUP.value, height) * draws,)
 
 
 def address(mask: Mask) -> tuple[Tensor, Tensor, int, int | None, int | None]:
-    """The arguments seed, draws, stream, first_row and first_group of a kernel.
+    """Return the arguments seed, draws, stream, first_row and first_group of a kernel.
 
-    The last two are None where the matrix is whole, for which no instruction is spent; so a kernel declares no type for
-    them. They are integers of 32 bits, or of 64 for a row of 2^31 or more.
+    The last two are None if the matrix is whole: then the kernel has no instructions for them. For a shard they have 32
+    bits, or 64 bits from row 2^31 on. So a kernel declares no type for them.
     """
     whole = mask.row == 0 and mask.col < GROUP.value
     return mask.seed, mask.draw, mask.stream, *((None, None) if whole else (mask.row, mask.col // GROUP.value))
 
 
 def shift(mask: Mask) -> int | None:
-    """The argument shift of a kernel: how many columns of its first group lie before the matrix, None for none."""
+    """Return the argument shift of a kernel: the number of columns of its first group before the matrix, None if 0."""
     return mask.col % GROUP.value or None
 
 
 def kl_arguments(kl: KLTerm | None) -> tuple[Tensor | None, Tensor | None, int, int]:
-    """The arguments prior, kl_grad, prior_row and prior_col of a kernel."""
+    """Return the arguments prior, kl_grad, prior_row and prior_col of a kernel."""
     return (None, None, 0, 0) if kl is None else (kl.prior_logits, kl.grad, *kl.prior_logits.stride())
 
 
 @triton.jit
 def after(index, first):
-    """``index`` counted from ``first`` on; None counts as 0."""
+    """Return ``index + first``; None counts as 0."""
     if first is None:
         return index
     else:
@@ -75,7 +75,7 @@ def after(index, first):
 
 @triton.jit
 def locate(tile, K, shift, ROWS: tl.constexpr, GROUPS: tl.constexpr):
-    """Rows [ROWS] and columns [64 * GROUPS] of a tile, int64, and its first group; neighbours share rows."""
+    """Return the rows [ROWS] and columns [64 * GROUPS] of a tile, int64, and its first group; neighbours share rows."""
     across = tl.cdiv(after(tl.cast(K, tl.int64), shift), GROUPS * GROUP).to(tl.int32)  # K may end just below 2^31
     group = (tile % across).to(tl.int64) * GROUPS
     rows = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -87,7 +87,7 @@ def locate(tile, K, shift, ROWS: tl.constexpr, GROUPS: tl.constexpr):
 
 @triton.jit
 def within(rows, cols, N, K, shift):
-    """Which cells of a tile lie in the matrix [N, K]."""
+    """Return which elements of a tile lie in the matrix [N, K]."""
     if shift is None:
         return (rows < N)[:, None] & (cols < K)[None, :]
     else:
@@ -96,7 +96,7 @@ def within(rows, cols, N, K, shift):
 
 @triton.jit
 def gathered(rows, rows_ptr, N):
-    """The rows of the weight that ``rows`` [ROWS] stand for: themselves, or the int64 numbers at ``rows_ptr``."""
+    """Return the rows of the weight for ``rows`` [ROWS]: the int64 numbers at ``rows_ptr``, or ``rows`` without it."""
     if rows_ptr is None:
         return rows
     else:
@@ -105,11 +105,11 @@ def gathered(rows, rows_ptr, N):
 
 @triton.jit
 def offsets(rows, cols, stride_row, stride_col):
-    """Element offsets [R, C] of int64 rows and columns, since a matrix may have more than 2^31 elements."""
+    """Return the offsets [R, C] of elements; rows and columns are int64, since a matrix may have over 2^31 elements."""
     return rows[:, None] * stride_row + cols[None, :] * stride_col
 
 
 @triton.jit
 def load(matrix_ptr, at, inside):
-    """The elements at offsets ``at`` in fp32, 0 where not ``inside``."""
+    """Return the elements at offsets ``at`` in fp32, and 0 where ``inside`` is False."""
     return tl.load(matrix_ptr + at, mask=inside, other=0.0).to(tl.float32)

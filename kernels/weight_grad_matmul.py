@@ -1,7 +1,7 @@
-"""weight_grad_matmul: the gradients of weights and logits out of the matrix product that forms G, kept in registers.
+"""weight_grad_matmul: the gradients of weights and logits, from a matrix product whose result stays in registers.
 
-``G_d = grad_d^T x_d`` for each draw, then ``dW = sum_d G_d z_d`` and ``dlogit = W sum_d G_d dz_d/dlogit``: with many
-draws nothing of the weight's size is written but the two results.
+The product is ``G_d = grad_d^T x_d`` for each draw; then ``dW = sum_d G_d z_d`` and ``dlogit = W sum_d G_d
+dz_d/dlogit``. Only these two results of the weight's size are written, also with many draws.
 """
 
 from __future__ import annotations
@@ -108,15 +108,15 @@ def weight_grad_matmul(
     dlogits: Tensor | None,
     kl: KLTerm | None = None,
 ) -> None:
-    """Write contiguous ``dweight`` and ``dlogits`` [N, K], either None, from grad [D, M, N] and x [D, M, K].
+    """Write contiguous ``dweight`` and ``dlogits`` [N, K] (either may be None) from grad [D, M, N] and x [D, M, K].
 
-    The gradient of ``kl`` is added to dlogits. ``mask.col`` is a multiple of 64.
+    The gradient of ``kl`` is added to dlogits. ``mask.col`` must be a multiple of 64.
     """
     D, M, N = grad.shape
     K = x.shape[2]
     if not weight.numel():
         return
-    rows, tokens = (64, 64) if x.element_size() == 2 else (32, 16)  # float32 takes more registers
+    rows, tokens = (64, 64) if x.element_size() == 2 else (32, 16)  # float32 needs more registers
     with torch.cuda.device_of(x):
         weight_grad_matmul_kernel[(triton.cdiv(N, rows) * triton.cdiv(K, COLS),)](
             grad,
@@ -142,6 +142,6 @@ def weight_grad_matmul(
             COLS=COLS,
             TOKENS=min(tokens, max(16, triton.next_power_of_2(M))),
             num_warps=WARPS,
-            num_stages=STAGES if aligned(grad, x, weight, logits) else 1,  # else an address for each element
+            num_stages=STAGES if aligned(grad, x, weight, logits) else 1,  # otherwise each element has its own address
             enable_fp_fusion=False,
         )

@@ -5,10 +5,11 @@ layer and the weight's position (:mod:`stochprune.rng`). Kernels, layers and tra
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-# Functions from their own files: mypy takes a name that a package shares with its file for either.
+# These functions are imported from their own files: a package and its file may share a name, which confuses mypy.
 from stochprune import backends, functional, masks, nn, rng
 from stochprune.functional.keep_mask import keep_mask
 from stochprune.nn.convert import convert
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from stochprune.training import FinetuneConfig
     from stochprune.training.finetune import finetune
 
-__version__ = _version("stochprune")
+try:
+    __version__ = _version("stochprune")
+except _PackageNotFoundError:  # imported from its folder
+    __version__ = "0+not.installed"
 
 __all__ = [
     "Certificate",
@@ -46,7 +50,7 @@ __all__ = [
     "training",
 ]
 
-# Imported when they are first asked for; of a name, the package that has it.
+# These packages and names are imported on first use. _HOMES gives the package of each name.
 _PACKAGES = {"bounds", "data", "models", "pac_bayes", "scores", "training"}
 _HOMES = {
     "Certificate": "pac_bayes",
@@ -57,7 +61,7 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # which would take every name for one of the package
+if not TYPE_CHECKING:  # with this function, type checkers would accept every name
 
     def __getattr__(name: str) -> Any:
         if name in _PACKAGES:

@@ -1,4 +1,4 @@
-"""Where masks come from, as values: everything below the public functions passes these on instead of loose integers."""
+"""The addresses of masks as values. All code below the public functions passes these instead of single integers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from stochprune import rng
 
 Logits = NewType("Logits", Tensor)
-"""Logits of keep probabilities. A type of their own, so that type checkers tell them from the weight."""
+"""Logits of keep probabilities. They have their own type, so that type checkers can tell them from the weight."""
 
 
 class Mask(NamedTuple):
-    """The masks of one weight matrix, one for each element of ``draw``, and what their estimator makes of them.
+    """The masks of one weight matrix, one for each element of ``draw``, and their gradient estimator.
 
-    ``row`` and ``col`` are the offsets of a shard: the contract's row and column of the matrix's first weight.
+    ``row`` and ``col`` are the offsets of a shard: the position of its first weight in the whole matrix.
     """
 
     seed: Tensor  # int64 [1], the bits of a uint64; on the device of the weight
@@ -36,11 +36,11 @@ class Mask(NamedTuple):
         return self.part(slice(index, index + 1))
 
     def uniform16(self, rows: int, cols: int) -> Tensor:
-        """int32 [rows, cols]: the sixteen random bits of each weight under the first draw, on its device."""
+        """Return the sixteen random bits of each weight under the first draw, int32 [rows, cols], on its device."""
         return rng.uniform16(rows, cols, **self._contract())
 
     def normal(self, rows: int, cols: int) -> Tensor:
-        """float64 [rows, cols]: the standard normal of each weight under the first draw, on its device."""
+        """Return the standard normal of each weight under the first draw, float64 [rows, cols], on its device."""
         return rng.normal(rows, cols, **self._contract())
 
     def _contract(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Mask(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """One mask for each of L layers, under one estimator."""
+    """One mask for each of L layers, with one estimator for all."""
 
     seeds: Tensor  # int64 [L]
     draws: Tensor  # int64 [L]
@@ -66,8 +66,20 @@ class Masks(NamedTuple):
         return Mask(self.seeds[at], self.draws[at], self.streams[index], *options)
 
 
+Rows = Tensor | None
+"""int64 [R]: the rows of a weight that an op works on; None for all rows."""
+Memo = list[Tensor] | None
+"""Intermediate results that one pass over a weight may append for the other."""
+Needs2 = tuple[bool, bool]
+Needs3 = tuple[bool, bool, bool]
+"""Which gradients a backend must return: of weight and logits, or of x, weight and logits."""
+Grads2 = tuple[Tensor | None, Tensor | None]
+Grads3 = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""These gradients; None where a gradient is not needed."""
+
+
 class KLTerm(NamedTuple):
-    """The KL divergence of a layer's masks from those of a prior, as a part of the loss."""
+    """The KL divergence between a layer's masks and a prior's masks, as a part of the loss."""
 
     prior_logits: Logits  # [N, K]
-    grad: Tensor  # float64, one element: the loss's derivative for the divergence
+    grad: Tensor  # float64, one element: the derivative of the loss with respect to the divergence

@@ -1,4 +1,4 @@
-"""Checks of arguments by their annotations: one rule for every public function and every configuration."""
+"""Checks of arguments by their annotations, for all public functions and all configurations."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ WORDS = {
 
 
 def checked(function: Function) -> Function:
-    """Check the kinds of a function's arguments before each call; for functions that are not called in a hot loop.
+    """Return the function with a check of its arguments before each call. It is too slow for hot loops.
 
-    The call raises TypeError, which names the function, the argument, its value and what it must be. What an annotation
-    does not tell, such as the items of an iterator, passes.
+    A wrong argument raises TypeError; the message names the function, the argument, its value and what it must be.
+    Properties that an annotation does not describe, such as the items of an iterator, are not checked.
     """
 
     @functools.cache
-    def kinds() -> inspect.Signature:  # at the first call: an annotation may name what is defined later
+    def kinds() -> inspect.Signature:  # evaluated at the first call: an annotation may use a name that is defined later
         return inspect.signature(function, eval_str=True)
 
     @functools.wraps(function)
@@ -47,7 +47,7 @@ def checked(function: Function) -> Function:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            return function(*args, **kwargs)  # raises the same, and names the function
+            return function(*args, **kwargs)  # raises the same error, and names the function
         for name, value in given.items():
             parameter = signature.parameters[name]
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -58,12 +58,13 @@ def checked(function: Function) -> Function:
 
 
 def check_fields(record: Any) -> None:
-    """Check every field of a dataclass against its annotation; each configuration calls this first.
+    """Check every field of a dataclass against its annotation. Every configuration calls this first.
 
-    Numbers of numpy become Python's, so that they can be written and digested.
+    Numbers of numpy become numbers of Python, so that they can be written to JSON and hashed.
 
     Raises:
-        ValueError: a value of another kind, NaN, infinity, or an unknown choice; the message names field and value.
+        ValueError: a value has another type, is NaN or infinite, or is an unknown choice. The message names the field
+            and the value.
     """
     for name, kind in get_type_hints(type(record)).items():
         value = getattr(record, name)
@@ -79,13 +80,13 @@ def check_fields(record: Any) -> None:
 
 
 def check(what: str, name: str, kind: Any, value: Any, error: type[Exception]) -> None:
-    """Raise ``error`` if the value is not of the annotated kind."""
+    """Raise ``error`` if the value does not have the annotated type."""
     if not fits(kind, value):
         raise error(f"{what}: {name} must be {in_words(kind)}, got {shown(value)}")
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, on one line; of a tensor dtype and shape."""
+    """Return a value as a short text on one line, for a message; a tensor is shown by its dtype and shape."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         kind = type(value).__name__
         if isinstance(value, Tensor):
@@ -95,7 +96,7 @@ def shown(value: Any) -> str:
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Return True if a value is of the annotated kind, as far as the annotation tells."""
+    """Return True if a value has the annotated type, as far as the annotation describes it."""
     origin, inner = get_origin(kind), get_args(kind)
     if isinstance(kind, TypeVar):
         return any(fits(part, value) for part in kind.__constraints__ or (kind.__bound__ or Any,))
@@ -104,7 +105,7 @@ def fits(kind: Any, value: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(fits(part, value) for part in inner)
     if origin is Literal:
-        return any(type(value) is type(choice) for choice in inner)  # an unknown choice is for the function to refuse
+        return any(type(value) is type(choice) for choice in inner)  # the function itself refuses an unknown choice
     if kind is float:
         return _is(numbers.Real, value) and not (isinstance(value, int) and abs(value) > sys.float_info.max)
     if kind is int:
@@ -124,7 +125,7 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Return True if a value is anything but the numbers NaN, infinity and minus infinity."""
+    """Return False for NaN, infinity and minus infinity, and True for all other values."""
     return not isinstance(value, (float, np.floating)) or math.isfinite(value)
 
 
@@ -135,11 +136,11 @@ def _items_fit(origin: type, inner: tuple[Any, ...], value: Any) -> bool:
         return len(value) == len(inner) and all(fits(*pair) for pair in zip(inner, value, strict=True))
     if issubclass(origin, collections.abc.Sequence):
         return all(fits(inner[0], item) for item in value)
-    return True  # an iterator must not be used up
+    return True  # to look at an iterator would use it up
 
 
 def in_words(kind: Any) -> str:
-    """Say in words what an annotation asks for."""
+    """Return an annotation in words."""
     if isinstance(kind, TypeVar):
         return " or ".join(in_words(part) for part in kind.__constraints__ or (kind.__bound__ or object,))
     origin, inner = get_origin(kind), get_args(kind)

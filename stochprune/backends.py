@@ -1,8 +1,8 @@
-"""Which backend serves which device: a table one can print.
+"""The choice of a backend by device and dtype, and a table of it.
 
-A backend is a module with the functions of :class:`Backend`; :mod:`stochprune.reference` says what they compute. The
-first backend of a device's row that is installed and takes the dtypes serves; ``STOCHPRUNE_BACKEND`` overrides the
-choice for every call.
+A backend is a module with the functions of :class:`Backend`; :mod:`stochprune.reference` defines what they compute.
+Each device has a list of backends. The first one that is installed and accepts the dtypes is used. The variable
+``STOCHPRUNE_BACKEND`` overrides this choice for every call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Memo, Needs2, Needs3, Rows
 
 MODULES = {
     "native": "stochprune.native",
@@ -32,19 +32,16 @@ TABLE = {
 }
 OVERRIDE = "STOCHPRUNE_BACKEND"
 
-Two = tuple[Tensor | None, Tensor | None]
-Three = tuple[Tensor | None, Tensor | None, Tensor | None]
-
 
 class Backend(Protocol):
-    """The functions of a backend. Gradients are None where ``needs`` says that they are not wanted."""
+    """The functions of a backend. A gradient that ``needs`` does not ask for is None."""
 
     @property
     def NAME(self) -> str: ...
     @property
-    def MATRICES(self) -> bool: ...  # whether masked_linear takes x [M, K] of one draw too, its backward grad [M, N]
+    def MATRICES(self) -> bool: ...  # True if masked_linear and its backward also accept matrices, for one draw
 
-    def supports(self, *tensors: Tensor) -> bool: ...  # which depends on nothing but their devices and dtypes
+    def supports(self, *tensors: Tensor) -> bool: ...  # depends on their devices and dtypes only
     def describe(self) -> str: ...
 
     def keep_mask(self, threshold: Tensor, *, mask: Mask) -> Tensor: ...
@@ -61,19 +58,12 @@ class Backend(Protocol):
         logits: Logits,
         *,
         mask: Mask,
-        needs: tuple[bool, bool, bool],
+        needs: Needs3,
         kl: KLTerm | None = None,
-    ) -> Three: ...
+    ) -> Grads3: ...
 
     def masked_weight(
-        self,
-        weight: Tensor,
-        logits: Logits,
-        *,
-        mask: Mask,
-        dtype: torch.dtype,
-        rows: Tensor | None = None,
-        memo: list[Tensor] | None = None,
+        self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None, memo: Memo = None
     ) -> Tensor: ...
     def weight_grad(
         self,
@@ -82,10 +72,10 @@ class Backend(Protocol):
         logits: Logits,
         *,
         mask: Mask,
-        needs: tuple[bool, bool],
-        rows: Tensor | None = None,
-        memo: list[Tensor] | None = None,
-    ) -> Two: ...
+        needs: Needs2,
+        rows: Rows = None,
+        memo: Memo = None,
+    ) -> Grads2: ...
     def masked_weights(
         self, weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, dtype: torch.dtype
     ) -> list[Tensor]: ...
@@ -96,22 +86,15 @@ class Backend(Protocol):
         logits: Sequence[Logits],
         *,
         masks: Masks,
-        needs: tuple[bool, bool],
+        needs: Needs2,
     ) -> tuple[list[Tensor] | None, list[Tensor] | None]: ...
 
     def nm_masked_weight(
         self, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, dtype: torch.dtype
     ) -> Tensor: ...
     def nm_weight_grad(
-        self,
-        grad: Tensor,
-        weight: Tensor,
-        logits: Logits,
-        pattern: tuple[int, int],
-        *,
-        mask: Mask,
-        needs: tuple[bool, bool],
-    ) -> Two: ...
+        self, grad: Tensor, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, needs: Needs2
+    ) -> Grads2: ...
 
     def moments(
         self, weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: torch.dtype
@@ -124,9 +107,7 @@ class Backend(Protocol):
     def gaussian_grad(self, grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor: ...
 
     def bernoulli_kl(self, logits: Logits, prior_logits: Logits) -> Tensor: ...
-    def bernoulli_kl_backward(
-        self, grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: tuple[bool, bool]
-    ) -> Two: ...
+    def bernoulli_kl_backward(self, grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: Needs2) -> Grads2: ...
     def gaussian_kl(
         self, mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Logits | None
     ) -> Tensor: ...
@@ -143,7 +124,7 @@ class Backend(Protocol):
     ) -> list[Tensor | None]: ...
 
 
-if TYPE_CHECKING:  # a function that a backend lacks, or one with other arguments, is a type error here
+if TYPE_CHECKING:  # a missing function, or one with other arguments, is a type error here
     from stochprune import cuda, native, reference
 
     _cuda: Backend = cuda
@@ -152,7 +133,7 @@ if TYPE_CHECKING:  # a function that a backend lacks, or one with other argument
 
 
 class BackendWarning(UserWarning):
-    """A fast backend is missing and a slow one serves."""
+    """A fast backend is missing, so a slow one is used."""
 
 
 @functools.cache
@@ -183,19 +164,19 @@ def _row(device: str) -> tuple[Backend, ...]:
     names = TABLE.get(device, ("reference",))
     found = [backend for name in names if not isinstance(backend := _import(name), ImportError)]
     if len(names) > 1 and found[0].NAME == "reference":
-        message = f"the {names[0]} backend is missing on {device} ({_import(names[0])}); the slow reference serves"
+        message = f"the {names[0]} backend is missing on {device} ({_import(names[0])}); the slow reference is used"
         warnings.warn(message, BackendWarning, stacklevel=4)
     return tuple(found)
 
 
 def resolve(*tensors: Tensor) -> Backend:
-    """Return the backend that serves these tensors, all on one device.
+    """Return the backend for these tensors, which must be on one device.
 
     Raises:
         ValueError: the override names an unknown backend.
-        RuntimeError: the override names a backend that is not installed, or that does not take these tensors.
+        RuntimeError: the override names a backend that is not installed, or that does not accept these tensors.
     """
-    # Found again by what `supports` depends on, since an eager call asks twice.
+    # Cached by the arguments of `supports`, since an eager call asks twice.
     key = (os.environ.get(OVERRIDE), tensors[0].device.type, *map(_dtype, tensors))
     backend = _serving.get(key)
     if backend is None:
@@ -213,19 +194,19 @@ def _choose(*tensors: Tensor) -> Backend:
         backend = load(forced)
         if not backend.supports(*tensors):
             given = ", ".join(sorted({f"{t.dtype} on {t.device.type}".removeprefix("torch.") for t in tensors}))
-            raise RuntimeError(f"{OVERRIDE}={forced}: that backend does not take {given}")
+            raise RuntimeError(f"{OVERRIDE}={forced}: that backend does not accept {given}")
         return backend
     return next(backend for backend in _row(tensors[0].device.type) if backend.supports(*tensors))
 
 
 def forget() -> None:
-    """Look again which backends serve: after a change of :data:`TABLE`, or of what is installed."""
+    """Clear the cached choices, after a change of :data:`TABLE` or of the installed backends."""
     _row.cache_clear()
     _serving.clear()
 
 
 def table() -> str:
-    """Return the table as text: for each device its backends in order, and whether this machine can use each one."""
+    """Return the table as text: the backends of each device in order, and whether this machine can use each one."""
     lines = [f"{'device':<8}{'backend':<12}state"]
     for device, names in TABLE.items():
         for name in names:

@@ -1,26 +1,26 @@
-"""Helpers of backends that write masked weights to transient memory, for products that torch makes.
+"""Helpers for backends that write masked weights to temporary memory and multiply with torch.
 
-A backend has two passes over a weight matrix: one masks it, one takes gradients through the mask. The functions here
-take these passes as arguments.
+Such a backend has two passes over a weight matrix: one masks it, the other computes gradients through the mask. The
+functions here take these passes as arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.address import Grads2, KLTerm, Logits, Mask, Masks, Memo, Needs2, Rows
 
 BUDGET = 256 << 20
-"""Bytes of transient memory: as many draws share a launch as fit, at least one."""
+"""Bytes of temporary memory. As many draws share a launch as fit into it, but at least one."""
 
 
 def chunks(draws: int, bytes_each: int) -> Iterator[slice]:
-    """The draws, as many at a time as the budget holds."""
+    """Return slices of the draws, each with as many draws as the budget allows."""
     step = max(1, BUDGET // max(1, bytes_each))
     return (slice(start, min(start + step, draws)) for start in range(0, draws, step))
 
@@ -28,11 +28,11 @@ def chunks(draws: int, bytes_each: int) -> Iterator[slice]:
 def product(
     masked: Callable[[slice], Tensor], weight: Tensor, x: Tensor, bias: Tensor | None, transpose: bool = False
 ) -> Tensor:
-    """x (z * W)^T + b [D, M, N], or x (z * W) [D, M, K] with ``transpose``.
+    """Return x (z * W)^T + b [D, M, N], or x (z * W) [D, M, K] with ``transpose``.
 
     Args:
-        masked: gives ``z * weight`` [d, N, K] in x's dtype, for the d draws of a slice.
-        weight: [N, K], whose shape and device count.
+        masked: returns ``z * weight`` [d, N, K] in x's dtype, for the d draws of a slice.
+        weight: [N, K]; only its shape is used.
         x: [D, M, K], or [D, M, N] with ``transpose``.
         bias: [N] in x's dtype, or None.
     """
@@ -47,20 +47,28 @@ def product(
     return out
 
 
+class Gradients(NamedTuple):
+    """The results of a backward pass over a weight matrix, contiguous [N, K]; either may be None."""
+
+    dweight: Tensor | None
+    dlogits: Tensor | None
+    add: bool = False  # add to the present values, which must then be float32, instead of overwriting them
+
+
 def sum_over_draws(
-    epilogue: Callable[[int, Tensor, Tensor | None, Tensor | None, bool], None],
+    epilogue: Callable[[int, Tensor, Gradients], None],
     outer: Callable[[int, torch.dtype], Tensor],
     like: tuple[Tensor, Tensor],
     rows: int,
     draws: int,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """dweight and dlogits [R, K], summed over the draws; None where not needed.
+    needs: Needs2,
+) -> Grads2:
+    """Return dweight and dlogits [R, K], summed over the draws; None where not needed.
 
     Args:
-        epilogue: called with a draw's index, its G = dL/d(z * W) [R, K], dweight, dlogits (either may be None, or G
-            itself) and whether to add to them.
-        outer: G of a draw, memory that may be overwritten; in the dtype asked for if it can be chosen.
+        epilogue: writes the gradients of one draw; called with its index, G = dL/d(z * W) [R, K] and the results, of
+            which one may be G itself.
+        outer: returns G of a draw, in memory that may be overwritten, and in the given dtype if it has the choice.
         like: weight and logits [N, K].
         rows: R.
     """
@@ -68,44 +76,47 @@ def sum_over_draws(
     results: list[Tensor | None]
     if draws == 1:
         g = outer(0, torch.promote_types(like[0].dtype, like[1].dtype))
-        spare = {g.dtype: g}  # the first gradient of this dtype overwrites G
+        spare = {g.dtype: g}  # the first gradient with this dtype overwrites G
         results = [None if t is None else spare.pop(t.dtype, None) for t in wanted]
         results = [
             torch.empty_like(g, dtype=t.dtype) if r is None and t is not None else r
             for r, t in zip(results, wanted, strict=True)
         ]
-        epilogue(0, g, results[0], results[1], False)
+        epilogue(0, g, Gradients(results[0], results[1]))
         return results[0], results[1]
     sums = [None if t is None else t.new_zeros(rows, t.shape[1], dtype=torch.float32) for t in wanted]
     for i in range(draws):
-        epilogue(i, outer(i, torch.float32), sums[0], sums[1], True)
+        epilogue(i, outer(i, torch.float32), Gradients(sums[0], sums[1], add=True))
     dweight, dlogits = (None if r is None else r.to(t.dtype) for r, t in zip(sums, like, strict=True))
     return dweight, dlogits
 
 
 def outer(grad: Tensor, x: Tensor, i: int, dtype: torch.dtype) -> Tensor:
-    """G = grad[i]^T x[i] [N, K] in ``dtype``, summed in float32 whatever the inputs."""
+    """Return G = grad[i]^T x[i] [N, K] in ``dtype``, summed in float32 or wider."""
     if grad.dtype == dtype:
         return torch.mm(grad[i].mT, x[i])
     if grad.is_cuda and grad.dtype.itemsize == 2:
-        return torch.mm(grad[i].mT, x[i], out_dtype=torch.float32).to(dtype)  # cuBLAS gives no other dtype of these
+        return torch.mm(grad[i].mT, x[i], out_dtype=torch.float32).to(dtype)  # cuBLAS offers no other dtype here
     wide = torch.promote_types(grad.dtype, dtype)
     return torch.mm(grad[i].mT.to(wide), x[i].to(wide)).to(dtype)
 
 
 class MaskWeight(Protocol):
-    """The pass that masks: ``z * weight`` [D, N, K] of the mask's draws; with rows (int64 [R]) [D, R, K]."""
+    """The pass that masks: returns ``z * weight`` [D, N, K] for all draws, or [D, R, K] with rows (int64 [R])."""
 
     def __call__(
-        self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
+        self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None
     ) -> Tensor: ...
 
 
 class MaskBackward(Protocol):
-    """The pass through the mask of one draw: writes, or adds to, dweight and dlogits [N, K].
+    """The pass through the mask of one draw: writes the gradients of weight and logits.
 
-    grad is [N, K]; either result may be None, or grad itself. With rows (int64 [R]) all three are [R, K].
-    The gradient of ``kl`` is added to dlogits.
+    Args:
+        grad: dL/d(z * weight) under the first draw of ``mask``, contiguous [N, K].
+        to: the results; one of them may be ``grad`` itself.
+        rows: int64 [R]: grad and the results hold these rows only, [R, K].
+        kl: its gradient is added to dlogits.
     """
 
     def __call__(
@@ -115,11 +126,9 @@ class MaskBackward(Protocol):
         logits: Logits,
         *,
         mask: Mask,
-        dweight: Tensor | None,
-        dlogits: Tensor | None,
-        add: bool,
-        rows: Tensor | None = None,
-        kl: KLTerm | None = None,
+        to: Gradients,
+        rows: Rows,
+        kl: KLTerm | None,
     ) -> None: ...
 
 
@@ -130,12 +139,12 @@ def masked_weight(
     *,
     mask: Mask,
     dtype: torch.dtype,
-    rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    rows: Rows = None,
+    memo: Memo = None,
 ) -> Tensor:
-    """A backend's ``masked_weight``, see :mod:`stochprune.reference`, from its pass that masks.
+    """Return a backend's ``masked_weight`` (see :mod:`stochprune.reference`) from its pass that masks.
 
-    ``memo`` is for backends that save some work between the passes; here it stays empty.
+    ``memo`` stays empty: it is for backends that keep intermediate results for the other pass.
     """
     out = mask_weight(weight.flatten(1), Logits(logits.flatten(1)), mask=mask, dtype=dtype, rows=rows)
     return out.view(*out.shape[:2], *weight.shape[1:])
@@ -148,16 +157,15 @@ def weight_grad(
     logits: Logits,
     *,
     mask: Mask,
-    needs: tuple[bool, bool],
-    rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """A backend's ``weight_grad``, see :mod:`stochprune.reference`, from its pass through the mask."""
+    needs: Needs2,
+    rows: Rows = None,
+    memo: Memo = None,
+) -> Grads2:
+    """Return a backend's ``weight_grad`` (see :mod:`stochprune.reference`) from its pass through the mask."""
     flat, levels = weight.flatten(1), Logits(logits.flatten(1))
 
-    def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
-        one = mask.one(i)
-        mask_backward(g, flat, levels, mask=one, dweight=dweight, dlogits=dlogits, add=add, rows=rows)
+    def epilogue(i: int, g: Tensor, to: Gradients) -> None:
+        mask_backward(g, flat, levels, mask=mask.one(i), to=to, rows=rows, kl=None)
 
     def outer(i: int, dtype: torch.dtype) -> Tensor:
         return grad[i].flatten(1).contiguous()
@@ -175,17 +183,16 @@ def product_grads(
     logits: Logits,
     *,
     mask: Mask,
-    needs: tuple[bool, bool],
+    needs: Needs2,
     kl: KLTerm | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """dweight and dlogits [N, K] of grad [D, M, N] and x [D, M, K]; None where not needed.
+) -> Grads2:
+    """Return dweight and dlogits [N, K] from grad [D, M, N] and x [D, M, K]; None where not needed.
 
     The gradient of ``kl`` is added to dlogits.
     """
 
-    def epilogue(i: int, g: Tensor, dweight: Tensor | None, dlogits: Tensor | None, add: bool) -> None:
-        once = None if i else kl
-        mask_backward(g, weight, logits, mask=mask.one(i), dweight=dweight, dlogits=dlogits, add=add, kl=once)
+    def epilogue(i: int, g: Tensor, to: Gradients) -> None:
+        mask_backward(g, weight, logits, mask=mask.one(i), to=to, rows=None, kl=None if i else kl)
 
     return sum_over_draws(epilogue, partial(outer, grad, x), (weight, logits), len(weight), len(x), needs)
 
@@ -198,23 +205,23 @@ def masked_weights(
     masks: Masks,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """A backend's ``masked_weights`` from its ``masked_weight``, one layer after the other."""
+    """Return a backend's ``masked_weights``: its ``masked_weight`` of one layer after the other."""
     layers = enumerate(zip(weights, logits, strict=True))
     return [masked_weight(w, t, mask=masks.one(i), dtype=dtype)[0].clone() for i, (w, t) in layers]
 
 
 def multi_layer_grads(
-    weight_grad: Callable[..., tuple[Tensor | None, Tensor | None]],
+    weight_grad: Callable[..., Grads2],
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
     logits: Sequence[Logits],
     *,
     masks: Masks,
-    needs: tuple[bool, bool],
+    needs: Needs2,
 ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
-    """A backend's ``multi_layer_grads`` from its ``weight_grad``, one layer after the other."""
+    """Return a backend's ``multi_layer_grads``: its ``weight_grad`` of one layer after the other."""
     layers = enumerate(zip(grads, weights, logits, strict=True))
-    # Cloned: weight_grad may overwrite what it is given.
+    # Clones, because weight_grad may overwrite its argument.
     pairs = [weight_grad(g[None].clone(), w, t, mask=masks.one(i), needs=needs) for i, (g, w, t) in layers]
     dweights, dlogits = (None if not need else [p[at] for p in pairs] for at, need in enumerate(needs))
-    return dweights, dlogits  # type: ignore[return-value]  # no gradient is None where it is needed
+    return dweights, dlogits  # type: ignore[return-value]  # a gradient that is needed is not None

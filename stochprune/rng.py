@@ -1,31 +1,31 @@
 """The mask contract, version 1: which weights are kept is a pure function of five integers.
 
-A weight is addressed by the run's seed, the draw (which mask), the layer's stream and its global
-row and column. The address fixes sixteen random bits, whatever the tile, thread, device or shard
-that asks for them, so a mask is never stored::
+The address of a weight's mask is the run's seed, the draw (which mask), the layer's stream, and the row and column of
+the weight in the whole matrix. The address determines sixteen random bits. They do not depend on the tile, thread,
+device or shard that computes them, so masks are not stored::
 
     ctr  = ( ((k >> 6) << 3) | ((k >> 1) & 7),  n,  draw,  stream )    four uint32 words
     w    = philox4x32, 7 rounds (ctr, key = (seed low, seed high))     four uint32 words
     u    = 16 bits of word w[(k >> 4) & 3]: its low half if k is even, its high half if k is odd
     keep = (u & 0x7FFF) < T,          T = threshold in 0..32768, so P(keep) = T / 32768 exactly
 
-In a row, 64 columns take 8 Philox calls, and the words of calls 0..7 laid side by side are the
-uniforms in column order. Seven rounds is the smallest number of Philox-4x32 that passes BigCrush
-(Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3").
+Eight Philox calls serve 64 columns of a row. In the order of columns, the uniforms are word 0 of calls 0..7, then word
+1 of these calls, and so on. Seven rounds is the smallest number for which Philox-4x32 passes BigCrush (Salmon, Moraes,
+Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
-Gaussian weights and noise take standard normals from words of their own: the top bit of the stream is set,
-sixteen calls serve a group of 64 columns, and Box and Muller 1958 turn the words 0 and 1, 2 and 3 of a call
-into two normals each::
+Gaussian weights and noise use standard normals from other words: the top bit of the stream is set, and sixteen calls
+serve 64 columns. The method of Box and Muller 1958 turns words 0 and 1 of a call into two normals, and words 2 and 3
+into two more::
 
     ctr  = ( ((k >> 6) << 4) | (k & 15),  n,  draw,  stream | 2^31 )
     p(w) = ((w >> 9) + 1/2) / 2^23                                      exact in float32, never 0 or 1
     r, a = sqrt(-2 ln p(w[s])), 2 pi p(w[s + 1]),                       s = ((k >> 4) & 3) & 2
     e    = r cos(a) if ((k >> 4) & 1) == 0, else r sin(a)
 
-The integers are exact everywhere, the normals agree to 1e-6 relative; the largest is 5.8.
+The integers are the same on every platform. The normals agree to 1e-6 relative; the largest one is 5.8.
 
-This module is the executable reference: slow integer arithmetic in plain PyTorch, on any device.
-Besides it only ``csrc/common/philox.h`` and ``kernels/philox.py`` may draw bits.
+This module is the executable reference: slow integer arithmetic in plain PyTorch, on any device. The only other files
+that may generate random bits are ``csrc/common/philox.h`` and ``kernels/philox.py``.
 """
 
 from __future__ import annotations
@@ -66,20 +66,20 @@ def check_address(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> None:
-    """Check the integers of an address, as every public function does with those that it is given.
+    """Check the integers of an address. Every public function calls this with its arguments.
 
     Args:
-        op: the function that messages name.
+        op: the function that error messages name.
         seed: 0 .. 2^64 - 1, or an int64 tensor of one element, whose bits are the seed.
         draw: 0 .. 2^32 - 1, or an int64 tensor: a number, or a vector of one element or more.
-        samples: None, or how many draws follow each other from ``draw`` on, which is then one.
+        samples: None, or the number of consecutive draws from ``draw`` on, which must then be one number.
         stream: 0 .. 2^31 - 1.
         rows, cols, row_offset, col_offset: of the block; it must lie inside 2^32 rows and 2^34 columns.
 
     Raises:
-        TypeError: a value that is no integer, or a tensor that is not int64.
-        ValueError: an integer outside its range; a tensor's numbers are looked at on the CPU alone, since elsewhere it
-            would synchronise.
+        TypeError: a value is not an integer, or a tensor is not int64.
+        ValueError: an integer is outside its range. The numbers of a tensor are checked on the CPU only, because on
+            other devices the check would need a synchronisation.
     """
     if isinstance(seed, Tensor):
         _check_tensor(op, "seed", seed)
@@ -105,9 +105,9 @@ def check_address(
 
 
 def integer(op: str, name: str, value: Any) -> int:
-    """``value`` as an int: an int or one of numpy's integers. A bool, a float or a tensor is a ``TypeError``."""
+    """Return ``value`` as an int. It may be an int or an integer of numpy; others raise ``TypeError``, as bool does."""
     if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
-        return value  # type: ignore[return-value]  # torch's symbolic integers act as integers
+        return value  # type: ignore[return-value]  # torch's symbolic integers behave like integers
     if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{_of(op)}{name} must be an integer, got {value!r} ({type(value).__name__})")
     return operator.index(value)
@@ -118,7 +118,7 @@ def _of(op: str) -> str:
 
 
 def _check_range(op: str, name: str, value: Any, limit: int, past: int = 0) -> None:
-    """Check ``value``, and the ``past`` integers after it."""
+    """Check ``value`` and the ``past`` integers after it."""
     number = integer(op, name, value)
     if not 0 <= number < limit - past:
         last = f", and samples={past + 1} counts up to {number + past}" if past and 0 <= number < limit else ""
@@ -146,13 +146,13 @@ def _check_draws(op: str, draw: Tensor, samples: int | None, past: int) -> None:
 def philox4x32(
     counter: tuple[Tensor, ...], key: tuple[Tensor | int, Tensor | int], rounds: int = ROUNDS
 ) -> list[Tensor]:
-    """Philox-4x32 on int64 tensors that hold uint32 values, broadcast together. Returns the four words.
+    """Return the four words of Philox-4x32 on int64 tensors that hold uint32 values and are broadcast together.
 
-    A product wraps in int64 without losing bits: shifting and masking give its exact halves.
+    A product wraps around in int64 and loses no bits: its halves are exact after a shift and a mask.
 
     Raises:
         TypeError: ``counter`` is not four int64 tensors.
-        ValueError: ``rounds`` below 1.
+        ValueError: ``rounds`` is below 1.
     """
     if len(counter) != 4 or not all(isinstance(c, Tensor) and c.dtype == torch.int64 for c in counter):
         raise TypeError(f"philox4x32: counter must be four int64 tensors, got {counter!r}")
@@ -169,10 +169,11 @@ def philox4x32(
 
 
 def as_int64(value: int) -> int:
-    """The int64 that has the bits of a uint64: how a seed travels in a tensor.
+    """Return the int64 with the bits of a uint64, for seeds in tensors.
 
     Raises:
-        TypeError, ValueError: a value that is no integer in 0 .. 2^64 - 1.
+        TypeError: the value is not an integer.
+        ValueError: the value is outside 0 .. 2^64 - 1.
     """
     _check_range("as_int64", "value", value, SEED_LIMIT)
     value = int(value)
@@ -190,21 +191,21 @@ def uniform16(
     col_offset: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The contract's sixteen random bits for each weight of a block.
+    """Return the contract's sixteen random bits for each weight of a block.
 
     Args:
         rows, cols: shape of the block.
         seed: 0 .. 2^64 - 1, or a one-element int64 tensor with those bits.
         draw: 0 .. 2^32 - 1, or a one-element int64 tensor.
-        stream: 0 .. 2^31 - 1, the layer.
-        row_offset, col_offset: global position of the block's first weight.
-        device: where the result lives; default the device of ``seed`` or ``draw`` if tensors, else the CPU.
+        stream: 0 .. 2^31 - 1, the layer's number.
+        row_offset, col_offset: position of the block's first weight in the whole matrix.
+        device: of the result. The default is the device of ``seed`` or ``draw`` if one is a tensor, else the CPU.
 
     Returns:
         int32 tensor [rows, cols] with values 0 .. 65535.
 
     Raises:
-        TypeError, ValueError: an integer outside the range of the contract, see :func:`check_address`.
+        TypeError, ValueError: an integer is outside the range of the contract; see :func:`check_address`.
     """
     n, k, d, bits = _coordinates("uniform16", rows, cols, seed, draw, stream, row_offset, col_offset, device)
     call = ((k >> 6) << 3) | ((k >> 1) & 7)
@@ -224,7 +225,7 @@ def normal(
     col_offset: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The contract's standard normal for each weight of a block, independent of its mask.
+    """Return the contract's standard normal for each weight of a block, independent of its mask.
 
     Args:
         rows, cols, seed, draw, stream, row_offset, col_offset, device: as in :func:`uniform16`.
@@ -233,7 +234,7 @@ def normal(
         float64 tensor [rows, cols].
 
     Raises:
-        TypeError, ValueError: an integer outside the range of the contract, see :func:`check_address`.
+        TypeError, ValueError: an integer is outside the range of the contract; see :func:`check_address`.
     """
     n, k, d, bits = _coordinates("normal", rows, cols, seed, draw, stream, row_offset, col_offset, device)
     call = ((k >> 6) << 4) | (k & 15)
@@ -256,10 +257,10 @@ def _coordinates(
     col_offset: int,
     device: torch.device | str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows [rows, 1], columns [1, cols], the draw and the seed's bits, int64, once the address is checked."""
+    """Check the address; return rows [rows, 1], columns [1, cols], the draw and the bits of the seed, all int64."""
     if device is None:
         device = next((v.device for v in (seed, draw) if isinstance(v, Tensor)), torch.device("cpu"))
-    elif not isinstance(device, torch.device | str):  # a number would ask for an accelerator
+    elif not isinstance(device, torch.device | str):  # torch would take a number for an accelerator
         raise TypeError(f"{op}: device must be a torch.device or its name, got {device!r}")
     else:
         try:
@@ -287,12 +288,12 @@ def _coordinates(
 
 
 def threshold_from_logits(logits: Tensor) -> Tensor:
-    """Keep thresholds of trained probabilities: ``clamp(floor(sigmoid(logit) * 32768 + 0.5), 1, 32767)``.
+    """Return the keep thresholds of trained probabilities: ``clamp(floor(sigmoid(logit) * 32768 + 0.5), 1, 32767)``.
 
-    The sigmoid is taken in float64, so that the result does not depend on the platform. NaN gives 1.
+    The sigmoid is computed in float64, so that the result does not depend on the platform. NaN gives 1.
 
     Args:
-        logits: floating tensor of any shape.
+        logits: a floating tensor of any shape.
 
     Returns:
         uint16 tensor of the same shape.
@@ -313,10 +314,10 @@ def _digest(name: str) -> int:
 
 
 def stream(name: str) -> int:
-    """A parameter's stream: the first four bytes of the blake2s digest of its qualified name, top bit cleared.
+    """Return a parameter's stream: the first four bytes of the blake2s digest of its qualified name, top bit cleared.
 
     Raises:
-        TypeError: ``name`` is no string.
+        TypeError: ``name`` is not a string.
     """
     if not isinstance(name, str):
         raise TypeError(f"stream: name must be a parameter's qualified name, got {name!r}")
@@ -324,12 +325,12 @@ def stream(name: str) -> int:
 
 
 def streams(names: Iterable[str]) -> dict[str, int]:
-    """The streams of all the parameters of one model.
+    """Return the streams of all parameters of one model, by name.
 
-    On a collision the later name in sorted order is hashed again with ``#1`` appended, then ``#2``, and so on.
+    If two names collide, the later one in sorted order is hashed again with ``#1`` appended, then ``#2``, and so on.
 
     Raises:
-        TypeError: ``names`` is one string, or holds what is no string.
+        TypeError: ``names`` is one string, or one of them is not a string.
     """
     names = names if isinstance(names, str) else [*names]
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):

@@ -1,4 +1,4 @@
-"""Local generators for everything that is random but no stochastic mask: starts, orders of batches, shuffles."""
+"""Local random generators for everything but stochastic masks: initial weights, order of batches, shuffles."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def check_seed(op: str, seed: int) -> None:
 
 
 def generator(seed: int, *path: str | int) -> np.random.Generator:
-    """The generator at one address.
+    """Return the random generator for one purpose.
 
-    Streams at different addresses are independent, and none depends on what was drawn elsewhere before.
+    Generators of different seeds or purposes are independent, and none depends on numbers sampled before.
 
     Args:
-        seed: 0 .. 2^64 - 1, of the run.
-        path: what the numbers are for, such as ``("shuffle", "fc1.weight")``.
+        seed: seed of the run, 0 .. 2^64 - 1.
+        path: names the purpose, such as ``("shuffle", "fc1.weight")``.
 
     Raises:
-        ValueError: a seed outside its range.
+        ValueError: the seed is outside its range.
     """
     check_seed("generator", seed)
     digest = hashlib.blake2s(repr((seed, *path)).encode()).digest()

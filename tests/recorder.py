@@ -59,7 +59,10 @@ def replacements() -> Iterator[tuple[str, Any]]:
     yield "stochprune.kernels.supports", lambda *tensors: all(t.dtype != torch.float64 for t in tensors)
     yield "stochprune.backends._serving", {}
     yield "stochprune.backends._row", lambda device: (kernels, importlib.import_module("stochprune.reference"))
-    yield "stochprune.reference.factor", lambda logits, *address: (logits, logits)  # the exact mask, which is slow
+    yield (
+        "stochprune.reference.masked.factor",
+        lambda logits, *address: (logits, logits),
+    )  # the exact mask, which is slow
     for name, value in (("item", 0.5), ("__bool__", False), ("__float__", 0.5), ("__int__", 0), ("__index__", 0)):
         yield f"torch.Tensor.{name}", answered(getattr(torch.Tensor, name), value)
     for name in ("cpu", "tolist"):

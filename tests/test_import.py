@@ -46,6 +46,21 @@ def test_every_name_is_there_on_the_first_call():
         _ = sp.sketch
 
 
+def test_the_version_says_that_the_package_is_not_installed():
+    code = """
+import importlib.metadata, torch
+
+def version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+importlib.metadata.version = version
+import stochprune
+from stochprune.runs.results import versions
+print(stochprune.__version__, versions()["stochprune"])
+"""
+    assert run(code).split() == ["0+not.installed"] * 2
+
+
 @pytest.mark.parametrize("package", ["training", "pac_bayes"])
 def test_names_are_those_of_their_package(package):
     home = importlib.import_module(f"stochprune.{package}")

@@ -1,5 +1,5 @@
-"""The parts of ``python -m bench.gpu_check``; docs/gpu.md tells what each step does.
+"""The parts of ``python -m bench.gpu_check``; docs/gpu.md describes its steps.
 
-``driver`` starts a ``worker`` for each step and never imports torch itself; both append to the ``journal``. The modules
-named in ``steps`` say what a step measures; ``summary`` makes a row of the ledger from the journal alone.
+The ``driver`` starts a ``worker`` for each step and never imports torch; both append to the ``journal``. The modules
+that ``steps`` names do the measurements. ``summary`` makes a row of the ledger from the journal alone.
 """

@@ -1,4 +1,4 @@
-"""Measures the constants on which the choice of routes rests; see kernels/calibrate.py."""
+"""Measure the constants on which the choice of routes depends; see kernels/calibrate.py."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from stochprune import backends
 
 
 def cases() -> list[str]:
-    """One."""
+    """Return the one case."""
     device.require()
     return ["constants"]
 
 
 def run(case: str) -> dict[str, Any]:
-    """The constants by name; they are also written where ``stochprune bench --calibrate`` writes them."""
+    """Return the constants by name, and write them to the file of ``stochprune bench --calibrate``."""
     return dict(backends.load("triton").calibrate()._asdict())

@@ -1,4 +1,4 @@
-"""The Monte Carlo draws of certificates; see bench/draws.py."""
+"""Measure the Monte Carlo draws of certificates; see bench/draws.py."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ROUNDS = 5
 
 
 def cases() -> list[str]:
-    """The networks of the published certificates."""
+    """Return the networks of the published certificates."""
     device.require()
     return [f"{network} {family} {examples}" for network, family, examples in draws.CASES]
 
 
 def run(case: str) -> dict[str, Any]:
-    """Microseconds a draw, alone and together, and the minutes that ``draws.GOAL`` draws take."""
+    """Return microseconds per draw, alone and together, and the minutes for ``draws.GOAL`` draws."""
     network, family, examples = case.split()
     times = draws.measure(network, family, int(examples), DRAWS[device.DEVICE], ROUNDS, device.DEVICE)
     return {**times, "minutes": draws.GOAL * times["together"] / 60e6}

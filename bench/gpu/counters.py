@@ -1,4 +1,4 @@
-"""The profiler's hardware counters of three kernels, where Nsight Compute is there and may read them."""
+"""Read the hardware counters of three kernels with Nsight Compute, if it is installed and allowed to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from bench.gpu import device
 from bench.gpu.job import LENGTH, Skip, tool
 
-KERNELS = {  # the way and M, N, K that launch it
+KERNELS = {  # the way, and M, N and K, with which the kernel is launched
     "masked_matmul": ("in_register", 128, 4096, 4096),
     "one_pass": ("in_register", 64, 4096, 4096),
     "prepass": ("prepass", 128, 4096, 4096),
@@ -28,27 +28,27 @@ METRICS = (
 
 
 def cases() -> list[str]:
-    """The kernels."""
+    """Return the kernels."""
     device.require()
     return list(KERNELS)
 
 
 def healthy() -> bool:
-    """Only other processes use the GPU."""
+    """Return True: only other processes use the GPU."""
     return True
 
 
 def run(case: str) -> dict[str, Any]:
-    """The counters of a kernel's second launch.
+    """Return the counters of a kernel's second launch.
 
     Raises:
         Skip: ncu is missing.
-        RuntimeError: ncu failed or counted nothing.
+        RuntimeError: ncu failed or returned no counters.
     """
     path = shutil.which("ncu")
     if path is None:
         raise Skip("ncu is not on the PATH")
-    command = [path, "--csv", "--clock-control", "none", "--target-processes", "all"]  # the clocks stay as they are
+    command = [path, "--csv", "--clock-control", "none", "--target-processes", "all"]  # do not change the clocks
     command += ["--kernel-name", f"regex:{case}", "--launch-skip", "1", "--launch-count", "1"]
     command += ["--metrics", ",".join(METRICS), sys.executable, "-m", "bench.gpu.exercise", *map(str, KERNELS[case])]
     ended = tool(command)
@@ -59,7 +59,7 @@ def run(case: str) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, str]:
-    """Metric by name, with its unit, of ncu's table: a line for each metric, or a column after a line of units."""
+    """Return the metrics of ncu's table by name, with units. The table has a line or a column for each metric."""
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     rows = list(csv.DictReader(lines[start:]))

@@ -1,8 +1,8 @@
-"""The GPU: whether it is there and well, and how time, launches and memory of a step are measured on it.
+"""Check the state of the GPU, and measure time, launches and memory of a step on it.
 
-A small kernel takes less time than its launch through Python, so a step is timed in two ways. In a CUDA graph the host
-takes no part: the graph holds several steps, on different tensors, so that neither its own launch nor the second-level
-cache counts. Eagerly the host does take part, and its share is measured beside it.
+A small kernel takes less time than its launch from Python, so a step is timed in two ways. In a CUDA graph the host's
+time does not count. The graph holds several steps on different tensors, so that its own launch takes little of the time
+and the second-level cache does not help. The eager time includes the host's part, which is also measured alone.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from torch.profiler import ProfilerActivity, profile
 import stochprune
 from bench.gpu.job import Skip, Unusable
 
-if importlib.util.find_spec("stochprune.kernels") is None:  # not installed: the repository's own folder serves
+if importlib.util.find_spec("stochprune.kernels") is None:  # not installed: use the repository's folder
     stochprune.__path__.append(str(Path(__file__).parents[2]))
 
 DEVICE = "cuda"
 Run = Callable[[], object]
-HOST_STEPS = 20  # enqueued without a wait; the GPU's queue holds about a thousand launches
+HOST_STEPS = 20  # steps that are queued without a wait; the GPU's queue holds about a thousand launches
 REPLAYS_MS = 40
 _failed_captures: list[str] = []  # of this process
 
 
 def require() -> None:
-    """Raise :class:`Unusable` where torch sees no GPU."""
+    """Raise :class:`Unusable` if torch sees no GPU."""
     if not torch.cuda.is_available():
         raise Unusable("gpu-check needs an NVIDIA GPU; torch sees none on this machine")
 
 
 def synchronize() -> None:
-    """Wait for the GPU, so that an error belongs to the case that made it."""
+    """Wait for the GPU, so that an error is raised in the case that caused it."""
     torch.cuda.synchronize()
 
 
 def healthy() -> bool:
-    """Return True unless an earlier error has stayed in this process: in its CUDA context, or in torch's graphs."""
+    """Return True unless an earlier error remains in this process, in its CUDA context or in torch's graphs."""
     return not _failed_captures and lost() is None
 
 
 def lost() -> str | None:
-    """The error that has stayed in this process, if one has; one that goes away with its report is none."""
+    """Return the error that remains in this process, or None. An error that is reported only once does not remain."""
     with contextlib.suppress(RuntimeError):
         synchronize()
         return None
@@ -62,7 +62,7 @@ def lost() -> str | None:
 
 
 def ways() -> tuple[str, ...]:
-    """Our own ways through a layer: the routes of the Triton backend, and the CUDA C++ backend."""
+    """Return our own ways to compute a layer: the routes of the Triton backend, and the CUDA C++ backend."""
     from stochprune.kernels.routes import ROUTES
 
     return (*ROUTES, "cuda")
@@ -70,10 +70,10 @@ def ways() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def forced(way: str) -> Iterator[None]:
-    """Inside, the way is taken whatever the shape.
+    """Use this way for all shapes inside the block.
 
     Raises:
-        Skip: it is the CUDA C++ backend, and that was not built.
+        Skip: the way is the CUDA C++ backend, which was not built.
     """
     from stochprune import backends
     from stochprune.kernels.routes import OVERRIDE
@@ -92,14 +92,14 @@ def forced(way: str) -> Iterator[None]:
 
 
 def eager_us(run: Run) -> float:
-    """Median time of a call between two events, in microseconds, the second-level cache cleared before each."""
+    """Return the median microseconds of a call between two events; the second-level cache is cleared before each."""
     from triton.testing import do_bench
 
     return 1e3 * do_bench(run, warmup=10, rep=40, return_mode="median")
 
 
 def graph_us(runs: Sequence[Run]) -> float:
-    """Median time of one of ``runs`` inside one CUDA graph, in microseconds.
+    """Return the median microseconds of one of ``runs`` inside one CUDA graph.
 
     Raises:
         RuntimeError: a run cannot be captured.
@@ -122,12 +122,12 @@ def graph_us(runs: Sequence[Run]) -> float:
 
 
 def replayed_us(replay: Run) -> float:
-    """Median time of a replay among many that the GPU runs one after the other, in microseconds.
+    """Return the median microseconds of a replay, among many that the GPU runs one after the other.
 
-    The tensors of a graph do not fit into the second-level cache together, so nothing clears it: what a clearing
-    leaves there is written back while the next kernels run, and would count as theirs.
+    The second-level cache is not cleared, since it cannot hold all tensors of a graph. After a clear, the GPU would
+    write the cache back while the next kernels run, and their times would include that.
     """
-    count = 5  # which warm up and tell how many there is time for
+    count = 5  # the first replays warm up; their time determines the number of the others
     for _ in range(2):
         events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         events[0].record()
@@ -141,7 +141,7 @@ def replayed_us(replay: Run) -> float:
 
 
 def host_us(run: Run) -> float:
-    """Time of the host to enqueue a call, in microseconds: the least of five rounds that do not wait for the GPU."""
+    """Return the host's microseconds to queue a call: the minimum of five rounds that do not wait for the GPU."""
     rounds = []
     for _ in range(5):
         synchronize()
@@ -154,7 +154,7 @@ def host_us(run: Run) -> float:
 
 
 def launches(run: Run) -> int:
-    """The number of kernels that a call launches.
+    """Return the number of kernels that a call launches.
 
     Raises:
         RuntimeError: the profiler sees none.
@@ -169,12 +169,12 @@ def launches(run: Run) -> int:
 
 
 def count_launches(names: Sequence[str]) -> int:
-    """How many events are calls of the runtime's or the driver's launch functions."""
+    """Return how many events are calls of the launch functions of the runtime or the driver."""
     return sum(re.match(r"cu(da)?Launch(Cooperative)?Kernel", name) is not None for name in names)
 
 
 def peak_bytes(run: Run) -> int:
-    """The most memory that a call holds above what was there before."""
+    """Return the peak memory of a call minus the memory before it, in bytes."""
     synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

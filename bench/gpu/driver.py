@@ -1,7 +1,7 @@
-"""Runs the steps in worker processes, and neither a crash nor a hang of one of them stops it.
+"""Run the steps in worker processes. A worker that crashes or hangs does not stop the driver.
 
-A worker that takes too long over a case, or dies, is replaced, and the new one goes on with the next case. It imports
-no torch, so that no state of the GPU can harm it.
+A worker that dies, or takes too long for a case, is replaced; the new one continues with the next case. The driver does
+not import torch, so a broken GPU cannot affect it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from bench.gpu.journal import Journal, Row, say
 from bench.gpu.steps import Step
 
 ROOT = Path(__file__).parents[2]
-STARTS = 2  # of a worker in a row that end before a case did
-TAIL = 3000  # characters of the log that stand in a row
+STARTS = 2  # number of workers in a row that may end before they finish a case
+TAIL = 3000  # characters at the end of the log that a row holds
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    "PYTHONFAULTHANDLER": "1",  # a crash leaves its Python lines in the log
-    "PYTHONHASHSEED": "0",  # the lanes of a step name its cases in one order
+    "PYTHONFAULTHANDLER": "1",  # a crash prints its Python traceback to the log
+    "PYTHONHASHSEED": "0",  # all lanes of a step list its cases in the same order
     "PYTHONUNBUFFERED": "1",
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes for one kernel
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no process pool to compile one kernel
 }
 
 
 class Lane:
-    """One worker after the other, until every case of its share is done or the step's time is over."""
+    """Runs one worker after the other, until all cases of its share are done or the time of the step is over."""
 
     def __init__(self, step: Step, number: int, journal: Journal, deadline: Callable[[], float]) -> None:
         self.step, self.number, self.journal, self.deadline = step, number, journal, deadline
         self.log: Path | None = None
-        self.plan: list[str] | None = None  # None until a worker could name its cases
+        self.plan: list[str] | None = None  # None until a worker has listed its cases
         self.done: list[str] = []
         self.failed = self.restarts = 0
         self.unusable: str | None = None
@@ -50,7 +50,7 @@ class Lane:
         self._log_start = 0
 
     def run(self) -> None:
-        """All of the lane's cases."""
+        """Run all cases of the lane."""
         idle = 0
         while self.unusable is None and time.monotonic() < self.deadline():
             before = len(self.done)
@@ -66,9 +66,9 @@ class Lane:
             self.restarts += 1
 
     def _worker(self) -> str | None:
-        """Run one worker to its end; None if all was done, else why it ended before."""
+        """Run one worker to its end. Return None if all cases are done, otherwise the reason why it ended."""
         self._case, self._since = None, time.monotonic()
-        self.log = self.journal.log()  # the disk of the last one may be full by now
+        self.log = self.journal.log()  # chosen again, since a disk may be full by now
         with self._output() as output:
             self._log_start = output.tell()
             process, pipe = self._start(output)
@@ -94,9 +94,9 @@ class Lane:
     def _start(self, output: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
         ours, theirs = os.pipe()
         job = {"step": self.step.name, "lane": self.number, "lanes": self.step.lanes, "done": self.done, "pipe": theirs}
-        places = {"run": self.journal.run, "folders": [str(folder) for folder in self.journal.folders]}
+        journal = {"run": self.journal.run, "folders": [str(folder) for folder in self.journal.folders]}
         memory = os.memfd_create("job")
-        os.write(memory, json.dumps({**job, **places}).encode())
+        os.write(memory, json.dumps({**job, **journal}).encode())
         os.lseek(memory, 0, os.SEEK_SET)
         try:
             process = subprocess.Popen(
@@ -118,7 +118,7 @@ class Lane:
         return process, ours
 
     def _listen(self, process: subprocess.Popen[bytes], pipe: int) -> str | None:
-        """Take the worker's events until it ends, or until its time is over: then why."""
+        """Read the worker's events until it ends (return None), or until its time is over (return the reason)."""
         rest = b""
         while True:
             now = time.monotonic()
@@ -171,10 +171,10 @@ class Lane:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> bool:
-    """Kill the worker with all that it started; whether it is gone."""
+    """Kill the worker and its child processes. Return True if it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # the driver of a GPU may hold a process for ever
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the GPU's driver may hold a process for ever
         process.wait(10)
         return True
     return False
@@ -196,10 +196,10 @@ def _show(row: Row) -> None:
 
 
 def run_step(step: Step, journal: Journal, stopped: Callable[[], bool], end: float) -> tuple[Row, str | None]:
-    """Run a step, at most until ``end``, and write its row: what was done and left.
+    """Run a step, at most until ``end``, and write its row with the numbers of cases that were done and left.
 
     Returns:
-        The row, and why no step can run on this machine, if so.
+        The row; and the reason if no step can run on this machine, otherwise None.
     """
     start = time.monotonic()
 
@@ -231,9 +231,9 @@ def run_step(step: Step, journal: Journal, stopped: Callable[[], bool], end: flo
 
 
 def run(steps: Sequence[Step], journal: Journal, stopped: Callable[[], bool] = lambda: False) -> int:
-    """Run the steps until ``stopped``. Return 0 if all was done and well, 1 if not, 2 if no step can run here."""
+    """Run the steps until ``stopped``. Return 0 if all cases succeeded, 1 if not, 2 if no step can run here."""
     status = 0
-    end = time.monotonic() + sum(step.seconds for step in steps)  # also where the end of a worker took its time
+    end = time.monotonic() + sum(step.seconds for step in steps)  # holds also if a worker takes long to end
     for step in steps:
         row, unusable = run_step(step, journal, stopped, end)
         counts = f"{row['done']} done, {row['failed']} failed, {row['left']} left"
@@ -242,6 +242,6 @@ def run(steps: Sequence[Step], journal: Journal, stopped: Callable[[], bool] = l
             say(unusable, sys.stderr)
             if not any(done["ok"] for done in journal.rows()):
                 return 2
-            row["ok"] = False  # the GPU was there: the steps that are left may find it again
+            row["ok"] = False  # the GPU was there before, so the other steps may find it again
         status |= not row["ok"]
     return status

@@ -1,4 +1,4 @@
-"""One way, forward and backward, a few times on one shape: what the profiler and the sanitizer run.
+"""Run one way, forward and backward, a few times on one shape, for the profiler and the sanitizer.
 
 python -m bench.gpu.exercise in_register 33 70 130
 """
@@ -11,7 +11,7 @@ from bench.gpu import device, smoke
 
 
 def exercise(way: str, m: int, n: int, k: int, times: int = 2) -> None:
-    """Run ``way`` so often for x [m, k] and weights [n, k]."""
+    """Run ``way`` several times for x [m, k] and weights [n, k]."""
     tensors = [t.to(device.DEVICE) for t in smoke.inputs(m, n, k)]
     with device.forced(way):
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""The versions of everything, and an installation for this GPU alone from what is on the machine."""
+"""Record the versions, and install for this GPU alone, without a network."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ UNKNOWN = "unknown"
 SAID_SECONDS = 10
 SOURCES = ("stochprune/**/*.py", "kernels/*.py", "csrc/**/*", "bench/**/*.py", "CMakeLists.txt", "setup.py")
 PIP = ("-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--editable", ".")
-METADATA = ("setup.py", "-q", "egg_info")  # without which the package cannot be imported from its folder either
-IN_PLACE = ("setup.py", "-q", "build_ext", "--inplace")  # where pip is missing or may not write
+METADATA = ("setup.py", "-q", "egg_info")  # gives the package its version, also if it is imported from its folder
+IN_PLACE = ("setup.py", "-q", "build_ext", "--inplace")  # used if pip is missing or cannot write
 
 
 def cases() -> list[str]:
-    """The versions first: they say of which machine all other rows are."""
+    """Return the cases. The versions come first, because they identify the machine of all other rows."""
     return ["versions", "package"]
 
 
 def healthy() -> bool:
-    """No GPU is used here."""
+    """Return True: no GPU is used here."""
     return True
 
 
 def run(case: str) -> dict[str, Any]:
-    """The versions, or how the package was installed and how long that took."""
+    """Return the versions, or how the package was installed and how long that took."""
     return versions() if case == "versions" else package()
 
 
 def versions() -> dict[str, Any]:
-    """Return the versions of all that a time depends on, the GPU to our source; ``unknown`` where they cannot be told.
+    """Return the versions of all that affects times, from the GPU to our source; ``unknown`` where there is none.
 
     Raises:
         Unusable: torch sees no GPU.
@@ -71,7 +71,7 @@ def versions() -> dict[str, Any]:
 
 
 def version(name: str) -> str:
-    """A module's version."""
+    """Return a module's version."""
     try:
         return str(importlib.import_module(name).__version__)
     except Exception:  # a broken installation may raise anything
@@ -79,9 +79,10 @@ def version(name: str) -> str:
 
 
 def said(command: list[str], pattern: str = r"(\S+)") -> str:
-    """Return the part of a program's output that the pattern's group matches; ten seconds at most.
+    """Return the part of a program's output that the pattern's group matches, after ten seconds at most.
 
-    It prints to a file, and its end is not waited for: one that the driver of a GPU holds cannot be killed.
+    The program prints to a file, so that we need not wait for its end: a process that the GPU's driver holds cannot be
+    killed.
     """
     with tempfile.TemporaryFile() as output:
         try:
@@ -100,7 +101,7 @@ def said(command: list[str], pattern: str = r"(\S+)") -> str:
 
 
 def source() -> str:
-    """A digest of the files that are measured: tells two states apart where git is not there."""
+    """Return a digest of the measured source files, which identifies their state without git."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()}):
         if "__pycache__" not in path.parts:
@@ -109,10 +110,10 @@ def source() -> str:
 
 
 def package() -> dict[str, Any]:
-    """Install for the one GPU, by pip or else in place, and say which backends can be loaded.
+    """Install for this GPU with pip, or in place if that fails, and return which backends can be loaded.
 
     Raises:
-        RuntimeError: neither worked.
+        RuntimeError: both failed.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The job of a step's module: cases run one after the other, and a row is on the disk before the next case."""
+"""The job of a step's module: its cases run one after the other, and each row is on disk before the next case."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 
 from bench.gpu.journal import Journal, Row
 
-_prctl = ctypes.CDLL(None).prctl  # found now: between fork and exec little is safe
-REPLACE = 75  # exit status: the case is in the journal, but this process cannot run another
+_prctl = ctypes.CDLL(None).prctl  # looked up now, because few calls are safe between fork and exec
+REPLACE = 75  # exit status of a worker whose case is in the journal, but which cannot run another one
 LENGTH = 4000  # characters of an error that are kept
 
 
@@ -27,11 +27,11 @@ class Unusable(Exception):
 
 
 class Skip(Exception):
-    """Something that a case needs is not there; its row says so and does not count as a failure."""
+    """Something that a case needs is missing. The row of the case says so, and it is not a failure."""
 
 
 class Failed(Exception):
-    """A check that failed, with what was measured before."""
+    """A check that failed; ``found`` holds the measurements made before."""
 
     def __init__(self, message: str, found: dict[str, Any]) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class Failed(Exception):
 
 
 class Job:
-    """A worker's task: every ``lanes``-th case of a step but those that have been done."""
+    """A worker's task: every ``lanes``-th case of a step, without those that are done."""
 
     def __init__(
         self, step: str, journal: Journal, pipe: int, lane: int = 0, lanes: int = 1, done: Sequence[str] = ()
@@ -48,13 +48,13 @@ class Job:
         self._pipe, self._start = pipe, 0.0
 
     def mine(self, names: Sequence[str]) -> list[str]:
-        """This worker's share of all cases, which the driver is told, less those that have been done."""
+        """Tell the driver this worker's share of all cases, and return those of them that are not done."""
         share = list(names)[self.lane :: self.lanes]
         self._tell(plan=share)
         return [name for name in share if name not in self.done]
 
     def begin(self, name: str) -> None:
-        """The clock of a case starts."""
+        """Start the clock of a case."""
         self._start = time.monotonic()
         self._tell(begin=name)
 
@@ -62,10 +62,10 @@ class Job:
         """Append a case's row to the journal.
 
         Args:
-            name: of the case.
-            ok: None where it was skipped.
-            found: what was measured.
-            more: ``error``, or why it was ``skipped``.
+            name: name of the case.
+            ok: whether it succeeded; None if it was skipped.
+            found: the measurements.
+            more: ``error``, or the reason why the case was ``skipped``.
         """
         seconds = round(time.monotonic() - self._start, 3)
         row: Row = {"step": self.step, "case": name, "ok": ok, "seconds": seconds, **more}
@@ -75,11 +75,11 @@ class Job:
         return row
 
     def end(self, row: Row) -> None:
-        """The driver learns that a case is over."""
+        """Tell the driver that a case is over."""
         self._tell(end=row["case"], row=row)
 
     def unusable(self, why: str) -> None:
-        """The driver learns that no step can run."""
+        """Tell the driver that no step can run."""
         self._tell(unusable=why)
 
     def _tell(self, **event: Any) -> None:
@@ -87,7 +87,7 @@ class Job:
 
 
 def each(job: Job, module: ModuleType) -> None:
-    """Run the cases of a module, each in its own try; leave the process if an error stays in it."""
+    """Run the cases of a module, and catch the error of each one; end the process if an error remains in it."""
     for name in job.mine(module.cases()):
         job.begin(name)
         try:
@@ -109,7 +109,7 @@ def each(job: Job, module: ModuleType) -> None:
 
 
 def _result(job: Job, name: str, found: Row | Iterator[Row]) -> Row:
-    """Return what a case found; a case in several parts yields all it has after each, and that is recorded too."""
+    """Return the measurements of a case. If it yields them in parts, record those so far after each part."""
     if isinstance(found, dict):
         return found
     last: Row = {}
@@ -119,12 +119,12 @@ def _result(job: Job, name: str, found: Row | Iterator[Row]) -> Row:
 
 
 def error_text(error: BaseException) -> str:
-    """The traceback's last part."""
+    """Return the last part of the traceback."""
     return "".join(traceback.format_exception(error))[-LENGTH:]
 
 
 def leave(status: int) -> None:
-    """End at once: the clean end of a process whose GPU hangs may take for ever."""
+    """End the process at once: a clean end may take for ever if the GPU hangs."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -132,10 +132,10 @@ def leave(status: int) -> None:
 
 
 def die_with_parent() -> None:
-    """From here on this process is killed when its parent ends."""
+    """Make the system kill this process when its parent ends."""
     _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def tool(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a program that does not outlive this process, and keep what it prints."""
+    """Run a program that ends with this process at the latest, and return its output."""
     return subprocess.run(command, capture_output=True, text=True, preexec_fn=die_with_parent, **options)

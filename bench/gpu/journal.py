@@ -1,7 +1,7 @@
-"""Rows of JSON, one a line, appended to a file in each of several folders at once.
+"""Append rows of JSON, one per line, to a file in each of several folders.
 
-A row that was written stays, whatever happens to the process, its parent or the GPU later: each line goes to the disk
-before the next case starts. A folder that cannot be written is named once on the standard error, and the others go on.
+Each row is on disk before the next case starts, so a later failure of the process, its parent or the GPU does not lose
+it. If a folder cannot be written, one message on standard error names it, and the other folders are used.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-ROOM = 1 << 20  # bytes
+FREE = 1 << 20  # bytes that must be free on the disk of the log
 RESULTS = Path(__file__).parents[1] / "results"
 Row = dict[str, Any]
 
 
 def folders() -> list[Path]:
-    """Return the folders for results: the one that ``OUT`` names, if it is set, and ``bench/results``."""
+    """Return the folders for results: the one in the variable ``OUT`` if it is set, and ``bench/results``."""
     out = os.environ.get("OUT")
-    return [*([Path(out).absolute()] if out else []), RESULTS]  # the workers run in another folder
+    return [*([Path(out).absolute()] if out else []), RESULTS]  # absolute, since the workers run in another folder
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line, if anybody still listens: neither a closed pipe nor a lost terminal ends the check."""
+    """Print a line; ignore a closed pipe or a lost terminal, so that the check continues."""
     with contextlib.suppress(OSError):
         print(text, file=file or sys.stdout, flush=True)
 
@@ -35,12 +35,12 @@ def say(text: str, file: TextIO | None = None) -> None:
 class Journal:
     """The file ``gpu-check-<run>.jsonl`` in each folder; several processes may append to it."""
 
-    def __init__(self, run: str, places: Iterable[Path]) -> None:
-        self.run, self.folders = run, list(places)
+    def __init__(self, run: str, folders: Iterable[Path]) -> None:
+        self.run, self.folders = run, list(folders)
         self._refused: set[Path] = set()
 
     def write(self, row: Row) -> None:
-        """Append a row to every folder that takes it; print it if none does."""
+        """Append a row to the file in every folder that can be written; print it if there is none."""
         line = json.dumps(row, default=str).encode() + b"\n"
         taken = [
             self._try(folder, lambda folder: _append(folder / f"gpu-check-{self.run}.jsonl", line))
@@ -50,13 +50,13 @@ class Journal:
             say(line.decode().rstrip())
 
     def save(self, name: str, text: str) -> list[Path]:
-        """Write a whole file to every folder that takes it, and return the paths."""
+        """Write a whole file to every folder that can be written, and return the paths."""
         return [
             folder / name for folder in self.folders if self._try(folder, lambda folder: _replace(folder / name, text))
         ]
 
     def log(self) -> Path | None:
-        """The file for what the workers print, which no full disk may stop: in the first folder that has room."""
+        """Return the file for the output of the workers: in the first folder whose disk is not full."""
         for folder in self.folders:
             path = folder / f"gpu-check-{self.run}.log"
             if self._try(folder, lambda _: _open_log(path)):  # noqa: B023 - called at once
@@ -64,7 +64,7 @@ class Journal:
         return None
 
     def rows(self) -> list[Row]:
-        """Return the longest file of this run in any of the folders."""
+        """Return the rows of the longest file of this run in the folders."""
         found = [read(folder / f"gpu-check-{self.run}.jsonl") for folder in self.folders]
         return max(found, key=len)
 
@@ -82,7 +82,7 @@ class Journal:
 
 def _open_log(path: Path) -> None:
     path.open("ab").close()
-    if shutil.disk_usage(path).free < ROOM:
+    if shutil.disk_usage(path).free < FREE:
         raise OSError("the disk is full")
 
 
@@ -90,7 +90,7 @@ def _append(path: Path, line: bytes) -> None:
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(file).st_size
-        if size and os.pread(file, 1, size - 1) != b"\n":  # a full disk cut the line before
+        if size and os.pread(file, 1, size - 1) != b"\n":  # a full disk cut off the previous line
             line = b"\n" + line
         if os.write(file, line) < len(line):
             raise OSError(f"{path.name}: only a part of a row was written; is the disk full?")
@@ -106,7 +106,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; lines that were cut are left out, and a missing file has none."""
+    """Return the rows of a file, without lines that were cut off; none if the file is missing."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""compute-sanitizer watches the memory accesses of every way on a small odd shape."""
+"""Check the memory accesses of every way with compute-sanitizer, on a small odd shape."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 from bench.gpu import device
 from bench.gpu.job import LENGTH, Skip, tool
 
-SHAPE = ("300", "77", "333")  # of the smoke step, which has compiled its kernels
-FOUND = 9  # exit status where the sanitizer found something
+SHAPE = ("300", "77", "333")  # a shape of the smoke step, which has compiled its kernels
+FOUND = 9  # exit status if the sanitizer found an error
 
 
 def cases() -> list[str]:
-    """The ways."""
+    """Return the ways."""
     device.require()
     return list(device.ways())
 
 
 def healthy() -> bool:
-    """Only other processes use the GPU."""
+    """Return True: only other processes use the GPU."""
     return True
 
 
 def run(case: str) -> dict[str, Any]:
-    """Return what compute-sanitizer says of one way.
+    """Return the verdict of compute-sanitizer for one way.
 
     Raises:
-        Skip: the tool is missing, the way is, or the tool cannot watch this machine's GPU.
-        RuntimeError: an access outside of the memory.
+        Skip: the tool or the way is missing, or the tool does not support this machine's GPU.
+        RuntimeError: the tool found an access outside the allocated memory, or failed.
     """
     path = shutil.which("compute-sanitizer")
     if path is None:
@@ -38,7 +38,7 @@ def run(case: str) -> dict[str, Any]:
     with device.forced(case):  # skips a way that was not built
         pass
     command = [path, "--tool", "memcheck", "--error-exitcode", str(FOUND), sys.executable, "-m", "bench.gpu.exercise"]
-    # Without torch's cache of allocations, whose blocks are larger than the tensors in them.
+    # Switch off torch's cache of allocations: its blocks are larger than the tensors in them.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     ended = tool([*command, case, *SHAPE], env=environment)
     said = (ended.stdout + ended.stderr)[-LENGTH:]

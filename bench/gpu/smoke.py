@@ -1,6 +1,6 @@
-"""Every way through a layer, forward and backward, against float64 on the CPU, then 200 times for the same bits.
+"""Compare every way to compute a layer, forward and backward, with float64 on the CPU, then with 200 repeats of itself.
 
-A race between a kernel's warps may leave most runs right: only repeats show it.
+Most runs may be right in spite of a race between the warps of a kernel. Only repeats show it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from bench.gpu.job import Failed
 from stochprune import backends
 from stochprune.functional import masked_linear
 
-# M, N, K: of the tiles that the larger benchmark uses too, and an odd one
+# M, N, K: three shapes with the tiles of the larger benchmark, and an odd one
 SHAPES = [(16, 4096, 512), (64, 2048, 1024), (128, 1024, 2048), (300, 77, 333)]
 DTYPE = torch.bfloat16
 REPEATS = 200
-TOLERANCE = 1e-2  # of the norm: bfloat16 inputs give 2e-3 to 5e-3; a wrong tile gives more than 1e-1
+TOLERANCE = 1e-2  # relative to the norm; bfloat16 inputs give 2e-3 to 5e-3, a wrong tile gives more than 1e-1
 AT: dict[str, Any] = {"stream": 7, "estimator": "straight_through"}
 NAMES = ("y", "dx", "dweight", "dlogits", "dbias")
 
 
 def cases() -> list[str]:
-    """A shape of every way, then the next shape, so that a lane keeps to one way and a crash costs one way alone."""
+    """Return one shape with every way, then the next shape: so a lane has one way, and a crash stops one way only."""
     device.require()
     return [f"{way} {m}x{n}x{k}" for m, n, k in SHAPES for way in device.ways()]
 
 
 def run(case: str) -> dict[str, Any]:
-    """The relative errors, and how many of the repeats differed."""
+    """Return the relative errors, and how many of the repeats differed."""
     way, shape = case.split()
     m, n, k = map(int, shape.split("x"))
     tensors = [t.to(device.DEVICE) for t in inputs(m, n, k)]
@@ -59,7 +59,7 @@ def run(case: str) -> dict[str, Any]:
 
 
 def inputs(m: int, n: int, k: int) -> list[Tensor]:
-    """x, weight, logits, bias and the output's gradient, on the CPU."""
+    """Return x, weight, logits, bias and the gradient of the output, on the CPU."""
     generator = torch.Generator().manual_seed(m + n + k)
 
     def make(*shape: int) -> Tensor:
@@ -69,7 +69,7 @@ def inputs(m: int, n: int, k: int) -> list[Tensor]:
 
 
 def step(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The output and the gradients of x, weight, logits and bias."""
+    """Return the output and the gradients of x, weight, logits and bias."""
     leaves = [t.detach().requires_grad_() for t in tensors[:4]]
     seed, draw = (torch.tensor([number], device=leaves[0].device) for number in (-77, 5))
     y = masked_linear(*leaves, seed=seed, draw=draw, **AT)
@@ -78,7 +78,7 @@ def step(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 @functools.cache
 def reference(m: int, n: int, k: int) -> tuple[Tensor, ...]:
-    """The same in float64 by the executable reference on the CPU."""
+    """Return the result of :func:`step` in float64, computed by the reference on the CPU."""
     os.environ[backends.OVERRIDE] = "reference"
     try:
         return step(*(t.double() for t in inputs(m, n, k)))

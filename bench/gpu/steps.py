@@ -1,4 +1,4 @@
-"""The steps of the check in their order, and how long each may take."""
+"""The steps of the check in their order, and their time limits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Step(NamedTuple):
 
     name: str
     module: str
-    seconds: float  # after which its workers are killed
-    case_seconds: float  # after which a case's worker is killed, and another one goes on with the next case
-    lanes: int = 1  # workers at once; more than one only where nothing is timed
-    quiet: bool = False  # prints failures alone
+    seconds: float  # time limit of the step; then its workers are killed
+    case_seconds: float  # time limit of a case; then its worker is killed, and another one continues with the next case
+    lanes: int = 1  # number of workers at once; more than one only if nothing is timed
+    quiet: bool = False  # print failures only
 
 
-STEPS = (  # together less than ten minutes
+STEPS = (  # less than ten minutes together
     Step("install", "bench.gpu.install", 95, 90),
     Step("smoke", "bench.gpu.smoke", 60, 40, lanes=8),
     Step("times", "bench.gpu.times", 120, 60),

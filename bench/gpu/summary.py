@@ -1,6 +1,6 @@
-"""A row of the ledger from the journal's rows alone, complete or not, and the table that ends the check.
+"""Make a row of the ledger from the journal alone, complete or not, and the table at the end of the check.
 
-It needs neither torch nor a GPU, so that it can be made again anywhere: ``python -m bench.gpu_check --summary FOLDER``.
+This needs neither torch nor a GPU. It can be repeated on any machine: ``python -m bench.gpu_check --summary FOLDER``.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from typing import Any
 from bench.gpu.journal import Row, read
 
 OURS = ("in_register", "bits", "prepass", "cuda")
-SAME = ("gpu", "torch", "triton", "source")  # what the rows of one summary have in common
+SAME = ("gpu", "torch", "triton", "source")  # the versions that all rows of one summary should share
 UNKNOWN = "unknown"
 
 
-def gather(place: Path) -> list[Row]:
-    """The rows of a file, or of all runs in a folder in their order.
+def gather(path: Path) -> list[Row]:
+    """Return the rows of a file, or of all runs in a folder in their order.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no rows.
     """
-    paths = sorted(place.glob("gpu-check-*.jsonl")) if place.is_dir() else [place]
-    rows = [row for path in paths for row in read(path)]
+    paths = sorted(path.glob("gpu-check-*.jsonl")) if path.is_dir() else [path]
+    rows = [row for one in paths for row in read(one)]
     if not rows:
-        raise ValueError(f"--summary: no row of a check in {place}")
+        raise ValueError(f"--summary: no row of a check in {path}")
     return rows
 
 
-def mixed(place: Path) -> dict[str, list[str]]:
-    """Return by name what differs between the runs in a folder and should be the same."""
-    paths = sorted(place.glob("gpu-check-*.jsonl")) if place.is_dir() else [place]
-    found = [row["found"] for path in paths for row in read(path) if row.get("case") == "versions" and row.get("ok")]
+def mixed(path: Path) -> dict[str, list[str]]:
+    """Return the values of versions that differ between the runs of a folder and should not, by name."""
+    paths = sorted(path.glob("gpu-check-*.jsonl")) if path.is_dir() else [path]
+    found = [row["found"] for one in paths for row in read(one) if row.get("case") == "versions" and row.get("ok")]
     values = {name: sorted({str(versions.get(name)) for versions in found}) for name in SAME}
     return {name: seen for name, seen in values.items() if len(seen) > 1}
 
 
 def ledger(rows: Sequence[Row]) -> Row:
-    """The ledger's row: versions, what each step did, every figure, and all that was measured."""
+    """Return the ledger's row: versions, the result of each step, the figures and all measurements."""
     rows = [row for row in rows if row.keys() >= {"step", "case", "ok"}]
-    last = {(row["step"], row["case"]): row for row in rows}  # of a case that was run again
+    last = {(row["step"], row["case"]): row for row in rows}  # the last row of a case that ran again
     by: dict[str, list[Row]] = {}
     for (step, _), row in last.items():
         by.setdefault(step, []).append(row)
     found: dict[str, Row] = {}
-    for row in rows:  # also of a case that was cut off after a part
+    for row in rows:  # also the first parts of a case that was cut off
         if "found" in row:
             found.setdefault(row["step"], {})[row["case"]] = row["found"]
     times = dict(found.get("times", {}))
@@ -69,17 +69,17 @@ def ledger(rows: Sequence[Row]) -> Row:
 
 
 def failed(row: Row) -> bool:
-    """Return True if a case failed; a step's own row counts nothing twice."""
+    """Return True if a case failed; the row of a whole step is not a case."""
     return row.get("ok") is False and row["case"] != "(step)"
 
 
 def last_line(error: Any) -> str:
-    """The end of a traceback."""
+    """Return the last line of a traceback."""
     return (str(error).strip().splitlines() or [""])[-1][:300]
 
 
 def state(rows: Sequence[Row]) -> Row:
-    """Return what became of a step; without its own row, it was cut off."""
+    """Return the result of a step. A step without its own row was cut off."""
     cases = [row for row in rows if row["case"] != "(step)"]
     own = next((row for row in rows if row["case"] == "(step)"), {})
     return {
@@ -98,7 +98,7 @@ Term = Callable[[Times], float | None]
 
 
 def timed(contenders: dict[str, Row], part: str) -> dict[str, Times]:
-    """Return a part's time by the way it was timed; a contender that could not be captured has none in a graph."""
+    """Return a part's times in a graph and eagerly; a contender that cannot be captured has no time in a graph."""
     found = {way: {name: row.get(part, {}).get(kind) for name, row in contenders.items()} for kind, way in WAYS.items()}
     return {
         way: {name: float(value) for name, value in times.items() if isinstance(value, float | int)}
@@ -107,7 +107,7 @@ def timed(contenders: dict[str, Row], part: str) -> dict[str, Times]:
 
 
 def compared(ways: dict[str, Times], over: Term, under: Term) -> tuple[float | None, str | None]:
-    """The ratio of two terms that were timed in one way, in a graph if both were, and that way."""
+    """Return the ratio of two times and how they were taken: both in a graph if possible, otherwise both eagerly."""
     for way, times in ways.items():
         a, b = over(times), under(times)
         if a is not None and b:
@@ -116,14 +116,14 @@ def compared(ways: dict[str, Times], over: Term, under: Term) -> tuple[float | N
 
 
 def figures(times: Sequence[Row], ceilings: Row) -> Iterator[Row]:
-    """The figures that are to be reached, at every size where what they compare was timed."""
+    """Yield the figures with goals, for every size at which their times were measured."""
     for size, contenders in sizes(times).items():
         m, n, k, masters, masks = size
         if masters != "bf16" or masks != "one":
             continue
         forward, step = timed(contenders, "forward"), timed(contenders, "step")
         copy = ceilings.get("copy_tb_per_s")
-        floor = 4 * n * k / copy / 1e6 if copy else None  # weights and logits once
+        floor = 4 * n * k / copy / 1e6 if copy else None  # read weights and logits once
         if m <= 64:
             share = compared(forward, lambda _, floor=floor: floor, best)
             yield figure("forward, share of the byte floor", size, 0.80, share, True)
@@ -136,7 +136,7 @@ def figures(times: Sequence[Row], ceilings: Row) -> Iterator[Row]:
 
 
 def sizes(times: Iterable[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
-    """The contenders' rows by size."""
+    """Return the contenders' rows by size."""
     found: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in times:
         found.setdefault(tuple(row[name] for name in ("m", "n", "k", "masters", "masks")), {})[row["contender"]] = row
@@ -144,19 +144,19 @@ def sizes(times: Iterable[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
 
 
 def best(times: Times) -> float | None:
-    """The least time of our ways."""
+    """Return the smallest time of our ways."""
     return min((t for name, t in times.items() if name in OURS), default=None)
 
 
 def contender(name: str) -> Term:
-    """The time of one contender."""
+    """Return a function that looks up the time of one contender."""
     return lambda times: times.get(name)
 
 
 def figure(
     name: str, size: tuple[Any, ...], goal: float, compared: tuple[float | None, str | None], at_least: bool
 ) -> Row:
-    """One line of the ledger's table."""
+    """Return one line of the ledger's table of figures."""
     found, way = compared
     reached = None if found is None else (found >= goal if at_least else found <= goal)
     at = {"m": size[0], "n": size[1], "k": size[2]}
@@ -164,7 +164,7 @@ def figure(
 
 
 def file_name(row: Row, run: str = "") -> str:
-    """Name the ledger's row: GPU, the run or else the date, and commit, or the digest of the source without git."""
+    """Return the file name of the ledger's row: GPU, run or date, and commit (the digest of the source without git)."""
     v = row["versions"]
     commit = v.get("commit", UNKNOWN)
     state = commit[:10] if commit != UNKNOWN else f"source-{v.get('source', UNKNOWN)}"
@@ -173,7 +173,7 @@ def file_name(row: Row, run: str = "") -> str:
 
 
 def text(row: Row) -> str:
-    """Return the text that ends the check: short enough to be the last page of a log."""
+    """Return the text at the end of the check, short enough for the last page of a log."""
     v = row["versions"]
     lines = ["", f"{v.get('gpu', UNKNOWN)}, torch {v.get('torch')}, Triton {v.get('triton')}, commit {v.get('commit')}"]
     for name, step in row["steps"].items():
@@ -200,11 +200,11 @@ def text(row: Row) -> str:
 
 
 def cell(row: Row, part: str, kind: str, digits: int = 1, scale: float = 1.0) -> str:
-    """A number of the table, or a dash."""
+    """Return a number of the table as text, or a dash."""
     value = row.get(part, {}).get(kind)
     return f"{scale * value:.{digits}f}" if isinstance(value, float | int) else "-"
 
 
 def dumps(row: Row) -> str:
-    """The ledger's file."""
+    """Return the content of the ledger's file."""
     return json.dumps(row, indent=1) + "\n"

@@ -1,7 +1,7 @@
-"""The tests that need a GPU, and those of the kernels: one row a test, as soon as it is over.
+"""Run the tests that need a GPU and those of the kernels, and write one row per test as soon as it is over.
 
-pytest runs inside the worker, so that the driver's clock, restarts and kills serve here too, and neither pytest-timeout
-nor pytest-xdist is needed: each lane takes its share of the tests.
+pytest runs inside the worker, so the driver's time limits and restarts apply here too. Each lane runs its share of the
+tests. So neither pytest-timeout nor pytest-xdist is needed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bench.gpu.job import LENGTH, REPLACE, Job, leave
 
 TESTS = ("tests/gpu", "tests/backends", "tests/kernels")
 OPTIONS = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "--continue-on-collection-errors")
-# Compiling without a GPU is what the machine without one does.
+# This test compiles without a GPU; machines without a GPU run it.
 LEFT_OUT = ("--deselect", "tests/kernels/test_compile.py")
 
 
 class Recorder:
-    """A plugin of pytest: this lane's tests alone, and a row for each."""
+    """A plugin of pytest that selects this lane's tests and writes a row for each one."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -30,27 +30,27 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Keep the lane's share, less what an earlier worker has done."""
+        """Keep the lane's share of the tests, without those that an earlier worker has done."""
         mine = set(self.job.mine([item.nodeid for item in items]))
         items[:] = [item for item in items if item.nodeid in mine]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be imported is a failure; the first lane tells."""
+        """Record a file that cannot be imported as a failure, in the first lane only."""
         if report.failed and self.job.lane == 0 and report.nodeid not in self.job.done:
             self.job.begin(report.nodeid)
             self.job.end(self.job.record(report.nodeid, False, error=report.longreprtext[-LENGTH:]))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """The test's clock starts."""
+        """Start the clock of the test."""
         self._reports = []
         self.job.begin(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Setup, call and teardown come one by one."""
+        """Keep the reports of setup, call and teardown."""
         self._reports.append(report)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Write the row."""
+        """Write the row of the test."""
         late = device.lost()
         failed = [report for report in self._reports if report.failed]
         skipped = [report for report in self._reports if report.skipped]

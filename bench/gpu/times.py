@@ -1,6 +1,6 @@
-"""Every contender side by side: a forward and a whole step, inside a CUDA graph and eagerly, and what they cost beside.
+"""Time all contenders: a forward pass and a whole step, inside a CUDA graph and eagerly, with launches and memory.
 
-A case is one contender at one size; sizes come in the order of their interest, and the step's time ends the list.
+A case is one contender at one size. The most interesting sizes come first, because the time limit may end the list.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ TOKENS = (16, 64, 128, 4096)
 SQUARE, WIDE = (4096, 4096), (8192, 8192)
 MLP = ((14336, 4096), (4096, 14336))  # N, K of Llama 3 8B
 FIRST = ("dense", "in_register", "prepass")
-COMPILE = ("compile",)  # after the others: it compiles for long, and may hang until it is killed
+COMPILE = ("compile",)  # after the others, since it compiles for a long time and may hang until it is killed
 THEN = ("bits", "cuda", "eager", "bernoulli", "seed replay")
-ROTATED = 1 << 28  # bytes of weights in one graph: several times the second-level cache, for the dense layer too
+ROTATED = 1 << 28  # bytes of weights in one graph: several times the second-level cache, also for the dense layer
 
 
 class Size(NamedTuple):
-    """x [m, k] with weights [n, k]; a row's case is its text."""
+    """x [m, k] with weights [n, k]. The text of a size is the name of its case."""
 
     m: int
     n: int
@@ -42,7 +42,7 @@ class Size(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Size:
-        """The size that ``str`` wrote."""
+        """Return the size whose text is ``text``."""
         tokens, weights, masters, masks = text.split()
         n, k = weights.split("x")
         return cls(int(tokens.removeprefix("M=")), int(n), int(k), masters, masks)
@@ -60,13 +60,13 @@ PLAN: list[tuple[Size, str]] = [
 
 
 def cases() -> list[str]:
-    """``ceilings``, then sizes and contenders."""
+    """Return ``ceilings``, then all pairs of size and contender."""
     device.require()
     return ["ceilings", *(f"{size} | {contender}" for size, contender in PLAN)]
 
 
 def run(case: str) -> Iterator[dict[str, Any]]:
-    """Microseconds, bytes and launches of one contender at one size; what failed is named instead."""
+    """Yield microseconds, bytes and launches of one contender at one size, or the error of a measurement."""
     if case == "ceilings":
         yield ceilings()
         return
@@ -84,7 +84,7 @@ def run(case: str) -> Iterator[dict[str, Any]]:
         step["peak_bytes"] = attempt(lambda: device.peak_bytes(steps[0]))
         step["saved_bytes"] = attempt(lambda: saved_bytes(steps[0].forward, owned))
         yield found
-        for name in runs:  # late: a capture that fails may leave torch's generator or allocator in disorder
+        for name in runs:  # last, since a failed capture may leave torch's generator or allocator broken
             found[name]["graph_us"] = attempt(lambda: device.graph_us(runs[name]))  # noqa: B023 - called at once
         yield found
         step["launches"] = attempt(lambda: device.launches(steps[0]))
@@ -92,18 +92,18 @@ def run(case: str) -> Iterator[dict[str, Any]]:
 
 
 def attempt(measure: Callable[[], Any]) -> Any:
-    """Measure, or return the error's text: a contender that cannot be captured still has its eager times."""
+    """Return the measurement, or the text of its error: a contender that cannot be captured has eager times still."""
     try:
         return measure()
     except Exception as error:
-        if device.lost():  # an error of a kernel, and nothing that is measured after it is right
+        if device.lost():  # a kernel failed, so later measurements would be wrong
             raise
         return f"{type(error).__name__}: {error}"[:300]
 
 
 @contextlib.contextmanager
 def taken(contender: str) -> Iterator[Callable[[Tensor, Tensor, Tensor], Forward]]:
-    """Give the function of the contender's forward; inside, our own way is forced if it is one."""
+    """Give the function that makes the contender's forward; if it is one of our ways, use it inside the block."""
     if contender in CONTENDERS:
         yield CONTENDERS[contender]
     else:
@@ -118,7 +118,7 @@ class Step:
         self.layer, self.x, self.wanted, self.grad = layer, x, wanted, grad
 
     def forward(self) -> Tensor:
-        """The output."""
+        """Return the output."""
         return self.layer(self.x)
 
     def __call__(self) -> tuple[Tensor, ...]:
@@ -128,7 +128,7 @@ class Step:
 def calls(
     size: Size, make: Callable[[Tensor, Tensor, Tensor], Forward], dense: bool
 ) -> tuple[list[Callable[[], Tensor]], list[Step], list[Tensor]]:
-    """Forwards without autograd and steps, one for each of several sets of tensors, and the tensors of the first."""
+    """Return forwards without autograd and steps, one for each of several sets of tensors, and the first set."""
     generator = torch.Generator(device.DEVICE).manual_seed(0)
 
     def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -149,7 +149,7 @@ def calls(
 
 
 def each_example(ours: bool) -> Callable[[Tensor, Tensor, Tensor], Forward]:
-    """A layer whose every example has its own mask: ours, or the masked weights of a whole batch in plain PyTorch."""
+    """Return a layer with one mask per example: ours, or one in plain PyTorch with masked weights for a whole batch."""
 
     def make_ours(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
         seed = torch.zeros(1, dtype=torch.int64, device=weight.device)
@@ -173,7 +173,7 @@ def each_example(ours: bool) -> Callable[[Tensor, Tensor, Tensor], Forward]:
 
 
 def ceilings() -> dict[str, float]:
-    """The measured bandwidth of a copy, bytes read and written, and the rate of a large bfloat16 product."""
+    """Return the bandwidth of a copy, bytes read and written, and the rate of a large bfloat16 product."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device=device.DEVICE)
     target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, device=device.DEVICE, dtype=torch.bfloat16) for _ in range(2))

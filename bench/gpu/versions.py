@@ -1,4 +1,4 @@
-"""The versions alone, for a check that does not install: they say of which machine its rows are."""
+"""Record the versions only, for a check without the installation step: they identify the machine of its rows."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from bench.gpu.install import run as run
 
 
 def cases() -> list[str]:
-    """One."""
+    """Return the one case."""
     return ["versions"]

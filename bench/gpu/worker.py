@@ -1,12 +1,16 @@
-"""One process that runs cases of a step: started by :mod:`bench.gpu.driver`, replaced by it when it fails.
+"""A process that runs cases of a step. :mod:`bench.gpu.driver` starts it, and replaces it when it fails.
 
     python -m bench.gpu.worker MODULE < job.json
 
-The module names its cases by ``cases()`` and runs one by ``run(case)``, which returns, or yields in parts, what is to
-stand in the case's row; ``healthy()`` says after each case whether the process can run another, and ``lost()``, where
-the module has it, which error of the GPU it left. Or the module has its
-own loop, ``work(job)``.
-What the driver is to know goes through a pipe: ``plan``, ``begin``, ``end`` and ``unusable``, one JSON object a line.
+The module of a step has these functions:
+
+- ``cases()`` returns the names of its cases;
+- ``run(case)`` runs one, and returns its measurements or yields them in parts;
+- ``healthy()`` returns True if the process can run another case;
+- ``lost()``, which is optional, returns the GPU error that a case has left behind.
+
+Or the module has its own loop, ``work(job)``. The worker tells the driver its progress through a pipe, one JSON object
+per line: ``plan``, ``begin``, ``end`` and ``unusable``.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from bench.gpu.journal import Journal
 
 
 def main() -> None:
-    """Do the job that the standard input holds."""
+    """Do the job that is read from standard input."""
     die_with_parent()
     work = json.load(sys.stdin)
     os.set_inheritable(work["pipe"], False)

@@ -1,4 +1,4 @@
-// The current device of the thread, taken for a launch and given back.
+// Sets the thread's current device for a launch, and restores it after.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -11,7 +11,7 @@ inline void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
 }
 
-// torch's allocations and launches follow the current device, so a call of ours must leave it as it was.
+// torch allocates and launches on the current device, so our calls must restore it.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device) : now_(device) {

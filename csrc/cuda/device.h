@@ -1,4 +1,4 @@
-// For functions that a kernel calls, and the host in tests.
+// Marks functions that kernels call; tests call them on the host.
 #pragma once
 
 #ifdef __CUDACC__

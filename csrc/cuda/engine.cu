@@ -20,10 +20,11 @@ Cells cells(const Matrix& m) { return cells(m.data, m.stride, m.dtype); }
 
 Key key(const Masked& m) { return {m.seed, m.draw, m.stream, m.row, m.col / kGroup, m.rows}; }
 
-// The groups are the contract's, wherever the matrix starts.
+// The groups are those of the contract; the matrix may start inside a group.
 Grid grid(const Masked& m) { return make_grid(m.shape, int(m.col % kGroup)); }
 
-// A thread's eight columns are the contract's: the matrix's own start elsewhere where its first column is no multiple of 8.
+// A thread works on eight columns that start at a multiple of 8 in the contract's matrix. If the first column of this
+// matrix is not a multiple of 8, they are not aligned in memory.
 template <class M>
 Cells cells(const M& matrix, const Masked& m) {
   Cells c = cells(matrix);

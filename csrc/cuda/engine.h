@@ -1,4 +1,4 @@
-// The CUDA kernels as the bindings call them. Seed and draws are read on the device; no call waits for it.
+// The functions that launch the CUDA kernels. Seed and draws are read on the device; no function synchronises.
 #pragma once
 #include "../common/types.h"
 
@@ -9,21 +9,21 @@ struct Launch {
   uintptr_t stream;  // cudaStream_t
 };
 
-struct KLTerm {        // the divergence of the masks from those of a prior, as a part of the loss
-  ConstMatrix prior;   // logits; no data: no such part
-  const double* grad;  // the loss's derivative for the divergence
+struct KLTerm {        // the KL divergence between the masks and a prior's masks, as a part of the loss
+  ConstMatrix prior;   // logits; data is null if the loss has no such part
+  const double* grad;  // the derivative of the loss with respect to the divergence
 };
 
 struct Gradients {
   Matrix dweight, dlogits;
-  bool add;  // to what they hold
+  bool add;  // add to the present values instead of overwriting them
 };
 
 void keep_mask(Launch, const Masked&, uint8_t* keep);
 void thresholds(Launch, Shape, ConstMatrix logits, uint16_t* out);
-// out: the masked weights of the draws, one below the other.
+// out: the masked weights of all draws, one matrix below the other.
 void masked_weight(Launch, const Masked&, Matrix out);
-// The gradients under the first draw, and of the divergence.
+// Writes the gradients under the first draw, plus those of the divergence.
 void weight_grad(Launch, const Masked&, ConstMatrix grad, KLTerm, Gradients);
 
 }  // namespace stochprune::cuda

@@ -1,4 +1,5 @@
-// What a weight is multiplied with, and how that depends on its logit, for every estimator: kernels/estimators.py in C++.
+// The mask that multiplies a weight, and its derivative with respect to the logit, for every estimator:
+// kernels/estimators.py in C++.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -9,7 +10,7 @@
 
 namespace stochprune::cuda {
 
-// On the device the fast instructions, which flush subnormals; on the host, for tests, the library's functions.
+// The device uses fast instructions, which flush subnormals. The host, for tests, uses the standard library.
 STOCHPRUNE_DEVICE float exp_minus(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -46,7 +47,8 @@ STOCHPRUNE_DEVICE float sigmoid_slope(float x) {
   return e * r * r;
 }
 
-// The keep threshold 1 .. 32767 of a logit; NaN gives 1. An ulp of 256 is 2^-15: the sum rounds to the nearest threshold.
+// The keep threshold 1 .. 32767 of a logit; NaN gives 1. An ulp of 256 is 2^-15, so the sum is rounded to the nearest
+// threshold.
 STOCHPRUNE_DEVICE uint32_t threshold(float logit) {
   const float raised = std::fmin(std::fmax(sigmoid(logit), 1.0f / 32768), 32767.0f / 32768) + 256.0f;
   uint32_t bits;
@@ -54,7 +56,7 @@ STOCHPRUNE_DEVICE uint32_t threshold(float logit) {
   return bits & 0x7FFFu;
 }
 
-// The argument whose sigmoid is the binary concrete mask of the random bits u.
+// The number whose sigmoid is the binary concrete mask of the random bits u.
 STOCHPRUNE_DEVICE float relaxed(float logit, uint32_t u, float temperature) {
   const float v = float(u & 0x7FFFu);
   return (logit - logarithm((v + 0.5f) * reciprocal(32767.5f - v))) * reciprocal(temperature);

@@ -1,4 +1,4 @@
-// Eight neighbours of a row at a time, in any dtype, by 16-byte accesses where the addresses allow.
+// Loads and stores of eight neighbouring elements of a row, in any dtype, with 16-byte accesses where they are aligned.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,21 +13,21 @@ namespace stochprune::cuda {
 
 constexpr int kColumns = 8;
 
-struct Span {  // of the eight: those that lie in the matrix
+struct Span {  // which of the eight elements lie in the matrix
   int first, last;
   STOCHPRUNE_DEVICE bool whole() const { return first == 0 && last == kColumns; }
 };
 
-struct Place {  // of eight weights
-  int64_t row;     // of the result
-  int64_t source;  // of the weight
+struct Place {  // the position of eight weights
+  int64_t row;     // row of the result
+  int64_t source;  // row of the weight
   int64_t col;
   Span span;
 };
 
 // A matrix whose rows start at multiples of 16 bytes may be read and written eight columns at a time.
 struct Cells {
-  void* data;  // null: not wanted
+  void* data;  // null if there is no such matrix
   int64_t stride;
   DType dtype;
   bool wide;
@@ -40,7 +40,7 @@ STOCHPRUNE_DEVICE void from_float(float x, float& y) { y = x; }
 STOCHPRUNE_DEVICE void from_float(float x, __half& y) { y = __float2half_rn(x); }
 STOCHPRUNE_DEVICE void from_float(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
 
-// The compiler would take an assignment apart into the elements that the words were made of.
+// The compiler would split an assignment into stores of the single elements.
 template <class Wide>
 STOCHPRUNE_DEVICE void store_words(Wide* p, Wide words) {
 #ifdef __CUDA_ARCH__
@@ -96,7 +96,8 @@ STOCHPRUNE_DEVICE void store_as(void* data, int64_t at, Span span, bool wide, co
   write(static_cast<T*>(data) + at, raw, span, wide);
 }
 
-// The dtype is the same for all threads: a switch that does not diverge, in place of a kernel for each combination.
+// The dtype is the same for all threads, so these branches do not diverge. Without them each combination of dtypes
+// would need its own kernel.
 STOCHPRUNE_DEVICE void load(const Cells& m, int64_t row, int64_t col, Span span, float* v) {
   const int64_t at = row * m.stride + col;
   if (m.dtype == DType::f32) load_as<float>(m.data, at, span, m.wide, v);

@@ -1,11 +1,11 @@
-// What the kernels do with eight weights of a row and their random bits.
+// The operations of the kernels on eight weights of a row and their random bits.
 #pragma once
 #include "estimators.h"
 #include "memory.h"
 
 namespace stochprune::cuda {
 
-// keep = whether each weight is kept under its threshold
+// keep = 1 if a weight is kept under its threshold, else 0
 struct KeepMask {
   Thresholds threshold;
   uint8_t* keep;  // contiguous, `cols` wide
@@ -57,11 +57,11 @@ struct MaskWeight {
 // From grad = dL/d(z * weight): dweight = grad z and dlogits = grad weight dz/dlogit; either may be grad itself.
 template <Estimator E>
 struct WeightGrad {
-  Cells grad, weight, logits, prior;  // prior: logits, may have no data
-  const double* kl_grad;              // what the divergence from the prior counts
+  Cells grad, weight, logits, prior;  // prior: its logits, or no data
+  const double* kl_grad;              // the derivative of the loss with respect to the KL divergence
   Cells dweight, dlogits;
   float temperature;
-  bool add;  // to what is there
+  bool add;  // add to the present values instead of overwriting them
 
   // The straight-through slope needs no bits.
   STOCHPRUNE_DEVICE bool draws() const {
@@ -71,7 +71,7 @@ struct WeightGrad {
     float g[kColumns], logit[kColumns], w[kColumns], result[kColumns] = {};
     load(grad, at.row, at.col, at.span, g);
     load(logits, at.source, at.col, at.span, logit);
-    if (dlogits.data) load(weight, at.source, at.col, at.span, w);  // before a store, which may go where it lies
+    if (dlogits.data) load(weight, at.source, at.col, at.span, w);  // loaded before a store, which may overwrite it
     if (dweight.data) {
       if (add) load(dweight, at.row, at.col, at.span, result);
       for (int i = 0; i < kColumns; ++i) result[i] = masked<E>(g[i], logit[i], u[i], temperature) + (add ? result[i] : 0.0f);
@@ -84,7 +84,7 @@ struct WeightGrad {
         load(prior, at.source, at.col, at.span, w);
         for (int i = 0; i < kColumns; ++i) {
           const float s = sigmoid_slope(logit[i]) * float(*kl_grad);
-          result[i] += s != 0.0f ? (logit[i] - w[i]) * s : 0.0f;  // where the slope is 0 the logit may be infinite
+          result[i] += s != 0.0f ? (logit[i] - w[i]) * s : 0.0f;  // the logit may be infinite where the slope is 0
         }
       }
       store(dlogits, at.row, at.col, at.span, result);

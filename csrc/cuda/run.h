@@ -1,6 +1,7 @@
-// Runs an op over every weight of a matrix. Eight threads serve a group of 64 columns: thread j runs Philox call j of the
-// group and lays its four words beside those of the others, which gives the uniforms in column order, and then owns columns
-// 8 j .. 8 j + 7. A host compiler runs the same steps one after another, for tests without a GPU.
+// Runs an op on every weight of a matrix. Eight threads work on a group of 64 columns. Thread j computes Philox call j
+// of the group and writes its four words between those of the other threads, so that the uniforms are in column order.
+// Then it works on columns 8 j .. 8 j + 7. A host compiler runs the same steps one after the other, for tests without a
+// GPU.
 #pragma once
 #include <stdexcept>
 
@@ -15,20 +16,20 @@ namespace stochprune::cuda {
 constexpr int kThreads = 256;
 constexpr int kLanes = 8;
 constexpr int kOctets = kThreads / kLanes;
-constexpr int kPitch = 40;  // words from one group's 32 to the next: the four groups of a warp then lie in different banks
+constexpr int kPitch = 40;  // words from one group to the next: so the four groups of a warp are in different banks
 
-struct Key {  // where a launch's numbers are read from, so that a captured graph draws fresh masks
+struct Key {  // seed and draws are pointers, so that a captured graph samples fresh masks
   const int64_t* seed;
   const int64_t* draws;
   uint32_t stream;
-  uint64_t row, group;  // global position of the matrix's first row and group
-  const int64_t* rows;  // the rows to look at, one for each row of the grid; null: all
+  uint64_t row, group;  // position of the matrix's first row and group in the contract's matrix
+  const int64_t* rows;  // the row of the weight for each row of the grid; null: all rows in order
   STOCHPRUNE_DEVICE int64_t source(int64_t row) const { return rows ? rows[row] : row; }
 };
 
 struct Grid {
   int64_t rows, cols;
-  int shift;        // columns of the first group that lie before the matrix
+  int shift;        // number of columns of the first group before the matrix
   uint32_t across;  // groups in a row
   uint32_t groups;
 };
@@ -61,7 +62,7 @@ inline Grid make_grid(Shape shape, int shift = 0) {
   return {shape.rows, shape.cols, shift, uint32_t(across), uint32_t(groups)};
 }
 
-// Blocks lie along x alone, since y ends at 65,535. Neighbours do the draws of the same groups.
+// Blocks are counted along x only, since y allows 65,535. Neighbouring blocks work on the draws of the same groups.
 inline uint32_t count_blocks(const Grid& grid, int64_t draws) {
   const uint64_t blocks = (uint64_t(grid.groups) + kOctets - 1) / kOctets * uint64_t(draws);
   if (blocks >= (uint64_t(1) << 31)) throw std::invalid_argument("2^31 blocks or more: pass fewer draws at a time");

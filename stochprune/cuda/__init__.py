@@ -1,6 +1,7 @@
-"""The CUDA C++ backend: the elementwise passes compiled ahead of time, the products by cuBLAS. It needs no Triton.
+"""The CUDA C++ backend: the functions of :class:`stochprune.backends.Backend` for tensors on a GPU, without Triton.
 
-A module with the functions of :mod:`stochprune.reference`. It is there where nvcc was when the extension was built.
+The elementwise passes are compiled ahead of time; cuBLAS computes the matrix products. torch's own operations do the
+rest, as in the reference. The backend is available if nvcc was found when the extension was built.
 """
 
 from functools import partial
@@ -8,22 +9,23 @@ from functools import partial
 from torch import Tensor
 
 from stochprune import materialised
-from stochprune.cuda.masked_linear import masked_linear, masked_linear_backward
-from stochprune.cuda.passes import keep_mask, mask_backward, mask_weight, threshold_from_logits
+from stochprune.cuda.masked_linear import masked_linear as masked_linear
+from stochprune.cuda.masked_linear import masked_linear_backward as masked_linear_backward
+from stochprune.cuda.passes import keep_mask as keep_mask
+from stochprune.cuda.passes import mask_backward, mask_weight
+from stochprune.cuda.passes import threshold_from_logits as threshold_from_logits
 from stochprune.native.arrays import CODES
-from stochprune.reference import (  # in torch's own kernels
-    bernoulli_kl,
-    bernoulli_kl_backward,
-    gaussian_grad,
-    gaussian_kl,
-    gaussian_kl_backward,
-    gaussian_weight,
-    moments,
-    moments_grad,
-    nm_masked_weight,
-    nm_weight_grad,
-    normal,
-)
+from stochprune.reference import bernoulli_kl as bernoulli_kl
+from stochprune.reference import bernoulli_kl_backward as bernoulli_kl_backward
+from stochprune.reference import gaussian_grad as gaussian_grad
+from stochprune.reference import gaussian_kl as gaussian_kl
+from stochprune.reference import gaussian_kl_backward as gaussian_kl_backward
+from stochprune.reference import gaussian_weight as gaussian_weight
+from stochprune.reference import moments as moments
+from stochprune.reference import moments_grad as moments_grad
+from stochprune.reference import nm_masked_weight as nm_masked_weight
+from stochprune.reference import nm_weight_grad as nm_weight_grad
+from stochprune.reference import normal as normal
 
 NAME = "cuda"
 MATRICES = False
@@ -34,37 +36,10 @@ multi_layer_grads = partial(materialised.multi_layer_grads, weight_grad)
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: on a GPU, any floating dtype but float64; thresholds of any kind."""
+    """Return True if the kernels accept these tensors: on a GPU, in any dtype but float64."""
     return all(t.is_cuda and (t.dtype in CODES or not t.is_floating_point()) for t in tensors)
 
 
 def describe() -> str:
-    """Return nothing worth telling."""
+    """Return an empty text: there is nothing to add to the name."""
     return ""
-
-
-__all__ = [
-    "MATRICES",
-    "NAME",
-    "bernoulli_kl",
-    "bernoulli_kl_backward",
-    "describe",
-    "gaussian_grad",
-    "gaussian_kl",
-    "gaussian_kl_backward",
-    "gaussian_weight",
-    "keep_mask",
-    "masked_linear",
-    "masked_linear_backward",
-    "masked_weight",
-    "masked_weights",
-    "moments",
-    "moments_grad",
-    "multi_layer_grads",
-    "nm_masked_weight",
-    "nm_weight_grad",
-    "normal",
-    "supports",
-    "threshold_from_logits",
-    "weight_grad",
-]

@@ -1,11 +1,11 @@
-"""masked_linear on the GPU without Triton: the masked weights of the draws in one launch, then cuBLAS."""
+"""masked_linear on the GPU without Triton: one launch masks the weights of the draws, then cuBLAS multiplies."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from stochprune import materialised
-from stochprune.address import KLTerm, Logits, Mask
+from stochprune.address import Grads3, KLTerm, Logits, Mask, Needs3
 from stochprune.cuda.passes import mask_backward, mask_weight
 
 
@@ -24,15 +24,8 @@ def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None
 
 
 def masked_linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool, bool],
-    kl: KLTerm | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, x: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs3, kl: KLTerm | None = None
+) -> Grads3:
     """As :func:`stochprune.reference.masked_linear_backward`."""
     need_x, wanted = needs[0], needs[1:]
     dx = _product(grad, weight, logits, None, mask, transpose=True) if need_x else None

@@ -1,6 +1,7 @@
-"""The passes over a weight matrix in CUDA C++, each one launch on torch's current stream.
+"""The passes over a weight matrix in CUDA C++. Each is one launch on torch's current stream.
 
-A tensor whose address is taken has a name until its launch: the memory of a nameless copy would be given out again.
+A tensor whose address is passed on stays in a variable until the launch. The memory of a temporary tensor would be
+freed before.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import torch
 from torch import Tensor
 
 from stochprune import _C
-from stochprune.address import KLTerm, Logits, Mask
+from stochprune.address import KLTerm, Logits, Mask, Rows
+from stochprune.materialised import Gradients
 from stochprune.native.arrays import ESTIMATORS, array, rows_of
 
 if not hasattr(_C, "cuda"):
     raise ImportError("stochprune's extension was built without nvcc")
 
 
-def _place(t: Tensor) -> tuple[int, int]:
-    """The device and its current stream; zeros for the host, where the tests run the same code."""
+def _launch(t: Tensor) -> tuple[int, int]:
+    """Return the device and its current stream; zeros for the host, on which the tests run the same code."""
     return (t.get_device(), torch.cuda.current_stream(t.device).cuda_stream) if t.is_cuda else (0, 0)
 
 
 def _masked(mask: Mask, shape: tuple[int, ...], **matrices: Any) -> _C.cuda.Masked:
-    """The extension's description of a weight matrix under the draws of ``mask``, which are dense."""
+    """Return the extension's description of a weight matrix under ``mask``, whose draws must be contiguous."""
     return _C.cuda.Masked(
         shape=shape,
         seed=mask.seed.data_ptr(),
@@ -43,65 +45,47 @@ def keep_mask(threshold: Tensor, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.keep_mask`."""
     threshold = rows_of(threshold)
     keep = torch.empty(threshold.shape, dtype=torch.bool, device=threshold.device)
-    _C.cuda.keep_mask(_place(keep), _masked(mask, keep.shape, threshold=array(threshold)), keep.data_ptr())
+    _C.cuda.keep_mask(_launch(keep), _masked(mask, keep.shape, threshold=array(threshold)), keep.data_ptr())
     return keep
 
 
 def threshold_from_logits(logits: Logits) -> Tensor:
-    """uint16, the shape of ``logits``, formed in float32: within 1 of the reference's float64.
+    """Return thresholds, uint16 in the shape of ``logits``, within 1 of the reference: they are computed in float32.
 
-    NaN gives 1 and does not raise: looking for one would cost a synchronisation.
+    NaN gives 1 and raises no error: a check would need a synchronisation.
     """
     flat = logits.detach().contiguous().reshape(-1, logits.shape[-1] if logits.dim() else 1)
     out = torch.empty(logits.shape, dtype=torch.uint16, device=logits.device)
-    _C.cuda.thresholds(_place(out), tuple(flat.shape), array(flat), out.data_ptr())
+    _C.cuda.thresholds(_launch(out), tuple(flat.shape), array(flat), out.data_ptr())
     return out
 
 
-def mask_weight(
-    weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Tensor | None = None
-) -> Tensor:
-    """``z * weight`` [D, N, K] in ``dtype`` for each of the draws; of the ``rows`` (int64 [R]), if given, [D, R, K]."""
+def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None) -> Tensor:
+    """Return ``z * weight`` in ``dtype``, as :class:`stochprune.materialised.MaskWeight`."""
     w, levels = rows_of(weight.detach()), rows_of(logits.detach())
     mask = mask._replace(draw=mask.draw.contiguous())
     N, K = len(w) if rows is None else len(rows), w.shape[1]
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=w.device)
     address = 0 if rows is None else rows.data_ptr()
     masked = _masked(mask, (N, K), weight=array(w), logits=array(levels), rows=address)
-    _C.cuda.masked_weight(_place(out), masked, array(out.flatten(0, 1)))
+    _C.cuda.masked_weight(_launch(out), masked, array(out.flatten(0, 1)))
     return out
 
 
 def mask_backward(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    rows: Tensor | None = None,
-    kl: KLTerm | None = None,
+    grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, to: Gradients, rows: Rows, kl: KLTerm | None
 ) -> None:
-    """Write (or add) to contiguous ``dweight`` and ``dlogits`` [N, K]; either may be None, or ``grad`` itself.
-
-    Args:
-        grad: contiguous [N, K], dL/d(z * weight) under the first draw of ``mask``.
-        add: add to what the results hold, which must then be float32.
-        rows: int64 [N], the rows of the weight that grad and the results speak of; default all.
-        kl: adds its gradient to dlogits.
-    """
+    """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
     w, levels = rows_of(weight.detach()), rows_of(logits.detach())
     prior = None if kl is None else rows_of(kl.prior_logits)
     address = 0 if rows is None else rows.data_ptr()
     _C.cuda.weight_grad(
-        _place(grad),
+        _launch(grad),
         _masked(mask, grad.shape, weight=array(w), logits=array(levels), rows=address),
         grad=array(grad),
         prior=array(prior),
         kl_grad=0 if kl is None else kl.grad.data_ptr(),
-        dweight=array(dweight),
-        dlogits=array(dlogits),
-        add=add,
+        dweight=array(to.dweight),
+        dlogits=array(to.dlogits),
+        add=to.add,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
+import stochprune
 from stochprune.runs.device import device_name
 from stochprune.runs.files import require
 
@@ -22,7 +22,7 @@ Record = TypeVar("Record", bound="DataclassInstance")
 def versions(device: torch.device | None = None) -> dict[str, str]:
     """Return the versions of the software that a result depends on, and the device, if given."""
     found = {
-        "stochprune": importlib.metadata.version("stochprune"),
+        "stochprune": stochprune.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",

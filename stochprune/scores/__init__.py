@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.scores._common import Examples, LossFunction, Score, prunable_weights
+from stochprune.scores._common import Data, Loss, Score, prunable_weights
 from stochprune.scores.first_epochs import dissipating_gradients, k_starts
 from stochprune.scores.force import force, iterative_snip
 from stochprune.scores.grasp import grasp
@@ -91,8 +91,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 def compute(
     name: str,
     model: nn.Module,
-    loss_fn: LossFunction | None,
-    batches: Examples | None,
+    loss_fn: Loss,
+    batches: Data,
     *,
     sparsity: float,
     seed: int,

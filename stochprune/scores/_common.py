@@ -17,10 +17,14 @@ from stochprune.nn import masked_layers
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Examples = Iterable[tuple[Tensor, Tensor]]
 
+Loss = LossFunction | None
+Data = Examples | None
+"""Scores that need no data accept None for both."""
+
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 Score = Callable[..., dict[str, Tensor]]
-"""``(model, loss_fn, batches, **options)``. Scores that need no data accept None for ``loss_fn`` and ``batches``."""
+"""``(model, loss_fn, batches, **options)``, with None for ``loss_fn`` and ``batches`` where a score needs no data."""
 
 
 @checked
@@ -127,7 +131,7 @@ def repeatable(batches: Examples) -> Examples:
     return list(batches) if isinstance(batches, Iterator) else batches
 
 
-def needed(score: str, loss_fn: LossFunction | None, batches: Examples | None) -> tuple[LossFunction, Examples]:
+def needed(score: str, loss_fn: Loss, batches: Data) -> tuple[LossFunction, Examples]:
     """Return both arguments, for a score that needs both.
 
     Raises:

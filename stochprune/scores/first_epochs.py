@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from stochprune.arguments import checked
 from stochprune.masks import from_scores
 from stochprune.scores._common import (
+    Data,
     Examples,
-    LossFunction,
+    Loss,
     all_finite,
     mean_over_examples,
     needed,
@@ -30,8 +31,8 @@ from stochprune.seeding import generator
 @checked
 def dissipating_gradients(
     model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
+    loss_fn: Loss = None,
+    batches: Data = None,
     *,
     epochs: int = 2,
     lr: float = 0.1,
@@ -73,8 +74,8 @@ def dissipating_gradients(
 @checked
 def k_starts(
     model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
+    loss_fn: Loss = None,
+    batches: Data = None,
     *,
     sparsity: float = 0.9,
     starts: int = 5,

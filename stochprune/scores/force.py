@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.scores._common import (
-    Examples,
-    LossFunction,
+    Data,
+    Loss,
     all_finite,
     gradients,
     mean_over_examples,
@@ -25,8 +25,8 @@ from stochprune.scores._rounds import Schedule, in_rounds
 @checked
 def force(
     model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
+    loss_fn: Loss = None,
+    batches: Data = None,
     *,
     sparsity: float = 0.9,
     rounds: int = 20,
@@ -58,8 +58,8 @@ def force(
 @checked
 def iterative_snip(
     model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
+    loss_fn: Loss = None,
+    batches: Data = None,
     *,
     sparsity: float = 0.9,
     rounds: int = 20,
@@ -76,8 +76,8 @@ def iterative_snip(
 def _progressive(
     name: str,
     model: nn.Module,
-    loss_fn: LossFunction | None,
-    batches: Examples | None,
+    loss_fn: Loss,
+    batches: Data,
     sparsity: float,
     rounds: int,
     schedule: Schedule,

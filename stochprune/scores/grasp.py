@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from stochprune.arguments import checked
 from stochprune.data.pairs import pairs
 from stochprune.scores._common import (
-    Examples,
-    LossFunction,
+    Data,
+    Loss,
     all_finite,
     differentiate,
     gradients,
@@ -25,12 +25,7 @@ from stochprune.scores._common import (
 
 @checked
 def grasp(
-    model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
-    *,
-    temperature: float = 200.0,
-    absolute: bool = False,
+    model: nn.Module, loss_fn: Loss = None, batches: Data = None, *, temperature: float = 200.0, absolute: bool = False
 ) -> dict[str, Tensor]:
     """Return ``w (H g)``, where g is the gradient and H the Hessian of the mean loss in the prunable weights.
 

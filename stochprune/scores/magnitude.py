@@ -5,13 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.scores._common import Examples, LossFunction, all_finite, prunable_weights
+from stochprune.scores._common import Data, Loss, all_finite, prunable_weights
 
 
 @checked
-def magnitude(
-    model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None
-) -> dict[str, Tensor]:
+def magnitude(model: nn.Module, loss_fn: Loss = None, batches: Data = None) -> dict[str, Tensor]:
     """Return ``|w|`` (Janowsky 1989; Han, Pool, Tran and Dally 2015). ``loss_fn`` and ``batches`` are not used.
 
     Returns:

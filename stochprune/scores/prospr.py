@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.scores._common import (
-    Examples,
-    LossFunction,
+    Data,
+    Loss,
     all_finite,
     differentiate,
     loss_at,
@@ -25,8 +25,8 @@ from stochprune.scores._sgd import check_descent, descend, starting_point
 @checked
 def prospr(
     model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
+    loss_fn: Loss = None,
+    batches: Data = None,
     *,
     steps: int = 3,
     lr: float = 0.5,

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.scores._common import Examples, LossFunction, prunable_weights
+from stochprune.scores._common import Data, Loss, prunable_weights
 from stochprune.seeding import generator
 
 
 @checked
 def random(
     model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
+    loss_fn: Loss = None,
+    batches: Data = None,
     *,
     seed: int = 0,
     densities: Mapping[str, float] | None = None,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.scores._common import (
-    Examples,
-    LossFunction,
+    Data,
+    Loss,
     all_finite,
     gradients,
     mean_over_examples,
@@ -21,11 +21,7 @@ from stochprune.scores._common import (
 
 @checked
 def snip(
-    model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
-    *,
-    absolute: Literal["mean", "batch"] = "mean",
+    model: nn.Module, loss_fn: Loss = None, batches: Data = None, *, absolute: Literal["mean", "batch"] = "mean"
 ) -> dict[str, Tensor]:
     """Return ``|w dL/dw|``, the sensitivity of the loss to a factor on the weight.
 

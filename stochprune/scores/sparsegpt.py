@@ -7,24 +7,13 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.masks import from_scores, n_of_m
-from stochprune.scores._common import (
-    Examples,
-    LossFunction,
-    all_finite,
-    mean_over_examples,
-    repeatable,
-    wide,
-)
+from stochprune.scores._common import Data, Examples, Loss, all_finite, mean_over_examples, repeatable, wide
 from stochprune.scores._inputs import input_sums, linear_layers
 
 
 @checked
 def sparsegpt(
-    model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
-    *,
-    damping: float = 0.01,
+    model: nn.Module, loss_fn: Loss = None, batches: Data = None, *, damping: float = 0.01
 ) -> dict[str, Tensor]:
     """Return ``w_ij^2 / [(H_j:)^-1]_jj``: the squared error of removing w_ij if the inputs after j compensate for it.
 
@@ -103,7 +92,7 @@ def sparsegpt_prune(
     return masks
 
 
-def _moments(model: nn.Module, batches: Examples | None, damping: float) -> dict[str, Tensor]:
+def _moments(model: nn.Module, batches: Data, damping: float) -> dict[str, Tensor]:
     """Return the second moment of the inputs [in, in] by weight name."""
     if batches is None:
         raise ValueError("sparsegpt needs batches")

@@ -9,23 +9,15 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers
-from stochprune.scores._common import (
-    Examples,
-    LossFunction,
-    all_finite,
-    call,
-    differentiate,
-    evaluation,
-    prunable_weights,
-)
+from stochprune.scores._common import Data, Loss, all_finite, call, differentiate, evaluation, prunable_weights
 from stochprune.scores._rounds import in_rounds
 
 
 @checked
 def synflow(
     model: nn.Module,
-    loss_fn: LossFunction | None = None,
-    batches: Examples | None = None,
+    loss_fn: Loss = None,
+    batches: Data = None,
     *,
     sparsity: float = 0.9,
     rounds: int = 100,

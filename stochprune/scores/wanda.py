@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.scores._common import Examples, LossFunction, all_finite, mean_over_examples, wide
+from stochprune.scores._common import Data, Loss, all_finite, mean_over_examples, wide
 from stochprune.scores._inputs import input_sums, linear_layers
 
 
 @checked
-def wanda(model: nn.Module, loss_fn: LossFunction | None = None, batches: Examples | None = None) -> dict[str, Tensor]:
+def wanda(model: nn.Module, loss_fn: Loss = None, batches: Data = None) -> dict[str, Tensor]:
     """Return ``|w_ij| |x_j|``: the weight times the root mean square of its input over examples, for linear layers.
 
     Sun, Liu, Bair and Kolter 2024, "A simple and effective pruning approach for large language models" (arXiv

@@ -174,7 +174,7 @@ for case in range(4):
 def test_a_full_disk_does_not_take_what_workers_print(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     """A worker that cannot print ends, and its case with it; the other folder has room."""
     monkeypatch.setenv("OUT", str(place / "out"))
-    free = {place / "out": 0, place / "results": journal.ROOM}
+    free = {place / "out": 0, place / "results": journal.FREE}
     monkeypatch.setattr(journal.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path.parent]))
     check(monkeypatch, place, "segfault")
     assert (place / "results" / next((place / "out").glob("*.log")).name).read_text()

@@ -14,6 +14,7 @@ from stochprune.kernels.mask_backward import mask_backward
 from stochprune.kernels.multi_layer_grads import multi_layer_grads
 from stochprune.kernels.multi_prepass import masked_weights
 from stochprune.kernels.prepass import mask_weight
+from stochprune.materialised import Gradients
 
 SHAPES = [[(33, 130), (5, 3, 2, 2), (64, 256)], [(32, 64), (64, 128)], [(7, 5)]]
 ESTIMATORS = ["straight_through", "concrete"]
@@ -71,7 +72,7 @@ def test_gradients_equal_single_launches(
     for i, (g, w, logit) in enumerate(zip(grads, weights, logits, strict=True)):
         flat = [t.flatten(1).contiguous() for t in (g, w, logit)]
         dweight, dlogits = (torch.empty_like(flat[1]) if need else None for need in needs)
-        mask_backward(*flat, mask=masks.one(i), dweight=dweight, dlogits=dlogits, add=False)
+        mask_backward(*flat, mask=masks.one(i), to=Gradients(dweight, dlogits), rows=None, kl=None)
         for part, one in zip(together, (dweight, dlogits), strict=True):
             assert part is None or (part[i].shape == w.shape and torch.equal(part[i].flatten(1), one))
 
