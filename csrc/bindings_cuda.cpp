@@ -8,7 +8,7 @@
 namespace stochprune {
 namespace {
 
-using At = std::tuple<int, uintptr_t>;              // device, its stream
+using At = std::tuple<int, uintptr_t>;              // device, its CUDA stream
 using Array = std::tuple<uintptr_t, int64_t, int>;  // address or 0, row stride, dtype
 
 cuda::Launch launch(const At& a) { return {std::get<0>(a), std::get<1>(a)}; }
@@ -79,7 +79,7 @@ void bind_cuda(py::module_& m) {
         const cuda::KLTerm kl = {given(prior), pointer<double>(kl_grad)};
         cuda::weight_grad(launch(at), masked, given(grad), kl, {result(dweight), result(dlogits), add});
       },
-      unlocked, arg("place"), arg("masked"), py::kw_only(), arg("grad"), arg("prior"), arg("kl_grad"), arg("dweight"),
+      unlocked, arg("launch"), arg("masked"), py::kw_only(), arg("grad"), arg("prior"), arg("kl_grad"), arg("dweight"),
       arg("dlogits"), arg("add"));
 }
 

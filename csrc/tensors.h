@@ -13,8 +13,8 @@ namespace stochprune {
 
 // The names that are looked up, interned once, and torch's dtypes.
 struct Torch {
-  py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature;
-  py::object float32, bfloat16, uint16;
+  py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature, prior_logits, grad;
+  py::object float32, bfloat16;
 };
 const Torch& torch();
 

@@ -73,7 +73,7 @@ class Backend(Protocol):
         mask: Mask,
         dtype: torch.dtype,
         rows: Tensor | None = None,
-        memo: list[Tensor] | None = None,
+        memo: list[Any] | None = None,
     ) -> Tensor: ...
     def weight_grad(
         self,
@@ -84,7 +84,7 @@ class Backend(Protocol):
         mask: Mask,
         needs: tuple[bool, bool],
         rows: Tensor | None = None,
-        memo: list[Tensor] | None = None,
+        memo: list[Any] | None = None,
     ) -> Two: ...
     def masked_weights(
         self, weights: Sequence[Tensor], logits: Sequence[Logits], *, masks: Masks, dtype: torch.dtype

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ def masked_weight(
     mask: Mask,
     dtype: torch.dtype,
     rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    memo: list[Any] | None = None,
 ) -> Tensor:
     """A backend's ``masked_weight``, see :mod:`stochprune.reference`, from its pass that masks.
 
@@ -150,7 +150,7 @@ def weight_grad(
     mask: Mask,
     needs: tuple[bool, bool],
     rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    memo: list[Any] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """A backend's ``weight_grad``, see :mod:`stochprune.reference`, from its pass through the mask."""
     flat, levels = weight.flatten(1), Logits(logits.flatten(1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +130,7 @@ def masked_weight(
     mask: Mask,
     dtype: torch.dtype,
     rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    memo: list[Any] | None = None,
 ) -> Tensor:
     """z * weight [D, N, ...] in ``dtype``, slice d under the mask of ``draw[d]``, for products that torch makes.
 
@@ -152,7 +153,7 @@ def weight_grad(
     mask: Mask,
     needs: tuple[bool, bool],
     rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    memo: list[Any] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """dweight and dlogits, each shaped like ``grad[0]``, of grad [D, N, ...] = dL/d(z * weight); None where not needed.
 

@@ -124,9 +124,10 @@ class Op:
 
             @staticmethod
             def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
-                if any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in g):
-                    return grads(ctx, op.backward, *g)  # is_grads_batched, which knows of operators alone
-                # Gradients are recorded here under create_graph alone.
+                for x in g:
+                    if x is not None and torch._C._functorch.is_legacy_batchedtensor(x):
+                        return grads(ctx, op.backward, *g)  # is_grads_batched, which supports operators only
+                # Gradients are enabled here only under create_graph.
                 return grads(ctx, Backward.apply if torch.is_grad_enabled() else backward, *g)
 
         # The base's apply: what Function.apply adds serves torch.func, which takes the other form.
