@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stochprune import backends
 from stochprune.address import Logits
-from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+from stochprune.functional._checks import check_floating, check_same_device, expand_like, explain_nan
 from stochprune.functional._op import Op
 
 _OP = "bernoulli_kl"
@@ -87,7 +87,7 @@ def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:
 def divergence(op: str, logits: Tensor, prior_logits: Tensor | float) -> Tensor:
     """:func:`bernoulli_kl` for another op, which messages name."""
     check_floating(op, logits=logits)
-    prior = spread(op, "prior_logits", prior_logits, logits)
+    prior = expand_like(op, "prior_logits", prior_logits, logits)
     check_same_device(op, logits=logits, prior_logits=prior)
     kl: Tensor = _bernoulli_kl(op, logits, prior)
     return kl

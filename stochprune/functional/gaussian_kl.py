@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stochprune import backends
 from stochprune.address import Logits
-from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+from stochprune.functional._checks import check_floating, check_same_device, expand_like, explain_nan
 from stochprune.functional._op import Op
 from stochprune.functional.bernoulli_kl import divergence
 
@@ -77,8 +77,8 @@ def _gaussian(
     op: str, mu: Tensor, sigma: Tensor, prior_mu: Tensor | float, prior_sigma: Tensor | float, logits: Tensor | None
 ) -> Tensor:
     check_floating(op, mu=mu)
-    sigma = spread(op, "sigma", sigma, mu)
-    prior_mu, prior_sigma = spread(op, "prior_mu", prior_mu, mu), spread(op, "prior_sigma", prior_sigma, mu)
+    sigma = expand_like(op, "sigma", sigma, mu)
+    prior_mu, prior_sigma = expand_like(op, "prior_mu", prior_mu, mu), expand_like(op, "prior_sigma", prior_sigma, mu)
     check_same_device(op, mu=mu, sigma=sigma, prior_mu=prior_mu, prior_sigma=prior_sigma, logits=logits)
     kl: Tensor = _gaussian_kl(op, mu, sigma, prior_mu, prior_sigma, logits)
     return kl

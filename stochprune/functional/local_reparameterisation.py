@@ -85,7 +85,7 @@ def _backward(
         levels = None if logits is None else Logits(logits.flatten(1))
         sigma = None if rho is None else rho.flatten(1)
         grads = backend.moments_grad(dmean.flatten(1), dspread.flatten(1), weight.flatten(1), levels, sigma)
-    dweight, dlogits, drho = _product.empties((weight, logits, rho), grads, x)
+    dweight, dlogits, drho = _product.operator_grads((weight, logits, rho), grads, x)
     return x.new_empty(0) if dx is None or dsquare is None else dx + 2 * x * dsquare, dweight, dlogits, drho
 
 

@@ -41,12 +41,12 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: An
         memo.clear()
         return backend.masked_weight(weight, levels, mask=mask.part(part), dtype=x.dtype, memo=memo)
 
-    def through(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def parameter_grads(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return backend.weight_grad(g, weight, levels, mask=mask.part(part), needs=needs, memo=memo)
 
     wanted = (need_x, any(needs))
-    dx, grads = _product.backward(grad, x, weight, weights, through, geometry, len(mask.draw), wanted)
-    dweight, dlogits = _product.empties((weight, logits), grads, x)
+    dx, grads = _product.backward(grad, x, weight, weights, parameter_grads, geometry, len(mask.draw), wanted)
+    dweight, dlogits = _product.operator_grads((weight, logits), grads, x)
     return dx, dweight, dlogits
 
 

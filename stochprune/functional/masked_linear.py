@@ -12,7 +12,7 @@ from torch import Tensor
 from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
-from stochprune.functional._inputs import apart, linear
+from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, product, reshaped
 
 _OP = "masked_linear"
@@ -22,14 +22,14 @@ def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *ad
     mask, backend = Mask(*address), backends.resolve(x, weight, logits)
     if backend.MATRICES and x.dim() == 2:
         return backend.masked_linear(x, weight, Logits(logits), bias, mask=mask)
-    y = backend.masked_linear(apart(x, mask.draw), weight, Logits(logits), bias, mask=mask)
+    y = backend.masked_linear(by_draw(x, mask.draw), weight, Logits(logits), bias, mask=mask)
     return reshaped(y, (*x.shape[:-1], weight.shape[0]))
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     mask, needs = Mask(*rest[:7]), rest[7:]
     backend = backends.resolve(x, weight, logits)
-    given = (grad, x) if backend.MATRICES and x.dim() == 2 else (apart(grad, mask.draw), apart(x, mask.draw))
+    given = (grad, x) if backend.MATRICES and x.dim() == 2 else (by_draw(grad, mask.draw), by_draw(x, mask.draw))
     dx, dweight, dlogits = backend.masked_linear_backward(*given, weight, Logits(logits), mask=mask, needs=needs)
     return (
         x.new_empty(0) if dx is None else dx.view(x.shape),

@@ -16,7 +16,7 @@ from stochprune import backends
 from stochprune.address import KLTerm, Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, explain_nan
-from stochprune.functional._inputs import apart, linear
+from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
 from stochprune.functional._product import rows
 
@@ -32,7 +32,7 @@ def _forward(
     *address: Any,
 ) -> tuple[Tensor, Tensor]:
     backend, mask = backends.resolve(x, weight, logits, prior_logits), Mask(*address)
-    y = backend.masked_linear(apart(x, mask.draw), weight, Logits(logits), bias, mask=mask)
+    y = backend.masked_linear(by_draw(x, mask.draw), weight, Logits(logits), bias, mask=mask)
     kl = backend.bernoulli_kl(Logits(logits), Logits(prior_logits))
     explain_nan(kl, logits=logits, prior_logits=prior_logits)
     return reshaped(y, (*x.shape[:-1], weight.shape[0])), kl
@@ -53,7 +53,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend, mask = backends.resolve(x, weight, logits, prior_logits), Mask(*rest[:7])
     needs, kl = rest[7:], KLTerm(Logits(prior_logits), kl_grad)
-    given = (apart(grad, mask.draw), apart(x, mask.draw), weight, Logits(logits))
+    given = (by_draw(grad, mask.draw), by_draw(x, mask.draw), weight, Logits(logits))
     grads = backend.masked_linear_backward(*given, mask=mask, needs=needs, kl=kl)
     dx, dweight, dlogits = (t.new_empty(0) if g is None else g for g, t in zip(grads, (x, weight, logits), strict=True))
     return dx.view(x.shape) if needs[0] else dx, dweight, dlogits

@@ -39,13 +39,13 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: An
     def weights(part: slice) -> Tensor:
         return backend.nm_masked_weight(weight, levels, (n, m), mask=mask.part(part), dtype=x.dtype)
 
-    def through(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def parameter_grads(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         wide = g.to(weight.dtype)
         return backend.nm_weight_grad(wide, weight, levels, (n, m), mask=mask.part(part), needs=needs)
 
     wanted = (need_x, any(needs))
-    dx, grads = _product.backward(grad, x, weight, weights, through, _product.LINEAR, len(mask.draw), wanted)
-    dweight, dlogits = _product.empties((weight, logits), grads, x)
+    dx, grads = _product.backward(grad, x, weight, weights, parameter_grads, _product.LINEAR, len(mask.draw), wanted)
+    dweight, dlogits = _product.operator_grads((weight, logits), grads, x)
     return dx, dweight, dlogits
 
 

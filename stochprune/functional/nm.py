@@ -12,7 +12,7 @@ from torch import Tensor
 from stochprune import backends, patterns
 from stochprune.address import Logits
 from stochprune.functional._address import Address
-from stochprune.functional._checks import check_floating, check_same_device, named, spread
+from stochprune.functional._checks import check_floating, check_same_device, expand_like, named
 from stochprune.functional._op import Op, reshaped
 
 _GROUPS_AT_ONCE = 1 << 15  # of 70 patterns in float64: 18 MB
@@ -137,7 +137,7 @@ def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:
     """
     op = "nm_kl"
     n, m = _matrix(op, pattern, logits)
-    prior = spread(op, "prior_logits", prior_logits, logits)
+    prior = expand_like(op, "prior_logits", prior_logits, logits)
     check_same_device(op, logits=logits, prior_logits=prior)
     kl: Tensor = _nm_kl(op, logits, prior, n, m)
     return kl

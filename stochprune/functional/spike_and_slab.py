@@ -59,7 +59,7 @@ class _RandomWeights:
                 dweight = dweight if dslab is None else dslab[None]
             drho = self.backend.gaussian_grad(dweight, self.rho, mask=one) if need_rho else None
             found = (dweight[0] if need_mu else None, drho, dlogits if need_logits else None)
-            sums = [_product.plus(*pair) for pair in zip(sums, found, strict=True)]
+            sums = [_product.accumulated(*pair) for pair in zip(sums, found, strict=True)]
         return sums
 
 
@@ -81,11 +81,13 @@ def _backward(
     weights = _RandomWeights(x, mu, rho, logits, mask)
     needs = (need_mu, need_rho, need_logits and logits is not None)
 
-    def through(part: slice, g: Tensor) -> Sequence[Tensor | None]:
+    def parameter_grads(part: slice, g: Tensor) -> Sequence[Tensor | None]:
         return weights.grads(part, g, needs)
 
-    dx, grads = _product.backward(grad, x, mu, weights.form, through, geometry, len(mask.draw), (need_x, any(needs)))
-    dmu, drho, dlogits = _product.empties((mu, rho, logits), grads, x)
+    dx, grads = _product.backward(
+        grad, x, mu, weights.form, parameter_grads, geometry, len(mask.draw), (need_x, any(needs))
+    )
+    dmu, drho, dlogits = _product.operator_grads((mu, rho, logits), grads, x)
     return dx, dmu, drho, dlogits
 
 

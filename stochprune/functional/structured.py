@@ -13,7 +13,7 @@ from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating
-from stochprune.functional._inputs import apart, linear
+from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
 
 Block = tuple[int, int]
@@ -169,7 +169,7 @@ def masked_linear_blocks(
     given = linear(op, x, {"weight": weight}, bias, at)
     block = block_of(op, tuple(weight.shape), tuple(logits.shape))
     z: Tensor = _mask(op, logits, *given.mask)
-    many = apart(given.x, given.mask.draw)
+    many = by_draw(given.x, given.mask.draw)
     narrow = z.to(many.dtype)
     if block == (1, weight.shape[1]):
         y = F.linear(many, weight.to(many.dtype)) * narrow.mT  # [D, M, N] by [D, 1, N]
