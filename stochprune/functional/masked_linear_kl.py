@@ -1,7 +1,7 @@
-"""masked_linear_kl: masked_linear and the divergence of its masks from a prior, for bounds that hold both.
+"""masked_linear_kl: masked_linear and the KL of its masks from a prior, for losses that contain both.
 
-Forward is the two ops one after the other. Backward adds the divergence's gradient where the weight's gradient passes
-through the mask: with two ops it would be written to memory, read and added, as many bytes again as the whole pass.
+Forward runs the two ops in turn. Backward adds the KL's gradient in the pass that computes the logits' gradient. Two
+separate ops would write the KL's gradient to memory, read it and add it, which doubles the bytes of that pass.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def masked_linear_kl(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """A linear layer under a stochastic mask, and the divergence of its masks from a prior.
+    """A linear layer under a stochastic mask, and the KL of its masks from a prior.
 
     The results and gradients of :func:`stochprune.functional.masked_linear` and
     :func:`stochprune.functional.bernoulli_kl`, in fewer passes over the weights.
@@ -117,7 +117,7 @@ def masked_linear_kl(
             masked_linear.
 
     Returns:
-        The layer's output, and the divergence in nats: a float64 scalar.
+        The layer's output, and the KL in nats: a float64 scalar.
 
     Raises:
         TypeError, RuntimeError: as for masked_linear.
