@@ -1,4 +1,4 @@
-"""masked_linear on the CPU: torch's products, for as many draws at a time as stay in cache."""
+"""masked_linear on the CPU, by torch's products; one product takes as many draws as fit in the cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stochprune.native.workspace import fresh, workspace
 
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
-    """As :func:`stochprune.reference.masked_linear`; of one draw x may be [M, K], and the result is [M, N]."""
+    """As :func:`stochprune.reference.masked_linear`; with one draw, x may be [M, K] and the result is then [M, N]."""
     n, k = weight.shape
     step = workspace.draws(n, k, x.dtype)
     if x.dim() == 2 and step:
@@ -36,7 +36,7 @@ def masked_linear_backward(
     needs: tuple[bool, bool, bool],
     kl: KLTerm | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """As :func:`stochprune.reference.masked_linear_backward`; of one draw grad may be [M, N], and x [M, K]."""
+    """As :func:`stochprune.reference.masked_linear_backward`; with one draw, grad may be [M, N] and x [M, K]."""
     n, k = weight.shape
     step = workspace.draws(n, k, x.dtype)
     dweight = fresh((n, k), weight.dtype) if needs[1] else None
