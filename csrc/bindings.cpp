@@ -1,4 +1,4 @@
-// stochprune._C: the kernels for Python. Only the files called bindings and tensors know Python; none knows torch's headers.
+// stochprune._C: the kernels for Python. Only the files named bindings and tensors use Python; no file uses torch's headers.
 #include "bindings.h"
 
 #include <memory>
@@ -12,7 +12,7 @@ namespace {
 
 using py::arg;
 using py::object;
-using Part = std::optional<std::tuple<int64_t, int64_t>>;  // first row, rows; none: all
+using Part = std::optional<std::tuple<int64_t, int64_t>>;  // first row and number of rows; none: all rows
 
 // Runs a kernel without the GIL.
 template <class F>
@@ -21,7 +21,7 @@ auto unlocked(F&& kernel) {
   return kernel();
 }
 
-// The same for kernels that tell whether a logit is NaN.
+// The same for kernels that return whether a logit is NaN.
 template <class F>
 void checked(F&& kernel) {
   if (unlocked(kernel)) throw py::value_error("logits contain NaN");
@@ -58,7 +58,7 @@ int64_t count_of(py::handle tensor) {
   return count;
 }
 
-// Tensors of any shape as one row.
+// Tensors of any shape, each as one row.
 struct Flat {
   std::vector<Dense> inputs;
   int64_t count;

@@ -1,4 +1,4 @@
-// stochprune._C.cuda, where the extension was built with nvcc.
+// stochprune._C.cuda, if the extension was built with nvcc.
 #include "bindings.h"
 #include "cuda/engine.h"
 
@@ -18,7 +18,7 @@ const T* pointer(uintptr_t p) {
   return reinterpret_cast<const T*>(p);
 }
 
-// A code that no kernel knows would be read as another one's numbers.
+// Throws for an unknown code: a kernel would read the data as another dtype.
 DType dtype(const Array& a) {
   const int code = std::get<2>(a);
   if (std::get<0>(a) && (code < 0 || code > int(DType::f16)))
