@@ -95,16 +95,17 @@ void bind_masked(py::module_& m) {
       arg("masked"), arg("out"), arg("keep_bits"), arg("threads"), arg("part") = py::none());
   m.def(
       "weight_grad",
-      [](const MaskedTensors& m, const object& grad, const HeldBits* bits, const object& dweight, const object& dlogits,
+      [](const MaskedTensors& m, const object& grad, const HeldBits* bits, const std::tuple<object, object>& to,
          const object& kl, bool add, int threads, const Part& part) {
         const int64_t cols = m.masked.shape.cols;
+        const auto& [dweight, dlogits] = to;
         const Dense g(grad, cols);
         const GivenKL term(kl);
-        const Gradients to{result(dweight, cols), result(dlogits, cols), add};
-        unlocked([&] { weight_grad(m.masked, rows_of(m, part), g, bits_of(bits), term, to, threads); });
+        const Gradients grads{result(dweight, cols), result(dlogits, cols), add};
+        unlocked([&] { weight_grad(m.masked, rows_of(m, part), g, bits_of(bits), term, grads, threads); });
       },
-      arg("masked"), py::kw_only(), arg("grad"), arg("bits"), arg("dweight"), arg("dlogits"), arg("kl") = py::none(),
-      arg("add") = false, arg("threads"), arg("part") = py::none());
+      arg("masked"), py::kw_only(), arg("grad"), arg("bits"), arg("to"), arg("kl") = py::none(), arg("add") = false,
+      arg("threads"), arg("part") = py::none());
   m.def("nm_masked_weight", [](const MaskedTensors& m, std::tuple<int, int> pattern, const object& out, int threads) {
     const auto [kept, group] = pattern;
     const Matrix to = result(out, m.masked.shape.cols);

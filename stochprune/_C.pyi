@@ -39,8 +39,7 @@ def weight_grad(
     *,
     grad: Tensor,
     bits: Bits | None,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
+    to: tuple[Tensor | None, Tensor | None],  # dweight and dlogits
     kl: KLTerm | None = None,
     add: bool = False,
     threads: int,

@@ -12,6 +12,9 @@ from stochprune import rng
 Logits = NewType("Logits", Tensor)
 """Logits of keep probabilities. A type of their own, so that type checkers tell them from the weight."""
 
+Needs = tuple[bool, bool, bool]
+"""Which gradients of a product are needed: those of x, weight and logits."""
+
 
 class Mask(NamedTuple):
     """The masks of one weight matrix, one for each element of ``draw``, and what their estimator makes of them.

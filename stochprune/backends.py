@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.address import KLTerm, Logits, Mask, Masks, Needs
 
 MODULES = {
     "native": "stochprune.native",
@@ -61,7 +61,7 @@ class Backend(Protocol):
         logits: Logits,
         *,
         mask: Mask,
-        needs: tuple[bool, bool, bool],
+        needs: Needs,
         kl: KLTerm | None = None,
     ) -> Three: ...
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import materialised, patterns, rng
-from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.address import KLTerm, Logits, Mask, Masks, Needs
 
 NAME = "reference"
 MATRICES = False
@@ -87,14 +87,7 @@ def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None
 
 
 def masked_linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool, bool],
-    kl: KLTerm | None = None,
+    grad: Tensor, x: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs, kl: KLTerm | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients dx [D, M, K], dweight [N, K] and dlogits [N, K] of grad [D, M, N]; None where not needed.
 
@@ -202,13 +195,7 @@ def nm_masked_weight(
 
 
 def nm_weight_grad(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    pattern: tuple[int, int],
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool],
+    grad: Tensor, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """dweight and dlogits [N, K] of grad [D, N, K] = dL/d(z * weight), summed over draws; None where not needed.
 

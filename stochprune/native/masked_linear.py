@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stochprune.address import KLTerm, Logits, Mask
+from stochprune.address import KLTerm, Logits, Mask, Needs
 from stochprune.native import products
 from stochprune.native.masked import masked
 from stochprune.native.workspace import fresh, workspace
@@ -27,34 +27,27 @@ def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None
 
 
 def masked_linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool, bool],
-    kl: KLTerm | None = None,
+    grad: Tensor, x: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs, kl: KLTerm | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.masked_linear_backward`; with one draw, grad may be [M, N] and x [M, K]."""
     n, k = weight.shape
     step = workspace.draws(n, k, x.dtype)
     dweight = fresh((n, k), weight.dtype) if needs[1] else None
     dlogits = fresh((n, k), logits.dtype) if needs[2] else None
+    to = dweight, dlogits
     if x.dim() == 2 and step:
-        dx = products.backward_of_one(masked(weight, logits, mask), grad, x, needs[0], dweight, dlogits, kl)
-        return dx, dweight, dlogits
+        return products.backward_of_one(masked(weight, logits, mask), grad, x, needs[0], to, kl), dweight, dlogits
     dx = x.new_empty(x.shape) if needs[0] else None
     if not step:
         for i, (g, x_one) in enumerate(zip(_each(grad), _each(x), strict=True)):
             dx_one, once = None if dx is None else _each(dx)[i], None if i else kl
             layer = masked(weight, logits, mask.one(i))
-            products.backward_by_panels(layer, g, x_one, dx_one, dweight, dlogits, i > 0, once)
+            products.backward_by_panels(layer, g, x_one, dx_one, to, i > 0, once)
         return dx, dweight, dlogits
     for part in _parts(len(x), step):
         dx_part, once = None if dx is None else dx[part], None if part.start else kl
         layer = masked(weight, logits, mask.part(part))
-        products.backward(layer, grad[part], x[part], dx_part, dweight, dlogits, part.start > 0, once)
+        products.backward(layer, grad[part], x[part], dx_part, to, part.start > 0, once)
     return dx, dweight, dlogits
 
 

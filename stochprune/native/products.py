@@ -14,6 +14,9 @@ from stochprune.address import KLTerm
 from stochprune.native.masked import write_masked_weight
 from stochprune.native.workspace import workspace
 
+Targets = tuple[Tensor | None, Tensor | None]
+"""The memory for dweight and dlogits [N, K]; what is None is not computed."""
+
 
 def forward(layer: _C.Masked, x: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """Write y [D, M, N] = x [D, M, K] (z * weight)^T + bias."""
@@ -43,94 +46,65 @@ def forward_by_panels(layer: _C.Masked, x: Tensor, bias: Tensor | None, y: Tenso
 
 
 def backward(
-    layer: _C.Masked,
-    grad: Tensor,
-    x: Tensor,
-    dx: Tensor | None,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    kl: KLTerm | None,
+    layer: _C.Masked, grad: Tensor, x: Tensor, dx: Tensor | None, to: Targets, add: bool, kl: KLTerm | None
 ) -> None:
     """Write dx [D, M, K], and dweight and dlogits [N, K] summed over draws, of grad [D, M, N] and x [D, M, K].
 
     Args:
-        dx, dweight, dlogits: where the results go; what is None is not computed.
-        add: add to what dweight and dlogits hold.
-        kl: adds its gradient to dlogits.
+        dx, to: the memory of the results; what is None is not computed.
+        add: add to the old values of dweight and dlogits.
+        kl: its gradient is added to dlogits.
     """
     shape, bits = (len(x), *layer.shape), None
     if dx is not None:
-        w, bits = write_masked_weight(layer, shape, x.dtype, dweight is not None)
+        w, bits = write_masked_weight(layer, shape, x.dtype, to[0] is not None)
         torch.bmm(grad, w, out=dx)
-    target = _target(dweight, dlogits, x.dtype)
+    target = _target(to, x.dtype)
     if target is not None:
         # dL/d(z * weight) goes straight into a gradient's own memory, unless it is a sum or has another dtype.
         direct = target.dtype == x.dtype and len(x) == 1 and not add
         g = target.unsqueeze(0) if direct else workspace.take(shape, x.dtype)
         torch.bmm(grad.mT, x, out=g)
         threads = torch.get_num_threads()
-        _C.weight_grad(layer, grad=g, bits=bits, dweight=dweight, dlogits=dlogits, kl=kl, add=add, threads=threads)
+        _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, add=add, threads=threads)
 
 
 def backward_of_one(
-    layer: _C.Masked,
-    grad: Tensor,
-    x: Tensor,
-    need_x: bool,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    kl: KLTerm | None,
+    layer: _C.Masked, grad: Tensor, x: Tensor, need_x: bool, to: Targets, kl: KLTerm | None
 ) -> Tensor | None:
-    """Return dx [M, K] of grad [M, N] and x [M, K], and write the others, as :func:`backward`."""
+    """Return dx [M, K] of grad [M, N] and x [M, K], and write dweight and dlogits, as :func:`backward`."""
     bits = dx = None
     if need_x:
-        w, bits = write_masked_weight(layer, layer.shape, x.dtype, dweight is not None)
+        w, bits = write_masked_weight(layer, layer.shape, x.dtype, to[0] is not None)
         dx = torch.mm(grad, w)
-    target = _target(dweight, dlogits, x.dtype)
+    target = _target(to, x.dtype)
     if target is not None:
         g = target if target.dtype == x.dtype else workspace.take(layer.shape, x.dtype)
         torch.mm(grad.mT, x, out=g)
         threads = torch.get_num_threads()
-        _C.weight_grad(layer, grad=g, bits=bits, dweight=dweight, dlogits=dlogits, kl=kl, threads=threads)
+        _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, threads=threads)
     return dx
 
 
 def backward_by_panels(
-    layer: _C.Masked,
-    grad: Tensor,
-    x: Tensor,
-    dx: Tensor | None,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    kl: KLTerm | None,
+    layer: _C.Masked, grad: Tensor, x: Tensor, dx: Tensor | None, to: Targets, add: bool, kl: KLTerm | None
 ) -> None:
     """Write dx [M, K], dweight and dlogits of grad [M, N] and x [M, K], as :func:`backward`."""
-    target, threads = _target(dweight, dlogits, x.dtype), torch.get_num_threads()
+    target, threads = _target(to, x.dtype), torch.get_num_threads()
     n, k = layer.shape
     for rows in workspace.panels(n, k, x.dtype):
         part, bits = (rows.start, rows.stop - rows.start), None
         if dx is not None:
-            w, bits = write_masked_weight(layer, (part[1], k), x.dtype, dweight is not None, part)
+            w, bits = write_masked_weight(layer, (part[1], k), x.dtype, to[0] is not None, part)
             torch.addmm(dx, grad[:, rows], w, beta=int(rows.start > 0), out=dx)
         if target is not None:
             direct = target.dtype == x.dtype and not add
             g = target[rows] if direct else workspace.take((part[1], k), x.dtype)
             torch.mm(grad[:, rows].mT, x, out=g)
-            _C.weight_grad(
-                layer,
-                grad=g,
-                bits=bits,
-                dweight=dweight,
-                dlogits=dlogits,
-                kl=kl,
-                add=add,
-                threads=threads,
-                part=part,
-            )
+            _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, add=add, threads=threads, part=part)
 
 
-def _target(dweight: Tensor | None, dlogits: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return the gradient whose memory can hold dL/d(z * weight), of ``dtype``; if none can, one that is wanted."""
+def _target(to: Targets, dtype: torch.dtype) -> Tensor | None:
+    """Return the gradient whose memory can hold dL/d(z * weight), of ``dtype``; if none can, one that is needed."""
+    dweight, dlogits = to
     return dweight if dlogits is None or (dweight is not None and dweight.dtype == dtype) else dlogits
