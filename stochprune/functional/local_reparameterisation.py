@@ -160,7 +160,7 @@ def local_reparameterised_linear(
     row_offset: int = 0,
     samples: int | None = None,
 ) -> Tensor:
-    """A linear layer whose pre-activations are sampled, each from the normal distribution with its mean and variance.
+    """Apply a linear layer whose pre-activations are sampled, each from a normal with its mean and variance.
 
     The weights are those of :func:`stochprune.functional.spike_and_slab_linear`: each is kept with probability
     q = sigmoid(logits) (1 without logits), and is then N(weight, sigma^2) with sigma = softplus(rho) (0 without rho)::
@@ -215,7 +215,7 @@ def local_reparameterised_conv(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """A convolution of one, two or three dimensions under local reparameterisation.
+    """Apply a convolution of one, two or three dimensions under local reparameterisation.
 
     It follows :func:`local_reparameterised_linear`. Pre-activations that share weights are sampled independently, as is
     usual (Shridhar et al. 2019): each has its exact mean and variance, but their covariance is lost. The normal's row

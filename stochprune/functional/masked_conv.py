@@ -128,7 +128,7 @@ def _convolution_of(dimensions: int) -> MaskedConvolution:
         dilation: Sizes = 1,
         groups: int = 1,
     ) -> Tensor:
-        """A convolution under a stochastic mask: torch's convolution with the weight ``z * weight``.
+        """Apply a convolution under a stochastic mask: torch's convolution with the weight ``z * weight``.
 
         The mask z, its estimators and the gradients are those of :func:`stochprune.functional.masked_linear`. A weight
         [N, ...] has the masks of the matrix ``weight.flatten(1)``, whatever its memory format: the mask's row is the
@@ -187,7 +187,7 @@ def _transposed_convolution_of(dimensions: int) -> MaskedTransposedConvolution:
         groups: int = 1,
         dilation: Sizes = 1,
     ) -> Tensor:
-        """A transposed convolution under a stochastic mask: torch's transposed convolution with ``z * weight``.
+        """Apply a transposed convolution under a stochastic mask: torch's transposed convolution with ``z * weight``.
 
         The arguments are those of the masked convolution with the same number of dimensions, but the weight is
         [C, N / groups, *kernel], as in torch: the mask's row is the **input** channel.

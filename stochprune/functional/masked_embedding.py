@@ -103,7 +103,7 @@ def masked_embedding(
     col_offset: int = 0,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Rows of a table under a stochastic mask: ``(z * weight)[indices]``.
+    """Look up rows of a table under a stochastic mask: ``(z * weight)[indices]``.
 
     The mask z, its estimators and the gradients are those of :func:`stochprune.functional.masked_linear`. Only the rows
     that are looked up are masked. A token that occurs twice has one mask.

@@ -60,7 +60,7 @@ def masked_linear(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """A linear layer under a stochastic mask: ``x (z * weight)^T + bias``.
+    """Apply a linear layer under a stochastic mask: ``x (z * weight)^T + bias``.
 
     The address (seed, draw, stream, row, column) determines the mask z, which is applied and dropped. Backward computes
     it again. With G the gradient of ``z * weight``, the gradient of the weight is ``G * z`` and the gradient of the

@@ -106,7 +106,7 @@ def masked_linear_kl(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """A linear layer under a stochastic mask, and the KL of its masks from a prior.
+    """Apply a linear layer under a stochastic mask, and the KL of its masks from a prior.
 
     The results and gradients of :func:`stochprune.functional.masked_linear` and
     :func:`stochprune.functional.bernoulli_kl`, in fewer passes over the weights.

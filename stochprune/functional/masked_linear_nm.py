@@ -66,7 +66,7 @@ def masked_linear_nm(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """A linear layer that keeps exactly n of every m neighbouring weights of a row: ``x (z * weight)^T + bias``.
+    """Apply a linear layer that keeps exactly n of every m neighbouring weights of a row: ``x (z * weight)^T + bias``.
 
     In each group of m columns, a pattern has a probability proportional to ``exp(sum of the kept logits)``. These are
     independent Bernoulli masks, conditioned on keeping n. The address determines the pattern

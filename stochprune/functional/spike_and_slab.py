@@ -112,7 +112,7 @@ def spike_and_slab_linear(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """A linear layer with random weights: ``x (z (mu + softplus(rho) e))^T + bias``, e standard normal.
+    """Apply a linear layer with random weights: ``x (z (mu + softplus(rho) e))^T + bias``, e standard normal.
 
     With logits, each weight is N(mu, softplus(rho)^2) with probability sigmoid(logit), else 0: the spike and slab. z is
     the stochastic mask of :func:`stochprune.functional.masked_linear` at the same address. e is the normal of
@@ -167,7 +167,7 @@ def spike_and_slab_conv(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """A convolution of one, two or three dimensions with the random weights of :func:`spike_and_slab_linear`.
+    """Apply a convolution of one, two or three dimensions with the random weights of :func:`spike_and_slab_linear`.
 
     Normals and masks are those of the matrix ``mu.flatten(1)``.
 

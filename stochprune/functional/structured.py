@@ -142,7 +142,7 @@ def masked_linear_blocks(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """A linear layer that keeps or prunes blocks of weights: ``x (z * weight)^T + bias`` with z constant on each block.
+    """Apply a linear layer that keeps or prunes blocks: ``x (z * weight)^T + bias`` with z constant on each block.
 
     The shape [n, k] of ``logits`` determines the blocks, of N / n rows and K / k columns. Logits [N, 1] mask whole rows
     (outputs, without the bias), and [1, K] whole columns (inputs). Block (i, j) has the contract's mask at row i and

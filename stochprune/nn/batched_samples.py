@@ -47,7 +47,7 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
         raise ValueError("batched_samples: not inside fused_masking or another batched_samples")
     for name, layer in layers.items():
         if layer.local_reparameterisation:
-            raise ValueError(f"batched_samples: {name} is under local reparameterisation, which draws no networks")
+            raise ValueError(f"batched_samples: {name} is under local reparameterisation, which samples no masks")
     if draws == 1:
         yield model
         return

@@ -102,8 +102,8 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
                 "fused_masking: another fused_masking or antithetic_gradients already sets the masks of these "
                 "layers; enter it once"
             )
-        draws_masks = layer.samples_now and not layer.local_reparameterisation
-        if type(layer) in _KINDS and draws_masks and layer.draws_per_forward == 1:
+        samples_masks = layer.samples_now and not layer.local_reparameterisation
+        if type(layer) in _KINDS and samples_masks and layer.draws_per_forward == 1:
             dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
             key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)
             groups.setdefault(key, []).append(layer)
