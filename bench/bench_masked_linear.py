@@ -95,4 +95,4 @@ def test_sampling(benchmark, what):
     native.cache.enabled = False
     runs = {"copy": lambda: out.copy_(weight), "thresholds": lambda: native.threshold_from_logits(logits)}
     benchmark.extra_info.update(what=what)
-    benchmark.pedantic(runs.get(what, lambda: _C.masked_weight(layer, out, None, threads)), rounds=25, warmup_rounds=3)
+    benchmark.pedantic(runs.get(what, lambda: _C.masked_weight(layer, out, False, threads)), rounds=25, warmup_rounds=3)

@@ -1,5 +1,7 @@
-// stochprune._C: the kernels for Python. Only the files called bindings and tensors know Python; none knows torch's headers.
+// stochprune._C: the kernels for Python. Only the files named bindings and tensors use Python; no file uses torch's headers.
 #include "bindings.h"
+
+#include <memory>
 
 #include "cpu/engine.h"
 #include "tensors.h"
@@ -10,7 +12,7 @@ namespace {
 
 using py::arg;
 using py::object;
-using Part = std::optional<std::tuple<int64_t, int64_t>>;  // first row, rows; none: all
+using Part = std::optional<std::tuple<int64_t, int64_t>>;  // first row and number of rows; none: all rows
 
 // Runs a kernel without the GIL.
 template <class F>
@@ -19,7 +21,7 @@ auto unlocked(F&& kernel) {
   return kernel();
 }
 
-// The same for kernels that tell whether a logit is NaN.
+// The same for kernels that return whether a logit is NaN.
 template <class F>
 void checked(F&& kernel) {
   if (unlocked(kernel)) throw py::value_error("logits contain NaN");
@@ -29,7 +31,26 @@ Rows rows_of(const MaskedTensors& m, const Part& part) {
   return part ? Rows{std::get<0>(*part), std::get<1>(*part)} : Rows{0, m.masked.shape.rows};
 }
 
-Bits bits_of(const MaskedTensors& m, py::handle kept) { return {address<uint64_t>(kept), m.groups()}; }
+// Hard masks as bits, which the forward pass leaves to the backward pass. Python only holds them.
+struct HeldBits {
+  std::unique_ptr<uint64_t[]> words;
+  int64_t groups;  // words of a row
+
+  HeldBits(int64_t rows, int64_t words_of_row) : words(new uint64_t[size_t(rows * words_of_row)]), groups(words_of_row) {}
+};
+
+Bits bits_of(const HeldBits* held) { return held ? Bits{held->words.get(), held->groups} : Bits{}; }
+
+// The KL term of a loss: stochprune.address.KLTerm, or None.
+struct GivenKL {
+  Given prior;
+  float scale;
+
+  explicit GivenKL(const object& kl)
+      : prior(kl.is_none() ? kl : attribute(kl, torch().prior_logits)),
+        scale(kl.is_none() ? 0.0f : py::float_(attribute(kl, torch().grad)).cast<float>()) {}
+  operator Divergence() const { return {prior, scale}; }
+};
 
 int64_t count_of(py::handle tensor) {
   int64_t count = 1;
@@ -37,7 +58,7 @@ int64_t count_of(py::handle tensor) {
   return count;
 }
 
-// Tensors of any shape as one row.
+// Tensors of any shape, each as one row.
 struct Flat {
   std::vector<Dense> inputs;
   int64_t count;
@@ -52,32 +73,39 @@ void bind_masked(py::module_& m) {
   py::class_<MaskedTensors>(m, "Masked", py::module_local())
       .def(py::init<object, object, object, object, object>(), arg("mask"), py::kw_only(), arg("weight") = py::none(),
            arg("logits") = py::none(), arg("threshold") = py::none(), arg("rows") = py::none())
-      .def_property_readonly("groups", &MaskedTensors::groups);
+      .def_property_readonly("shape", [](const MaskedTensors& m) {
+        const auto [rows, cols] = m.masked.shape;
+        return Size{rows, cols};
+      });
+  py::class_<HeldBits>(m, "Bits", py::module_local());
   m.def("keep_mask", [](const MaskedTensors& m, const object& keep, int threads) {
     const auto out = address<uint8_t>(keep);
     unlocked([&] { keep_mask(m.masked, out, threads); });
   });
   m.def(
       "masked_weight",
-      [](const MaskedTensors& m, const object& out, const object& kept, int threads, const Part& part) {
+      [](const MaskedTensors& m, const object& out, bool keep_bits, int threads, const Part& part) {
         const Matrix to = result(out, m.masked.shape.cols);
-        const Bits bits = bits_of(m, kept);
-        checked([&] { return masked_weight(m.masked, rows_of(m, part), to, bits, threads); });
+        const Rows rows = rows_of(m, part);
+        std::unique_ptr<HeldBits> held;
+        if (keep_bits && m.groups()) held = std::make_unique<HeldBits>(m.masked.draws * rows.count, m.groups());
+        checked([&] { return masked_weight(m.masked, rows, to, bits_of(held.get()), threads); });
+        return held;
       },
-      arg("masked"), arg("out"), arg("kept"), arg("threads"), arg("part") = py::none());
+      arg("masked"), arg("out"), arg("keep_bits"), arg("threads"), arg("part") = py::none());
   m.def(
       "weight_grad",
-      [](const MaskedTensors& m, const object& grad, const object& kept, const object& dweight, const object& dlogits,
-         const object& prior, float scale, bool add, int threads, const Part& part) {
+      [](const MaskedTensors& m, const object& grad, const HeldBits* bits, const std::tuple<object, object>& to,
+         const object& kl, bool add, int threads, const Part& part) {
         const int64_t cols = m.masked.shape.cols;
+        const auto& [dweight, dlogits] = to;
         const Dense g(grad, cols);
-        const Given p(prior);
-        const Gradients to{result(dweight, cols), result(dlogits, cols), add};
-        const Bits bits = bits_of(m, kept);
-        unlocked([&] { weight_grad(m.masked, rows_of(m, part), g, bits, {p, scale}, to, threads); });
+        const GivenKL term(kl);
+        const Gradients grads{result(dweight, cols), result(dlogits, cols), add};
+        unlocked([&] { weight_grad(m.masked, rows_of(m, part), g, bits_of(bits), term, grads, threads); });
       },
-      arg("masked"), py::kw_only(), arg("grad"), arg("kept"), arg("dweight"), arg("dlogits"), arg("prior") = py::none(),
-      arg("scale") = 0.0f, arg("add") = false, arg("threads"), arg("part") = py::none());
+      arg("masked"), py::kw_only(), arg("grad"), arg("bits"), arg("to"), arg("kl") = py::none(), arg("add") = false,
+      arg("threads"), arg("part") = py::none());
   m.def("nm_masked_weight", [](const MaskedTensors& m, std::tuple<int, int> pattern, const object& out, int threads) {
     const auto [kept, group] = pattern;
     const Matrix to = result(out, m.masked.shape.cols);

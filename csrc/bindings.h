@@ -1,4 +1,4 @@
-// How Python's numbers and tuples reach the kernels.
+// Conversions that the bindings share.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

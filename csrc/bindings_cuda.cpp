@@ -1,4 +1,4 @@
-// stochprune._C.cuda, where the extension was built with nvcc.
+// stochprune._C.cuda, if the extension was built with nvcc.
 #include "bindings.h"
 #include "cuda/engine.h"
 
@@ -8,7 +8,7 @@
 namespace stochprune {
 namespace {
 
-using At = std::tuple<int, uintptr_t>;              // device, its stream
+using At = std::tuple<int, uintptr_t>;              // device, its CUDA stream
 using Array = std::tuple<uintptr_t, int64_t, int>;  // address or 0, row stride, dtype
 
 cuda::Launch launch(const At& a) { return {std::get<0>(a), std::get<1>(a)}; }
@@ -18,7 +18,7 @@ const T* pointer(uintptr_t p) {
   return reinterpret_cast<const T*>(p);
 }
 
-// A code that no kernel knows would be read as another one's numbers.
+// Throws for an unknown code: a kernel would read the data as another dtype.
 DType dtype(const Array& a) {
   const int code = std::get<2>(a);
   if (std::get<0>(a) && (code < 0 || code > int(DType::f16)))
@@ -79,7 +79,7 @@ void bind_cuda(py::module_& m) {
         const cuda::KLTerm kl = {given(prior), pointer<double>(kl_grad)};
         cuda::weight_grad(launch(at), masked, given(grad), kl, {result(dweight), result(dlogits), add});
       },
-      unlocked, arg("place"), arg("masked"), py::kw_only(), arg("grad"), arg("prior"), arg("kl_grad"), arg("dweight"),
+      unlocked, arg("launch"), arg("masked"), py::kw_only(), arg("grad"), arg("prior"), arg("kl_grad"), arg("dweight"),
       arg("dlogits"), arg("add"));
 }
 

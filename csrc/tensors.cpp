@@ -27,7 +27,8 @@ const Torch& torch() {
         const py::module_ torch = py::module_::import("torch");
         return Torch{name("data_ptr"), name("shape"),     name("stride"),      name("dtype"),          name("contiguous"),
                      name("seed"),     name("draw"),      name("stream"),      name("row"),            name("col"),
-                     name("estimator"), name("temperature"), torch.attr("float32"), torch.attr("bfloat16"), torch.attr("uint16")};
+                     name("estimator"), name("temperature"), name("prior_logits"), name("grad"),
+                     torch.attr("float32"), torch.attr("bfloat16")};
       })
       .get_stored();
 }

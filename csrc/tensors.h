@@ -1,4 +1,4 @@
-// How torch's tensors reach the CPU kernels: by their Python methods, so that no torch header is needed. Needs the GIL.
+// Reads torch's tensors by their Python methods, so that no torch header is needed. Needs the GIL.
 #pragma once
 #include <pybind11/gil_safe_call_once.h>
 
@@ -11,10 +11,10 @@
 
 namespace stochprune {
 
-// The names that are looked up, interned once, and torch's dtypes.
+// Attribute names, interned once, and torch's dtypes.
 struct Torch {
-  py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature;
-  py::object float32, bfloat16, uint16;
+  py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature, prior_logits, grad;
+  py::object float32, bfloat16;
 };
 const Torch& torch();
 
@@ -36,11 +36,11 @@ T* address(py::handle tensor) {
   return tensor.is_none() ? nullptr : reinterpret_cast<T*>(PyLong_AsSize_t(call(tensor, torch().data_ptr).ptr()));
 }
 
-DType dtype_of(py::handle tensor);  // throws TypeError for one that the CPU kernels do not know
+DType dtype_of(py::handle tensor);  // throws TypeError if the CPU kernels do not support it
 std::vector<int64_t> shape_of(py::handle tensor);
 
-// A tensor that is read as a matrix: its first dimension gives the rows, the others together the columns. A copy, if
-// neighbours in a row are not neighbours in memory, lives as long as this object.
+// A tensor that is read as a matrix: its first dimension is the rows, the others together are the columns. If a row is not
+// contiguous in memory, this object holds a copy.
 struct Given {
   py::object tensor;
   Shape shape{};
@@ -50,7 +50,7 @@ struct Given {
   operator ConstMatrix() const { return matrix; }
 };
 
-// The same, dense: in rows of `cols`, whatever its dimensions are.
+// A tensor of any shape that is read as a contiguous matrix with `cols` columns. Holds a copy if necessary.
 struct Dense {
   py::object tensor;
   ConstMatrix matrix{};
@@ -59,17 +59,17 @@ struct Dense {
   operator ConstMatrix() const { return matrix; }
 };
 
-// A dense tensor that is written, in rows of `cols`; None: no data.
+// A contiguous tensor that is written as a matrix with `cols` columns; None: no data.
 Matrix result(py::handle tensor, int64_t cols);
 
-// stochprune.address.Mask, and what it masks: see there. Holds what the addresses point to.
+// A stochprune.address.Mask and the weight that it masks. Holds the objects whose memory the addresses point to.
 struct MaskedTensors {
   Masked masked{};
   std::vector<py::object> held;
 
   MaskedTensors(py::object mask, py::object weight, py::object logits, py::object threshold, py::object rows);
   MaskedTensors(py::object mask, Shape shape);
-  // Words of the bits of a row's hard mask; 0 if the estimator has no such mask.
+  // The number of 64-bit words of a row's hard mask; 0 if the estimator's mask is soft.
   int64_t groups() const;
 };
 

@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from stochprune.address import Logits, Mask
+from stochprune.address import KLTerm, Logits, Mask
 
 _Array: TypeAlias = tuple[int, int, int]  # address or 0, row stride, dtype
 _Size: TypeAlias = tuple[int, ...]  # rows, columns
@@ -13,7 +13,7 @@ def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
 
-class Masked:  # a weight matrix under the masks of some draws: what most kernels need to know
+class Masked:  # a weight matrix under the masks of one or more draws
     def __init__(
         self,
         mask: Mask,
@@ -24,23 +24,23 @@ class Masked:  # a weight matrix under the masks of some draws: what most kernel
         rows: Tensor | None = None,
     ) -> None: ...
     @property
-    def groups(self) -> int: ...  # words of a row's bits
+    def shape(self) -> tuple[int, int]: ...
 
-# Results are contiguous. A part is its first row and its number of rows.
+class Bits: ...  # hard masks, which the forward pass leaves to the backward pass
+
+# Results are contiguous. ``part``: the first row and the number of rows; None for all rows.
 def keep_mask(masked: Masked, keep: Tensor, threads: int) -> None: ...
 def thresholds(logits: Logits, out: Tensor, threads: int) -> None: ...
 def masked_weight(
-    masked: Masked, out: Tensor, kept: Tensor | None, threads: int, part: tuple[int, int] | None = None
-) -> None: ...
+    masked: Masked, out: Tensor, keep_bits: bool, threads: int, part: tuple[int, int] | None = None
+) -> Bits | None: ...  # None if not wanted, or if the mask is soft
 def weight_grad(
     masked: Masked,
     *,
     grad: Tensor,
-    kept: Tensor | None,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    prior: Logits | None = None,
-    scale: float = 0.0,
+    bits: Bits | None,
+    to: tuple[Tensor | None, Tensor | None],  # dweight and dlogits
+    kl: KLTerm | None = None,
     add: bool = False,
     threads: int,
     part: tuple[int, int] | None = None,
@@ -81,9 +81,9 @@ def gaussian_kl_grad(
 ) -> None: ...
 def advise_huge_pages(address: int, bytes: int) -> None: ...
 
-_Place: TypeAlias = tuple[int, int]  # device, its stream
+_Launch: TypeAlias = tuple[int, int]  # device, its CUDA stream
 
-class cuda:  # a submodule, missing where there was no nvcc
+class cuda:  # a submodule, missing if there was no nvcc
     class Masked:
         """A weight matrix under the masks of one or more draws; seed, draw and rows by address."""
         def __init__(
@@ -105,14 +105,14 @@ class cuda:  # a submodule, missing where there was no nvcc
         ) -> None: ...
 
     @staticmethod
-    def keep_mask(place: _Place, masked: Masked, keep: int) -> None: ...
+    def keep_mask(launch: _Launch, masked: Masked, keep: int) -> None: ...
     @staticmethod
-    def thresholds(place: _Place, size: _Size, logits: _Array, out: int) -> None: ...
+    def thresholds(launch: _Launch, size: _Size, logits: _Array, out: int) -> None: ...
     @staticmethod
-    def masked_weight(place: _Place, masked: Masked, out: _Array) -> None: ...
+    def masked_weight(launch: _Launch, masked: Masked, out: _Array) -> None: ...
     @staticmethod
     def weight_grad(
-        place: _Place,
+        launch: _Launch,
         masked: Masked,
         *,
         grad: _Array,

@@ -68,7 +68,7 @@ class Masks(NamedTuple):
 
 Rows = Tensor | None
 """int64 [R]: the rows of a weight that an op works on; None for all rows."""
-Memo = list[Tensor] | None
+Memo = list[Any] | None
 """Intermediate results that one pass over a weight may append for the other."""
 Needs2 = tuple[bool, bool]
 Needs3 = tuple[bool, bool, bool]

@@ -41,7 +41,7 @@ STOCHPRUNE_HD uint32_t uniform16(uint64_t seed, uint32_t draw, uint32_t stream, 
   return (w.w[(col >> 4) & 3] >> (16 * (col & 1))) & 0xFFFFu;
 }
 
-// Whether a weight with keep threshold t (probability t / 32768) is kept.
+// True if a weight with keep threshold t (probability t / 32768) is kept.
 STOCHPRUNE_HD bool keep(uint32_t u, uint32_t t) { return (u & 0x7FFFu) < t; }
 
 }  // namespace stochprune

@@ -1,8 +1,8 @@
-// Matrices in blocks of 64 columns: how a block is drawn, read and written; part of kernels_impl.h.
+// Matrices in blocks of 64 columns: the uniforms of a block, reads and writes; part of kernels_impl.h.
 //
 // A block is one group of the contract: 64 columns of one row that share eight Philox calls. A matrix whose first
-// column is not a multiple of 64, or whose last block is short, uses lanes [begin, begin + count) of a block; the
-// other lanes hold zeros, are computed and thrown away, so that no loop over a block has a tail.
+// column is not a multiple of 64, or whose last block is short, uses lanes [begin, begin + count) of a block. The other
+// lanes hold zeros; they are computed and discarded, so that no loop over a block needs a tail.
 #pragma once
 #include "kernels.h"
 #include "simd.h"
@@ -16,14 +16,14 @@ struct alignas(64) Buffer {
 };
 
 struct Block {
-  int64_t row, col;  // of its first weight inside the matrix
+  int64_t row, col;  // the position of its first weight in the matrix
   int begin, count;
   uint64_t group;
 
   bool whole() const { return count == kGroup; }
 };
 
-// Of a matrix whose first column is the contract's column `first`.
+// Runs body(block) for each block of a matrix whose first column is the contract's column `first`.
 template <class F>
 inline void for_each_block(uint64_t first, Shape shape, F&& body) {
   for (int64_t row = 0; row < shape.rows; ++row) {
@@ -37,18 +37,19 @@ inline void for_each_block(uint64_t first, Shape shape, F&& body) {
   }
 }
 
-// The block of the weight and its logits that a block of the other matrices speaks of.
+// The block of the weight and its logits for a block of the result; they differ if rows are gathered.
 inline Block source(const Masked& m, Block b) {
   if (m.rows) b.row = m.rows[b.row];
   return b;
 }
 
-inline void draw(const Masked& m, const Block& b, Buffer<uint16_t>& u) {
+// The uniforms of a block's weights.
+inline void uniforms(const Masked& m, const Block& b, Buffer<uint16_t>& u) {
   const uint64_t row = m.row + uint64_t(source(m, b).row);
   uniforms64(uint64_t(*m.seed), uint32_t(*m.draw), m.stream, uint32_t(row), b.group, u.v);
 }
 
-// The block's 64 values as floats: in place where they lie so in memory, else copied to `buffer`.
+// The block's 64 values as floats: a pointer into the matrix if it holds them like that, else to a copy in `buffer`.
 inline const float* read(ConstMatrix m, const Block& b, Buffer<float>& buffer) {
   const int64_t at = b.row * m.stride + b.col;
   if (m.dtype == DType::f32) {
@@ -69,7 +70,7 @@ inline const float* read(ConstMatrix m, const Block& b, Buffer<float>& buffer) {
   return buffer.v;
 }
 
-// Where a block's 64 results are computed before `write` puts them at their place.
+// The memory in which a block's 64 results are computed: the matrix itself if possible, else `buffer`; `write` copies.
 inline float* target(Matrix m, const Block& b, Buffer<float>& buffer) {
   return m.dtype == DType::f32 && b.whole() ? static_cast<float*>(m.data) + b.row * m.stride + b.col : buffer.v;
 }
@@ -94,7 +95,7 @@ inline const uint16_t* read(Thresholds t, const Block& b, Buffer<uint16_t>& buff
   return buffer.v;
 }
 
-// Remembers whether a NaN was seen: as an integer the largest magnitude is then above infinity's.
+// Records whether a NaN was seen: as integers, the bits of a NaN's magnitude are above those of infinity.
 struct NanWatch {
   i32v largest = {};
 
@@ -105,10 +106,10 @@ struct NanWatch {
   bool found() const { return lane_bits(largest > 0x7F800000) != 0; }
 };
 
-// Whether results fill the caches: then they are stored past them.
+// True if results are larger than the caches; they are then stored past the caches.
 inline bool is_large(Shape shape) { return shape.rows * shape.cols > 1 << 18; }
 
-// Adds to what is there, or writes over it; `fresh`: nobody reads that memory soon.
+// Adds to the old values or overwrites them. `fresh`: the memory is not read soon, so values are stored past the caches.
 inline void write_sum(Matrix m, const Block& b, Buffer<float>& values, bool accumulate, bool fresh) {
   if (fresh && m.dtype == DType::f32 && b.whole()) {
     float* p = static_cast<float*>(m.data) + b.row * m.stride + b.col;

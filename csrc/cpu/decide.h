@@ -1,12 +1,12 @@
-// Thresholds of logits, and which weights of a block their uniforms keep; part of kernels_impl.h.
+// Thresholds of logits, and the weights of a block that are kept; part of kernels_impl.h.
 #pragma once
 #include "blocks.h"
 
 namespace stochprune {
 namespace {
 
-// The thresholds of a block's logits in float arithmetic, exact or off by one. With `slopes`, sigmoid'(logit) too.
-// `unsure` gets a bit for each lane where two neighbours could not be told apart.
+// The thresholds of a block's logits in float arithmetic, exact or off by one. With `slopes`, also sigmoid'(logit).
+// `unsure` gets a bit for each lane in which float arithmetic cannot decide between two neighbouring thresholds.
 inline void approximate_thresholds(const float* logits, uint16_t* out, float* slopes, uint64_t& unsure, NanWatch& nan) {
   constexpr float kUnsure = 0.004f;  // > 16384 * the relative error of `low`
   unsure = 0;
@@ -25,7 +25,7 @@ inline void approximate_thresholds(const float* logits, uint16_t* out, float* sl
   }
 }
 
-// The reference's thresholds: where float arithmetic was unsure the table of exact boundaries decides.
+// The reference's thresholds. In unsure lanes, the table of exact boundaries decides.
 inline void exact_thresholds(const float* logits, uint16_t* out, NanWatch& nan) {
   const float* bound = tables().bound;
   uint64_t unsure;
@@ -39,9 +39,9 @@ inline void exact_thresholds(const float* logits, uint16_t* out, NanWatch& nan) 
   }
 }
 
-// The same within kQuickError of the exact thresholds, for a third of the work where the processor has table look-ups.
+// Thresholds within kQuickError of the exact ones. With table look-ups in registers, this is a third of the work.
 #if defined(__AVX512F__)
-constexpr int kQuickError = 16;  // 3 inside [-8, 8], 11 more where a probability outside it is taken for that of its end
+constexpr int kQuickError = 16;  // 3 inside [-8, 8]; outside, logits are clamped to the interval, which adds up to 11
 
 inline void quick_thresholds(const float* logits, uint16_t* out, NanWatch& nan) {
   const float* c = tables().curve;
@@ -66,8 +66,8 @@ inline void quick_thresholds(const float* logits, uint16_t* out, NanWatch& nan) 
 }
 #endif
 
-// Thresholds that decide these uniforms as the reference's would. An error matters only where the uniform is near the
-// threshold: there the boundary decides. With `slopes`, sigmoid'(logit) too.
+// Thresholds that keep the same weights as the reference's do, for these uniforms. An error matters only if the uniform is
+// near the threshold; then the exact boundary decides. With `slopes`, also sigmoid'(logit).
 inline void deciding_thresholds(const float* logits, const uint16_t* u, uint16_t* out, float* slopes, NanWatch& nan) {
   if (slopes) {
     uint64_t unsure;
@@ -92,7 +92,7 @@ inline i32v kept(const uint16_t* u, const uint16_t* t) {
   return __builtin_convertvector(v < load<u16v>(t), i32v);
 }
 
-// A hard mask's lanes [i, i + kLanes) of a block, from its bits.
+// Lanes [i, i + kLanes) of a block's hard mask, from its bits.
 inline i32v lanes_of(uint64_t bits, int i) {
   u32v position;
   for (int lane = 0; lane < kLanes; ++lane) position[lane] = uint32_t(lane);

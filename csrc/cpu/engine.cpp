@@ -55,12 +55,12 @@ V from_row(V v, int64_t r) {
 
 Divergence from_row(Divergence kl, int64_t r) { return {from_row(kl.prior, r), kl.scale}; }
 
-// What draw `d` adds to, or is the first to write.
+// The gradients from row `r` on, for draw `d`: the first draw overwrites them unless `add`, the others add to them.
 Gradients from_row(const Gradients& to, int64_t r, int64_t d) {
   return {from_row(to.weight, r), from_row(to.logits, r), to.add || d > 0};
 }
 
-// Some rows under draw `d`.
+// The description of some rows under draw `d`.
 Masked part(Masked m, int64_t d, Rows rows) {
   m.draw += d;
   m.draws = 1;
@@ -92,7 +92,7 @@ GaussianGrads from_weight(const GaussianGrads& g, int64_t i) {
           from_weight(g.logits, i)};
 }
 
-// Below this many weights a thread costs more to wake than it saves.
+// With fewer weights, waking a thread costs more time than the thread saves.
 constexpr int64_t kWeightsPerThread = 1 << 14;
 
 template <class F>
@@ -102,7 +102,7 @@ void split(int threads, Shape shape, F&& body) {
                 [&](int64_t first, int64_t last) { body(first, Shape{last - first, shape.cols}); });
 }
 
-// body(some rows under one draw, their first, the first among those of all draws one below the other).
+// Runs body(part, first row, first row counted over all draws), each part some rows under one draw.
 template <class F>
 void split_draws(int threads, const Masked& m, Rows rows, F&& body) {
   split(threads, Shape{m.draws * rows.count, m.shape.cols}, [&](int64_t first, Shape all) {
@@ -114,8 +114,8 @@ void split_draws(int threads, const Masked& m, Rows rows, F&& body) {
   });
 }
 
-// body(some rows under one draw, their first, the first among those of all draws); each thread has all draws of its rows,
-// in their order, so that they can be summed.
+// Runs body(part, draw, first row), each part some rows under one draw. A thread takes all draws of its rows in order, so that
+// it can sum them.
 template <class F>
 void split_rows(int threads, const Masked& m, Rows rows, F&& body) {
   split(threads, Shape{rows.count, m.shape.cols}, [&](int64_t r, Shape some) {
@@ -127,7 +127,7 @@ Rows all(const Masked& m) { return {0, m.shape.rows}; }
 
 constexpr int64_t kChunk = 1 << 12;
 
-// body(chunk, first weight, weights) on chunks of one row that do not depend on the number of threads.
+// Runs body(chunk, first weight, number of weights) on chunks of one row that do not depend on the number of threads.
 template <class F>
 void for_each_chunk(int threads, int64_t count, F&& body) {
   split(threads, Shape{(count + kChunk - 1) / kChunk, kChunk}, [&](int64_t first, Shape part) {
@@ -135,7 +135,7 @@ void for_each_chunk(int threads, int64_t count, F&& body) {
   });
 }
 
-// The sum of term(first weight, weights) over chunks, in their order.
+// The sum of term(first weight, number of weights) over chunks, in order.
 template <class F>
 double sum_of_chunks(int threads, int64_t count, F&& term) {
   std::vector<double> partial(size_t(count / kChunk + 1), 0.0);

@@ -1,4 +1,4 @@
-// The CPU kernels as the bindings call them: the best instruction set of this processor, rows shared among threads.
+// The CPU kernels for the bindings: they use the best instruction set of this processor and split rows among threads.
 #pragma once
 #include <string>
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace stochprune {
 
-// Names of the instruction sets that this binary holds and this processor runs, best first.
+// Names of the instruction sets that this binary contains and this processor supports, best first.
 std::vector<std::string> instruction_sets();
 // Chooses one of them for all later calls. Throws std::invalid_argument for another name.
 void use_instruction_set(const std::string& name);
@@ -17,8 +17,8 @@ struct Rows {
   int64_t first, count;
 };
 
-// The matrices of several draws lie one below the other, and gradients are summed over them. Of some rows
-// `out`, `grad` and `kept` hold nothing else, the gradients and the prior lie as the weight does.
+// The matrices of several draws are stacked by rows, and gradients are summed over draws. With Rows, `out`, `grad` and `kept`
+// contain only these rows; the gradients and the prior contain all rows of the weight.
 void keep_mask(const Masked&, uint8_t* keep, int threads);
 bool thresholds(Shape, ConstMatrix logits, uint16_t* out, int threads);
 bool masked_weight(const Masked&, Rows, Matrix out, Bits kept, int threads);
@@ -31,14 +31,14 @@ bool moments(Shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Mat
 void moments_grad(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
                   Matrix dweight, Matrix dlogits, Matrix drho, int threads);
 
-// Of `count` weights in one row. Sums are the same on any number of threads.
+// For `count` weights in one row. Sums do not depend on the number of threads.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads);
 double gaussian_kl(int64_t count, Gaussians, int threads);
 void bernoulli_kl_grad(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior,
                        int threads);
 void gaussian_kl_grad(int64_t count, double scale, Gaussians, GaussianGrads, int threads);
 
-// Asks for huge pages under a large buffer that is about to be written for the first time.
+// Requests huge pages for a large buffer before it is written for the first time.
 void advise_huge_pages(void* data, size_t bytes);
 
 }  // namespace stochprune

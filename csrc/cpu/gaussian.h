@@ -46,7 +46,7 @@ inline void box_muller(u32v w0, u32v w1, f32v& even, f32v& odd) {
   odd = as_float(as_int(radius * (swapped ? cosine : sine)) ^ odd_sign);
 }
 
-// The normals of a group of 64 columns: calls 0..7 and 8..15 are those of two groups of masks in another stream.
+// The normals of a group of 64 columns. Calls 0..7 and 8..15 are those of two mask groups in another stream.
 inline void normals64(const Masked& m, const Block& b, Buffer<float>& out) {
   alignas(64) uint32_t halves[2][4][8], words[4][16];
   for (uint64_t h = 0; h < 2; ++h) {
@@ -64,10 +64,10 @@ inline void normals64(const Masked& m, const Block& b, Buffer<float>& out) {
   }
 }
 
-// y, or NaN where x is: the functions below clamp their arguments by their bits, which takes a NaN for a number.
+// y, or NaN where x is NaN: the functions below clamp the bits of their arguments, which turns a NaN into a number.
 inline f32v unless_nan(f32v x, f32v y) { return x == x ? y : x; }
 
-// ln(1 + exp(x)); where exp(-|x|) is small, what 1 + exp(-|x|) rounds away is added again.
+// ln(1 + exp(x)). The rounding error of 1 + exp(-|x|), which matters if exp(-|x|) is small, is added again.
 inline f32v softplus(f32v x) {
   constexpr int32_t kEighty = 0x42A00000;
   const i32v size = as_int(x) & 0x7FFFFFFF;
@@ -78,7 +78,7 @@ inline f32v softplus(f32v x) {
 
 inline f32v softplus_slope(f32v x) { return unless_nan(x, sigmoid(x).value); }
 
-// out = mu + softplus(rho) e; without mu and rho the standard normals themselves.
+// out = mu + softplus(rho) e; without mu and rho, the standard normals.
 void gaussian_weight(const Masked& m, ConstMatrix mu, ConstMatrix rho, Matrix out) {
   for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> e, mbuf, rbuf, obuf;
@@ -96,7 +96,7 @@ void gaussian_weight(const Masked& m, ConstMatrix mu, ConstMatrix rho, Matrix ou
   });
 }
 
-// drho = grad e softplus'(rho), from grad = dL/d(mu + softplus(rho) e); it may alias grad. add: to what is there.
+// drho = grad e softplus'(rho), from grad = dL/d(mu + softplus(rho) e); it may alias grad. With `add`, adds to drho.
 void gaussian_grad(const Masked& m, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool add) {
   for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> e, gbuf, rbuf, dr;

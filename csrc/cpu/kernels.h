@@ -1,5 +1,5 @@
 // The CPU kernels: their types, and the table of functions that one instruction set provides.
-// Nothing here checks its input: Python does, at the edge.
+// The kernels do not check their input; Python checks it before.
 #pragma once
 #include <cstdint>
 
@@ -8,52 +8,52 @@
 namespace stochprune {
 
 struct Bits {
-  uint64_t* data;  // bit i of word g: whether column 64 g + i is kept, counted in the contract's groups; null: none
+  uint64_t* data;  // bit i of word g: 1 if column 64 g + i is kept, counted from the first column of the first group; null: none
   int64_t stride;  // words from one row to the next
 };
 
-struct Gaussians {  // one row each, of random weights and of their prior
+struct Gaussians {  // random weights and their prior, each matrix one row
   ConstMatrix mu, sigma, prior_mu, prior_sigma;
-  ConstMatrix logits;  // each weight counts with its probability of being kept; null: counts once
+  ConstMatrix logits;  // multiply each weight's term by its probability of being kept; null: by 1
 };
 
 struct GaussianGrads {
   Matrix mu, sigma, prior_mu, prior_sigma, logits;
 };
 
-struct Divergence {  // of the masks from a prior's, times a factor: what it adds to the gradient of the logits
-  ConstMatrix prior;  // logits; no data: none
+struct Divergence {  // the KL of the masks from a prior's, times a factor; its gradient is added to that of the logits
+  ConstMatrix prior;  // the prior's logits; no data: no KL
   float scale;
 };
 
 struct Gradients {
   Matrix weight, logits;
-  bool add;  // to what is there: draws of one layer are summed
+  bool add;  // add to the old values, to sum over draws
 };
 
 struct Pattern {
-  int n, m;  // n kept of every m neighbours
+  int n, m;  // n of every m neighbours are kept
 };
 
-struct Kernels {  // a Masked is under its first draw
+struct Kernels {  // they use only the first draw of a Masked
   const char* name;
-  // keep[n, k] = whether weight (n, k) is kept under its threshold.
+  // keep[n, k] = 1 if weight (n, k) is kept under its threshold, else 0.
   void (*keep_mask)(const Masked&, uint8_t* keep);
   // Thresholds of trained probabilities, equal to the float64 reference. Returns whether a logit is NaN.
   bool (*thresholds)(Shape, ConstMatrix logits, uint16_t* out);
-  // out = z * weight, z the estimator's mask; a hard one is also left in `kept`. Returns whether a logit is NaN.
+  // out = z * weight with the estimator's mask z; a hard mask is also written to `kept`. Returns whether a logit is NaN.
   bool (*masked_weight)(const Masked&, Matrix out, Bits kept);
   // From grad = dL/d(z * weight): dweight = grad * z and dlogits = grad * weight * dz/dlogit, either may alias grad.
-  // A hard mask is taken from `kept` if it is there.
+  // Reads a hard mask from `kept` if it is given.
   void (*weight_grad)(const Masked&, ConstMatrix grad, Bits kept, Divergence, Gradients);
-  // out = mu + softplus(rho) e under the contract's normals e; without mu and rho the normals themselves.
+  // out = mu + softplus(rho) e under the contract's normals e; without mu and rho, the normals.
   void (*gaussian_weight)(const Masked&, ConstMatrix mu, ConstMatrix rho, Matrix out);
-  // drho = grad e softplus'(rho) from grad = dL/d(mu + softplus(rho) e), which it may alias.
+  // drho = grad e softplus'(rho) with grad = dL/d(mu + softplus(rho) e), which drho may alias.
   void (*gaussian_grad)(const Masked&, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool add);
-  // Divergences in nats of `count` weights in one row from their prior; NaN if an input is, or a deviation is not positive.
+  // KL in nats of `count` weights in one row from their prior; NaN if an input is NaN or a standard deviation not positive.
   double (*bernoulli_kl)(int64_t count, ConstMatrix logits, ConstMatrix prior);
   double (*gaussian_kl)(int64_t count, Gaussians);
-  // Their gradients times `scale`, where wanted.
+  // Their gradients times `scale`, where needed.
   void (*bernoulli_kl_grad)(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior);
   void (*gaussian_kl_grad)(int64_t count, double scale, Gaussians, GaussianGrads);
   // masked_weight and weight_grad under the masks of a pattern.
@@ -65,7 +65,7 @@ struct Kernels {  // a Masked is under its first draw
                        Matrix dweight, Matrix dlogits, Matrix drho);
 };
 
-// The tables compiled into this binary; null where the target architecture has no such instructions.
+// The tables compiled into this binary; null if the target architecture lacks these instructions.
 const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* scalar_kernels();

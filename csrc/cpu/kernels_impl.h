@@ -1,4 +1,4 @@
-// The CPU kernels, written once on blocks of 64 columns and compiled for each instruction set.
+// The CPU kernels, written once for blocks of 64 columns and compiled for each instruction set.
 #pragma once
 #include "gaussian.h"
 #include "kl_impl.h"

@@ -1,6 +1,6 @@
-// Divergences of random weights from a prior, and their gradients. Included by kernels_impl.h.
+// The KL of random weights from a prior, and its gradients; part of kernels_impl.h.
 //
-// Weights come in one row. Every term is formed and summed in double; lanes and blocks are added in a fixed order.
+// The weights are one row. Terms are computed and summed in double; lanes and blocks are added in a fixed order.
 #pragma once
 #include <cmath>
 #include <limits>
@@ -15,9 +15,9 @@ constexpr double kUnit = 1.0 / 32768.0;
 
 class Sum {
  public:
-  // Adds terms that are not negative but for rounding; a NaN stays one.
+  // Adds terms, which are negative only by rounding; a NaN remains.
   void add(f64v terms) { total_ += terms < 0.0 ? splat(0.0) : terms; }
-  // Adds those of a block's own lanes.
+  // Adds the terms in the lanes that the block uses.
   void add(const Block& b, Buffer<double>& terms) {
     if (!b.whole()) std::memset(terms.v + b.count, 0, (kGroup - b.count) * sizeof(double));
     for (int i = 0; i < kGroup; i += kDoubles) add(load<f64v>(terms.v + i));
@@ -36,8 +36,8 @@ inline void watch(NanWatch& nan, const float* values) {
   for (int i = 0; i < kGroup; i += kLanes) nan.see(load<f32v>(values + i));
 }
 
-// kl(q || p) = q ln q + (1-q) ln(1-q) + log1p(exp(-|l|)) + |l| (l > 0 ? 1-q : q), with p = sigmoid(l): no term cancels
-// another but where q is near p. A lane takes one logarithm a block: of the product of its numbers, which lie in 1 .. 2.
+// kl(q || p) = q ln q + (1-q) ln(1-q) + log1p(exp(-|l|)) + |l| (l > 0 ? 1-q : q), with p = sigmoid(l). Terms
+// cancel only if q is near p. A lane takes one logarithm for each block, of the product of its numbers, which lie in 1 .. 2.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior) {
   constexpr float kSure = 800.0f;  // with q = 1 a prior whose term is exactly 0
   const double* entropy = tables().entropy;
@@ -64,13 +64,13 @@ double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior) {
 }
 
 void bernoulli_kl_grad(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior) {
-  NanWatch nan;  // forward has refused them already
+  NanWatch nan;  // not used: forward has refused NaN
   for_each_block(0, Shape{1, count}, [&](const Block& b) {
     Buffer<float> lbuf, pbuf, obuf;
     const float *l = read(logits, b, lbuf), *p = read(prior, b, pbuf);
     if (dlogits.data) {  // (logit - prior) sigmoid'(logit)
       float* o = target(dlogits, b, obuf);
-      const f32v end = splat(80.0f), factor = splat(float(scale));  // beyond it the slope is 0 in float
+      const f32v end = splat(80.0f), factor = splat(float(scale));  // beyond 80 the slope is 0 in float
       for (int i = 0; i < kGroup; i += kLanes) {
         f32v x = load<f32v>(l + i);
         const f32v slope = sigmoid(x).slope;
@@ -79,7 +79,7 @@ void bernoulli_kl_grad(int64_t count, double scale, ConstMatrix logits, ConstMat
       }
       write(dlogits, b, o);
     }
-    if (dprior.data) {  // p - q: in double, since they are near each other
+    if (dprior.data) {  // p - q in double, since p is near q
       Buffer<uint16_t> t;
       exact_thresholds(l, t.v, nan);
       float* o = target(dprior, b, obuf);
@@ -92,7 +92,7 @@ void bernoulli_kl_grad(int64_t count, double scale, ConstMatrix logits, ConstMat
   });
 }
 
-// One block of Gaussian weights, as z = (mu - prior_mu) / prior_sigma and r = sigma / prior_sigma.
+// One block of Gaussian weights: z = (mu - prior_mu) / prior_sigma and r = sigma / prior_sigma.
 struct GaussianBlock {
   Buffer<float> buffers[4];
   const float *mu, *sigma, *prior_mu, *prior_sigma;
@@ -110,7 +110,7 @@ struct GaussianBlock {
     const f64v ratio = r(i), shift = z(i);
     return ((ratio - 1.0) * (ratio + 1.0) + shift * shift) * 0.5 - double_log(ratio);
   }
-  // Whether all deviations are positive and finite, in the block's own lanes.
+  // True if the standard deviations in the block's lanes are positive and finite.
   bool valid(const Block& b) const {
     constexpr float inf = std::numeric_limits<float>::infinity();
     bool good = true;

@@ -1,4 +1,4 @@
-// Masked weights and the gradients through their masks, under every estimator; part of kernels_impl.h.
+// Masked weights and the gradients through their masks, for each estimator; part of kernels_impl.h.
 #pragma once
 #include "decide.h"
 
@@ -12,7 +12,7 @@ inline Sigmoid concrete(const float* logits, const uint16_t* u, float inverse_te
   return sigmoid((load<f32v>(logits) - load<f32v>(l)) * inverse_temperature);
 }
 
-// A soft mask and its slope dz/dlogit; the hard concrete one is stretched to (-0.1, 1.1) and clamped (Louizos et al. 2018).
+// A soft mask and its slope dz/dlogit. The hard concrete mask is stretched to (-0.1, 1.1) and clamped (Louizos et al. 2018).
 template <Estimator E>
 inline Sigmoid soft_mask(const float* logits, const uint16_t* u, float inverse_temperature, const float* table) {
   if constexpr (E == Estimator::expected) return sigmoid(load<f32v>(logits));
@@ -34,7 +34,7 @@ constexpr bool is_hard(Estimator e) {
 void keep_mask(const Masked& m, uint8_t* mask) {
   for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<uint16_t> u, copy;
-    draw(m, b, u);
+    uniforms(m, b, u);
     const uint16_t* t = read(m.thresholds, b, copy);
     uint8_t keep[kGroup];
     for (int i = 0; i < kGroup; ++i) keep[i] = (u.v[i] & 0x7FFF) < t[i];
@@ -66,7 +66,7 @@ bool masked_weight_as(const Masked& m, Matrix out, Bits keep) {
     const float* w = read(m.weight, from, wbuf);
     float* o = target(out, b, obuf);
     const auto put = [past = large && o != obuf.v](float* p, f32v v) { past ? stream(p, v) : store(p, v); };
-    if constexpr (E != Estimator::expected) draw(m, b, u);
+    if constexpr (E != Estimator::expected) uniforms(m, b, u);
     if constexpr (is_hard(E)) {
       const uint16_t* t = tbuf.v;
       if (m.thresholds.data) {
@@ -100,15 +100,15 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
   const Tables& table = tables();
   const float inverse_temperature = 1.0f / m.relaxation.temperature;
   const bool fresh = !to.add && is_large(m.shape);
-  NanWatch nan;  // forward has refused them already
+  NanWatch nan;  // not used: forward has refused NaN
   for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> gbuf, wbuf, lbuf, pbuf, slopes, dw, dl;
     Buffer<uint16_t> u, tbuf;
     const Block from = source(m, b);
     const float* g = read(grad, b, gbuf);
     const float* l = read(m.logits, from, lbuf);
-    const bool redraw = relaxed || (is_hard(E) && to.weight.data && !keep.data);
-    if (redraw) draw(m, b, u);
+    const bool resample = relaxed || (is_hard(E) && to.weight.data && !keep.data);
+    if (resample) uniforms(m, b, u);
     bool have_slopes = false;
     if (is_hard(E) && to.weight.data) {
       uint64_t bits = 0;
@@ -142,12 +142,12 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
         const float* p = read(kl.prior, b, pbuf);
         for (int i = 0; i < kGroup; i += kLanes) {
           const f32v x = load<f32v>(l + i), s = relaxed ? sigmoid(x).slope : load<f32v>(slopes.v + i);
-          const i32v finite = (x < 88.0f) & (x > -88.0f);  // beyond, the slope is 0 in float32
+          const i32v finite = (x < 88.0f) & (x > -88.0f);  // outside, the slope is 0 in float32
           store(dl.v + i, load<f32v>(dl.v + i) + zero_unless(finite, (x - load<f32v>(p + i)) * (s * kl.scale)));
         }
       }
     }
-    // Written last: either may lie where the gradient was read.
+    // Written last, because either may alias the gradient.
     if (to.weight.data) write_sum(to.weight, b, dw, to.add, fresh && to.weight.data != grad.data);
     if (to.logits.data) write_sum(to.logits, b, dl, to.add, fresh && to.logits.data != grad.data);
   });

@@ -5,7 +5,7 @@
 namespace stochprune {
 namespace {
 
-// Lanes of a weight kept with probability q (1 without logits) that is N(mu, sigma^2) then (sigma 0 without rho).
+// Weights that are kept with probability q (1 without logits), and are then N(mu, sigma^2) (sigma is 0 without rho).
 struct Random {
   f32v mu, q, slope, rest, sigma;  // slope: q (1 - q), the variance of the mask and dq / dlogit; rest: 1 - 2 q
 
@@ -42,10 +42,10 @@ bool moments(Shape shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rh
   return nan.found();
 }
 
-// The gradients for weight, logits and rho, where wanted, from those for mean and variance.
+// The gradients of weight, logits and rho, where needed, from those of mean and variance.
 void moments_grad(Shape shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
                   Matrix dweight, Matrix dlogits, Matrix drho) {
-  NanWatch nan;  // forward has refused them already
+  NanWatch nan;  // not used: forward has refused NaN
   for_each_block(0, shape, [&](const Block& b) {
     Buffer<float> mbuf, vbuf, wbuf, lbuf, rbuf, dw, dl, dr;
     const float *dm = read(dmean, b, mbuf), *dv = read(dvariance, b, vbuf), *w = read(weight, b, wbuf);

@@ -1,5 +1,5 @@
-// N:M masks: exactly N of M neighbours kept, a pattern drawn as conditioned Bernoullis; part of kernels_impl.h.
-// See stochprune/patterns.py for the text. Lanes are groups: column j of all the groups of a block is one vector or more.
+// N:M masks: exactly N of M neighbours are kept, sampled as conditioned Bernoullis; part of kernels_impl.h.
+// stochprune/patterns.py defines them. Lanes are groups: column j of all groups of a block is one vector or more.
 #pragma once
 #include "blocks.h"
 
@@ -8,7 +8,7 @@ namespace {
 
 constexpr float kLargestLogit = 1e6f;
 
-// Column j of group g of a block lies at [j][g]; zeros where the block has fewer groups than a vector has lanes.
+// Column j of group g of a block is at [j][g]; lanes without a group are zero.
 template <int M, class T>
 struct Columns {
   static constexpr int kGroups = kGroup / M, kRoom = kGroups < kLanes ? kLanes : kGroups;
@@ -25,7 +25,7 @@ struct Columns {
   }
 };
 
-// exp(logit - c) of each column of a group; c the N-th largest logit, so that no product of N overflows or vanishes.
+// exp(logit - c) for each column of a group, with c the N-th largest logit, so that no product of N overflows or vanishes.
 template <class F, int N, int M, class Exp>
 inline void odds(const F (&logits)[M], F (&w)[M], const F& lowest, const F& largest, const F& range, Exp&& exp) {
   const auto smaller = [](F a, F b) { return a < b ? a : b; };
@@ -53,7 +53,7 @@ inline void suffix_sums(const F (&w)[M], F (&rest)[M + 1][N + 1]) {
   }
 }
 
-// The pattern in double arithmetic, one group, as the reference finds it: where float arithmetic was unsure.
+// The pattern of one group in double arithmetic, like the reference's; used if float arithmetic cannot decide.
 template <int N, int M>
 void exact_pattern(const float (&logits)[M], int u, bool (&keep)[M]) {
   double l[M], w[M], rest[M + 1][N + 1], before = 0.0, product = 1.0;
@@ -79,10 +79,10 @@ inline void float_odds(const Columns<M, float>& l, int g, f32v (&w)[M]) {
   odds<f32v, N, M>(x, w, splat(-1e9f), splat(kLargestLogit), splat(20.0f), [](f32v a) { return exp_of_minus(-a); });
 }
 
-// keep: -1 in the lanes that are kept. Columns in turn, as the lexicographic order nests them: u below the probability
-// of what comes before, and of keeping this column too, keeps it.
+// keep: -1 in the lanes that are kept. Columns are decided in turn, in the lexicographic order of patterns: a column is kept
+// if u is below the probability of all patterns before, plus those that keep this column too.
 template <int N, int M>
-void draw_patterns(const float* logits, const uint16_t* u, int32_t* keep) {
+void sample_patterns(const float* logits, const uint16_t* u, int32_t* keep) {
   const Columns<M, float> l(logits);
   Columns<M, int32_t> kept;
   alignas(64) int32_t first[Columns<M, float>::kRoom] = {};
@@ -92,7 +92,7 @@ void draw_patterns(const float* logits, const uint16_t* u, int32_t* keep) {
     float_odds<N, M>(l, g, w);
     suffix_sums<f32v, N, M>(w, rest);
     const f32v scale = 65536.0f / rest[0][N], level = __builtin_convertvector(load<i32v>(first + g), f32v) + 0.5f;
-    f32v before = splat(0.0f), product = splat(1.0f);  // the weight of the patterns passed, of the columns kept
+    f32v before = splat(0.0f), product = splat(1.0f);  // the weight of the patterns before, and of the columns kept so far
     i32v n = N - i32v{}, unsure = {};
     for (int j = 0; j < M; ++j) {
       f32v including = splat(0.0f);
@@ -119,8 +119,8 @@ void draw_patterns(const float* logits, const uint16_t* u, int32_t* keep) {
   kept.to(keep);
 }
 
-// slope[j] = sum_i value[i] cov(i kept, j kept): the derivative of the inclusion probabilities in the direction `value`,
-// carried through the sums over subsets before and after each column. A constant added to all values changes nothing.
+// slope[j] = sum_i value[i] cov(i kept, j kept): the derivative of the inclusion probabilities in the direction `value`, by
+// forward differentiation of the sums over subsets. Adding a constant to all values changes nothing.
 template <int N, int M>
 void covariances(const float* logits, const float* values, float* slopes) {
   const Columns<M, float> l(logits), v(values);
@@ -180,9 +180,9 @@ bool nm_masked_weight(const Masked& m, Pattern p, Matrix out) {
       Buffer<float> wbuf, lbuf, obuf;
       Buffer<uint16_t> u;
       Buffer<int32_t> keep;
-      draw(m, b, u);
+      uniforms(m, b, u);
       const float *w = read(m.weight, b, wbuf), *l = read(m.logits, b, lbuf);
-      draw_patterns<N, M>(l, u.v, keep.v);
+      sample_patterns<N, M>(l, u.v, keep.v);
       float* o = target(out, b, obuf);
       for (int i = 0; i < kGroup; i += kLanes) {
         nan.see(load<f32v>(l + i));
@@ -203,8 +203,8 @@ void nm_weight_grad(const Masked& m, Pattern p, ConstMatrix grad, Gradients to) 
       if (to.weight.data) {
         Buffer<uint16_t> u;
         Buffer<int32_t> keep;
-        draw(m, b, u);
-        draw_patterns<N, M>(l, u.v, keep.v);
+        uniforms(m, b, u);
+        sample_patterns<N, M>(l, u.v, keep.v);
         for (int i = 0; i < kGroup; i += kLanes) store(dw.v + i, zero_unless(load<i32v>(keep.v + i), load<f32v>(g + i)));
       }
       if (to.logits.data) {

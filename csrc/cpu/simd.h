@@ -1,7 +1,7 @@
-// Vectors in GCC's portable syntax, and the bits of 64 columns at a time.
+// Vectors in GCC's portable syntax, and the random bits of 64 columns at a time.
 //
-// Included once by each translation unit that is compiled for one instruction set; everything has internal linkage,
-// so that no function compiled for a newer processor is shared with an older one.
+// Each translation unit is compiled for one instruction set and includes this file once. Everything has internal linkage, so
+// that no function compiled for a newer processor is used on an older one.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -19,7 +19,7 @@ template <class T, int N>
 struct vector_of {
   typedef T type __attribute__((vector_size(sizeof(T) * N), aligned(sizeof(T)), may_alias));
 };
-// Lanes of the widest float vector: a wider type would be taken apart lane by lane.
+// Lanes of the widest float vector: the compiler splits a wider type into single lanes.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX2__)
@@ -42,8 +42,8 @@ inline void store(T* p, V v) {
   *reinterpret_cast<V*>(p) = v;
 }
 
-// A store past the caches, for results that are not read again soon: it saves reading the memory it overwrites.
-// What was streamed is visible to other threads after a fence.
+// A store past the caches, for results that are not read soon: it does not read the memory that it overwrites.
+// Other threads see the values after a fence.
 inline void stream(float* p, f32v v) {
 #if defined(__AVX512F__)
   if (reinterpret_cast<uintptr_t>(p) % sizeof(f32v) == 0) return _mm512_stream_ps(p, __m512(v));
@@ -64,7 +64,7 @@ inline f32v as_float(i32v v) { return reinterpret_cast<f32v>(v); }
 inline i32v as_int(f32v v) { return reinterpret_cast<i32v>(v); }
 inline f32v zero_unless(i32v mask, f32v a) { return as_float(mask & as_int(a)); }
 
-// Bit i set where lane i of the mask is.
+// Bit i is set if lane i of the mask is set.
 inline uint32_t lane_bits(i32v mask) {
 #if defined(__AVX512DQ__)
   return _mm512_movepi32_mask(__m512i(mask));
@@ -79,7 +79,7 @@ inline uint32_t lane_bits(i32v mask) {
 
 inline f32v bf16_to_float(u16v v) { return as_float(reinterpret_cast<i32v>(__builtin_convertvector(v, u32v) << 16)); }
 
-inline u16v float_to_bf16(f32v v) {  // to nearest, ties to even; a NaN stays one
+inline u16v float_to_bf16(f32v v) {  // rounds to nearest, ties to even; a NaN remains
   const u32v bits = reinterpret_cast<u32v>(v);
   const u32v rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
   const u32v nan = reinterpret_cast<u32v>((bits & 0x7FFFFFFFu) > 0x7F800000u);
@@ -127,7 +127,7 @@ inline Sigmoid sigmoid(f32v x) {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
-// Eight calls side by side in 64-bit lanes: a multiplication reads only the low halves, so the junk above them is free.
+// Eight calls at once in 64-bit lanes: a multiplication reads only the low halves, so the high halves may hold anything.
 inline void uniforms64(uint64_t seed, uint32_t draw, uint32_t stream, uint32_t row, uint64_t group, uint16_t* u) {
   const __m512i m0 = _mm512_set1_epi64(kMul0), m1 = _mm512_set1_epi64(kMul1);
   __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64(uint32_t(group << 3)), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));

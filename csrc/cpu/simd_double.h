@@ -1,4 +1,4 @@
-// Vectors of doubles, their exponential and logarithm: for sums that a certificate rests on.
+// Vectors of doubles, their exponential and logarithm, for the sums of a certificate.
 #pragma once
 #include <initializer_list>
 

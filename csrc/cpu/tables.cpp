@@ -30,7 +30,7 @@ const Tables& tables() {
     std::vector<float> b(32769);
     b[0] = b[1] = -std::numeric_limits<float>::infinity();  // thresholds are clamped to 1 .. 32767
     for (int t = 2; t <= 32767; ++t) b[t] = smallest_float_reaching(t);
-    b[32768] = std::numeric_limits<float>::quiet_NaN();  // no logit reaches it, infinity neither
+    b[32768] = std::numeric_limits<float>::quiet_NaN();  // no logit reaches it, not even infinity
     return b;
   }();
   static const std::vector<float> logit = [] {
@@ -49,7 +49,7 @@ const Tables& tables() {
     }
     return e;
   }();
-  // Each piece by the parabola through its three Chebyshev nodes, off by at most 3.
+  // Each piece is the parabola through its three Chebyshev nodes; the error is at most 3.
   static const std::vector<float> curve = [] {
     std::vector<float> c(3 * 32);
     for (int i = 0; i < 32; ++i) {

@@ -1,7 +1,7 @@
-// Parallel loops over rows on the OpenMP pool that torch already runs.
+// Parallel loops over rows on torch's OpenMP thread pool.
 //
-// A second OpenMP runtime would bring a second pool of spinning workers that fight torch's for the cores, so this
-// library links none: it looks up GOMP_parallel (GNU, LLVM and Intel runtimes export it) among the loaded libraries.
+// A second OpenMP runtime would have a second pool of spinning threads that compete with torch's for the cores. So this
+// library links none. It looks up GOMP_parallel, which GNU, LLVM and Intel runtimes export, in the loaded libraries.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -1,4 +1,4 @@
-"""The ops: argument checks at the edge, then ``torch.library`` operators with autograd, fake and vmap rules."""
+"""The public ops: each checks its arguments, then runs one differentiable :class:`~stochprune.functional._op.Op`."""
 
 from stochprune.functional.bernoulli_kl import bernoulli_kl
 from stochprune.functional.disarm import antithetic_gradient

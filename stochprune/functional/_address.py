@@ -1,4 +1,4 @@
-"""The address of a call's masks, as the user gives it: checked once, here, and turned into a Mask."""
+"""The address of a call's masks as the user gives it: it is checked once, here, and becomes a Mask."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expe
 
 
 def check_estimator(op: str, estimator: str, temperature: float) -> None:
+    """Raise unless the estimator is known and the temperature is a positive number."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"{op}: unknown estimator {estimator!r}; known are: {', '.join(ESTIMATORS)}")
     if isinstance(temperature, bool | Tensor) or not hasattr(temperature, "__float__"):
         raise TypeError(f"{op}: temperature must be a number, got {temperature!r}")
-    if not 0 < temperature <= sys.float_info.max:  # an integer may be larger
+    if not 0 < temperature <= sys.float_info.max:  # an int may exceed the largest float
         raise ValueError(f"{op}: temperature must be a positive number, got {temperature}")
 
 
 class Address(NamedTuple):
-    """The arguments of the public functions that say which masks: none of them is checked yet."""
+    """The arguments of the public functions that determine the masks, not yet checked."""
 
     seed: int | Tensor
     draw: int | Tensor
@@ -36,18 +37,18 @@ class Address(NamedTuple):
     col_offset: int = 0
 
     def mask(self, op: str, device: torch.device, rows: int, cols: int) -> Mask:
-        """Check everything and return the mask on ``device``: one draw, ``samples`` draws, or those given.
+        """Check the arguments and return the masks on ``device``: of one draw, ``samples`` draws or a vector of draws.
 
         Args:
-            op: the function that messages name.
-            rows, cols: of the weight as a matrix.
+            op: the public function that error messages name.
+            rows, cols: the size of the weight as a matrix.
 
         Raises:
             TypeError, ValueError: see :func:`stochprune.rng.check_address`; an unknown estimator, a temperature that is
                 not positive.
         """
         seed, draw = self.seed, self.draw
-        if (  # what a layer gives, within its ranges: seen at a glance, in every call
+        if (  # a fast test that accepts valid arguments of a layer; it runs in every call
             type(seed) is Tensor
             and type(draw) is Tensor
             and not torch.compiler.is_compiling()
@@ -70,7 +71,7 @@ class Address(NamedTuple):
         rng.check_address(op, seed=self.seed, draw=self.draw, samples=self.samples, stream=stream, **size, **offsets)
         for name, value in (("seed", self.seed), ("draw", self.draw)):
             if isinstance(value, Tensor) and value.device != device:
-                raise ValueError(f"{op}: {name} lies on {value.device}, the other tensors on {device}")
+                raise ValueError(f"{op}: {name} is on {value.device}, the other tensors are on {device}; move it there")
         options = (self.estimator, float(self.temperature), int(self.row_offset), int(self.col_offset))
         return Mask(self._seeds(device), self._draws(device), int(stream), *options)
 
@@ -89,8 +90,8 @@ class Address(NamedTuple):
         return draw.reshape(-1) if self.samples is None else draw.reshape(1) + torch.arange(count, device=device)
 
     def one_draw(self, op: str, device: torch.device, rows: int, cols: int) -> Mask:
-        """Return the mask, which must be of one draw."""
+        """Return the mask of one draw; raise ValueError if there are several draws."""
         mask = self.mask(op, device, rows, cols)
         if len(mask.draw) != 1:
-            raise ValueError(f"{op}: one draw at a time, got {len(mask.draw)} draws")
+            raise ValueError(f"{op}: draw must be one number, got {len(mask.draw)} draws; call the function for each")
         return mask

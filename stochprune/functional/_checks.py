@@ -1,4 +1,4 @@
-"""Checks shared by the ops: each raises in the user's words and names the value."""
+"""Argument checks that the ops share. Each error names the function, the argument and its value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONAL = {
     "local_reparameterised_linear": ("logits", "rho", "bias"),
     "local_reparameterised_conv": ("logits", "rho", "bias"),
 }
-"""Tensors that may be None, where it is not the bias alone."""
+"""The arguments that may be None, for ops where this is not the bias alone."""
 
 
 def check_tensor(op: str, name: str, tensor: Any) -> None:
@@ -33,7 +33,7 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
     """Raise unless all are dense floating tensors on one device; those that are :data:`OPTIONAL` may be None."""
     first = next(iter(tensors.values()))
     for name, tensor in tensors.items():
-        # At a glance, in every call; what does not pass is looked at again below, for the message.
+        # A fast test, which runs in every call. If a tensor fails it, the slower checks below find the message.
         if tensor is None or first is None:
             if name == "bias":
                 continue
@@ -61,23 +61,24 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_values(op: str, **tensors: Tensor | None) -> None:
-    """Raise where all tensors lie on the meta device; where some do, the devices differ."""
+    """Raise if all tensors are on the meta device; if only some are, :func:`check_same_device` raises."""
     if all(tensor is None or tensor.is_meta for tensor in tensors.values()):
         names = ", ".join(name for name, tensor in tensors.items() if tensor is not None)
         raise ValueError(f"{op}: {names}: a meta tensor holds no values; call to_empty() and load them")
 
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    """Raise unless all tensors are on one device."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         listing = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(f"{op}: tensors lie on different devices: {listing}; move them to one")
+        raise ValueError(f"{op}: tensors are on different devices: {listing}; move them to one")
 
 
 def in_product_dtype(
     op: str, x: Tensor, name: str, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """x and bias in the dtype of a product with ``weight``: that of x, or of autocast.
+    """Return x and bias in the dtype of the product with ``weight``: that of x, or that of autocast.
 
     Raises:
         TypeError: x is narrower than a float64 weight.
@@ -90,8 +91,8 @@ def in_product_dtype(
     return x, None if bias is None else bias.to(x.dtype)
 
 
-def spread(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
-    """``value`` expanded to the shape of ``like``; a number in float32 at least."""
+def expand_like(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """Return ``value`` expanded to the shape of ``like``; a number becomes a tensor of float32 or wider."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not hasattr(value, "__float__"):
             raise TypeError(f"{op}: {name} must be a tensor or a number, got {value!r}")
@@ -107,7 +108,10 @@ def spread(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
 
 
 def explain_nan(result: Tensor, **inputs: Tensor | None) -> None:
-    """Raise where a result on the CPU is NaN, naming the input that made it so; deviations are called ``*sigma``."""
+    """Raise if a result on the CPU is NaN, and name the input that caused it.
+
+    An input whose name ends in ``sigma`` is a standard deviation, which must be positive.
+    """
     if result.device.type != "cpu" or not bool(result.isnan()):
         return
     for name, tensor in inputs.items():
@@ -118,11 +122,11 @@ def explain_nan(result: Tensor, **inputs: Tensor | None) -> None:
         if name.endswith("sigma") and not bool(((tensor > 0) & tensor.isfinite()).all()):
             low, high = (float(value) for value in tensor.aminmax())
             raise ValueError(f"{name} must be positive and finite, got {high if low > 0 else low}")
-    raise ValueError("the divergence is NaN: the inputs are too large")
+    raise ValueError("the KL is NaN: the inputs are too large; make them smaller")
 
 
 def named(op: str, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Return ``function(*args, **kwargs)``; what a backend refuses is told in the op's name."""
+    """Return ``function(*args, **kwargs)``; the message of a backend's ValueError gets the name of the op."""
     try:
         return function(*args, **kwargs)
     except ValueError as error:

@@ -15,7 +15,7 @@ Sizes = int | Sequence[int]
 
 
 class Geometry(NamedTuple):
-    """What aten's convolution takes after the bias; one number for each spatial dimension."""
+    """The arguments of aten's convolution after the bias; each list has one number for each spatial dimension."""
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -25,7 +25,7 @@ class Geometry(NamedTuple):
     groups: int
 
     def packed(self) -> list[int]:
-        """Return one list, as the operators take it: each of their arguments costs time in every call."""
+        """Return one flat list, as the operators take it: each argument of an operator costs time in every call."""
         return [*self.stride, *self.padding, *self.dilation, *self.output_padding, int(self.transposed), self.groups]
 
     @classmethod
@@ -41,7 +41,7 @@ class Geometry(NamedTuple):
         return (weight.shape[0], across) if self.transposed else (across, weight.shape[0])
 
     def check_sizes(self, op: str, x: Sequence[int], kernel: Sequence[int]) -> None:
-        """Raise ValueError where the result of x's spatial sizes would be empty."""
+        """Raise ValueError if the result would be empty for these spatial sizes of x."""
         for n, k, s, p, d, extra in zip(x, kernel, *self[:3], self.output_padding, strict=True):
             if not self.transposed and not 1 <= d * (k - 1) + 1 <= n + 2 * p:
                 raise ValueError(
@@ -55,7 +55,7 @@ class Geometry(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """The arguments of a convolution as the user gives them: none of them is checked yet."""
+    """The arguments of a convolution as the user gives them, not yet checked."""
 
     stride: Sizes = 1
     padding: Sizes | str = 0
@@ -65,16 +65,16 @@ class Convolution(NamedTuple):
     output_padding: Sizes = 0
 
     def checked(self, op: str, name: str, weight: Tensor) -> tuple[Geometry, list[int]]:
-        """Return the geometry, and how far to pad x at the end of each dimension before.
+        """Return the geometry, and the padding that x needs first: one number for the end of each spatial dimension.
 
         Raises:
-            TypeError, ValueError: a value that is no size, a padding that is unknown, groups that do not divide.
+            TypeError, ValueError: a value that is not a size, an unknown padding, groups that do not fit.
         """
         if torch.compiler.is_compiling():
             return _checked(self, op, name, weight.shape)
-        try:  # a layer asks the same in every call; the types tell 1 from True
-            return _known(self, op, name, weight.shape, tuple(map(type, self)))
-        except TypeError:  # lists have no hash; other reasons are found again
+        try:  # cached, since a layer gives the same values in every call; their types distinguish 1 from True
+            return _cached(self, op, name, weight.shape, tuple(map(type, self)))
+        except TypeError:  # a list is not hashable; any other TypeError is raised again below
             return _checked(self, op, name, weight.shape)
 
 
@@ -96,14 +96,14 @@ def _checked(given: Convolution, op: str, name: str, weight: Sequence[int]) -> t
 
 
 @functools.lru_cache(maxsize=1024)
-def _known(
+def _cached(
     given: Convolution, op: str, name: str, weight: torch.Size, types: tuple[type, ...]
 ) -> tuple[Geometry, list[int]]:
     return _checked(given, op, name, weight)
 
 
 def sizes(op: str, name: str, value: Any, dimensions: int) -> list[int]:
-    """Return one integer for each dimension, of a stride, padding or dilation."""
+    """Return a stride, padding or dilation as one integer for each dimension."""
     given: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
     given *= dimensions if len(given) == 1 else 1
     least = int("padding" not in name)
@@ -116,7 +116,7 @@ def sizes(op: str, name: str, value: Any, dimensions: int) -> list[int]:
 def _named_padding(
     op: str, padding: str, given: Sizes, dilation: list[int], kernel: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Return a padding by name as an amount for both sides and an extra amount for the end, in each dimension."""
+    """Return two lists for a padding given by name: the padding of both sides, and the extra padding of the end."""
     if padding not in ("same", "valid"):
         raise ValueError(f"{op}: padding must be numbers, 'same' or 'valid', got {padding!r}")
     if padding == "valid":

@@ -1,4 +1,4 @@
-"""What the products share: x, bias and mask, checked and brought to the shapes of the operators."""
+"""Checks of the arguments that linear and convolutional ops share, and their shapes as the operators take them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from stochprune.functional._address import Address
 from stochprune.functional._checks import check_tensors, in_product_dtype
 from stochprune.functional._geometry import Convolution
 from stochprune.functional._op import reshaped
+from stochprune.functional._product import rows
 
 
 class Inputs(NamedTuple):
-    """x as the operators take it, and how their results are given back."""
+    """The checked inputs of an operator, and the shape in which the caller gets its result."""
 
-    x: Tensor  # of several draws [D, M, ...], of one as :func:`stochprune.functional._op.product` says
-    bias: Tensor | None  # in the dtype of the product, like x
-    mask: Mask  # of D draws
-    leading: tuple[int, ...] | None  # dimensions of the result in place of the operator's; None: they are the same
-    trailing: int  # how many dimensions of the result, the outputs first, stay
+    x: Tensor  # [D, M, ...] for several draws; for one draw see :func:`stochprune.functional._op.product`
+    bias: Tensor | None  # in the dtype of x
+    mask: Mask  # D draws
+    leading: tuple[int, ...] | None  # the caller's dimensions before the outputs; None: the same as the operator's
+    trailing: int  # the number of dimensions from the outputs on, which do not change
 
     def restore(self, y: Tensor) -> Tensor:
-        """Return the result of x's shape from the operator's."""
+        """Return the operator's result in the caller's shape."""
         return y if self.leading is None else reshaped(y, (*self.leading, *y.shape[-self.trailing :]))
 
 
-def apart(x: Tensor, draw: Tensor) -> Tensor:
-    """Return x [D, M, K] as backends take it, of one draw from x [..., K]."""
-    return x if len(draw) > 1 else x.reshape(1, x.shape[:-1].numel(), x.shape[-1])
+def by_draw(x: Tensor, draw: Tensor) -> Tensor:
+    """Return x as backends take it, [D, M, K]; with one draw, x is [..., K] before."""
+    return x if len(draw) > 1 else rows(x).unsqueeze(0)
 
 
-def check_weights(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor | None, outputs: int) -> None:
-    """Raise unless the weights, of which the first is the model of the others, and a bias for the outputs fit."""
+def check_weights(op: str, weights: dict[str, Tensor | None], bias: Tensor | None, outputs: int) -> None:
+    """Raise unless all weights have the shape of the first, and the bias has one number for each output."""
     (name, weight), *others = weights.items()
     assert weight is not None
     for other, tensor in others:
@@ -47,12 +48,12 @@ def check_weights(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: T
 
 
 def linear(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor | None, at: Address) -> Inputs:
-    """Check the arguments of a linear op and slice x.
+    """Check the arguments of a linear op and bring x to the operator's shape.
 
     Args:
-        op: the function that messages name.
+        op: the public function that error messages name.
         x: [..., K], or [D, ..., K] for a vector of D draws.
-        weights: by name the tensors [N, K], the weight first.
+        weights: the tensors [N, K] by argument name, the weight first.
         bias: [N] or None.
         at: the address.
 
@@ -64,7 +65,7 @@ def linear(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor |
     assert weight is not None
     if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"{op}: x {tuple(x.shape)} and {name} {tuple(weight.shape)} do not fit")
-    check_weights(op, x, weights, bias, weight.shape[0])
+    check_weights(op, weights, bias, weight.shape[0])
     mask = at.mask(op, x.device, *weight.shape)
     x, bias = in_product_dtype(op, x, name, weight, bias)
     draws = len(mask.draw)
@@ -85,13 +86,14 @@ def convolution(
     at: Address,
     form: Convolution,
 ) -> tuple[Inputs, list[int]]:
-    """Check the arguments of a convolution and slice x; return the operators' geometry too.
+    """Check the arguments of a convolution and bring x to the operator's shape; return the packed geometry too.
 
     Args:
         op, bias, at: as for :func:`linear`.
         x: [C, *S] or [M, C, *S], or [D, ...] of either for a vector of D draws.
-        weights: by name the tensors [N, C / groups, *kernel] ([C, N / groups, *kernel] transposed), the weight first.
-        form: stride, padding and the others, not checked yet.
+        weights: the tensors [N, C / groups, *kernel] by argument name, the weight first; [C, N / groups, *kernel] if
+            transposed.
+        form: stride, padding and the others, not yet checked.
 
     Raises:
         TypeError, ValueError: as listed at the masked convolutions.
@@ -101,11 +103,11 @@ def convolution(
     assert weight is not None
     geometry, extra = form.checked(op, name, weight)
     channels, outputs = geometry.channels(weight)
-    check_weights(op, x, weights, bias, outputs)
+    check_weights(op, weights, bias, outputs)
     mask = at.mask(op, x.device, weight.shape[0], weight.shape[1:].numel())
     draws, dimensions = len(mask.draw), weight.dim() - 2
     many = at.samples is not None or draws != 1
-    each = many and at.samples is None  # each draw has an x of its own
+    each = many and at.samples is None  # each draw has its own x
     inner = x.dim() - each
     if inner not in (dimensions + 1, dimensions + 2) or x.shape[-dimensions - 1] != channels:
         raise ValueError(
@@ -116,7 +118,7 @@ def convolution(
     if each and x.shape[0] != draws:
         raise ValueError(f"{op}: x {tuple(x.shape)} has no leading dimension of {draws}, one for each draw")
     x, bias = in_product_dtype(op, x, name, weight, bias)
-    if any(extra):  # torch too pads an odd amount at the end
+    if any(extra):  # like torch, which adds an odd padding at the end
         x = F.pad(x, [side for after in reversed(extra) for side in (0, after)])
     geometry.check_sizes(op, x.shape[-dimensions:], weight.shape[2:])
     single = inner == dimensions + 1

@@ -1,8 +1,8 @@
 """One differentiable op in three forms: eager, under torch.func, and in compiled graphs.
 
 Eager calls go through a thin ``torch.autograd.Function`` straight to the backend. Under ``torch.func`` the same
-functions are composed with vmap rules. ``torch.compile``, export and fake tensors see a ``torch.library`` operator,
-which costs several times the work of a small layer and so serves them alone. All three compute the same bits.
+functions are composed with vmap rules. ``torch.compile``, export and fake tensors need a ``torch.library`` operator.
+Eager code does not use it: a call costs several times the work of a small layer. All three compute the same bits.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch.autograd import Function
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, str, bool, list))
 """Types of arguments that backends take as they are; a subclass of Tensor goes through the dispatcher."""
 
-
 ADDRESS = "Tensor seed, Tensor draw, SymInt stream, str estimator, float temperature, SymInt row, SymInt col"
-"""A Mask in an operator's schema: ``Mask(*args[at : at + 7])`` packs it again."""
+"""The seven fields of a Mask in an operator's schema; ``Mask(*args[i : i + 7])`` makes a Mask of them."""
 
 
 def reshaped(result: Tensor, shape: Sequence[int]) -> Tensor:
-    """A fresh ``result`` in another shape over the same memory, which autograd does not take for a view.
+    """Return a new ``result`` in another shape, on the same memory; autograd does not treat it as a view.
 
-    A view made inside an operator refuses in-place changes (``ReLU(inplace=True)``), and one made outside pays two
-    copies of the gradient for them. The caller must drop ``result``: the two tensors share no version counter.
+    A view that is made inside an operator cannot be changed in place (``ReLU(inplace=True)``). A view that is made
+    outside can, but each change costs two copies of the gradient. The caller must drop ``result``, because the two
+    tensors do not share a version counter.
 
     Args:
-        result: a tensor that nobody else holds, as saved for backward or as an input.
-        shape: one that a view of ``result`` can have.
+        result: a tensor that nothing else holds; it is no input and is not saved for backward.
+        shape: a shape that a view of ``result`` can have.
     """
     return torch.ops.aten._unsafe_view(result, shape)
 
@@ -42,12 +42,13 @@ class Op:
         name: of the operators ``stochprune::name`` and ``stochprune::name_backward``.
         schemas: of forward and backward, as ``torch.library`` writes them; :data:`ADDRESS` is the part of a Mask.
         forward: returns a tensor, or a tuple.
-        backward: returns the gradients, an empty tensor for each that is not wanted.
+        backward: returns the gradients, an empty tensor for each that is not needed.
         fakes: forward and backward on tensors without values.
-        save: ``(ctx, inputs, output)``, keeps what ``grads`` needs.
-        grads: ``(ctx, backward, *grads)``, the gradients of all arguments by this form of ``backward``.
-        vmap: ``(apply, info, in_dims, *args)``, a faster rule for vmap than a loop, or NotImplemented where it has
-            none.
+        save: ``(ctx, inputs, output)``, stores in ctx what ``grads`` needs.
+        grads: ``(ctx, backward, *grads)``, returns the gradients of all arguments; it calls ``backward``, which is
+            the function given above, the operator or the autograd node.
+        vmap: ``(apply, info, in_dims, *args)``, a vmap rule that is faster than a loop; it returns NotImplemented if
+            it does not apply.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class Op:
         self.backward.register_fake(fakes[1])
         self.operator.register_autograd(
             lambda ctx, *g: grads(ctx, self.backward, *g),
-            setup_context=lambda ctx, inputs, output: save(ctx, inputs, output),  # torch gives them by name
+            setup_context=lambda ctx, inputs, output: save(ctx, inputs, output),  # torch passes these by keyword
         )
         self.backward.register_autograd(refuse)
         self.operator.register_vmap(_rule(self.operator, vmap))
 
         class Backward(Function):
-            """The backward pass as a node of its own, where somebody may differentiate it or vmap over it."""
+            """The backward pass as its own autograd node, for callers who differentiate it or apply vmap to it."""
 
             @staticmethod
             def forward(*args: Any) -> Any:
@@ -124,16 +125,17 @@ class Op:
 
             @staticmethod
             def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
-                if any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in g):
-                    return grads(ctx, op.backward, *g)  # is_grads_batched, which knows of operators alone
-                # Gradients are recorded here under create_graph alone.
+                for x in g:
+                    if x is not None and torch._C._functorch.is_legacy_batchedtensor(x):
+                        return grads(ctx, op.backward, *g)  # is_grads_batched, which supports operators only
+                # Gradients are enabled here only under create_graph.
                 return grads(ctx, Backward.apply if torch.is_grad_enabled() else backward, *g)
 
-        # The base's apply: what Function.apply adds serves torch.func, which takes the other form.
+        # This calls the base's apply. Function.apply adds only the support of torch.func, which uses Composed.
         self._eager, self._composed = super(Function, Eager).apply, Composed.apply
 
     def __call__(self, op: str, *args: Any) -> Any:
-        """Run the op by the form that fits; what a backend refuses is told in the name of the function ``op``."""
+        """Run the op in the form that the caller needs; ``op`` is the public function that error messages name."""
         try:
             if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
                 return self.operator(*args)
@@ -148,7 +150,7 @@ class Op:
 
 
 def _rule(apply: Callable[..., Any], faster: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Return the vmap rule of ``apply``: ``faster`` where it is defined, else one call for each element."""
+    """Return the vmap rule of ``apply``: ``faster`` if it applies, else one call for each element."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         found = NotImplemented if faster is None else faster(apply, info, in_dims, *args)
@@ -174,16 +176,16 @@ def product(
     backward: Callable[..., Any],
     fake: Callable[..., Any],
 ) -> Op:
-    """An op whose result is a product of x with weights [N, ...], plus a bias [N].
+    """Return an op whose result is the product of x and weights [N, ...], plus a bias [N].
 
-    Of several draws x is [D, M, K, *S] and the result [D, M, N, *T]; of one draw both lack D, and a linear layer may
-    have any dimensions in place of M.
+    With several draws, x is [D, M, K, *S] and the result is [D, M, N, *T]. With one draw, both lack D, and a linear
+    layer's x may have any number of dimensions in place of M.
 
     Args:
-        tensors: the names of x, the weight and others that are trained; one that ends in ``?`` may be None.
-        options: the rest of the schema after the bias: the mask's address first.
-        forward: of ``(*tensors, bias, *options)``.
-        backward: of ``(grad, *tensors, *options, *needs)``; the gradients of the tensors.
+        tensors: the names of x, the weight and the other trained tensors; one whose name ends in ``?`` may be None.
+        options: the rest of the schema after the bias; the mask's address comes first.
+        forward: a function of ``(*tensors, bias, *options)``.
+        backward: a function of ``(grad, *tensors, *options, *needs)``, which returns the gradients of the tensors.
         fake: forward on tensors without values.
     """
     trained = len(tensors)
@@ -196,7 +198,7 @@ def product(
 
     def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         tensors, needs = args[:trained], args[-trained:]
-        # A tensor that is None has no gradient, whatever is asked for.
+        # A tensor that is None has no gradient, even if one is needed.
         wanted = [need and t is not None for t, need in zip(tensors, needs, strict=True)]
         return tuple(
             (grad if t is None else t).new_empty(t.shape if want else 0)
@@ -207,7 +209,7 @@ def product(
         bias, seed, draw = inputs[trained : trained + 3]
         ctx.save_for_backward(*inputs[:trained], seed, draw)
         ctx.options, ctx.has_bias = inputs[trained + 3 :], bias is not None
-        ctx.columns = inputs[1].dim() - 1  # how far from the last dimension the bias lies, and the channels of x
+        ctx.columns = inputs[1].dim() - 1  # the bias's dimension of the result, counted from the last
 
     def grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad
@@ -224,7 +226,7 @@ def product(
         return *found, dbias, *((None,) * (2 + len(ctx.options)))
 
     def over_x(apply: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """vmap over x alone: its elements become examples of one call."""
+        """vmap over x only: the elements of x become examples of one call."""
         if in_dims[0] is None or any(isinstance(dim, int) for dim in in_dims[1:]):
             return NotImplemented
         first = int(len(args[trained + 2]) > 1)  # several draws stay outermost

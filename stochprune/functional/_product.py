@@ -1,6 +1,6 @@
-"""Products of x with weights that are formed for each draw and dropped: linear, or a convolution; and their gradients.
+"""Linear layers and convolutions with temporary weights, one weight for each draw; and their gradients.
 
-Weights come from a function of a slice of the draws, which writes them to scratch memory. torch makes the product.
+A function of a slice of the draws writes the weights to scratch memory. torch computes the product.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from stochprune.functional._geometry import Geometry
 from stochprune.functional._op import reshaped
 
 SCRATCH = 64 << 20
-"""Weights of per-example masks that are held at once, in bytes (those of one draw at least)."""
+"""The most bytes of weights that a product of several draws holds at once; one draw may need more."""
 LINEAR: list[int] = []
 """The geometry of a linear layer; that of a convolution is packed by Geometry."""
 
 Weights = Callable[[slice], Tensor]  # [d, *weight.shape] for d of the draws, valid until the next call
-Through = Callable[[slice, Tensor], Sequence[Tensor | None]]  # gradients from dL/d(weights) [d, *weight.shape]
+ParameterGrads = Callable[[slice, Tensor], Sequence[Tensor | None]]  # of draws and dL/d(weights) [d, *weight.shape]
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, weights: Weights, geometry: Sequence[int], draws: int
 ) -> Tensor:
-    """y [D, M, N, ...] of x [D, M, K, ...], slice d with the weights of draw d; of ``weight`` the shape counts.
+    """Return y [D, M, N, ...] of x [D, M, K, ...]; slice d uses the weights of draw d.
 
-    Of one draw x is [M, K, ...], in a linear layer [..., K].
+    With one draw, x is [M, K, ...], or [..., K] in a linear layer. Only the shape of ``weight`` is used.
     """
     if draws == 1:
         return multiply(x, weights(slice(0, 1))[0], bias, geometry)
@@ -40,40 +40,44 @@ def backward(
     x: Tensor,
     weight: Tensor,
     weights: Weights,
-    through: Through,
+    parameter_grads: ParameterGrads,
     geometry: Sequence[int],
     draws: int,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """dx [D, M, K, ...] of grad [D, M, N, ...], and what ``through`` makes of dL/d(weights), summed over the draws.
+    """Return dx [D, M, K, ...] of grad [D, M, N, ...], and the gradients of the parameters, summed over the draws.
 
     Args:
-        needs: whether dx is wanted, and whether anything of ``through``; what is not is empty.
+        parameter_grads: returns the gradients of the parameters from dL/d(weights).
+        needs: whether dx is needed, and whether any gradient of the parameters is; what is not needed is empty.
     """
     if draws == 1:
         dx_one, g = differentiate(grad, x, weights(slice(0, 1))[0] if needs[0] else weight.to(x.dtype), geometry, needs)
-        return x.new_empty(0) if dx_one is None else dx_one, [] if g is None else through(slice(0, 1), g[None])
+        return x.new_empty(0) if dx_one is None else dx_one, [] if g is None else parameter_grads(slice(0, 1), g[None])
     dx: list[Tensor] = []
     sums: Sequence[Tensor | None] = []
     for part in _parts(x, weight, geometry):
-        # Without need of dx only the shape of the weights is looked at.
+        # If dx is not needed, only the shape of the weights is used.
         w = weights(part) if needs[0] else x.new_empty(part.stop - part.start, *weight.shape)
         dx_part, g = _differentiate_draws(grad[part], x[part], w, geometry, needs)
         if dx_part is not None:
             dx.append(dx_part)
         if g is not None:
-            found = through(part, g)
-            sums = [plus(*pair) for pair in zip(sums, found, strict=True)] if sums else found
+            found = parameter_grads(part, g)
+            sums = [accumulated(*pair) for pair in zip(sums, found, strict=True)] if sums else found
     return (_join(dx) if needs[0] else x.new_empty(0)), sums
 
 
 def fake_forward(x: Tensor, weight: Tensor, geometry: Sequence[int], draws: int) -> Tensor:
-    """The result of :func:`forward` on tensors without values."""
+    """Return the result of :func:`forward` on tensors without values."""
     return forward(x, weight, None, lambda part: x.new_empty(part.stop - part.start, *weight.shape), geometry, draws)
 
 
-def empties(likes: Sequence[Tensor | None], grads: Sequence[Tensor | None], spare: Tensor) -> list[Tensor]:
-    """The gradients as an operator returns them: shaped like the tensors, an empty one where there is none."""
+def operator_grads(likes: Sequence[Tensor | None], grads: Sequence[Tensor | None], spare: Tensor) -> list[Tensor]:
+    """Return gradients as an operator returns them: in the shapes of ``likes``, an empty tensor for each that is None.
+
+    ``spare`` gives the dtype and device of the empty tensor if the tensor itself is None.
+    """
     if not grads:
         grads = [None] * len(likes)
     return [
@@ -83,7 +87,7 @@ def empties(likes: Sequence[Tensor | None], grads: Sequence[Tensor | None], spar
 
 
 def _parts(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> Iterator[slice]:
-    """Draws to take together: in a convolution as many as fit where each has one example, by groups; else one."""
+    """Return the draws that run together: as many as fit in a convolution with one example per draw, else one."""
     together = 1
     if geometry and x.shape[1] == 1:
         together = max(1, SCRATCH // max(1, weight.numel() * x.element_size()))
@@ -91,7 +95,7 @@ def _parts(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> Iterator[slice
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[int]) -> Tensor:
-    """y [M, N, ...] of x [M, K, ...] under one weight; in a linear layer M is any dimensions."""
+    """Return y [M, N, ...] of x [M, K, ...] and one weight; x of a linear layer is [..., K]."""
     if not geometry:
         flat = F.linear(rows(x), weight, bias)
         return flat if x.dim() == 2 else reshaped(flat, (*x.shape[:-1], len(weight)))
@@ -102,7 +106,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[
 def differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Sequence[int], needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dx and dweight of grad [M, N, ...]; None where not needed."""
+    """Return dx and dweight of grad [M, N, ...]; None where not needed."""
     need_x, need_weight = needs
     if not geometry:
         dx = grad @ weight if need_x else None
@@ -114,43 +118,40 @@ def differentiate(
 
 
 def rows(x: Tensor) -> Tensor:
-    """[M, K] of x [..., K]."""
+    """Return x [..., K] as a matrix [M, K]."""
     return x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _multiply_draws(x: Tensor, weights: Tensor, bias: Tensor | None, geometry: Sequence[int]) -> Tensor:
     draws = len(weights)
     biases = bias if bias is None or draws == 1 else bias.repeat(draws)
-    return _apart(multiply(_side_by_side(x), weights.flatten(0, 1), biases, _grouped(geometry, draws)), draws)
+    return _from_groups(multiply(_to_groups(x), weights.flatten(0, 1), biases, _grouped(geometry, draws)), draws)
 
 
 def _differentiate_draws(
     grad: Tensor, x: Tensor, weights: Tensor, geometry: Sequence[int], needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dx [d, M, K, ...] and dL/d(weights) [d, *weight.shape]; None where not needed."""
+    """Return dx [d, M, K, ...] and dL/d(weights) [d, *weight.shape]; None where not needed."""
     draws = len(weights)
-    inputs = _side_by_side(grad), _side_by_side(x), weights.flatten(0, 1)
+    inputs = _to_groups(grad), _to_groups(x), weights.flatten(0, 1)
     dx, g = differentiate(*inputs, _grouped(geometry, draws), needs)
-    return (
-        None if dx is None else _apart(dx, draws),
-        None if g is None else reshaped(g, weights.shape) if g.is_contiguous() else g.unflatten(0, (draws, -1)),
-    )
+    return None if dx is None else _from_groups(dx, draws), None if g is None else g.unflatten(0, (draws, -1))
 
 
 def _grouped(geometry: Sequence[int], draws: int) -> Sequence[int]:
-    """The convolution whose groups are those of each draw."""
+    """Return the geometry with the groups of all draws."""
     return geometry if draws == 1 else [*geometry[:-1], draws * geometry[-1]]
 
 
-def _side_by_side(x: Tensor) -> Tensor:
-    """[M, D C, ...] of [D, M, C, ...]: the draws become groups of channels. A view for one draw."""
+def _to_groups(x: Tensor) -> Tensor:
+    """Return [M, D C, ...] of x [D, M, C, ...]: the draws become groups of channels. With one draw it is a view."""
     if len(x) == 1:
         return x[0]
     return x.transpose(0, 1).reshape(x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:])
 
 
-def _apart(y: Tensor, draws: int) -> Tensor:
-    """The inverse, in the memory of y: there is one draw or one example."""
+def _from_groups(y: Tensor, draws: int) -> Tensor:
+    """Invert :func:`_to_groups` in the memory of y, which has one draw or one example."""
     return reshaped(y, (draws, y.shape[0], y.shape[1] // draws, *y.shape[2:]))
 
 
@@ -158,6 +159,6 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    """Return the sum of two gradients, either of which may be missing."""
+def accumulated(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """Return ``total + part``; ``part`` itself if there is no total yet, and None if the part is None."""
     return part if total is None or part is None else total + part

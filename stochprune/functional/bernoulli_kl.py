@@ -1,6 +1,6 @@
-"""bernoulli_kl: the divergence of the masks that are drawn from those of a prior, summed over the weights.
+"""bernoulli_kl: the KL of the sampled masks from those of a prior, summed over the weights.
 
-Forward and backward are one pass each over the two inputs: to store the gradient in forward would move as many bytes.
+Forward and backward each make one pass over the two inputs. Storing the gradient in forward would move as many bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stochprune import backends
 from stochprune.address import Logits
-from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+from stochprune.functional._checks import check_floating, check_same_device, expand_like, explain_nan
 from stochprune.functional._op import Op
 
 _OP = "bernoulli_kl"
@@ -62,32 +62,32 @@ _bernoulli_kl = Op(_OP, _SCHEMAS, _forward, _backward, fakes=(_fake, _fake_backw
 def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:
     """KL(Q || P) of independent Bernoulli masks: the sum over weights of kl(q || p).
 
-    With ``kl(q || p) = q ln(q/p) + (1-q) ln((1-q)/(1-p))``, ``p = sigmoid(prior_logits)`` and ``q = T / 32768`` of the
-    threshold T that the serving backend draws with (:mod:`stochprune.rng`), so that a certificate speaks of exactly
-    what is sampled; q lies in 1/32768 .. 32767/32768. The gradient for the logits is that of the smooth function,
-    q = sigmoid(logit): ``(logit - prior_logit) sigmoid'(logit)``; for the prior's ``p - q``.
+    Here ``kl(q || p) = q ln(q/p) + (1-q) ln((1-q)/(1-p))`` with ``p = sigmoid(prior_logits)`` and ``q = T / 32768``. T
+    is the threshold with which the backend samples (:mod:`stochprune.rng`), so that a certificate describes exactly
+    what is sampled; q lies in 1/32768 .. 32767/32768. The gradient of the logits is that of the smooth function with q
+    = sigmoid(logit): ``(logit - prior_logit) sigmoid'(logit)``. The gradient of the prior's logits is ``p - q``.
 
     Args:
         logits: of any shape, floating.
         prior_logits: floating, a shape that expands to that of ``logits``; or a number. An infinite one gives an
-            infinite divergence, for no weight is drawn with certainty.
+            infinite KL, because q is never exactly 0 or 1.
 
     Returns:
-        float64 scalar, nats, not negative. Terms are summed in float64, by the compiled backends in an order that
-        depends on neither threads nor scheduling.
+        float64 scalar, nats, not negative. Terms are summed in float64; the order in the compiled backends depends on
+        neither threads nor scheduling.
 
     Raises:
         TypeError: a tensor that is not floating.
         ValueError: shapes that do not fit, devices that differ, NaN inputs (on the CPU; elsewhere the result is NaN).
-        RuntimeError: on differentiating twice.
+        RuntimeError: if it is differentiated twice.
     """
     return divergence(_OP, logits, prior_logits)
 
 
 def divergence(op: str, logits: Tensor, prior_logits: Tensor | float) -> Tensor:
-    """:func:`bernoulli_kl` for another op, which messages name."""
+    """Return :func:`bernoulli_kl` for the public function ``op``, which error messages name."""
     check_floating(op, logits=logits)
-    prior = spread(op, "prior_logits", prior_logits, logits)
+    prior = expand_like(op, "prior_logits", prior_logits, logits)
     check_same_device(op, logits=logits, prior_logits=prior)
     kl: Tensor = _bernoulli_kl(op, logits, prior)
     return kl

@@ -1,8 +1,8 @@
-"""ARM and DisARM: unbiased gradients of the expected loss for the logits, from pairs of antithetic masks.
+"""ARM and DisARM: unbiased gradients of the expected loss with respect to the logits, from pairs of antithetic masks.
 
-Any loss of the masks will do, also one that is not differentiable; the price is two evaluations of it for one number to
-weigh all the masks with, so that the variance grows with their count. For small networks, and as the reference that
-biased estimators are measured against.
+The loss may be any function of the masks; it need not be differentiable. Each estimate evaluates it twice, and weighs
+all masks by the one difference, so that the variance grows with the number of masks. Use it for small networks, or as
+the reference for biased estimators.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ def antithetic_gradient(
     streams: Mapping[str, int],
     estimator: str = "disarm",
 ) -> Masks:
-    """One unbiased estimate of the gradient of E[loss(masks)] for the logits.
+    """Return one unbiased estimate of the gradient of E[loss(masks)] with respect to the logits.
 
-    With the contract's uniform v of a weight and q its probability of keeping, the pair is ``b = [v < q]``, the mask
-    of :func:`stochprune.keep_mask`, and ``b' = [1 - v < q]``. Of a weight's logit the estimate is
+    Let v be the contract's uniform of a weight, and q the probability of keeping it. The pair of masks is
+    ``b = [v < q]``, the mask of :func:`stochprune.keep_mask`, and ``b' = [1 - v < q]``. The estimate for the logit is
 
     - ``disarm``: ``(loss(b) - loss(b')) (b - b') max(q, 1 - q) / 2`` (Dong, Mnih and Tucker 2020, which is U2G of Yin,
       Ho, Yan, Qian and Zhou 2020);
-    - ``arm``: ``(loss(b') - loss(b)) (v - 1/2)`` (Yin and Zhou 2019), of larger variance.
+    - ``arm``: ``(loss(b') - loss(b)) (v - 1/2)`` (Yin and Zhou 2019), with a larger variance.
 
-    q is the quantised T / 32768, the distribution that is sampled, and both are unbiased for exactly that: the gradient
-    is ``q (1 - q) (E[loss | kept] - E[loss | pruned])``.
+    q is the quantised T / 32768 with which masks are sampled. Both estimates are unbiased for exactly this q: their
+    expectation is ``q (1 - q) (E[loss | kept] - E[loss | pruned])``.
 
     Args:
-        loss: from masks by name, bool like the logits, to a scalar. It is called twice, without gradients.
-        logits: floating tensors by name; masks are addressed as of ``logits.flatten(1)``.
-        seed, draw: the address; one draw.
-        streams: the stream of every name.
+        loss: a function of the masks by name (bool, in the shapes of the logits) that returns a scalar. It is called
+            twice, without gradients.
+        logits: floating tensors by name; their masks are those of the matrices ``logits.flatten(1)``.
+        seed, draw: the address, with one draw.
+        streams: the stream for each name.
         estimator: ``"disarm"`` or ``"arm"``.
 
     Returns:
-        The estimate by name, like the logits.
+        The estimates by name, in the shapes and dtypes of the logits.
 
     Raises:
-        TypeError: logits that are not floating, a loss that gives no tensor.
-        ValueError: an unknown estimator, a name without stream, a loss that is not a finite scalar, an integer out of
-            range.
+        TypeError: logits that are not floating, a loss that does not return a tensor.
+        ValueError: an unknown estimator, a name without a stream, a loss that is not a finite scalar, an integer out
+            of range.
     """
     op = "antithetic_gradient"
     if estimator not in ESTIMATORS:
@@ -76,7 +77,7 @@ def antithetic_gradient(
         levels = named(op, backends.resolve(rows).threshold_from_logits, Logits(rows))
         count = levels.to(torch.int32)
         kept = keep_mask(levels, **at)
-        # 1 - v < q is v > 1 - q: what the complement's threshold does not keep.
+        # 1 - v < q means v > 1 - q: the complement's threshold does not keep this weight.
         also = ~keep_mask(rng.LEVELS - count, **at)
         if estimator == "disarm":
             q = count.double() / rng.LEVELS

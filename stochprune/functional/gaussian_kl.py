@@ -1,7 +1,7 @@
-"""gaussian_kl and spike_and_slab_kl: divergences of random weights from a prior, summed over the weights.
+"""gaussian_kl and spike_and_slab_kl: the KL of random weights from a prior, summed over the weights.
 
-Both rest on one op, where each weight counts with its probability of being kept if logits are given. Forward and
-backward are one pass each over the inputs.
+Both use one op. If logits are given, it multiplies each weight's term by the probability of keeping the weight. Forward
+and backward each make one pass over the inputs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stochprune import backends
 from stochprune.address import Logits
-from stochprune.functional._checks import check_floating, check_same_device, explain_nan, spread
+from stochprune.functional._checks import check_floating, check_same_device, expand_like, explain_nan
 from stochprune.functional._op import Op
 from stochprune.functional.bernoulli_kl import divergence
 
@@ -77,8 +77,8 @@ def _gaussian(
     op: str, mu: Tensor, sigma: Tensor, prior_mu: Tensor | float, prior_sigma: Tensor | float, logits: Tensor | None
 ) -> Tensor:
     check_floating(op, mu=mu)
-    sigma = spread(op, "sigma", sigma, mu)
-    prior_mu, prior_sigma = spread(op, "prior_mu", prior_mu, mu), spread(op, "prior_sigma", prior_sigma, mu)
+    sigma = expand_like(op, "sigma", sigma, mu)
+    prior_mu, prior_sigma = expand_like(op, "prior_mu", prior_mu, mu), expand_like(op, "prior_sigma", prior_sigma, mu)
     check_same_device(op, mu=mu, sigma=sigma, prior_mu=prior_mu, prior_sigma=prior_sigma, logits=logits)
     kl: Tensor = _gaussian_kl(op, mu, sigma, prior_mu, prior_sigma, logits)
     return kl
@@ -87,21 +87,21 @@ def _gaussian(
 def gaussian_kl(mu: Tensor, sigma: Tensor, prior_mu: Tensor | float, prior_sigma: Tensor | float) -> Tensor:
     """KL(Q || P) of independent Gaussian weights: the sum of KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)).
 
-    Each weight gives ``ln(s0/s) + (s^2 + (m - m0)^2) / (2 s0^2) - 1/2``. Differentiable in all four.
+    Each weight adds ``ln(s0/s) + (s^2 + (m - m0)^2) / (2 s0^2) - 1/2``. Differentiable in all four arguments.
 
     Args:
-        mu: of any shape, floating.
+        mu: means, floating, of any shape.
         sigma: standard deviations, positive; a shape that expands to that of ``mu``.
-        prior_mu, prior_sigma: likewise, or numbers.
+        prior_mu, prior_sigma: the same of the prior, or numbers.
 
     Returns:
         float64 scalar, nats, not negative; summed as by :func:`bernoulli_kl`.
 
     Raises:
         TypeError: a tensor that is not floating.
-        ValueError: shapes that do not fit, devices that differ; on the CPU NaN inputs or deviations that are not
-            positive and finite (elsewhere the result is NaN).
-        RuntimeError: on differentiating twice.
+        ValueError: shapes that do not fit, devices that differ; on the CPU NaN inputs or standard deviations that
+            are not positive and finite (elsewhere the result is NaN).
+        RuntimeError: if it is differentiated twice.
     """
     return _gaussian(_OP, mu, sigma, prior_mu, prior_sigma, None)
 
@@ -114,15 +114,15 @@ def spike_and_slab_kl(
     prior_mu: Tensor | float,
     prior_sigma: Tensor | float,
 ) -> Tensor:
-    """KL(Q || P) of independent weights that are exactly 0 unless kept, and Gaussian where kept.
+    """KL(Q || P) of independent weights that are Gaussian if they are kept, and exactly 0 otherwise.
 
-    ``Q = q N(m, s^2) + (1-q) delta_0`` against ``P = p N(m0, s0^2) + (1-p) delta_0`` gives exactly, for each weight,
-    ``kl(q || p) + q KL(N(m, s^2) || N(m0, s0^2))``: the part at 0 and the continuous part do not overlap, so the mask
-    is a function of the weight. q is quantised and the logits' gradient smooth as in :func:`bernoulli_kl`.
+    For ``Q = q N(m, s^2) + (1-q) delta_0`` and ``P = p N(m0, s0^2) + (1-p) delta_0``, each weight adds exactly
+    ``kl(q || p) + q KL(N(m, s^2) || N(m0, s0^2))``: a continuous weight is never exactly 0, so that the weight
+    determines its mask. As in :func:`bernoulli_kl`, q is quantised, and the logits' gradient is smooth.
 
     Args:
         logits: of any shape, floating; kept with probability sigmoid(logits).
-        mu, sigma: of the same shape (sigma expands to it); as in :func:`gaussian_kl`.
+        mu, sigma: as in :func:`gaussian_kl`; mu has the shape of ``logits``, and sigma expands to it.
         prior_logits, prior_mu, prior_sigma: shapes that expand to it, or numbers.
 
     Returns:

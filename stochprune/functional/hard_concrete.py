@@ -1,4 +1,4 @@
-"""Hard concrete masks in closed form: how many are not zero, and the mask of the evaluation mode."""
+"""Hard concrete masks in closed form: their expected L0 norm, and the mask of the evaluation mode."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from stochprune.reference import STRETCH
 
 
 def expected_l0(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The expected number of non-zero hard concrete masks, the L0 penalty of Louizos et al. 2018 (equation 12).
+    """Return the expected number of non-zero hard concrete masks, the L0 penalty of Louizos et al. 2018 (equation 12).
 
-    ``sum sigmoid(logit - temperature * ln(-gamma / zeta))`` with the stretch gamma = -0.1, zeta = 1.1. The masks are
-    drawn from 2^15 uniforms, so the probability of each agrees with this to 2^-15.
+    This is ``sum sigmoid(logit - temperature * ln(-gamma / zeta))`` with the interval gamma = -0.1, zeta = 1.1. Masks
+    use uniforms with 2^15 values, so the sampled probability of each mask agrees with this one up to 2^-15.
 
     Args:
         logits: floating, any shape.
-        temperature: that of the masks.
+        temperature: the temperature of the masks.
 
     Returns:
         float64 scalar, differentiable in ``logits``.
@@ -37,15 +37,16 @@ def expected_l0(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def hard_concrete_gate(logits: Tensor) -> Tensor:
-    """The mask of the evaluation mode, ``clamp(1.2 sigmoid(logit) - 0.1, 0, 1)`` (Louizos et al. 2018, equation 13).
+    """Return the evaluation mode's mask ``clamp(1.2 sigmoid(logit) - 0.1, 0, 1)`` (Louizos et al. 2018, equation 13).
 
-    It is no mean: zero up to logit -2.40, one from 2.40 on, and independent of the temperature.
+    It is not the mean of the sampled masks: it is zero for logits up to -2.40, one from 2.40 on, and independent of the
+    temperature.
 
     Args:
         logits: floating, any shape.
 
     Returns:
-        The shape and dtype of ``logits``; differentiable.
+        A tensor with the shape and dtype of ``logits``; differentiable.
     """
     check_floating("hard_concrete_gate", logits=logits)
     low, high = STRETCH

@@ -1,8 +1,8 @@
-"""Local reparameterisation (Kingma, Salimans and Welling 2015): noise on pre-activations in place of masks on weights.
+"""Local reparameterisation (Kingma, Salimans and Welling 2015): noise on pre-activations instead of masks on weights.
 
-A sum of many independent weights is nearly Gaussian, so its mean and its variance, each a product with the weights'
-moments, say enough: ``y ~ N(mean, variance)``, one normal for each pre-activation of each example. The inputs and the
-standard deviations are saved for backward.
+A sum of many independent weights is nearly Gaussian. Its mean and its variance are products with the weights' moments,
+and each pre-activation of each example is sampled as ``y ~ N(mean, variance)``. The inputs and the standard deviations
+are saved for backward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _flat(*tensors: Tensor | None) -> list[Tensor]:
 
 
 def _moments(x: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every weight, like ``weight``, in the dtype of x: one pass over the weights."""
+    """Return mean and variance of each weight, in the shape of ``weight`` and the dtype of x, in one pass."""
     backend = backends.resolve(x, *_flat(weight, logits, rho))
     levels = None if logits is None else Logits(logits.flatten(1))
     sigma = None if rho is None else rho.flatten(1)
@@ -36,7 +36,7 @@ def _moments(x: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | Non
 
 
 def _noise(y: Tensor, mask: Mask) -> Tensor:
-    """The normals [D, M, ...] of the pre-activations y [M, ...]: row the example, column the flattened position."""
+    """Return the normals [D, M, ...] of pre-activations y [M, ...]; the row is the example, the column the position."""
     normals = backends.resolve(y).normal(len(y), y[:1].numel(), mask=mask)
     return normals.view(len(mask.draw), *y.shape).to(y.dtype)
 
@@ -49,11 +49,11 @@ def _forward(
     bias: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor]:
-    """y [D, M, N, ...] and its deviation [M, N, ...] of x [M, K, ...]."""
+    """Return y [D, M, N, ...] and its standard deviation [M, N, ...] of x [M, K, ...]."""
     mask, geometry = Mask(*rest[:7]), rest[7]
     mean, variance = _moments(x, weight, logits, rho)
     y = _product.multiply(x, mean, bias, geometry)
-    # Clamped: convolutions through transforms (Winograd, Fourier) may fall short of zero by a rounding.
+    # Clamped, because convolutions by transforms (Winograd, Fourier) can round to slightly below zero.
     deviation = _product.multiply(x.square(), variance, None, geometry).clamp_min(0).sqrt()
     return torch.addcmul(y, deviation, _noise(y, mask)), deviation
 
@@ -75,7 +75,7 @@ def _backward(
     mask, geometry, needs = Mask(*rest[:7]), rest[7], rest[8:]
     mean, variance = _moments(x, weight, logits, rho)
     noise = _noise(deviation, mask)
-    # d sqrt(v) / dv has no value at v = 0, where the noise has no part: an input of zeros, or sure weights.
+    # d sqrt(v) / dv is undefined at v = 0, where the noise has no effect (a zero input, or certain weights).
     dvariance = torch.where(deviation > 0, (grad * noise).sum(0) / (2 * deviation), 0)
     dx, dmean = _product.differentiate(grad.sum(0), x, mean, geometry, needs)
     dsquare, dspread = _product.differentiate(dvariance, x.square(), variance, geometry, needs)
@@ -85,7 +85,7 @@ def _backward(
         levels = None if logits is None else Logits(logits.flatten(1))
         sigma = None if rho is None else rho.flatten(1)
         grads = backend.moments_grad(dmean.flatten(1), dspread.flatten(1), weight.flatten(1), levels, sigma)
-    dweight, dlogits, drho = _product.empties((weight, logits, rho), grads, x)
+    dweight, dlogits, drho = _product.operator_grads((weight, logits, rho), grads, x)
     return x.new_empty(0) if dx is None or dsquare is None else dx + 2 * x * dsquare, dweight, dlogits, drho
 
 
@@ -132,16 +132,16 @@ _local = Op("local_reparameterisation", _SCHEMAS, _forward, _backward, fakes=_FA
 
 def _one_draw(op: str, at: Address) -> Address:
     if isinstance(at.draw, Tensor) and at.draw.numel() != 1:
-        raise ValueError(f"{op}: one draw at a time, got {at.draw.numel()} draws; samples takes several")
+        raise ValueError(f"{op}: draw must be one number, got {at.draw.numel()} draws; samples takes several")
     return at
 
 
 def _sample(
     op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor | None, at: Address, geometry: Sequence[int]
 ) -> Tensor:
-    """y [M, N, ...], or [S, M, N, ...] with samples, of x [M, K, ...] that is checked; rows of ``at`` are examples."""
+    """Return y [M, N, ...], or [S, M, N, ...] with samples, of checked x [M, K, ...]."""
     if weights["logits"] is None and weights["rho"] is None:
-        raise ValueError(f"{op}: nothing is random: give logits, rho or both")
+        raise ValueError(f"{op}: logits and rho are None, so nothing is random; give one or both")
     mask = at.mask(op, x.device, len(x), 0)
     y: Tensor = _local(op, x, *weights.values(), bias, *mask, geometry)[0]
     return y if at.samples is not None else reshaped(y, y.shape[1:])
@@ -160,26 +160,27 @@ def local_reparameterised_linear(
     row_offset: int = 0,
     samples: int | None = None,
 ) -> Tensor:
-    """A linear layer whose pre-activations are drawn, each from the normal of its mean and variance.
+    """Apply a linear layer whose pre-activations are sampled, each from a normal with its mean and variance.
 
-    The weights are those of :func:`stochprune.functional.spike_and_slab_linear`: kept with q = sigmoid(logits) (1
-    without logits), then N(weight, sigma^2) with sigma = softplus(rho) (0 without rho). So::
+    The weights are those of :func:`stochprune.functional.spike_and_slab_linear`: each is kept with probability
+    q = sigmoid(logits) (1 without logits), and is then N(weight, sigma^2) with sigma = softplus(rho) (0 without rho)::
 
         y = mean + sqrt(variance) e,  mean = x (q w)^T + bias,  variance = x^2 (q (1 - q) w^2 + q sigma^2)^T
 
-    Mean and variance are exact; for Gaussian weights so is the distribution, for masks it is the limit of many inputs,
-    and examples are independent where one mask would couple them. The gradients are exact for the y that is drawn.
+    Mean and variance are exact. The distribution is exact for Gaussian weights; for masks it is the limit of many
+    inputs. The noise of different examples is independent, while one mask would be shared by them. The gradients are
+    exact for the sampled y.
 
-    e is the contract's normal (:func:`stochprune.rng.normal`) at row ``row_offset`` plus the example's number, counted
-    over the leading dimensions of x, and column the output feature.
+    e is the contract's normal (:func:`stochprune.rng.normal`). Its row is ``row_offset`` plus the number of the
+    example, counted over the leading dimensions of x; its column is the output feature.
 
     Args:
         x: [..., K], floating.
-        weight, logits, rho: [N, K], floating; logits or rho may be None, not both.
+        weight, logits, rho: [N, K], floating; one of logits and rho may be None.
         bias: [N] or None.
-        seed, draw, stream: the address; one draw.
-        row_offset: number of the first example, where several processes share a batch.
-        samples: S draws of the same x, from ``draw`` on; mean and variance are formed once.
+        seed, draw, stream: the address, with one draw.
+        row_offset: the number of the first example, if several processes share a batch.
+        samples: S samples for the same x, with the draws draw .. draw + S - 1; mean and variance are computed once.
 
     Returns:
         [..., N] in x's dtype; [S, ..., N] with ``samples``.
@@ -187,7 +188,7 @@ def local_reparameterised_linear(
     Raises:
         TypeError: a tensor that is not floating, or x narrower than a float64 weight.
         ValueError: shapes that do not fit, devices that differ, neither logits nor rho, an integer out of range.
-        RuntimeError: on differentiating twice.
+        RuntimeError: if it is differentiated twice.
     """
     op = "local_reparameterised_linear"
     weights = {"weight": weight, "logits": logits, "rho": rho}
@@ -214,11 +215,11 @@ def local_reparameterised_conv(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """A convolution of one, two or three dimensions under local reparameterisation.
+    """Apply a convolution of one, two or three dimensions under local reparameterisation.
 
-    As :func:`local_reparameterised_linear`, which see. Pre-activations that share weights are drawn independently, as
-    is usual (Shridhar et al. 2019): each has its exact mean and variance, their covariance is lost. The normal's row is
-    the example, its column the row-major position in [N, *T].
+    It follows :func:`local_reparameterised_linear`. Pre-activations that share weights are sampled independently, as is
+    usual (Shridhar et al. 2019): each has its exact mean and variance, but their covariance is lost. The normal's row
+    is the example, and its column is the row-major position in [N, *T].
 
     Args:
         x: [C, *S] or [M, C, *S], floating.
@@ -237,5 +238,5 @@ def local_reparameterised_conv(
     form = Convolution(stride, padding, dilation, groups)
     given, geometry = convolution(op, x, weights, bias, at.first(), form)
     y = _sample(op, given.x, weights, given.bias, at, geometry)
-    single = given.leading is not None  # x was one example without a batch
+    single = given.leading is not None  # x is one example without a batch dimension
     return reshaped(y, (*y.shape[: y.dim() - weight.dim()], *y.shape[y.dim() - weight.dim() + single :]))

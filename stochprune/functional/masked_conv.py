@@ -1,7 +1,7 @@
 """masked_conv1d/2d/3d and masked_conv_transpose1d/2d/3d: torch's convolutions under a stochastic mask.
 
-A backend writes the masked filters to scratch memory, torch's convolution uses them, and they are dropped. Nothing but
-x, weight, logits and the integers is saved for backward; the mask is drawn again.
+A backend writes the masked filters to scratch memory, torch's convolution uses them, and they are dropped. Only x,
+weight, logits and the address are saved for backward, which samples the mask again.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: An
         memo.clear()
         return backend.masked_weight(weight, levels, mask=mask.part(part), dtype=x.dtype, memo=memo)
 
-    def through(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def parameter_grads(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return backend.weight_grad(g, weight, levels, mask=mask.part(part), needs=needs, memo=memo)
 
     wanted = (need_x, any(needs))
-    dx, grads = _product.backward(grad, x, weight, weights, through, geometry, len(mask.draw), wanted)
-    dweight, dlogits = _product.empties((weight, logits), grads, x)
+    dx, grads = _product.backward(grad, x, weight, weights, parameter_grads, geometry, len(mask.draw), wanted)
+    dweight, dlogits = _product.operator_grads((weight, logits), grads, x)
     return dx, dweight, dlogits
 
 
@@ -128,33 +128,34 @@ def _convolution_of(dimensions: int) -> MaskedConvolution:
         dilation: Sizes = 1,
         groups: int = 1,
     ) -> Tensor:
-        """A convolution under a stochastic mask: that of torch with the weight ``z * weight``.
+        """Apply a convolution under a stochastic mask: torch's convolution with the weight ``z * weight``.
 
-        The mask z, its estimators and the gradients are those of :func:`stochprune.functional.masked_linear`. The
-        mask's row is the first index of the weight, its column the row-major position among the others: a weight
-        [N, ...] has the masks of the matrix ``weight.flatten(1)``, whatever its memory format.
+        The mask z, its estimators and the gradients are those of :func:`stochprune.functional.masked_linear`. A weight
+        [N, ...] has the masks of the matrix ``weight.flatten(1)``, whatever its memory format: the mask's row is the
+        first index of the weight, and its column is the row-major position among the other indices.
 
         Args:
-            x: [C, *S] or [M, C, *S], floating, S the spatial sizes. With a vector of D draws: [D, ...] of either,
-                slice d under ``draw[d]``; with M left out, or 1, that is a mask for each example, and the D
-                convolutions run as one of D times as many groups.
-            weight: [N, C / groups, *kernel], floating. May be wider than x: the convolution is taken in x's dtype.
+            x: [C, *S] or [M, C, *S], floating, with spatial sizes S. With a vector of D draws: [D, ...] of either;
+                slice d gets the mask of ``draw[d]``. If M is missing or 1, each example has its own mask, and the D
+                convolutions run as one convolution with D times as many groups.
+            weight: [N, C / groups, *kernel], floating. It may be wider than x: the convolution is computed in x's
+                dtype.
             logits: like ``weight``; the probability of keeping is sigmoid(logits).
             bias: [N] or None.
             seed, draw, stream, estimator, temperature: as for masked_linear.
-            samples: S masks of the same x: draws draw .. draw + S - 1.
-            row_offset, col_offset: as for masked_linear, of the weight as a matrix.
+            samples: S masks for the same x, with the draws draw .. draw + S - 1.
+            row_offset, col_offset: as for masked_linear; they refer to the weight as a matrix.
             stride, padding, dilation, groups: as in torch's convolution, with padding ``"same"`` and ``"valid"``.
 
         Returns:
-            [N, *T] or [M, N, *T] in x's dtype, T the spatial sizes of the result; [S, ...] of these with ``samples``,
-            [D, ...] with a vector of draws.
+            [N, *T] or [M, N, *T] in x's dtype, with spatial sizes T; [S, ...] of these with ``samples``, [D, ...] with
+            a vector of draws.
 
         Raises:
             TypeError: a tensor that is not floating, or x narrower than a float64 weight.
             ValueError: shapes that do not fit, a kernel larger than the padded input, devices that differ, NaN logits
                 (on the CPU), an unknown estimator or padding, an integer out of range.
-            RuntimeError: on differentiating twice.
+            RuntimeError: if it is differentiated twice.
         """
         at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
         return _convolve(op, x, weight, logits, bias, at, Convolution(stride, padding, dilation, groups))
@@ -186,10 +187,10 @@ def _transposed_convolution_of(dimensions: int) -> MaskedTransposedConvolution:
         groups: int = 1,
         dilation: Sizes = 1,
     ) -> Tensor:
-        """A transposed convolution under a stochastic mask: that of torch with the weight ``z * weight``.
+        """Apply a transposed convolution under a stochastic mask: torch's transposed convolution with ``z * weight``.
 
-        As the masked convolution of the same number of dimensions (which see), but the weight is
-        [C, N / groups, *kernel], as torch keeps it: the mask's row is the **input** channel.
+        The arguments are those of the masked convolution with the same number of dimensions, but the weight is
+        [C, N / groups, *kernel], as in torch: the mask's row is the **input** channel.
 
         Args:
             stride, padding, output_padding, groups, dilation: as in torch's transposed convolution.

@@ -1,6 +1,6 @@
 """masked_embedding: rows of a table under a stochastic mask; only the rows that are looked up are masked.
 
-Nothing but the indices, weight, logits and the integers is saved for backward; the mask is drawn again.
+Only the indices, weight, logits and the address are saved for backward, which samples the mask again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _OP = "masked_embedding"
 
 
 def _forward(indices: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> Tensor:
-    """y [D, T, K] of int64 indices [D, T]; slice d under the mask of ``draw[d]``."""
-    if indices.numel() and indices.device.type == "cpu":  # elsewhere a look would synchronise
+    """Return y [D, T, K] of int64 indices [D, T]; slice d gets the mask of ``draw[d]``."""
+    if indices.numel() and indices.device.type == "cpu":  # on a GPU, the host would have to wait
         low, high = (int(value) for value in indices.aminmax())
         if low < 0 or high >= len(weight):
             raise IndexError(f"{_OP}: indices must lie in 0 .. {len(weight) - 1}, got {low if low < 0 else high}")
@@ -70,7 +70,7 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor
 
 
 def _over_indices(apply: Any, info: Any, in_dims: tuple[Any, ...], indices: Tensor, *rest: Any) -> Any:
-    """vmap over the indices alone: one call looks them all up."""
+    """vmap over the indices only: one call looks up all of them."""
     if in_dims[0] is None or any(isinstance(dim, int) for dim in in_dims[1:]):
         return NotImplemented
     batched = indices.movedim(in_dims[0], 1)  # [D, B, T]: the draws stay outermost
@@ -103,18 +103,18 @@ def masked_embedding(
     col_offset: int = 0,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Rows of a table under a stochastic mask: ``(z * weight)[indices]``.
+    """Look up rows of a table under a stochastic mask: ``(z * weight)[indices]``.
 
     The mask z, its estimators and the gradients are those of :func:`stochprune.functional.masked_linear`. Only the rows
     that are looked up are masked. A token that occurs twice has one mask.
 
     Args:
-        indices: [...], int64 or int32. With a vector of D draws: [D, ...], slice d under ``draw[d]``.
+        indices: [...], int64 or int32. With a vector of D draws: [D, ...]; slice d gets the mask of ``draw[d]``.
         weight: [N, K], floating.
         logits: [N, K], floating; the probability of keeping is sigmoid(logits).
         seed, draw, stream, estimator, temperature: as for masked_linear.
-        samples: S masks for the same indices: draws draw .. draw + S - 1.
-        row_offset, col_offset: as for masked_linear; indices count the rows of ``weight``.
+        samples: S masks for the same indices, with the draws draw .. draw + S - 1.
+        row_offset, col_offset: as for masked_linear; the indices refer to the rows of ``weight`` itself.
         padding_idx: a row that gets no gradient, -N .. N - 1.
 
     Returns:
@@ -122,11 +122,11 @@ def masked_embedding(
         are dense.
 
     Raises:
-        TypeError: indices that are no integers, a weight or logits that are not floating.
+        TypeError: indices that are not integers, a weight or logits that are not floating.
         IndexError: an index outside 0 .. N - 1 (on the CPU).
         ValueError: shapes that do not fit, devices that differ, NaN logits in the rows looked up (on the CPU), an
             unknown estimator, an integer out of range.
-        RuntimeError: on differentiating twice.
+        RuntimeError: if it is differentiated twice.
     """
     check_tensor(_OP, "indices", indices)
     check_floating(_OP, weight=weight, logits=logits)
@@ -158,7 +158,7 @@ def masked_embedding(
 
 
 def _padding_row(padding_idx: int | None, rows: int) -> int:
-    """The row as 0 .. N - 1; -1 where there is none."""
+    """Return the row as 0 .. N - 1; -1 if there is none."""
     if padding_idx is None:
         return -1
     padding_idx = rng.integer(_OP, "padding_idx", padding_idx)

@@ -1,6 +1,6 @@
-"""masked_linear: ``y = x (z * W)^T + b`` with a stochastic mask z that is drawn where it is used and never stored.
+"""masked_linear: ``y = x (z * W)^T + b`` with a stochastic mask z that is sampled where it is used and never stored.
 
-Nothing but x, weight, logits and the integers is saved for backward; the mask is drawn again.
+Only x, weight, logits and the address are saved for backward, which samples the mask again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
-from stochprune.functional._inputs import apart, linear
+from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, product, reshaped
 
 _OP = "masked_linear"
@@ -22,14 +22,14 @@ def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *ad
     mask, backend = Mask(*address), backends.resolve(x, weight, logits)
     if backend.MATRICES and x.dim() == 2:
         return backend.masked_linear(x, weight, Logits(logits), bias, mask=mask)
-    y = backend.masked_linear(apart(x, mask.draw), weight, Logits(logits), bias, mask=mask)
+    y = backend.masked_linear(by_draw(x, mask.draw), weight, Logits(logits), bias, mask=mask)
     return reshaped(y, (*x.shape[:-1], weight.shape[0]))
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     mask, needs = Mask(*rest[:7]), rest[7:]
     backend = backends.resolve(x, weight, logits)
-    given = (grad, x) if backend.MATRICES and x.dim() == 2 else (apart(grad, mask.draw), apart(x, mask.draw))
+    given = (grad, x) if backend.MATRICES and x.dim() == 2 else (by_draw(grad, mask.draw), by_draw(x, mask.draw))
     dx, dweight, dlogits = backend.masked_linear_backward(*given, weight, Logits(logits), mask=mask, needs=needs)
     return (
         x.new_empty(0) if dx is None else dx.view(x.shape),
@@ -60,11 +60,11 @@ def masked_linear(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """A linear layer under a stochastic mask: ``x (z * weight)^T + bias``.
+    """Apply a linear layer under a stochastic mask: ``x (z * weight)^T + bias``.
 
-    The mask z is drawn from its address (seed, draw, stream, row, column), applied and dropped; backward draws it
-    again. The gradient of the weight is ``G * z`` and that of the logits ``G * weight * slope``, G the gradient of
-    ``z * weight``:
+    The address (seed, draw, stream, row, column) determines the mask z, which is applied and dropped. Backward computes
+    it again. With G the gradient of ``z * weight``, the gradient of the weight is ``G * z`` and the gradient of the
+    logits is ``G * weight * slope``:
 
     ==========================  =============================  =======================================
     estimator                   z                              slope
@@ -76,27 +76,28 @@ def masked_linear(
     hard_concrete               clamp(1.2 s - 0.1, 0, 1)       1.2 s (1 - s) / temperature where not clamped
     ==========================  =============================  =======================================
 
-    with ``m = u < T`` of the quantised thresholds T and ``s = sigmoid((logit - logit(v)) / temperature)`` of the same
-    uniforms (Maddison et al. 2017). The weight's gradient is unbiased for the expected loss over hard masks with
-    straight_through and straight_through_concrete. The logits' gradient is unbiased for the expected loss over hard
-    masks with straight_through where the loss is affine in each weight's mask, in particular in a linear layer under
-    a linear loss; for other losses it is biased. With concrete and
-    hard_concrete both are unbiased for the expected loss over such soft masks; hard_concrete (Louizos et al. 2018) has
-    exact zeros among them, counted by :func:`stochprune.functional.expected_l0`. expected is exact for the loss at the
-    mean weights.
+    Here ``m = u < T`` with the quantised thresholds T, and ``s = sigmoid((logit - logit(v)) / temperature)`` with the
+    same uniforms (Maddison et al. 2017).
+
+    With straight_through and straight_through_concrete, the weight's gradient is unbiased for the expected loss over
+    hard masks. With straight_through, the logits' gradient is unbiased too if the loss is affine in each weight's mask,
+    as for a linear layer with a linear loss; for other losses it is biased. With concrete and hard_concrete, both
+    gradients are unbiased for the expected loss over these soft masks. Some masks of hard_concrete (Louizos et al.
+    2018) are exactly zero, see :func:`stochprune.functional.expected_l0`. The gradients of expected are exact for the
+    loss at the mean weights.
 
     Args:
-        x: [..., K], floating. With a vector of D draws: [D, ..., K], slice d under ``draw[d]``.
-        weight: [N, K], floating, any strides. May be wider than x: the product is taken in x's dtype.
+        x: [..., K], floating. With a vector of D draws: [D, ..., K]; slice d gets the mask of ``draw[d]``.
+        weight: [N, K], floating, any strides. It may be wider than x: the product is computed in x's dtype.
         logits: [N, K], floating; the probability of keeping is sigmoid(logits).
         bias: [N] or None.
         seed: 0 .. 2^64 - 1, or a one-element int64 tensor with those bits.
-        draw: 0 .. 2^32 - 1, or an int64 tensor: one element for one mask; a vector [D] for a mask each of the D
-            slices of x (Monte Carlo samples, or per-example masks).
-        stream: 0 .. 2^31 - 1, the layer (:func:`stochprune.rng.stream`).
+        draw: 0 .. 2^32 - 1, or an int64 tensor: one element for one mask, or a vector [D] with one mask for each of the
+            D slices of x (Monte Carlo samples, or per-example masks).
+        stream: 0 .. 2^31 - 1, the number of the layer (:func:`stochprune.rng.stream`).
         estimator, temperature: see above.
-        samples: S masks of the same x: draws draw .. draw + S - 1.
-        row_offset, col_offset: global position of ``weight[0, 0]``, where the weight is a shard of a larger one.
+        samples: S masks for the same x, with the draws draw .. draw + S - 1.
+        row_offset, col_offset: global position of ``weight[0, 0]`` if the weight is a shard of a larger one.
 
     Returns:
         [..., N] in x's dtype; [S, ..., N] with ``samples``; [D, ..., N] with a vector of draws.
@@ -105,7 +106,7 @@ def masked_linear(
         TypeError: a tensor that is not floating.
         ValueError: shapes that do not fit, devices that differ, NaN logits (on the CPU), an unknown estimator, an
             integer out of range.
-        RuntimeError: on differentiating twice.
+        RuntimeError: if it is differentiated twice.
     """
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
     given = linear(_OP, x, {"weight": weight, "logits": logits}, bias, at)

@@ -1,7 +1,7 @@
-"""masked_linear_kl: masked_linear and the divergence of its masks from a prior, for bounds that hold both.
+"""masked_linear_kl: masked_linear and the KL of its masks from a prior, for losses that contain both.
 
-Forward is the two ops one after the other. Backward adds the divergence's gradient where the weight's gradient passes
-through the mask: with two ops it would be written to memory, read and added, as many bytes again as the whole pass.
+Forward runs the two ops in turn. Backward adds the KL's gradient in the pass that computes the logits' gradient. Two
+separate ops would write the KL's gradient to memory, read it and add it, which doubles the bytes of that pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stochprune import backends
 from stochprune.address import KLTerm, Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, explain_nan
-from stochprune.functional._inputs import apart, linear
+from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
 from stochprune.functional._product import rows
 
@@ -32,7 +32,7 @@ def _forward(
     *address: Any,
 ) -> tuple[Tensor, Tensor]:
     backend, mask = backends.resolve(x, weight, logits, prior_logits), Mask(*address)
-    y = backend.masked_linear(apart(x, mask.draw), weight, Logits(logits), bias, mask=mask)
+    y = backend.masked_linear(by_draw(x, mask.draw), weight, Logits(logits), bias, mask=mask)
     kl = backend.bernoulli_kl(Logits(logits), Logits(prior_logits))
     explain_nan(kl, logits=logits, prior_logits=prior_logits)
     return reshaped(y, (*x.shape[:-1], weight.shape[0])), kl
@@ -53,7 +53,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend, mask = backends.resolve(x, weight, logits, prior_logits), Mask(*rest[:7])
     needs, kl = rest[7:], KLTerm(Logits(prior_logits), kl_grad)
-    given = (apart(grad, mask.draw), apart(x, mask.draw), weight, Logits(logits))
+    given = (by_draw(grad, mask.draw), by_draw(x, mask.draw), weight, Logits(logits))
     grads = backend.masked_linear_backward(*given, mask=mask, needs=needs, kl=kl)
     dx, dweight, dlogits = (t.new_empty(0) if g is None else g for g, t in zip(grads, (x, weight, logits), strict=True))
     return dx.view(x.shape) if needs[0] else dx, dweight, dlogits
@@ -106,7 +106,7 @@ def masked_linear_kl(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """A linear layer under a stochastic mask, and the divergence of its masks from a prior.
+    """Apply a linear layer under a stochastic mask, and the KL of its masks from a prior.
 
     The results and gradients of :func:`stochprune.functional.masked_linear` and
     :func:`stochprune.functional.bernoulli_kl`, in fewer passes over the weights.
@@ -117,7 +117,7 @@ def masked_linear_kl(
             masked_linear.
 
     Returns:
-        The layer's output, and the divergence in nats: a float64 scalar.
+        The layer's output, and the KL in nats: a float64 scalar.
 
     Raises:
         TypeError, RuntimeError: as for masked_linear.

@@ -1,6 +1,6 @@
-"""masked_linear_nm: a linear layer under an N:M mask, drawn where it is used and never stored.
+"""masked_linear_nm: a linear layer under an N:M mask, which is sampled where it is used and never stored.
 
-Nothing but the inputs is saved for backward; the mask is drawn again.
+Only the inputs are saved for backward, which samples the mask again.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: An
     def weights(part: slice) -> Tensor:
         return backend.nm_masked_weight(weight, levels, (n, m), mask=mask.part(part), dtype=x.dtype)
 
-    def through(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def parameter_grads(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         wide = g.to(weight.dtype)
         return backend.nm_weight_grad(wide, weight, levels, (n, m), mask=mask.part(part), needs=needs)
 
     wanted = (need_x, any(needs))
-    dx, grads = _product.backward(grad, x, weight, weights, through, _product.LINEAR, len(mask.draw), wanted)
-    dweight, dlogits = _product.empties((weight, logits), grads, x)
+    dx, grads = _product.backward(grad, x, weight, weights, parameter_grads, _product.LINEAR, len(mask.draw), wanted)
+    dweight, dlogits = _product.operator_grads((weight, logits), grads, x)
     return dx, dweight, dlogits
 
 
@@ -66,21 +66,22 @@ def masked_linear_nm(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """A linear layer that keeps exactly n of every m neighbouring weights of a row: ``x (z * weight)^T + bias``.
+    """Apply a linear layer that keeps exactly n of every m neighbouring weights of a row: ``x (z * weight)^T + bias``.
 
-    Each group of m columns draws its pattern with probability proportional to ``exp(sum of the kept logits)``:
-    Bernoulli masks conditioned on keeping n. The address fixes the pattern (:mod:`stochprune.patterns`).
+    In each group of m columns, a pattern has a probability proportional to ``exp(sum of the kept logits)``. These are
+    independent Bernoulli masks, conditioned on keeping n. The address determines the pattern
+    (:mod:`stochprune.patterns`).
 
-    With G the gradient of ``z * weight``, that of the weight is ``G * z``. That of the logits is the straight-through
-    one (Bengio et al. 2013): G * weight times the exact Jacobian of the inclusion probabilities, the covariance of the
-    kept weights of a group. It is unbiased for the expected loss where the loss is affine in the mask of each group, as
-    under a linear loss; for other losses it is biased.
+    With G the gradient of ``z * weight``, the gradient of the weight is ``G * z``. The gradient of the logits is the
+    straight-through estimate (Bengio et al. 2013): ``G * weight`` times the exact Jacobian of the inclusion
+    probabilities, which is the covariance of a group's mask. It is unbiased for the expected loss if the loss is affine
+    in the mask of each group, as for a linear layer with a linear loss; for other losses it is biased.
 
     Args:
-        x: [..., K], floating. With a vector of D draws: [D, ..., K], slice d under ``draw[d]``.
+        x: [..., K], floating. With a vector of D draws: [D, ..., K]; slice d gets the mask of ``draw[d]``.
         weight, logits: [N, K], floating; m divides K.
         bias: [N] or None.
-        pattern: ``"n:m"`` with m of 2, 4 or 8 and n below m and at most 4, such as ``"2:4"``.
+        pattern: ``"n:m"``, such as ``"2:4"``: m is 2, 4 or 8; n is below m and at most 4.
         seed, draw, stream, samples: as in :func:`stochprune.functional.masked_linear`.
 
     Returns:
@@ -90,7 +91,7 @@ def masked_linear_nm(
         TypeError: a tensor that is not floating.
         ValueError: shapes or a pattern that do not fit, devices that differ, NaN logits (on the CPU), an integer out of
             range.
-        RuntimeError: on differentiating twice.
+        RuntimeError: if it is differentiated twice.
     """
     at = Address(seed, draw, stream, samples=samples, row_offset=row_offset, col_offset=col_offset)
     given = linear(_OP, x, {"weight": weight, "logits": logits}, bias, at)

@@ -1,4 +1,4 @@
-"""masked_weights: the masked weights of many layers at once, in one launch on a GPU, and one more for all gradients."""
+"""masked_weights: the masked weights of many layers: on a GPU one launch forms them and one launch all gradients."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _OP = "masked_weights"
 
 
 class _MaskedWeights(torch.autograd.Function):
-    """One node for all layers: its backward runs when the gradients of all of them are there."""
+    """One autograd node for all layers, so that backward has the gradients of all of them at once."""
 
     @staticmethod
     def forward(ctx: Any, masks: Masks, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
         weights, logits = _halves(tensors)
         ctx.save_for_backward(*tensors)
         ctx.masks = masks
-        results = tensors[0].new_empty(0, dtype=dtype)  # the backend is to write these as well
+        results = tensors[0].new_empty(0, dtype=dtype)  # the backend must support this dtype too
         formed = backends.resolve(*tensors, results).masked_weights(weights, logits, masks=masks, dtype=dtype)
-        return tuple(reshaped(z, z.shape) for z in formed)  # they may be views of one piece of memory
+        return tuple(reshaped(z, z.shape) for z in formed)  # they may be views of one tensor
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -59,25 +59,28 @@ def masked_weights(
     row_offsets: Sequence[int] | None = None,
     col_offsets: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    """``z * weight`` of many layers as tensors for torch's own products, differentiable in weights and logits.
+    """Return ``z * weight`` of many layers, for torch's own products; differentiable in weights and logits.
 
-    Where a model has many small layers, a launch for each costs more than its work: the Triton backend masks all of
-    them in one launch and forms all of their gradients in one more. Other backends take one layer after the other.
+    In a model with many small layers, the launch for each layer costs more than its work. The Triton backend masks all
+    layers in one launch and computes all gradients in another one. Other backends process the layers in turn.
 
     Args:
-        weights, logits: [N, ...] each, floating; the mask's rows and columns as for the masked convolutions. The Triton
-            backend needs them contiguous and of one dtype each.
-        seeds, draws: int64 [L], of each layer: the bits of its seed, and which mask.
-        streams: 0 .. 2^31 - 1, of each layer.
+        weights, logits: L tensors [N, ...] each, floating; the mask's rows and columns are those of the masked
+            convolutions. The Triton backend needs contiguous tensors, one dtype for all weights and one for all logits.
+        seeds, draws: int64 [L], for each layer the bits of its seed, and its draw.
+        streams: for each layer 0 .. 2^31 - 1.
         estimator, temperature: see :func:`stochprune.functional.masked_linear`.
-        dtype: of the results; default that of the weights.
-        row_offsets, col_offsets: of each layer, the global position of its first weight where it is a shard.
+        dtype: the dtype of the results; default: that of the weights.
+        row_offsets, col_offsets: for each layer the global position of its first weight; 0 unless it is a shard.
+
+    Returns:
+        The masked weights, one for each layer, in the shapes of ``weights``.
 
     Raises:
         TypeError: a tensor that is not floating.
         ValueError: lists that differ in length, shapes that do not fit, devices that differ, NaN logits (on the CPU),
             an unknown estimator, an integer out of range.
-        RuntimeError: on differentiating twice.
+        RuntimeError: if it is differentiated twice.
     """
     check_estimator(_OP, estimator, temperature)
     lists = {"weights": weights, "logits": logits, "streams": streams}

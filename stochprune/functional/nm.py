@@ -1,4 +1,4 @@
-"""N:M masks in closed form: the mask itself, its inclusion probabilities, and the divergence between two of them."""
+"""N:M masks in closed form: the mask itself, its inclusion probabilities, and the KL between two of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from stochprune import backends, patterns
 from stochprune.address import Logits
 from stochprune.functional._address import Address
-from stochprune.functional._checks import check_floating, check_same_device, named, spread
+from stochprune.functional._checks import check_floating, check_same_device, expand_like, named
 from stochprune.functional._op import Op, reshaped
 
-_GROUPS_AT_ONCE = 1 << 15  # of 70 patterns in float64: 18 MB
+_GROUPS_AT_ONCE = 1 << 15  # with 70 patterns in float64, these take 18 MB
 
 
 def _matrix(op: str, pattern: str, logits: Tensor) -> tuple[int, int]:
@@ -28,15 +28,15 @@ def _matrix(op: str, pattern: str, logits: Tensor) -> tuple[int, int]:
 
 
 def nm_keep_mask(logits: Tensor, *, pattern: str, seed: int | Tensor, draw: int | Tensor, stream: int) -> Tensor:
-    """Which weights an N:M mask keeps, for looking at; training never forms it.
+    """Return which weights an N:M mask keeps, for inspection; training never forms this mask.
 
     Args:
         logits: [N, K], floating.
         pattern: ``"n:m"``, see :func:`stochprune.functional.masked_linear_nm`.
-        seed, draw, stream: the address; one draw.
+        seed, draw, stream: the address, with one draw.
 
     Returns:
-        bool [N, K]; of every m neighbours of a row exactly n are True.
+        bool [N, K]; exactly n of every m neighbours in a row are True.
 
     Raises:
         TypeError, ValueError: as for masked_linear_nm.
@@ -49,14 +49,14 @@ def nm_keep_mask(logits: Tensor, *, pattern: str, seed: int | Tensor, draw: int 
 
 
 def nm_inclusion(logits: Tensor, pattern: str) -> Tensor:
-    """The probability with which an N:M mask keeps each weight, before it is quantised; they sum to n in a group.
+    """Return the probability that an N:M mask keeps each weight, before quantisation; they sum to n in each group.
 
     Args:
         logits: [N, K], floating.
         pattern: ``"n:m"``.
 
     Returns:
-        [N, K] in at least float32; differentiable, the Jacobian is the covariance of the kept weights of a group.
+        [N, K] in at least float32; differentiable. The Jacobian is the covariance of a group's mask.
 
     Raises:
         TypeError, ValueError: as for :func:`stochprune.functional.masked_linear_nm`.
@@ -119,13 +119,13 @@ _nm_kl = Op("nm_kl", _SCHEMAS, _kl, _kl_backward, fakes=(_fake, _fake_backward),
 def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:
     """KL(Q || P) of two N:M masks: the sum over groups of ``sum_patterns q ln(q / p)``, exact by enumeration.
 
-    q are the probabilities with which the patterns are drawn, multiples of 1/65536, so that a certificate speaks of
-    exactly what is sampled; p those of the prior's logits, not quantised. The gradient for the logits is that of the
-    smooth q, the one for the prior's logits the difference of the inclusion probabilities.
+    q are the probabilities with which the patterns are sampled, multiples of 1/65536, so that a certificate describes
+    exactly what is sampled. p are the probabilities of the prior's logits, which are not quantised. The gradient of the
+    logits is that of the smooth q. The gradient of the prior's logits is the difference of the inclusion probabilities.
 
     Args:
         logits: [N, K], floating.
-        prior_logits: like ``logits``, or a number: equal logits, under which every pattern is as likely.
+        prior_logits: like ``logits``, or a number: then all logits are equal, and all patterns are equally likely.
         pattern: ``"n:m"``.
 
     Returns:
@@ -137,7 +137,7 @@ def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:
     """
     op = "nm_kl"
     n, m = _matrix(op, pattern, logits)
-    prior = spread(op, "prior_logits", prior_logits, logits)
+    prior = expand_like(op, "prior_logits", prior_logits, logits)
     check_same_device(op, logits=logits, prior_logits=prior)
     kl: Tensor = _nm_kl(op, logits, prior, n, m)
     return kl

@@ -1,6 +1,6 @@
 """Linear layers and convolutions whose weights are Gaussian, or Gaussian under a stochastic mask.
 
-Nothing but the inputs is saved for backward; normals and mask are drawn again.
+Only the inputs are saved for backward, which samples normals and mask again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stochprune.functional._op import ADDRESS, product
 
 
 class _RandomWeights:
-    """The weights of some draws, [d, *mu.shape] in the dtype of x, and the gradients through them."""
+    """The weights [d, *mu.shape] of d draws, in the dtype of x, and the gradients of their parameters."""
 
     def __init__(self, x: Tensor, mu: Tensor, rho: Tensor, logits: Tensor | None, mask: Mask) -> None:
         self.backend = backends.resolve(x, mu, rho, *([] if logits is None else [logits]))
@@ -36,7 +36,7 @@ class _RandomWeights:
             return slabs.view(-1, *self.shape)
         if len(mask.draw) == 1:
             return self._masked(mask, self.logits).view(1, *self.shape)
-        # Cloned: what is masked lies in scratch memory.
+        # Cloned, because masked weights are in scratch memory.
         each = [self._masked(mask.one(i), self.logits).clone() for i in range(len(mask.draw))]
         return torch.cat(each).view(-1, *self.shape)
 
@@ -47,7 +47,7 @@ class _RandomWeights:
         return self.backend.gaussian_weight(self.mu, self.rho, mask=one, dtype=self.mu.dtype)[0]
 
     def grads(self, part: slice, grad: Tensor, needs: tuple[bool, bool, bool]) -> list[Tensor | None]:
-        """dmu, drho and dlogits [N, K] of grad [d, *mu.shape], summed over the draws; None where not needed."""
+        """Return dmu, drho and dlogits [N, K] of grad [d, *mu.shape], summed over the draws; None where not needed."""
         need_mu, need_rho, need_logits = needs
         sums: list[Tensor | None] = [None] * 3
         for i, g in enumerate(grad.to(self.mu.dtype)):
@@ -59,7 +59,7 @@ class _RandomWeights:
                 dweight = dweight if dslab is None else dslab[None]
             drho = self.backend.gaussian_grad(dweight, self.rho, mask=one) if need_rho else None
             found = (dweight[0] if need_mu else None, drho, dlogits if need_logits else None)
-            sums = [_product.plus(*pair) for pair in zip(sums, found, strict=True)]
+            sums = [_product.accumulated(*pair) for pair in zip(sums, found, strict=True)]
         return sums
 
 
@@ -81,11 +81,13 @@ def _backward(
     weights = _RandomWeights(x, mu, rho, logits, mask)
     needs = (need_mu, need_rho, need_logits and logits is not None)
 
-    def through(part: slice, g: Tensor) -> Sequence[Tensor | None]:
+    def parameter_grads(part: slice, g: Tensor) -> Sequence[Tensor | None]:
         return weights.grads(part, g, needs)
 
-    dx, grads = _product.backward(grad, x, mu, weights.form, through, geometry, len(mask.draw), (need_x, any(needs)))
-    dmu, drho, dlogits = _product.empties((mu, rho, logits), grads, x)
+    dx, grads = _product.backward(
+        grad, x, mu, weights.form, parameter_grads, geometry, len(mask.draw), (need_x, any(needs))
+    )
+    dmu, drho, dlogits = _product.operator_grads((mu, rho, logits), grads, x)
     return dx, dmu, drho, dlogits
 
 
@@ -110,19 +112,20 @@ def spike_and_slab_linear(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """A linear layer with random weights: ``x (z (mu + softplus(rho) e))^T + bias``, e standard normal.
+    """Apply a linear layer with random weights: ``x (z (mu + softplus(rho) e))^T + bias``, e standard normal.
 
-    With logits each weight is N(mu, softplus(rho)^2) with probability sigmoid(logit), else 0: the spike and slab. z is
-    the stochastic mask of :func:`stochprune.functional.masked_linear` at the same address, e the normal of
-    :func:`stochprune.rng.normal`, independent of it. Without logits z = 1: plain Gaussian weights (Blundell et al.
-    2015).
+    With logits, each weight is N(mu, softplus(rho)^2) with probability sigmoid(logit), else 0: the spike and slab. z is
+    the stochastic mask of :func:`stochprune.functional.masked_linear` at the same address. e is the normal of
+    :func:`stochprune.rng.normal`, which is independent of z. Without logits, z = 1: plain Gaussian weights (Blundell et
+    al. 2015).
 
-    With G the gradient of the weight and s = mu + softplus(rho) e: dmu = G z, drho = G z e sigmoid(rho), the
-    reparameterised gradients, unbiased for the expected loss over the normals and, with a hard mask, over masks; and
-    dlogits = G s slope, with the estimator's slope (listed at masked_linear, which says what each is unbiased for).
+    Let G be the gradient of the weight and s = mu + softplus(rho) e. The gradients dmu = G z and
+    drho = G z e sigmoid(rho) are reparameterised. They are unbiased for the expected loss over the normals and, with a
+    hard mask, over masks. The gradient of the logits is dlogits = G s slope; masked_linear lists the slope of each
+    estimator, and says for which expected loss it is unbiased.
 
     Args:
-        x: [..., K], floating. With a vector of D draws: [D, ..., K], slice d under ``draw[d]``.
+        x: [..., K], floating. With a vector of D draws: [D, ..., K]; slice d gets the weights of ``draw[d]``.
         mu, rho: [N, K], floating; the standard deviation is softplus(rho).
         logits: [N, K], floating, or None.
         bias: [N] or None.
@@ -135,7 +138,7 @@ def spike_and_slab_linear(
         TypeError: a tensor that is not floating.
         ValueError: shapes that do not fit, devices that differ, NaN logits (on the CPU), an unknown estimator, an
             integer out of range.
-        RuntimeError: on differentiating twice.
+        RuntimeError: if it is differentiated twice.
     """
     op = "spike_and_slab_linear"
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
@@ -164,12 +167,13 @@ def spike_and_slab_conv(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """A convolution of one, two or three dimensions with random weights, as :func:`spike_and_slab_linear`, which see.
+    """Apply a convolution of one, two or three dimensions with the random weights of :func:`spike_and_slab_linear`.
 
     Normals and masks are those of the matrix ``mu.flatten(1)``.
 
     Args:
-        x: [C, *S] or [M, C, *S], floating. With a vector of D draws: [D, ...] of either, slice d under ``draw[d]``.
+        x: [C, *S] or [M, C, *S], floating. With a vector of D draws: [D, ...] of either; slice d gets the weights of
+            ``draw[d]``.
         mu, rho, logits: [N, C / groups, *kernel]; logits may be None.
         stride, padding, dilation, groups: as in torch's convolution, with padding ``"same"`` and ``"valid"``.
 

@@ -13,7 +13,7 @@ from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating
-from stochprune.functional._inputs import apart, linear
+from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
 
 Block = tuple[int, int]
@@ -22,7 +22,9 @@ Block = tuple[int, int]
 def _forward(logits: Tensor, *address: Any) -> Tensor:
     mask = Mask(*address)
     one, backend = torch.ones_like(logits), backends.resolve(logits)
-    return backend.masked_weight(one, Logits(logits), mask=mask, dtype=logits.dtype).clone()  # it may be scratch memory
+    return backend.masked_weight(
+        one, Logits(logits), mask=mask, dtype=logits.dtype
+    ).clone()  # the original may be scratch memory
 
 
 def _fake(logits: Tensor, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
@@ -66,16 +68,16 @@ def mask(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """The stochastic mask z itself, differentiable in its logits, for masks of anything but single weights.
+    """Return the stochastic mask z itself, differentiable in its logits, to mask other things than single weights.
 
     Args:
-        logits: [N, ...], floating; the address of an entry is its place in ``logits.flatten(1)``.
+        logits: [N, ...], floating; the address of an entry is its row and column in ``logits.flatten(1)``.
         seed, draw, stream, estimator, temperature, samples: as in :func:`stochprune.functional.masked_linear`, which
             lists the estimators' values and slopes.
         row_offset, col_offset: global position of ``logits[0, 0]``.
 
     Returns:
-        The shape and dtype of ``logits``; [S, N, ...] with ``samples``; [D, N, ...] with a vector of draws.
+        [N, ...] in the dtype of ``logits``; [S, N, ...] with ``samples``; [D, N, ...] with a vector of draws.
 
     Raises:
         TypeError, ValueError: as for masked_linear.
@@ -91,12 +93,12 @@ def mask(
 
 
 def expand_blocks(z: Tensor, block: Block) -> Tensor:
-    """[..., N, K] of a mask [..., N / rows, K / columns]: each entry repeated over its block."""
+    """Return a mask [..., N, K] of z [..., N / rows, K / columns]: each entry is repeated over its block."""
     return z.repeat_interleave(block[0], -2).repeat_interleave(block[1], -1)
 
 
 class _BlockLinear(torch.autograd.Function):
-    """x [D, M, K], weight [N, K] and z [D, N / rows, K / columns] to y [D, M, N]; saves no masked weight."""
+    """y [D, M, N] of x [D, M, K], weight [N, K] and z [D, N / rows, K / columns]; it saves no masked weight."""
 
     generate_vmap_rule = True
 
@@ -140,15 +142,15 @@ def masked_linear_blocks(
     row_offset: int = 0,
     col_offset: int = 0,
 ) -> Tensor:
-    """A linear layer whose weights are kept or pruned in blocks: ``x (z * weight)^T + bias``, z constant on each block.
+    """Apply a linear layer that keeps or prunes blocks: ``x (z * weight)^T + bias`` with z constant on each block.
 
-    The shape of ``logits`` [n, k] gives the blocks: of N / n rows by K / k columns. [N, 1] masks whole rows (outputs,
-    but for the bias), [1, K] whole columns (inputs). The mask of block (i, j) is the contract's at row i and column j.
-    Its logit gathers the gradients of the block's weights. Under row and column masks no weight is multiplied, but the
-    outputs and the inputs are.
+    The shape [n, k] of ``logits`` determines the blocks, of N / n rows and K / k columns. Logits [N, 1] mask whole rows
+    (outputs, without the bias), and [1, K] whole columns (inputs). Block (i, j) has the contract's mask at row i and
+    column j. The gradient of its logit sums over the block's weights. Row masks multiply the outputs and column masks
+    the inputs, instead of the weights.
 
     Args:
-        x: [..., K], floating. With a vector of D draws: [D, ..., K], slice d under ``draw[d]``.
+        x: [..., K], floating. With a vector of D draws: [D, ..., K]; slice d gets the mask of ``draw[d]``.
         weight: [N, K], floating.
         logits: [n, k], floating; n divides N and k divides K.
         bias: [N] or None.
@@ -169,7 +171,7 @@ def masked_linear_blocks(
     given = linear(op, x, {"weight": weight}, bias, at)
     block = block_of(op, tuple(weight.shape), tuple(logits.shape))
     z: Tensor = _mask(op, logits, *given.mask)
-    many = apart(given.x, given.mask.draw)
+    many = by_draw(given.x, given.mask.draw)
     narrow = z.to(many.dtype)
     if block == (1, weight.shape[1]):
         y = F.linear(many, weight.to(many.dtype)) * narrow.mT  # [D, M, N] by [D, 1, N]
@@ -182,7 +184,7 @@ def masked_linear_blocks(
 
 
 def block_of(op: str, weight: tuple[int, ...], logits: tuple[int, ...]) -> Block:
-    """The rows and columns of a block of a weight [N, K] under logits [n, k]; ``ValueError`` unless they divide."""
+    """Return the rows and columns of a block of a weight [N, K] with logits [n, k]; ValueError unless these divide."""
     if len(logits) != 2 or any(b < 1 or a % b for a, b in zip(weight, logits, strict=True)):
         raise ValueError(f"{op}: logits {logits} do not divide weight {weight} into blocks")
     return weight[0] // logits[0], weight[1] // logits[1]

@@ -1,6 +1,6 @@
-"""The C++ backend of the CPU: masks are drawn, applied and dropped inside one workspace that all layers share.
+"""The C++ backend of the CPU, a module with the functions of :mod:`stochprune.reference`.
 
-A module with the functions of :mod:`stochprune.reference`.
+It samples masks and writes masked weights to one workspace, which all layers share.
 """
 
 import torch
@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Return True if the kernels take these tensors: on the CPU, float32 and bfloat16, thresholds of any kind."""
+    """Return True if the kernels take these tensors: on the CPU, float32, bfloat16, or integers (thresholds)."""
     return all(t.device.type == "cpu" and (t.dtype in DTYPES or not t.is_floating_point()) for t in tensors)
 
 

@@ -1,4 +1,4 @@
-"""Divergences from a prior in C++: one pass over dense copies of the inputs, or over the inputs themselves if dense."""
+"""The KL from a prior in C++: one pass over the inputs, or over copies of those that are not contiguous."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bernoulli_kl_backward(
     grad: Tensor, logits: Logits, prior_logits: Logits, *, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.bernoulli_kl_backward`."""
-    dlogits, dprior = _room((logits, prior_logits), needs)
+    dlogits, dprior = _empty_like((logits, prior_logits), needs)
     _C.bernoulli_kl_grad(float(grad), logits, prior_logits, dlogits, dprior, torch.get_num_threads())
     return dlogits, dprior
 
@@ -44,10 +44,10 @@ def gaussian_kl_backward(
 ) -> list[Tensor | None]:
     """As :func:`stochprune.reference.gaussian_kl_backward`."""
     inputs = (mu, sigma, prior_mu, prior_sigma, logits)
-    grads = _room(inputs, needs)
+    grads = _empty_like(inputs, needs)
     _C.gaussian_kl_grad(float(grad), inputs, grads, torch.get_num_threads())
     return grads
 
 
-def _room(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+def _empty_like(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
     return [fresh(t.shape, t.dtype) if need and t is not None else None for t, need in zip(inputs, needs, strict=True)]

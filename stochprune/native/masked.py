@@ -1,12 +1,14 @@
-"""One weight under its masks, as the compiled kernels see it."""
+"""Weights and their masks as the compiled kernels take them."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from stochprune import _C
 from stochprune.address import Logits, Mask
 from stochprune.native.thresholds import cache
+from stochprune.native.workspace import workspace
 
 
 def masked(weight: Tensor, logits: Logits, mask: Mask, rows: Tensor | None = None) -> _C.Masked:
@@ -17,3 +19,26 @@ def masked(weight: Tensor, logits: Logits, mask: Mask, rows: Tensor | None = Non
     hard = cache.enabled and mask.estimator.startswith("straight_through")
     threshold = cache.get(logits) if hard else None
     return _C.Masked(mask, weight=weight, logits=logits, threshold=threshold, rows=rows)
+
+
+def write_masked_weight(
+    layer: _C.Masked,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    keep_bits: bool = False,
+    part: tuple[int, int] | None = None,
+) -> tuple[Tensor, _C.Bits | None]:
+    """Write z * weight to the shared workspace.
+
+    Args:
+        layer: weight, logits and masks.
+        shape, dtype: of the result.
+        keep_bits: return hard masks as bits too, for the backward pass.
+        part: the first row and the number of rows; default: all rows.
+
+    Returns:
+        z * weight, valid until the workspace is used again, and the bits; None if they are not wanted, or if the mask
+        is soft.
+    """
+    out = workspace.take(shape, dtype)
+    return out, _C.masked_weight(layer, out, keep_bits, torch.get_num_threads(), part)

@@ -20,13 +20,7 @@ def nm_masked_weight(
 
 
 def nm_weight_grad(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    pattern: tuple[int, int],
-    *,
-    mask: Mask,
-    needs: tuple[bool, bool],
+    grad: Tensor, weight: Tensor, logits: Logits, pattern: tuple[int, int], *, mask: Mask, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.nm_weight_grad`."""
     dweight = fresh(weight.shape, weight.dtype) if needs[0] else None

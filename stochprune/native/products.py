@@ -1,7 +1,7 @@
-"""The products of a masked linear layer by torch, on its masked weights in the shared workspace.
+"""The products of a masked linear layer: torch multiplies x by masked weights in the shared workspace.
 
-Each comes in two forms: for some draws of a weight that fits the workspace, and for one draw of a larger weight, on
-panels of its rows.
+Each product has three forms: for several draws, for one draw, and for one draw of a weight that is larger than the
+workspace, which takes panels of its rows in turn. ``layer`` holds weight and logits [N, K] and the masks.
 """
 
 from __future__ import annotations
@@ -10,156 +10,101 @@ import torch
 from torch import Tensor
 
 from stochprune import _C
-from stochprune.address import KLTerm, Logits, Mask
-from stochprune.native.masked import masked
+from stochprune.address import KLTerm
+from stochprune.native.masked import write_masked_weight
 from stochprune.native.workspace import workspace
 
+Targets = tuple[Tensor | None, Tensor | None]
+"""The memory for dweight and dlogits [N, K]; what is None is not computed."""
 
-def forward(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, mask: Mask, y: Tensor) -> None:
-    """y [D, M, N] = x [D, M, K] (z * weight)^T + bias."""
-    w = workspace.take((x.shape[0], *weight.shape), x.dtype)
-    _C.masked_weight(masked(weight, logits, mask), w, None, torch.get_num_threads())
+
+def forward(layer: _C.Masked, x: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Write y [D, M, N] = x [D, M, K] (z * weight)^T + bias."""
+    w, _ = write_masked_weight(layer, (len(x), *layer.shape), x.dtype)
     if bias is None:
         torch.bmm(x, w.mT, out=y)
     else:
         torch.baddbmm(bias, x, w.mT, out=y)
 
 
-def forward_of_one(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, mask: Mask) -> Tensor:
-    """y [M, N] of x [M, K], as :func:`forward`: fewer calls, which are most of the time of a small layer."""
-    w = workspace.take(tuple(weight.shape), x.dtype)
-    _C.masked_weight(masked(weight, logits, mask), w, None, torch.get_num_threads())
+def forward_of_one(layer: _C.Masked, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y [M, N] of x [M, K], as :func:`forward`: fewer calls, which are most of the time of a small layer."""
+    w, _ = write_masked_weight(layer, layer.shape, x.dtype)
     return torch.mm(x, w.mT) if bias is None else torch.addmm(bias, x, w.mT)
 
 
-def forward_by_panels(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, mask: Mask, y: Tensor) -> None:
-    """As :func:`forward`, of one draw."""
-    layer, out = masked(weight, logits, mask), y[0]
-    n, k = weight.shape
+def forward_by_panels(layer: _C.Masked, x: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Write y [M, N] of x [M, K], as :func:`forward`."""
+    n, k = layer.shape
     for rows in workspace.panels(n, k, x.dtype):
         part = rows.start, rows.stop - rows.start
-        w = workspace.take((part[1], k), x.dtype)
-        _C.masked_weight(layer, w, None, torch.get_num_threads(), part)
+        w, _ = write_masked_weight(layer, (part[1], k), x.dtype, part=part)
         if bias is None:
-            torch.mm(x[0], w.mT, out=out[:, rows])
+            torch.mm(x, w.mT, out=y[:, rows])
         else:
-            torch.addmm(bias[rows], x[0], w.mT, out=out[:, rows])
+            torch.addmm(bias[rows], x, w.mT, out=y[:, rows])
 
 
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    mask: Mask,
-    dx: Tensor | None,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    kl: KLTerm | None,
+    layer: _C.Masked, grad: Tensor, x: Tensor, dx: Tensor | None, to: Targets, add: bool, kl: KLTerm | None
 ) -> None:
-    """dx [D, M, K], dweight and dlogits [N, K] from grad [D, M, N] and x [D, M, K]; what is None is not computed."""
-    layer, threads, bits = masked(weight, logits, mask), torch.get_num_threads(), None
-    shape = (x.shape[0], *weight.shape)
+    """Write dx [D, M, K], and dweight and dlogits [N, K] summed over draws, of grad [D, M, N] and x [D, M, K].
+
+    Args:
+        dx, to: the memory of the results; what is None is not computed.
+        add: add to the old values of dweight and dlogits.
+        kl: its gradient is added to dlogits.
+    """
+    shape, bits = (len(x), *layer.shape), None
     if dx is not None:
-        if dweight is not None and layer.groups:
-            bits = torch.empty(shape[0] * shape[1], layer.groups, dtype=torch.int64)
-        w = workspace.take(shape, x.dtype)
-        _C.masked_weight(layer, w, bits, threads)
+        w, bits = write_masked_weight(layer, shape, x.dtype, to[0] is not None)
         torch.bmm(grad, w, out=dx)
-    home = _home(dweight, dlogits, x.dtype)
-    if home is not None:
-        # dL/d(z * weight) goes straight into a gradient's own memory where dtypes agree and no sum is there.
-        own = home.dtype == x.dtype and shape[0] == 1 and not add
-        g = home.unsqueeze(0) if own else workspace.take(shape, x.dtype)
+    target = _target(to, x.dtype)
+    if target is not None:
+        # dL/d(z * weight) goes straight into a gradient's own memory, unless it is a sum or has another dtype.
+        direct = target.dtype == x.dtype and len(x) == 1 and not add
+        g = target.unsqueeze(0) if direct else workspace.take(shape, x.dtype)
         torch.bmm(grad.mT, x, out=g)
-        _through(layer, g, bits, dweight, dlogits, add, kl)
+        threads = torch.get_num_threads()
+        _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, add=add, threads=threads)
 
 
 def backward_of_one(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    mask: Mask,
-    need_x: bool,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    kl: KLTerm | None,
+    layer: _C.Masked, grad: Tensor, x: Tensor, need_x: bool, to: Targets, kl: KLTerm | None
 ) -> Tensor | None:
-    """Return dx [M, K] of grad [M, N] and x [M, K], and write the others, as :func:`backward`."""
-    layer, threads, bits, dx = masked(weight, logits, mask), torch.get_num_threads(), None, None
+    """Return dx [M, K] of grad [M, N] and x [M, K], and write dweight and dlogits, as :func:`backward`."""
+    bits = dx = None
     if need_x:
-        if dweight is not None and layer.groups:
-            bits = torch.empty(weight.shape[0], layer.groups, dtype=torch.int64)
-        w = workspace.take(tuple(weight.shape), x.dtype)
-        _C.masked_weight(layer, w, bits, threads)
+        w, bits = write_masked_weight(layer, layer.shape, x.dtype, to[0] is not None)
         dx = torch.mm(grad, w)
-    home = _home(dweight, dlogits, x.dtype)
-    if home is not None:
-        g = home if home.dtype == x.dtype else workspace.take(tuple(weight.shape), x.dtype)
+    target = _target(to, x.dtype)
+    if target is not None:
+        g = target if target.dtype == x.dtype else workspace.take(layer.shape, x.dtype)
         torch.mm(grad.mT, x, out=g)
-        _through(layer, g, bits, dweight, dlogits, False, kl)
+        threads = torch.get_num_threads()
+        _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, threads=threads)
     return dx
 
 
 def backward_by_panels(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    mask: Mask,
-    dx: Tensor | None,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    kl: KLTerm | None,
+    layer: _C.Masked, grad: Tensor, x: Tensor, dx: Tensor | None, to: Targets, add: bool, kl: KLTerm | None
 ) -> None:
-    """As :func:`backward`, of one draw."""
-    layer, threads = masked(weight, logits, mask), torch.get_num_threads()
-    home = _home(dweight, dlogits, x.dtype)
-    n, k = weight.shape
+    """Write dx [M, K], dweight and dlogits of grad [M, N] and x [M, K], as :func:`backward`."""
+    target, threads = _target(to, x.dtype), torch.get_num_threads()
+    n, k = layer.shape
     for rows in workspace.panels(n, k, x.dtype):
         part, bits = (rows.start, rows.stop - rows.start), None
         if dx is not None:
-            if dweight is not None and layer.groups:
-                bits = torch.empty(part[1], layer.groups, dtype=torch.int64)
-            w = workspace.take((part[1], k), x.dtype)
-            _C.masked_weight(layer, w, bits, threads, part)
-            torch.addmm(dx[0], grad[0][:, rows], w, beta=int(rows.start > 0), out=dx[0])
-        if home is not None:
-            own = home.dtype == x.dtype and not add
-            g = home[rows] if own else workspace.take((part[1], k), x.dtype)
-            torch.mm(grad[0][:, rows].mT, x[0], out=g)
-            _through(layer, g, bits, dweight, dlogits, add, kl, part)
+            w, bits = write_masked_weight(layer, (part[1], k), x.dtype, to[0] is not None, part)
+            torch.addmm(dx, grad[:, rows], w, beta=int(rows.start > 0), out=dx)
+        if target is not None:
+            direct = target.dtype == x.dtype and not add
+            g = target[rows] if direct else workspace.take((part[1], k), x.dtype)
+            torch.mm(grad[:, rows].mT, x, out=g)
+            _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, add=add, threads=threads, part=part)
 
 
-def _home(dweight: Tensor | None, dlogits: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The gradient in whose memory dL/d(z * weight) may lie, or the one that is there."""
+def _target(to: Targets, dtype: torch.dtype) -> Tensor | None:
+    """Return the gradient whose memory can hold dL/d(z * weight), of ``dtype``; if none can, one that is needed."""
+    dweight, dlogits = to
     return dweight if dlogits is None or (dweight is not None and dweight.dtype == dtype) else dlogits
-
-
-def _through(
-    layer: _C.Masked,
-    grad: Tensor,
-    bits: Tensor | None,
-    dweight: Tensor | None,
-    dlogits: Tensor | None,
-    add: bool,
-    kl: KLTerm | None,
-    part: tuple[int, int] | None = None,
-) -> None:
-    """From grad = dL/d(z * weight), of the rows of ``part``, to dweight and dlogits; a hard mask is in ``bits``."""
-    prior, scale = (None, 0.0) if kl is None else (kl.prior_logits, float(kl.grad))
-    _C.weight_grad(
-        layer,
-        grad=grad,
-        kept=bits,
-        dweight=dweight,
-        dlogits=dlogits,
-        prior=prior,
-        scale=scale,
-        add=add,
-        threads=torch.get_num_threads(),
-        part=part,
-    )

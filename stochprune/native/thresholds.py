@@ -18,32 +18,33 @@ def threshold_from_logits(logits: Logits) -> Tensor:
 
 
 class ThresholdCache:
-    """The thresholds of logits that have not changed since: 2 bytes a weight for a faster draw. Off by default.
+    """Thresholds of logits, kept while the logits do not change: 2 bytes for each weight. Off by default.
 
-    It pays where many masks are drawn under the same logits, as in a certificate. A change is seen by the tensor's
-    version counter, which every in-place operation advances; one through ``.data`` or another library is not seen.
+    The cache helps if many masks are sampled with the same logits, as in a certificate. It notices a change by the
+    tensor's version counter, which every in-place operation advances. It does not notice a change through ``.data`` or
+    by another library.
     """
 
     def __init__(self) -> None:
         self.enabled = False
-        self._held: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._cached: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def get(self, logits: Logits) -> Tensor:
         """Return the thresholds of ``logits``, of its shape."""
-        version, levels = self._held.get(logits, (None, None))
+        version, levels = self._cached.get(logits, (None, None))
         if version != logits._version:
             levels = threshold_from_logits(logits)
-            self._held[logits] = (logits._version, levels)
+            self._cached[logits] = (logits._version, levels)
         return levels
 
     @property
     def nbytes(self) -> int:
-        """What it holds now."""
-        return sum(levels.nbytes for _, levels in self._held.values())
+        """The bytes that the cache holds now."""
+        return sum(levels.nbytes for _, levels in self._cached.values())
 
     def clear(self) -> None:
-        """Give the memory back."""
-        self._held.clear()
+        """Free the memory."""
+        self._cached.clear()
 
 
 cache = ThresholdCache()

@@ -1,4 +1,4 @@
-"""Masked weights in scratch memory, and the gradients through their masks, for products that torch makes."""
+"""Masked weights in scratch memory and the gradients through their masks, for products that torch computes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from stochprune import _C, materialised
-from stochprune.address import Logits, Mask
-from stochprune.native.masked import masked
-from stochprune.native.workspace import fresh, workspace
+from stochprune.address import Grads2, Logits, Mask, Memo, Needs2, Rows
+from stochprune.native.masked import masked, write_masked_weight
+from stochprune.native.workspace import fresh
 
 
 def masked_weight(
@@ -19,18 +19,15 @@ def masked_weight(
     *,
     mask: Mask,
     dtype: torch.dtype,
-    rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
+    rows: Rows = None,
+    memo: Memo = None,
 ) -> Tensor:
     """As :func:`stochprune.reference.masked_weight`, in the shared workspace; ``memo`` gets hard masks as bits."""
     layer = masked(weight, logits, mask, rows)
-    shape = (mask.draw.shape[0], *(weight if rows is None else rows).shape[:1], *weight.shape[1:])
-    bits = None
-    if memo is not None and layer.groups:
-        bits = torch.empty(shape[0] * shape[1], layer.groups, dtype=torch.int64)
+    shape = (len(mask.draw), layer.shape[0], *weight.shape[1:])
+    out, bits = write_masked_weight(layer, shape, dtype, memo is not None)
+    if memo is not None:
         memo.append(bits)
-    out = workspace.take(shape, dtype)
-    _C.masked_weight(layer, out, bits, torch.get_num_threads())
     return out
 
 
@@ -40,13 +37,13 @@ def weight_grad(
     logits: Logits,
     *,
     mask: Mask,
-    needs: tuple[bool, bool],
-    rows: Tensor | None = None,
-    memo: list[Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
+    needs: Needs2,
+    rows: Rows = None,
+    memo: Memo = None,
+) -> Grads2:
     """As :func:`stochprune.reference.weight_grad`."""
     grad, shape = grad.contiguous(), grad.shape[1:]
-    # A gradient alone of its draw makes room for one of the results.
+    # The gradient of a single draw is not needed afterwards: one of the results may take its memory.
     spare = grad[0] if grad.shape[0] == 1 else None
     dweight = dlogits = None
     if needs[0]:
@@ -57,7 +54,7 @@ def weight_grad(
     if needs[1]:
         dlogits = spare if spare is not None and spare.dtype == logits.dtype else fresh(shape, logits.dtype)
     layer, bits = masked(weight, logits, mask, rows), memo[0] if memo else None
-    _C.weight_grad(layer, grad=grad, kept=bits, dweight=dweight, dlogits=dlogits, threads=torch.get_num_threads())
+    _C.weight_grad(layer, grad=grad, bits=bits, to=(dweight, dlogits), threads=torch.get_num_threads())
     return dweight, dlogits
 
 

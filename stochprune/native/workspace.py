@@ -1,4 +1,4 @@
-"""Scratch memory that all layers share, and fresh memory for results."""
+"""Scratch memory that all layers share, and new memory for results."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from stochprune import _C
 
-HUGE_PAGE_MINIMUM = 32 << 20  # bytes from which glibc always maps fresh memory instead of using freed memory again
-VIEWS = 64  # of the workspace that are kept, for layers that come again: to make one costs as much as a small kernel
+HUGE_PAGE_MINIMUM = 32 << 20  # bytes; for larger sizes glibc always maps new memory and never reuses freed memory
+VIEWS = 64  # views of the workspace that are kept: making a view takes as long as a small kernel
 
 
 def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor, on huge pages if large: its first touch is otherwise spent in page faults."""
+    """Return an uninitialised tensor; a large one uses huge pages, to save page faults when it is first written."""
     out = torch.empty(shape, dtype=dtype)
     if out.nbytes >= HUGE_PAGE_MINIMUM:
         _C.advise_huge_pages(out.data_ptr(), out.nbytes)
@@ -40,16 +40,16 @@ class Workspace(threading.local):
 
     @property
     def nbytes(self) -> int:
-        """What it holds now."""
+        """The bytes that the workspace holds now."""
         return self._memory.nbytes
 
     def draws(self, rows: int, cols: int, dtype: torch.dtype) -> int:
-        """Return how many draws of a [rows, cols] matrix share a pass and stay in cache; 0 if one needs panels."""
+        """Return how many draws of a [rows, cols] matrix fit in the cache together; 0 if one draw needs panels."""
         size = max(1, rows * cols * dtype.itemsize)
         return max(1, min(Workspace.cached, Workspace.budget) // size) if size <= Workspace.budget else 0
 
     def panels(self, rows: int, cols: int, dtype: torch.dtype) -> list[slice]:
-        """Return the rows of equal panels of a [rows, cols] matrix within the budget, of at least one row."""
+        """Return the rows of each panel of a [rows, cols] matrix: equal, within the budget, at least one row."""
         fitting = max(1, Workspace.budget // max(1, cols * dtype.itemsize))
         step = max(1, math.ceil(rows / max(1, math.ceil(rows / fitting))))
         return [slice(r, min(r + step, rows)) for r in range(0, rows, step)]
@@ -68,7 +68,7 @@ class Workspace(threading.local):
         return view
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._views = {}
 

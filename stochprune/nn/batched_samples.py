@@ -1,4 +1,4 @@
-"""batched_samples: many networks of a model in one forward pass."""
+"""batched_samples: many sampled networks of a model in one forward pass."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
 
     Args:
         model: a converted model.
-        draws: at least 1; with 1 nothing changes.
+        draws: the number of networks, at least 1; with 1 nothing changes.
 
     Raises:
-        TypeError: a model that is not a module, ``draws`` that is not an integer.
-        ValueError: no masked layer; ``draws`` below 1; inside ``fused_masking`` or another ``batched_samples``; a layer
-            under local reparameterisation. In a forward: no tensor with a batch, one that ``draws`` does not divide, a
-            layer whose input has another first dimension.
+        TypeError: the model is not a module, or ``draws`` is not an integer.
+        ValueError: the model has no masked layer; ``draws`` is below 1; the context is inside ``fused_masking`` or
+            another ``batched_samples``; a layer is under local reparameterisation. In a forward pass: no argument has a
+            batch, ``draws`` does not divide the batch, or a layer's input has another first dimension.
     """
     layers = layers_of("batched_samples", model)
     if isinstance(draws, bool) or not isinstance(draws, int):
@@ -47,7 +47,7 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
         raise ValueError("batched_samples: not inside fused_masking or another batched_samples")
     for name, layer in layers.items():
         if layer.local_reparameterisation:
-            raise ValueError(f"batched_samples: {name} is under local reparameterisation, which draws no networks")
+            raise ValueError(f"batched_samples: {name} is under local reparameterisation, which samples no masks")
     if draws == 1:
         yield model
         return
@@ -65,12 +65,12 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
         if batch % draws:
             raise ValueError(f"batched_samples: a batch of {batch} does not divide into {draws} parts")
 
-    def drawn(layer: MaskedLayer) -> bool:
-        """Whether this forward draws masks; a copy of the layer has the hooks and is outside."""
+    def samples(layer: MaskedLayer) -> bool:
+        """Return True if this forward pass samples masks. A copy of a layer has the hooks, but is not in ``names``."""
         return layer in names and layer.samples_now and layer.weight_override is None
 
-    def take_apart(layer: MaskedLayer, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not drawn(layer):
+    def split(layer: MaskedLayer, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not samples(layer):
             return args
         if not batch:
             raise ValueError(f"batched_samples: {names[layer]} runs outside of a forward of the model that was given")
@@ -84,14 +84,14 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
             )
         return x.unflatten(0, (draws, -1)), *rest
 
-    def put_together(layer: MaskedLayer, _: tuple[Any, ...], y: Tensor) -> Tensor:
-        return y.flatten(0, 1) if drawn(layer) else y
+    def merge(layer: MaskedLayer, _: tuple[Any, ...], y: Tensor) -> Tensor:
+        return y.flatten(0, 1) if samples(layer) else y
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(model.register_forward_pre_hook(measure, prepend=True, with_kwargs=True))
         for layer in layers.values():
             layer.draws_per_forward = draws
             stack.callback(setattr, layer, "draws_per_forward", 1)
-            stack.enter_context(layer.register_forward_pre_hook(take_apart))
-            stack.enter_context(layer.register_forward_hook(put_together, prepend=True))
+            stack.enter_context(layer.register_forward_pre_hook(split))
+            stack.enter_context(layer.register_forward_hook(merge, prepend=True))
         yield model

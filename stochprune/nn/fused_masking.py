@@ -15,11 +15,11 @@ from stochprune.nn.mask_source import MaskSource, override_weights
 from stochprune.nn.masked_conv import CONVOLUTIONS
 from stochprune.nn.masked_linear import MaskedLinear
 
-_KINDS = {MaskedLinear, *CONVOLUTIONS}  # and no subclass, whose masks may be of another kind
+_KINDS = {MaskedLinear, *CONVOLUTIONS}  # without subclasses, whose masks may be of another kind
 
 
 class _Shared:
-    """Layers that one launch masks, and their masked weights; forms these again for backward instead of saving them."""
+    """Layers that one launch masks; backward computes their masked weights again instead of saving them."""
 
     def __init__(self, layers: list[MaskedLayer]) -> None:
         self.layers = layers
@@ -35,29 +35,29 @@ class _Shared:
         if torch.is_autocast_enabled(device) and layers[0].weight.dtype != torch.float64:
             self.options["dtype"] = torch.get_autocast_dtype(device)
         self.versions = self.versions_now()
-        self.index: dict[int, int] = {}  # by a masked weight's memory, the number of its layer
+        self.index: dict[int, int] = {}  # the number of the layer by the address of its masked weight
         self.again: list[Tensor] = []
-        self.saved = self.left = 0  # how often autograd saved one of them, and how often it will still ask
+        self.saved = self.left = 0  # how often autograd saved a masked weight, and how often it will still ask for one
 
     def start(self) -> dict[MaskSource, Tensor]:
-        """The masked weight of each layer, known again by its memory."""
+        """Return the masked weight of each layer, and remember its address in memory."""
         given = self.form()
         self.index = {weight.data_ptr(): i for i, weight in enumerate(given)}
         return dict(zip(self.layers, given, strict=True))
 
     def versions_now(self) -> list[int]:
-        """How often each weight and its logits were changed in place."""
+        """Return how often each weight and its logits were changed in place."""
         tensors = [tensor for layer in self.layers for tensor in (layer.weight, layer.mask_logits)]
         return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
     def form(self) -> list[Tensor]:
-        """The masked weights of the layers."""
+        """Return the masked weights of the layers."""
         return masked_weights(
             [layer.weight for layer in self.layers], [layer.mask_logits for layer in self.layers], **self.options
         )
 
     def take(self, i: int) -> Tensor:
-        """The i-th masked weight for backward; all of them are formed at the first call and dropped after the last."""
+        """Return the i-th masked weight for backward. The first call computes all of them; the last call drops them."""
         if not self.again:
             if self.versions_now() != self.versions:
                 raise RuntimeError(
@@ -102,17 +102,17 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
                 "fused_masking: another fused_masking or antithetic_gradients already sets the masks of these "
                 "layers; enter it once"
             )
-        draws_masks = layer.samples_now and not layer.local_reparameterisation
-        if type(layer) in _KINDS and draws_masks and layer.draws_per_forward == 1:
+        samples_masks = layer.samples_now and not layer.local_reparameterisation
+        if type(layer) in _KINDS and samples_masks and layer.draws_per_forward == 1:
             dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
             key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)
             groups.setdefault(key, []).append(layer)
     shared = [_Shared(layers) for layers in groups.values()]
     given = {layer: weight for group in shared for layer, weight in group.start().items()}
-    places = {address: (group, i) for group in shared for address, i in group.index.items()}
+    owners = {address: (group, i) for group in shared for address, i in group.index.items()}
 
     def pack(tensor: Tensor) -> Any:
-        group, i = places.get(tensor.data_ptr(), (None, 0))
+        group, i = owners.get(tensor.data_ptr(), (None, 0))
         given = None if group is None else group.layers[i].weight_override
         if group is None or given is None or tensor.numel() != given.numel() or tensor.dtype != given.dtype:
             return tensor
@@ -126,7 +126,7 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
         weight = group.take(i)
         return weight.as_strided(shape, stride, weight.storage_offset())
 
-    pack.of_fused_masking = True  # type: ignore[attr-defined]  # layers tell checkpointing by its hooks
+    pack.of_fused_masking = True  # type: ignore[attr-defined]  # layers recognise checkpointing by its hooks
     draws = {layer: draw for group in shared for layer, draw in group.draws.items()}
     with override_weights(given, draws), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield model

@@ -1,4 +1,4 @@
-"""Gates on the branches of a network: a branch, such as that of a residual block, is kept or dropped whole."""
+"""Gates on the branches of a network: a branch, such as that of a residual block, is kept or dropped as a whole."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from stochprune.nn.masked_linear import MaskedLinear
 
 
 class GatedBranch(nn.Module):
-    """``z branch(x)`` with one z in {0, 1} a forward, drawn like any mask: one logit, at row 0, column 0 of a stream.
+    """``z branch(x)`` with one mask z in {0, 1} for each forward pass.
 
-    The gate is a :class:`MaskedLinear` of one weight, fixed at 1. So it has the draws, the estimators, the
-    evaluation mode and the state of masked layers, and :func:`stochprune.finetune` trains its logit. At the end
-    :func:`drop_branches` comes before :func:`stochprune.harden`, to which a closed gate is a layer left empty. Put
-    it around what a residual block adds to its shortcut; dropping the whole branch for a batch is stochastic depth
-    (Huang et al. 2016, arXiv 1603.09382), here with trained probabilities, after Guenter and Sideris, "Concurrent
-    training and layer pruning of deep neural networks" (arXiv 2406.04549).
+    The gate is a :class:`MaskedLinear` with one weight, fixed at 1; its mask is at row 0 and column 0 of its stream.
+    The gate therefore has the draws, the estimators, the evaluation mode and the state of masked layers, and
+    :func:`stochprune.finetune` trains its logit. After training, call :func:`drop_branches` before
+    :func:`stochprune.harden`, which refuses models with gates.
+
+    Put the gate around the branch that a residual block adds to its shortcut. Dropping a whole branch for a batch is
+    stochastic depth (Huang et al. 2016, arXiv 1603.09382). Here its probabilities are trained, after Guenter and
+    Sideris, "Concurrent training and layer pruning of deep neural networks" (arXiv 2406.04549).
 
     Args:
         branch: the module; its output is a floating tensor.
-        keep: the initial probability of keeping it, in (0, 1).
+        keep: the initial probability of keeping the branch, in (0, 1).
         options: ``estimator``, ``temperature``, ``seed`` and ``stream`` of the gate.
     """
 
@@ -43,7 +45,7 @@ class GatedBranch(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = self.branch(*args, **kwargs)
         weight = self.gate.weight
-        # Inside batched_samples each part of the batch has a gate of its own.
+        # Inside batched_samples, each part of the batch has its own gate.
         many = self.gate.draws_per_forward > 1
         ones = torch.ones(len(output) if many else 1, 1, dtype=weight.dtype, device=weight.device)
         gate = self.gate(ones).reshape([-1, *[1] * (output.dim() - 1)] if many else [])
@@ -51,11 +53,11 @@ class GatedBranch(nn.Module):
 
 
 class Dropped(nn.Module):
-    """The rest of a dropped branch: 0, which any tensor can be added to.
+    """The replacement of a dropped branch: it returns 0, which can be added to any tensor.
 
     Args:
-        like_input: give zeros like the input, to which a shortcut can be added in place. Known of normalisation layers,
-            whose outputs have the shape of their inputs; of other branches a 0 without dimensions.
+        like_input: return zeros of the input's shape, to which a shortcut can be added in place. This is used for
+            normalisation layers, whose outputs have the shape of their inputs. Otherwise 0 has no dimensions.
     """
 
     def __init__(self, like_input: bool = False) -> None:
@@ -72,11 +74,12 @@ _LIKE_INPUT = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RM
 def gate_branches(
     model: nn.Module, names: str | Sequence[str], keep: float = 0.9, *, seed: int = 0, name: str = "", **options: Any
 ) -> nn.Module:
-    """Put a gate around modules of a model, in place; the streams come from the names.
+    """Put a gate around modules of a model, in place; the streams are computed from the names.
 
     Args:
         names: shell patterns on the modules' qualified names, such as ``"layer*.bn2"`` for the end of each branch of
-            :func:`stochprune.models.resnet20`. Of modules one inside the other the outer one gets the gate.
+            :func:`stochprune.models.resnet20`. If one module contains another, only the
+            outer one gets a gate.
         keep, seed, options: as for :class:`GatedBranch`.
         name: of the model, as for :func:`stochprune.convert`.
 
@@ -113,21 +116,21 @@ def gate_branches(
 
 
 def gated_branches(model: nn.Module) -> dict[str, GatedBranch]:
-    """The gated branches of a model by qualified name."""
+    """Return the gated branches of a model by qualified name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, GatedBranch)}
 
 
 def drop_branches(model: nn.Module) -> list[str]:
-    """Remove the gates, in place: branches kept with probability one half or more stay, the others go.
+    """Remove the gates, in place: keep branches with a probability of one half or more, and drop the others.
 
-    A dropped branch becomes :class:`Dropped`, so its parameters and its computation are gone. Add it to its shortcut
-    out of place (``x + branch(x)``), unless the branch is a normalisation layer.
+    :class:`Dropped` replaces a dropped branch, so its parameters and its computation are gone. Add the branch to its
+    shortcut out of place (``x + branch(x)``), unless it is a normalisation layer.
 
     Returns:
-        The names of the branches dropped.
+        The names of the dropped branches.
 
     Raises:
-        ValueError: the model has no gated branch, or is one itself.
+        ValueError: the model has no gated branch, or is itself a gated branch.
     """
     branches = _branches_of("drop_branches", model)
     if "" in branches:
@@ -140,13 +143,13 @@ def drop_branches(model: nn.Module) -> list[str]:
 
 
 def expected_cost(model: nn.Module, costs: Mapping[str, float] | None = None) -> Tensor:
-    """``sum(q cost) / sum(cost)`` over the gated branches, differentiable in the logits: a scalar in [0, 1].
+    """Return ``sum(q cost) / sum(cost)`` over the gated branches: a scalar in [0, 1], differentiable in the logits.
 
-    Add ``price * expected_cost(model)`` to the loss to train a network and prune its layers at once; the price stands
-    where Guenter and Sideris have a hyper-prior.
+    Add ``price * expected_cost(model)`` to the loss to train a network and prune its layers at once. The price replaces
+    the hyper-prior of Guenter and Sideris.
 
     Args:
-        costs: of each branch by name, positive; default: its number of parameters, at least 1.
+        costs: the positive cost of each branch by name; default: its number of parameters, at least 1.
 
     Raises:
         ValueError: no gated branch, costs of other branches, or one that is not positive.
@@ -168,7 +171,7 @@ def _check_module(op: str, model: nn.Module) -> None:
 
 
 def _branches_of(op: str, model: nn.Module) -> dict[str, GatedBranch]:
-    """The gated branches of a model, at least one, for the function ``op``."""
+    """Return the gated branches of a model; ``op`` is the public function that error messages name."""
     _check_module(op, model)
     branches = gated_branches(model)
     if not branches:

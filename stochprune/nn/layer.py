@@ -1,4 +1,4 @@
-"""The base of all masked layers: logits, seed and draw counter, and when a layer samples."""
+"""The base of all masked layers: a weight with keep logits, and the choice between sampled and thresholded masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stochprune.seeding import generator
 
 Layer = TypeVar("Layer", bound="MaskedLayer")
 
-# Where torch.nn.Module keeps the user's hooks: they move with a layer that is replaced.
+# Attributes of torch.nn.Module that hold the user's hooks: they move to the layer that replaces another one.
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -32,32 +32,32 @@ HOOKS = (
 
 
 class MaskedLayer(MaskSource):
-    """Base of the masked layers: a ``weight`` with one keep logit for each entry.
+    """Base of the masked layers, which have a ``weight`` and one keep logit for each of its entries.
 
     The state_dict contains ``weight`` and ``bias`` as in the dense layer, ``mask_logits``, and ``mask_seed`` and
-    ``mask_draw``, so that a resumed run continues with the next mask. A dense checkpoint loads too; the entries of the
-    mask, which it lacks, do not change.
+    ``mask_draw``, so that a resumed run continues with the next mask. A dense checkpoint loads too and
+    does not change the mask.
 
     Args:
-        *args, **kwargs, device, dtype: as for the dense layer, which also gives the distribution that the weights are
-            drawn from, by ``seed`` and ``stream``.
-        keep: the initial probability of keeping, in (0, 1): a number or a tensor like the weight.
+        *args, **kwargs, device, dtype: as for the dense layer. Weights are initialised from the dense layer's
+            distribution, by ``seed`` and ``stream``.
+        keep: the initial probability of keeping, in (0, 1): a number or a tensor of the weight's shape.
         estimator, temperature: see :func:`stochprune.functional.masked_linear`.
-        seed: 0 .. 2^64 - 1, of the run.
-        stream: 0 .. 2^31 - 1, of the layer. Layers of one model need different streams; :func:`stochprune.convert`
-            takes them from the parameters' names.
+        seed: 0 .. 2^64 - 1, the seed of the run.
+        stream: 0 .. 2^31 - 1, the number of the layer. Layers of one model need different streams;
+            :func:`stochprune.convert` computes them from the parameters' names.
 
-    A layer type implements :meth:`_dense_forward` and :meth:`_masked_forward`. :meth:`forward`, which is final, chooses
-    between them, so that every layer obeys ``fused_masking``, ``batched_samples`` and :func:`antithetic_gradients`.
+    A layer type implements :meth:`_dense_forward` and :meth:`_masked_forward`. :meth:`forward` is final and chooses
+    between them, so that every layer supports ``fused_masking``, ``batched_samples`` and :func:`antithetic_gradients`.
 
     Attributes:
         sample, estimator, temperature, stream: see :class:`stochprune.nn.mask_source.MaskSource`.
-        dense_type: the dense layer.
-        settings: its constructor's arguments, attributes of both layers.
-        own_sparsity: whether the layer keeps as many weights as it does, whatever its logits.
-        local_reparameterisation: whether a forward that draws, draws pre-activations, see
+        dense_type: the type of the dense layer.
+        settings: names of the dense constructor's arguments, which are attributes of both layers.
+        own_sparsity: True if the number of kept weights does not depend on the logits.
+        local_reparameterisation: True if a forward pass samples pre-activations instead of masks, see
             :func:`stochprune.nn.local_reparameterisation.reparameterise_locally`.
-        independent: whether its only randomness is one independent decision for each logit, to keep or to prune.
+        independent: True if the only randomness is one independent decision for each logit, to keep or to prune.
     """
 
     dense_type: ClassVar[type[nn.Module]]
@@ -69,7 +69,7 @@ class MaskedLayer(MaskSource):
     bias: Tensor | None
     mask_logits: Tensor
     local_reparameterisation: bool = False
-    _blank: bool = False  # True from the meta device to the first checkpoint with the layer's mask
+    _blank: bool = False  # True on the meta device, and until a checkpoint with the layer's mask is loaded
 
     def __init__(
         self,
@@ -84,12 +84,12 @@ class MaskedLayer(MaskSource):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        # skip_init: the constructor would draw from torch's global generator.
+        # skip_init, because the constructor would use torch's global generator.
         try:
             dense = nn.utils.skip_init(self.dense_type, *args, device=device or "cpu", dtype=dtype, **kwargs)
         except RuntimeError as error:
-            what = f"{type(self).__name__}: torch.nn.{self.dense_type.__name__}"
-            raise ValueError(f"{what} does not take {args} {kwargs} device={device} dtype={dtype}: {error}") from error
+            layer = f"{type(self).__name__}: torch.nn.{self.dense_type.__name__}"
+            raise ValueError(f"{layer} does not take {args} {kwargs} device={device} dtype={dtype}: {error}") from error
         self._adopt(dense, keep, estimator=estimator, temperature=temperature, seed=seed, stream=stream)
         self._initialise(generator(seed, "initialise", self.stream))
 
@@ -105,10 +105,10 @@ class MaskedLayer(MaskSource):
         stream: int | None = None,
         **own: Any,
     ) -> Layer:
-        """A masked layer on the very parameters (and hooks) of a dense one; ``own``: arguments of this layer alone.
+        """Return a masked layer with the parameters and hooks of ``dense``; ``own``: arguments of this layer type only.
 
         Raises:
-            TypeError: ``dense`` is not of the type that this layer stands for.
+            TypeError: ``dense`` is not of the type that this layer replaces.
         """
         if not cls._stands_for(dense):
             raise TypeError(
@@ -122,16 +122,16 @@ class MaskedLayer(MaskSource):
         return layer.train(dense.training)
 
     def to_dense(self, mask: Tensor | None = None) -> nn.Module:
-        """A plain layer whose pruned weights are exactly 0.
+        """Return a plain layer whose pruned weights are exactly 0.
 
         Args:
             mask: bool, of the weight's shape, True where kept; default: where :meth:`gate` keeps. A soft gate scales
-                what is kept.
+                the kept weights.
         """
         settings = {name: getattr(self, name) for name in self.settings}
         if "bias" in settings:
             settings["bias"] = self.bias is not None
-        with torch.device("meta"):  # the parameters follow
+        with torch.device("meta"):  # parameters are set below
             dense = self.dense_type(**settings)
         dense.weight = nn.Parameter(self.hardened_weight(mask), requires_grad=self.weight.requires_grad)
         if self.bias is not None:
@@ -145,11 +145,11 @@ class MaskedLayer(MaskSource):
 
     @classmethod
     def dense_name(cls) -> str:
-        """Name the kind of layer that this one stands for."""
+        """Return the name of the dense layer type that this layer replaces."""
         return f"torch.nn.{cls.dense_type.__name__}"
 
     def _configure(self) -> None:
-        """Take what only this layer knows, before any parameter is there."""
+        """Set the arguments that only this layer type has; the layer has no parameters yet."""
 
     def _initial_logits(self, keep: float | Tensor, weight: Tensor) -> Tensor:
         return logits_of(type(self).__name__, keep, weight)
@@ -187,7 +187,7 @@ class MaskedLayer(MaskSource):
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the dense layer on x under a mask: drawn, the evaluation mode's, or that of a weight which is given."""
+        """Run the dense layer on x with a sampled mask, the evaluation mode's mask, or an overridden weight."""
         if self.weight_override is not None:
             if self.weight_override.dtype == self.weight.dtype or torch.is_autocast_enabled(x.device.type):
                 return self._dense_forward(x, self.weight_override, *args, **kwargs)
@@ -200,15 +200,15 @@ class MaskedLayer(MaskSource):
         return self._thresholded_forward(x, *args, **kwargs)
 
     def _dense_forward(self, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run torch's own operator with this weight, which is masked already."""
+        """Run torch's own operator with this weight, which is already masked."""
         raise NotImplementedError(type(self).__name__)
 
     def _masked_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the op under the mask of an address, which is among ``kwargs``: what :meth:`address` returns."""
+        """Run the op under the masks of the address in ``kwargs``, which :meth:`address` returned."""
         raise NotImplementedError(type(self).__name__)
 
     def _local_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the op of local reparameterisation at seed, draw and stream, which are among ``kwargs``."""
+        """Run the op of local reparameterisation with the seed, draw and stream in ``kwargs``."""
         raise NotImplementedError(type(self).__name__)
 
     def _thresholded_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -216,17 +216,17 @@ class MaskedLayer(MaskSource):
         return self._dense_forward(x, self.thresholded_weight(), *args, **kwargs)
 
     def of_weight(self, mask: Tensor) -> Tensor:
-        """A mask of the logits' shape in the weight's shape; they differ where weights share a mask."""
+        """Return a mask of the logits' shape in the weight's shape; the shapes differ if weights share a mask."""
         return mask
 
     def of_logits(self, values: Tensor) -> Tensor:
-        """Values of the weight's shape in the logits' shape: the mean where weights share a mask."""
+        """Return values of the weight's shape in the logits' shape: their means if weights share a mask."""
         return values
 
     def gate(self) -> Tensor:
-        """The mask of the evaluation mode, of the weight's shape.
+        """Return the mask of the evaluation mode, in the weight's shape.
 
-        bool: kept with probability one half or more. The estimator hard_concrete has a soft one, see
+        It is bool, True for a keep probability of one half or more. With the estimator hard_concrete it is soft, see
         :func:`stochprune.functional.hard_concrete_gate`.
 
         Raises:
@@ -240,14 +240,14 @@ class MaskedLayer(MaskSource):
         return functional.hard_concrete_gate(logits) if self.estimator == "hard_concrete" else logits >= 0
 
     def divergence(self, prior_logits: Tensor | float) -> Tensor:
-        """KL of this layer's mask from that of a prior, in nats: a float64 scalar, differentiable."""
+        """Return the KL of this layer's mask from that of a prior, in nats: a float64 scalar, differentiable."""
         return functional.bernoulli_kl(self.mask_logits, prior_logits)
 
     def thresholded_weight(self) -> Tensor:
-        """The weight of the evaluation mode, under :meth:`gate`, and NaN where the logit is NaN.
+        """Return the weight of the evaluation mode, masked by :meth:`gate`; NaN where the logit is NaN.
 
-        Differentiable in weight. It is formed in each forward, so that it does not look for NaN as gate does, which
-        would make the host wait for a GPU.
+        It is differentiable in the weight. Each forward pass computes it, so it does not test for NaN as gate does: the
+        host would have to wait for a GPU.
         """
         return self._thresholded(self.weight, self.mask_logits.detach())
 
@@ -257,7 +257,7 @@ class MaskedLayer(MaskSource):
         return torch.where(logits >= 0, weight, logits.clamp(0, 0).to(weight.dtype))  # clamp keeps NaN
 
     def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
-        """The weight, exactly 0 where ``mask`` (bool, default: the gate) prunes; a soft gate scales what is kept."""
+        """Return the weight, exactly 0 where ``mask`` (bool, default: the gate) prunes; a soft gate scales the rest."""
         gate, weight = self.gate(), self.weight.detach()
         if gate.is_floating_point():
             weight = weight * gate.to(weight.dtype)
@@ -265,7 +265,7 @@ class MaskedLayer(MaskSource):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         names = ("mask_logits", "mask_seed", "mask_draw")
-        if self._blank:  # there is nothing yet that could stay: torch names what the checkpoint lacks
+        if self._blank:  # the layer has no values to keep, so torch reports the keys that the checkpoint lacks
             self._blank = any(prefix + name not in state_dict for name in names)
         else:
             for name in names:
@@ -273,7 +273,7 @@ class MaskedLayer(MaskSource):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._blank = self._blank or self.mask_logits.is_meta  # to_empty() gives it memory without values
+        self._blank = self._blank or self.mask_logits.is_meta  # to_empty() allocates memory without values
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
@@ -283,7 +283,7 @@ class MaskedLayer(MaskSource):
 
 
 def logits_of(op: str, keep: float | Tensor, weight: Tensor) -> Tensor:
-    """Logits like ``weight`` whose sigmoid is ``keep``, a number or a tensor in the open interval (0, 1)."""
+    """Return logits like ``weight`` whose sigmoid is ``keep``, a number or a tensor in the open interval (0, 1)."""
     if isinstance(keep, bool) or not isinstance(keep, int | float | np.floating | Tensor):
         raise TypeError(f"{op}: keep must be a number or a tensor, strictly between 0 and 1, got {keep!r}")
     q = keep if isinstance(keep, Tensor) else torch.tensor(float(keep) if 0 < keep < 1 else math.nan)
@@ -313,11 +313,11 @@ def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
 
 
 def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
-    """The masked layers of a model, at least one, for the function ``op``.
+    """Return the masked layers of a model by weight name; ``op`` is the public function that error messages name.
 
     Raises:
-        TypeError: not a module.
-        ValueError: no masked layer.
+        TypeError: the model is not a module.
+        ValueError: the model has no masked layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")

@@ -1,4 +1,4 @@
-"""MaskSource: which masks a layer's forwards run under: its draws in order, many at once, or a weight that is given."""
+"""MaskSource: the masks of a layer's forward passes: successive draws, several at once, or a weight that is given."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from stochprune import rng
 from stochprune.nn import repetition
 
-# What a layer holds for the moment: a copy of it starts without.
+# Temporary state of a layer: a copy or a pickle of the layer does not contain it.
 MOMENTARY = ("weight_override", "draw_override", "draws_per_forward", "_last_draw", "_awaiting", "_repeated_in")
 
 
 class MaskSource(nn.Module):
-    """The part of a masked layer that addresses its masks and counts its draws.
+    """The part of a masked layer that determines the addresses of its masks and counts its draws.
 
     Attributes:
         sample: None (the default) samples masks in training mode and thresholds in evaluation mode; True always
             samples; False always thresholds.
         estimator, temperature: may be changed at any time.
-        stream: the layer's address in the mask contract.
-        weight_override: None, or the masked weight that forwards use instead of drawing, see :func:`override_weights`.
-        draw_override: None, or the draw of its mask.
-        draws_per_forward: how many masks a forward draws, more than 1 inside ``batched_samples``.
+        stream: the layer's number in the mask contract.
+        weight_override: None, or a masked weight that forward passes use instead of sampling a mask, see
+            :func:`override_weights`.
+        draw_override: None, or the draw of that weight's mask.
+        draws_per_forward: the number of masks of a forward pass, more than 1 inside ``batched_samples``.
     """
 
     estimator: str
@@ -41,7 +42,7 @@ class MaskSource(nn.Module):
     draws_per_forward: int = 1
     _last_draw: Tensor | None = None
     _awaiting: repetition.Awaiting | None = None
-    _repeated_in: int = -1  # autograd's number of the backward that repeated a forward
+    _repeated_in: int = -1  # autograd's number of the last backward pass that repeated a forward pass
 
     def _start_source(
         self, *, seed: int, stream: int, estimator: str, temperature: float, device: torch.device
@@ -52,7 +53,7 @@ class MaskSource(nn.Module):
         self.register_buffer("mask_draw", torch.zeros(1, dtype=torch.int64, device=device))
 
     def address(self, draw: Tensor | None = None) -> dict[str, Any]:
-        """Return the address for the ops of this forward; without ``draw`` the counter advances."""
+        """Return the address for this forward pass, as the ops take it; without ``draw``, advance the counter."""
         return {
             "seed": self._buffers["mask_seed"],
             "draw": self.next_draw() if draw is None else draw,
@@ -63,22 +64,22 @@ class MaskSource(nn.Module):
 
     @property
     def samples_now(self) -> bool:
-        """True if the next forward draws a mask, unless its weight is overridden."""
+        """True if the next forward pass samples a mask; an overridden weight has priority."""
         return self.training if self.sample is None else self.sample
 
     def next_draw(self) -> Tensor:
-        """The draw of this forward, int64 [1], or its draws [D] inside ``batched_samples``; advances the counter.
+        """Advance the counter; return the draw of this forward pass, int64 [1], or [D] inside ``batched_samples``.
 
-        A forward inside a backward pass is activation checkpointing at work: it repeats the draw of the forward that it
-        stands for and advances nothing. Under ``torch.func`` the counter advances too, outside of the transforms: once
-        in each call of the function that is transformed, so that the examples of a vmap share their mask.
+        A forward pass inside a backward pass is a repetition by activation checkpointing. It uses the draw of the
+        forward pass that it repeats, and the counter does not advance. Under ``torch.func`` the counter advances once
+        in each call of the transformed function, so that the examples of a vmap share their mask.
 
         Raises:
-            RuntimeError: the counter ran out, or several checkpointed forwards await their backward, so that none of
-                them can be told from the others.
+            RuntimeError: the counter ran out; or several checkpointed forward passes await their backward pass, and
+                nothing distinguishes them.
         """
         if torch.compiler.is_compiling():
-            # No clone and addition in place: inductor makes these one buffer, and backward draws the next mask.
+            # Not a clone and an addition in place: inductor merges their buffers, and backward uses the next mask.
             following = self.mask_draw + self.draws_per_forward
             self.mask_draw.copy_(following)
             return self._draws(following - self.draws_per_forward)
@@ -97,7 +98,7 @@ class MaskSource(nn.Module):
         return draw
 
     def _repeated(self, latest: Tensor, backward: int) -> Tensor:
-        """The draw of the forward that is repeated in ``backward``; where nothing tells which it is, the latest."""
+        """Return the draw of the forward pass that ``backward`` repeats; if it is not known, the latest draw."""
         draw = self._awaiting.find() if self._awaiting is not None else None
         if draw is None and backward == self._repeated_in:
             raise RuntimeError(repetition.SEVERAL)
@@ -114,10 +115,10 @@ class MaskSource(nn.Module):
 
 
 def _count(counter: Tensor, draws: int) -> Tensor:
-    """Advance a counter [1]; return what it held."""
+    """Advance a counter [1]; return its value from before."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         if not torch._C._functorch.is_functorch_wrapped_tensor(counter):
-            # torch.func refuses to change what is not an argument of the function; a counter is meant to change.
+            # torch.func forbids changes of tensors that are not arguments of the function, but the counter must change.
             with temporarily_clear_interpreter_stack():
                 return _count(counter, draws)
     elif counter.is_cpu and counter.item() + draws > rng.DRAW_LIMIT:
@@ -131,9 +132,10 @@ def _count(counter: Tensor, draws: int) -> Tensor:
 def override_weights(
     weights: Mapping[MaskSource, Tensor], draws: Mapping[MaskSource, Tensor] | None = None
 ) -> Iterator[None]:
-    """Inside the context each layer runs with the masked weight given here, and draws nothing.
+    """Make each layer use the masked weight given here inside the context; it samples no mask.
 
-    A weight of another dtype than the layer's is for autocast; where that is off, the layer masks its own by ``draws``.
+    A weight whose dtype differs from the layer's is for autocast. If autocast is off, the layer masks its own weight
+    with the draw in ``draws``.
     """
     before = {layer: (layer.weight_override, layer.draw_override) for layer in weights}
     for layer, weight in weights.items():

@@ -1,4 +1,4 @@
-"""Which forward of a layer activation checkpointing repeats, inside a backward pass."""
+"""Find the forward pass of a layer that activation checkpointing repeats inside a backward pass."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _REENTRANT = (CheckpointFunction.forward.__code__, CheckpointFunction.backward._
 
 
 class Awaiting:
-    """The draws of the forwards that may be repeated, each known by what its graph keeps alive.
+    """The draws of the forward passes that may be repeated, each with objects that its graph keeps alive.
 
-    Non-reentrant checkpointing takes hold of a forward by hooks on the tensors that it saves, which go with the graph:
-    a repetition is told from others while a single such graph is there. The reentrant kind runs forward and repetition
-    under one node, which tells it always.
+    Non-reentrant checkpointing sets hooks on the tensors that a forward pass saves; the hooks live as long as the
+    graph. While only one such graph exists, it is known which forward pass is repeated. Reentrant checkpointing runs
+    the forward pass and its repetition under one autograd node, which always identifies the forward pass.
     """
 
     def __init__(self) -> None:
         self._draws: list[tuple[list[weakref.ref[Any]], Tensor]] = []
 
     def add(self, draw: Tensor, owners: list[Any]) -> None:
-        """Note the draw of a forward that may be repeated, and what its graph keeps alive: see :func:`owners`."""
+        """Store the draw of a forward pass that may be repeated, and the objects of its graph (:func:`owners`)."""
         self._draws = [entry for entry in self._draws if any(owner() is not None for owner in entry[0])]
         self._draws.append(([weakref.ref(owner) for owner in owners], draw))
 
     def find(self) -> Tensor | None:
-        """The draw of the forward that is repeated now; None if there is none that is known.
+        """Return the draw of the forward pass that is repeated now; None if no draw is stored.
 
         Raises:
-            RuntimeError: there are several, so that none of them can be told from the others.
+            RuntimeError: there are several candidates, and nothing distinguishes them.
         """
         nodes = {id(node) for node in _nodes()}
         alive = [(owners, draw) for refs, draw in self._draws if (owners := {id(ref()) for ref in refs} - {id(None)})]
@@ -48,7 +48,7 @@ class Awaiting:
 
 
 def owners() -> list[Any]:
-    """Return what the graph of the forward that runs now keeps alive if it may be repeated, else nothing."""
+    """Return objects that the graph of the current forward pass keeps alive; none if it cannot be repeated."""
     found = [] if torch.is_grad_enabled() else _nodes()
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if hooks is not None and not getattr(hooks[0], "of_fused_masking", False):
@@ -57,7 +57,7 @@ def owners() -> list[Any]:
 
 
 def _nodes() -> list[Any]:
-    """The nodes of reentrant checkpointing that this runs under."""
+    """Return the nodes of reentrant checkpointing in the current call stack."""
     nodes, frame = [], sys._getframe(1)
     while frame is not None:
         if frame.f_code in _REENTRANT:

@@ -1,4 +1,4 @@
-"""Which layers of a model `convert` replaces, and why it refuses some."""
+"""The choice of the layers that `convert` replaces, and the reasons why it refuses some."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ _REFUSED = {
 
 @dataclass
 class Group:
-    """The layers that hold one weight, by its names; tied layers are converted together or not at all."""
+    """The layers that share one weight, by their names of it; tied layers are converted together or not at all."""
 
     weight: Tensor
     layers: dict[str, nn.Module] = field(default_factory=dict)
 
 
 def masked_type(layer: nn.Module) -> type[MaskedLayer] | None:
-    """The masked layer for a dense one; None if there is none. Subclasses may compute something else."""
+    """Return the masked layer type for a dense layer, or None. A subclass has none, since its forward may differ."""
     return MaskedTransposedLinear if is_transformers_conv1d(layer) else _MASKED.get(type(layer))
 
 
 def weight_name(module: str) -> str:
-    """The qualified name of the weight of the module called ``module``."""
+    """Return the qualified name of the weight of the module called ``module``."""
     return f"{module}.weight" if module else "weight"
 
 
 def select(
     model: nn.Module, masks: Mapping[str, Tensor] | None, include: Selectors | None, exclude: Selectors | None
 ) -> tuple[list[Group], list[str]]:
-    """The weights to convert, and the names of all weights that could be.
+    """Return the weights to convert, and the names of all weights that could be converted.
 
-    A weight is chosen if one of its names matches ``include`` and none matches ``exclude``. Without ``include`` that is
-    every weight, but for embeddings that no other layer shares; with masks, those that they name.
+    A weight is chosen if one of its names matches ``include`` and none matches ``exclude``. The default of ``include``
+    is every weight, except embeddings that no other layer shares. With ``masks``, it is the weights that they name.
 
     Raises:
-        ValueError: a chosen layer that cannot be masked, a mask without a layer, a weight tied to a parameter that
-            cannot be masked, or nothing left.
+        ValueError: a chosen layer cannot be masked, a mask has no layer, a weight is tied to a parameter that cannot be
+            masked, or no layer is left.
     """
     _check_selectors("include", include)
     _check_selectors("exclude", exclude)
@@ -104,7 +104,7 @@ def select(
 def wanted(
     model: nn.Module, names: Sequence[str], include: Selectors | None, exclude: Selectors | None, default: bool = True
 ) -> bool:
-    """Return True if ``include`` (without it the default) and ``exclude`` choose a weight of these names."""
+    """Return True if ``include`` and ``exclude`` choose a weight of these names; ``default`` if include is None."""
     if not (default if include is None else any(_matches(model, name, include) for name in names)):
         return False
     return exclude is None or not any(_matches(model, name, exclude) for name in names)
@@ -133,7 +133,7 @@ def _why_nothing(
 
 
 def find_obstacles(model: nn.Module) -> dict[str, str]:
-    """By the name of a layer that cannot be masked, the outermost ones alone, the reason."""
+    """Return the reason for each layer that cannot be masked, by name; layers inside such a layer are left out."""
     obstacles: dict[str, str] = {}
     for name, module in model.named_modules():
         reason = _obstacle(module)
@@ -143,7 +143,7 @@ def find_obstacles(model: nn.Module) -> dict[str, str]:
 
 
 def _obstacle(module: nn.Module) -> str | None:
-    """Why a layer with weights cannot be masked; None if it can, or is none of those that could."""
+    """Return why a layer cannot be masked; None if it can, or if it is of no type that has masked layers."""
     for kind, reason in _REFUSED.items():
         if isinstance(module, kind):
             return reason
@@ -167,14 +167,14 @@ def inside(name: str, outer: str) -> bool:
 
 
 def _weights_of(model: nn.Module, name: str) -> list[str]:
-    """The names that selectors may give a layer which cannot be masked: those of its parameters, and of a weight."""
+    """Return the names by which selectors may match a layer that cannot be masked: its parameters, and ``weight``."""
     prefix = f"{name}." if name else ""
     parameters = model.get_submodule(name).named_parameters(remove_duplicate=False)
     return [weight_name(name), *(f"{prefix}{parameter}" for parameter, _ in parameters)]
 
 
 def _matches(model: nn.Module, name: str, selectors: Selectors) -> bool:
-    """Whether a weight's name fits a pattern, or one of the modules around it a type."""
+    """Return True if a weight's name matches a pattern, or if a module that contains it is of a given type."""
     parts = name.split(".")
     for selector in [selectors] if isinstance(selectors, str | type) else selectors:
         if isinstance(selector, str):
@@ -186,17 +186,21 @@ def _matches(model: nn.Module, name: str, selectors: Selectors) -> bool:
 
 
 def _refuse_strange_ties(model: nn.Module, groups: Sequence[Group]) -> None:
-    """A weight that something else holds too would lose its tie in harden; one read in both ways has two masks."""
+    """Raise if a weight is shared in a way that masks do not support.
+
+    A weight that is also a parameter of another module would lose this tie in harden. A weight that one layer uses
+    transposed and another one does not would have two masks.
+    """
     owners = {id(group.weight): group for group in groups}
     for group in groups:
-        apart = {masked_type(layer) is MaskedTransposedLinear: name for name, layer in group.layers.items()}
-        if len(apart) == 2:
-            raise ValueError(f"convert: {apart[True]} is tied to {apart[False]}, which has it transposed; exclude both")
+        names = {masked_type(layer) is MaskedTransposedLinear: name for name, layer in group.layers.items()}
+        if len(names) == 2:
+            raise ValueError(f"convert: {names[True]} is tied to {names[False]}, which has it transposed; exclude both")
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
             owner = owners.get(id(parameter))
             if owner is not None and (name != "weight" or module not in owner.layers.values()):
-                place = f"{prefix}.{name}" if prefix else name
+                other = f"{prefix}.{name}" if prefix else name
                 raise ValueError(
-                    f"convert: {next(iter(owner.layers))} is tied to {place}, which cannot be masked; exclude it"
+                    f"convert: {next(iter(owner.layers))} is tied to {other}, which cannot be masked; exclude it"
                 )

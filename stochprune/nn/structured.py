@@ -16,14 +16,14 @@ from stochprune.nn.masked_linear import MaskedLinear
 
 
 class _Structured(MaskedLayer):
-    """What structured layers share: logits of blocks, expanded where the weight's shape is asked for."""
+    """Base of the structured layers: one logit for each block, expanded to the weight's shape where needed."""
 
     def thresholded_weight(self) -> Tensor:
         logits = self.mask_logits.detach()
         return self.weight * self.of_weight(self._thresholded(torch.ones_like(logits), logits)).to(self.weight.dtype)
 
     def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
-        """The weight, exactly 0 where ``mask`` prunes: bool like the weight, or like the logits for whole blocks."""
+        """Return the weight, exactly 0 where ``mask`` prunes; bool, of the weight's shape or of the logits' shape."""
         if mask is not None and mask.shape == self.mask_logits.shape:
             mask = self.of_weight(mask)
         return super().hardened_weight(mask)
@@ -32,16 +32,16 @@ class _Structured(MaskedLayer):
 class StructuredMaskedLinear(_Structured, MaskedLinear):
     """``y = x (z * weight)^T + bias``, z constant on blocks (:func:`stochprune.functional.masked_linear_blocks`).
 
-    ``mask_logits`` has one entry for a block. Budgets, divergences and ``harden(sparsity=...)`` count blocks.
+    ``mask_logits`` has one entry for each block. Budgets, the KL and ``harden(sparsity=...)`` count blocks.
 
     Args:
         in_features, out_features, bias: as in :class:`torch.nn.Linear`.
         structure: ``"rows"`` (outputs; the bias stays), ``"columns"`` (inputs), or ``"RxC"`` for blocks of R rows and C
             columns, such as ``"16x16"``.
-        **options: as for :class:`MaskedLinear`; a tensor ``keep`` like the weight is averaged over each block.
+        **options: as for :class:`MaskedLinear`; a tensor ``keep`` of the weight's shape is averaged over each block.
 
     Raises:
-        ValueError: a structure that is none, or blocks that do not divide the weight.
+        ValueError: an unknown structure, or blocks that do not divide the weight.
     """
 
     structure: str
@@ -89,14 +89,15 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
 
 
 class _FilterMasked(_Structured, _MaskedConv):
-    """A convolution whose filters are kept or pruned whole: ``y = z * conv(x, weight) + bias``, z one for each output.
+    """A convolution that keeps or prunes whole filters: ``y = z * conv(x, weight) + bias``, with one z for each output.
 
-    ``mask_logits`` is [out_channels, 1]. No weight is multiplied, but the outputs are. Budgets, divergences and
+    ``mask_logits`` is [out_channels, 1]. The masks multiply the outputs instead of the weights. Budgets, the KL and
     ``harden(sparsity=...)`` count filters.
 
     Args:
         in_channels, out_channels, kernel_size, ...: as in torch's layer; the other arguments as in
-            :class:`stochprune.nn.layer.MaskedLayer`. A tensor ``keep`` like the weight is averaged over each filter.
+            :class:`stochprune.nn.layer.MaskedLayer`. A tensor ``keep`` of the weight's shape is averaged over each
+            filter.
     """
 
     def _initial_logits(self, keep: float | Tensor, weight: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class _FilterMasked(_Structured, _MaskedConv):
         y = self.operator[0](x.reshape(-1, *x.shape[-inner:]), self.weight, None, **geometry)
         y = y.reshape(*x.shape[:-inner], *y.shape[1:])
         ones = [1] * (inner - 1)
-        z = functional.mask(self.mask_logits, **at).squeeze(-1).to(y.dtype)  # [N], or [D, N] of D draws
+        z = functional.mask(self.mask_logits, **at).squeeze(-1).to(y.dtype)  # [N], or [D, N] with D draws
         y = y * (z if z.dim() == 1 else z.unsqueeze(1)).unflatten(-1, (-1, *ones))
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
@@ -122,7 +123,7 @@ class _FilterMasked(_Structured, _MaskedConv):
 
 
 def _block_means(values: Tensor, grid: Tensor) -> Tensor:
-    """The means [n, k] of values [N, K] over the blocks of N / n rows and K / k columns; ``grid`` is [n, k]."""
+    """Return the means [n, k] of values [N, K] over blocks of N / n rows and K / k columns; ``grid`` is [n, k]."""
     count, width = grid.shape
     return values.unflatten(0, (count, -1)).unflatten(2, (width, -1)).mean((1, 3))
 
@@ -144,4 +145,4 @@ FILTERS: dict[type[MaskedLayer], type[MaskedLayer]] = {
     MaskedConv2d: FilterMaskedConv2d,
     MaskedConv3d: FilterMaskedConv3d,
 }
-"""By the convolution with a mask for each weight, that with a mask for each filter."""
+"""For each convolution with one mask per weight, the convolution with one mask per filter."""
