@@ -158,7 +158,7 @@ def test_hostile_pickles_are_refused_at_once(tmp_path, monkeypatch, name):
     before, start = set(sys.modules), time.process_time()
     with pytest.raises(ValueError, match="data_batch_1"):
         _read(path)
-    assert time.process_time() - start < 10  # under coverage and load two seconds are passed by what takes one
+    assert time.process_time() - start < 2
     assert set(sys.modules) == before and [p.name for p in tmp_path.iterdir()] == ["data_batch_1"]
 
 
