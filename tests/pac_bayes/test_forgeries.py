@@ -14,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from stochprune import backends
 from stochprune.cli import app
 from stochprune.pac_bayes import (
     CertifyConfig,
@@ -282,15 +283,27 @@ def test_a_certificate_outside_of_a_run(prior, parts, tmp_path):
             again()
 
 
-def test_rerun_says_what_differs_in_the_machine(path):
+@pytest.mark.parametrize(("setting", "stated"), [("threads", 77), ("backend", "triton"), ("backend", None)])
+def test_rerun_names_a_setting_that_differs(path, setting, stated):
     certificate = load_certificate(path)
-    losses = [0] * 60
-    dataclasses.replace(certificate, losses=losses, versions={**certificate.versions, "threads": 77}).save(path)
+    here = {"threads": torch.get_num_threads(), "backend": backends.resolve(torch.zeros(1)).NAME}
+    settings = {**certificate.versions, setting: stated}
+    if stated is None:  # as in files of earlier versions
+        del settings[setting]
+    dataclasses.replace(certificate, losses=[0] * 60, versions=settings).save(path)
     again = rerun(path)
-    assert again.made_with == {"threads": (77, torch.get_num_threads())}
+    assert again.made_with == {setting: (stated, here[setting])}
     assert {"losses", "mean_loss", "bound"} <= set(again.differences) and again.found.bound > again.stated.bound
     run = CliRunner().invoke(app, ["certify", "--verify", str(path), "--rerun", "--device", "cpu"])
-    assert run.exit_code == 1 and "threads 77" in run.output and "losses" in run.output
+    named = f"{setting} {'not recorded' if stated is None else stated} there and {here[setting]} here"
+    assert run.exit_code == 1 and named in run.output and "losses" in run.output
+
+
+def test_a_certificate_records_the_backend_that_sampled_its_networks(prior, parts, monkeypatch):
+    for backend in ("reference", backends.resolve(torch.zeros(1)).NAME):
+        monkeypatch.setenv(backends.OVERRIDE, backend)
+        certificate = certify(make_posterior(prior, "masks"), parts.certify, CertifyConfig(draws=20))
+        assert certificate.versions["backend"] == backend
 
 
 def test_the_command_makes_all_checks(honest):
