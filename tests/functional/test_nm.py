@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from stochprune import patterns
 from stochprune.functional import masked_linear_nm, nm_inclusion, nm_keep_mask, nm_kl
+from tests.functional.definitions import AT, saved_bytes
 
 OPS = torch.ops.stochprune
-AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 PATTERNS = ["2:4", "1:4", "4:8"]
 
 
@@ -133,11 +133,8 @@ def test_operators_pass_opcheck(generator):
 
 def test_nothing_weight_sized_is_saved(generator):
     inputs = tensors(generator, n=64, dtype=torch.float32)
-    owned, extra = {t.untyped_storage().data_ptr() for t in inputs}, []
-    pack = lambda t: extra.append(t.numel()) or t if t.untyped_storage().data_ptr() not in owned else t  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        masked_linear_nm(*inputs, pattern="2:4", **AT)
-    assert sum(extra) == 2  # the seed and the draw
+    saved = saved_bytes(lambda: masked_linear_nm(*inputs, pattern="2:4", **AT), inputs)
+    assert sum(saved) == 16  # the seed and the draw
 
 
 ONES = {"x": torch.ones(5, 36), "weight": torch.ones(7, 36), "logits": torch.ones(7, 36), "pattern": "2:4"}

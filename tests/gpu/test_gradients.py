@@ -10,8 +10,8 @@ from stochprune import reference
 from stochprune.address import Mask
 from stochprune.kernels import masked_linear, masked_linear_backward, threshold_from_logits
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from tests.backends.cases import ESTIMATORS
 
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 SHAPES = [  # D, M, K, N
     (1, 1, 512, 384),
     (1, 16, 1000, 520),

@@ -12,8 +12,8 @@ from stochprune import reference
 from stochprune.address import KLTerm, Mask
 from stochprune.kernels import masked_linear, masked_linear_backward
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from tests.backends.cases import ESTIMATORS
 
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 SHAPES = [(1, 5, 37, 13), (3, 7, 130, 33), (1, 1, 64, 128), (2, 70, 200, 66), (1, 3, 600, 5), (1, 2, 5, 600)]
 EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (1, 0, 4, 5), (2, 3, 0, 4), (1, 3, 0, 4), (1, 3, 4, 0)]
 # dtypes of x, weight and logits

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stochprune.functional._address import ESTIMATORS
 from stochprune.nn import masked_layers
 from stochprune.training import FinetuneConfig, finetune
+from tests.backends.cases import ESTIMATORS
 
 
 class Around(nn.Module):
