@@ -1,13 +1,16 @@
-"""What tests of several ops compare with: a mask written for autograd, and the memory that a forward saves."""
+"""What tests of several ops compare with: masks written for autograd, saved memory, calls of a backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from stochprune import rng
+from stochprune.backends import Backend
 
 AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 
@@ -42,4 +45,12 @@ def saved_bytes(forward: Callable[[], object], inputs: Iterable[Tensor]) -> list
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
+    return found
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, backend: Backend, function: str, option: str) -> list[Any]:
+    """Return a list to which each later call of a backend's function appends one of its options."""
+    found: list[Any] = []
+    original = getattr(backend, function)
+    monkeypatch.setattr(backend, function, lambda *a, **k: found.append(k[option]) or original(*a, **k))
     return found

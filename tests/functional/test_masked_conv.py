@@ -13,7 +13,7 @@ import stochprune as sp
 from stochprune import functional
 from stochprune.functional import masked_conv2d
 from tests.backends.cases import ESTIMATORS
-from tests.functional.definitions import AT, mask_at, saved_bytes
+from tests.functional.definitions import AT, mask_at, recorded, saved_bytes
 
 op = sys.modules["stochprune.functional._product"]
 OPS = torch.ops.stochprune
@@ -199,10 +199,7 @@ def test_nothing_but_the_inputs_and_two_integers_is_saved(dtype, generator):
 
 def test_frozen_tensors_get_no_gradient_computed(generator, monkeypatch):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
-    needs = []
-    backend = sp.backends.resolve(x, weight, logits)
-    original = backend.weight_grad
-    monkeypatch.setattr(backend, "weight_grad", lambda *a, **k: needs.append(k["needs"]) or original(*a, **k))
+    needs = recorded(monkeypatch, sp.backends.resolve(x, weight, logits), "weight_grad", "needs")
     masked_conv2d(x.detach(), weight.detach(), logits, bias, **AT).sum().backward()
     masked_conv2d(x, weight, logits.detach(), bias, **AT).sum().backward()
     masked_conv2d(x, weight.detach(), logits.detach(), bias, **AT).sum().backward()

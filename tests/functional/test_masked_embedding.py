@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from stochprune import native
 from stochprune.functional import masked_embedding
 from tests.backends.cases import ESTIMATORS
-from tests.functional.definitions import AT, mask_at, saved_bytes
+from tests.functional.definitions import AT, mask_at, recorded, saved_bytes
 
 OPS = torch.ops.stochprune
 INDICES = torch.tensor([[3, 0, 39], [3, 17, 3]])
@@ -35,11 +35,9 @@ def test_torchs_embedding_of_the_masked_table(estimator, dtype, tolerance, gener
 
 def test_only_the_rows_looked_up_are_masked(generator, monkeypatch):
     weight, logits = table(generator, torch.float32)
-    rows = []
-    original = native.masked_weight
-    monkeypatch.setattr(native, "masked_weight", lambda *a, **k: rows.append(k["rows"].tolist()) or original(*a, **k))
+    rows = recorded(monkeypatch, native, "masked_weight", "rows")
     masked_embedding(INDICES, weight, logits, **AT)
-    assert rows == [INDICES.flatten().tolist()]
+    assert [row.tolist() for row in rows] == [INDICES.flatten().tolist()]
 
 
 def test_the_cache_of_thresholds_serves_rows(generator, monkeypatch):

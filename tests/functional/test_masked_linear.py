@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import stochprune as sp
 from stochprune.functional import masked_linear
 from tests.backends.cases import ESTIMATORS
-from tests.functional.definitions import AT, mask_at, saved_bytes
+from tests.functional.definitions import AT, mask_at, recorded, saved_bytes
 
 OPS = torch.ops.stochprune
 DRAWS = 4_000  # of the Monte Carlo tests
@@ -146,12 +146,7 @@ def test_nothing_but_the_inputs_and_two_integers_is_saved(dtype, generator):
 
 def test_frozen_tensors_get_no_gradient_computed(generator, monkeypatch):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
-    needs = []
-    backend = sp.backends.resolve(x, weight, logits)
-    original = backend.masked_linear_backward
-    monkeypatch.setattr(
-        backend, "masked_linear_backward", lambda *a, **k: needs.append(k["needs"]) or original(*a, **k)
-    )
+    needs = recorded(monkeypatch, sp.backends.resolve(x, weight, logits), "masked_linear_backward", "needs")
     masked_linear(x.detach(), weight.detach(), logits, bias, **AT).sum().backward()
     masked_linear(x, weight, logits.detach(), bias, **AT).sum().backward()
     assert needs == [(False, False, True), (True, True, False)]

@@ -12,6 +12,7 @@ import stochprune as sp
 from stochprune.address import Mask
 from stochprune.kernels import masked_linear
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from tests.gpu.graphs import captured
 
 
 @pytest.fixture
@@ -36,24 +37,17 @@ def test_a_graph_draws_fresh_masks(route: str, device: torch.device, monkeypatch
     def run() -> torch.Tensor:
         return masked_linear(x, weight, logits, None, mask=Mask(seed, draw, 3))
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, result = captured(run)
     seen = []
     for value in (5, 6, 2**32 - 1):
         draw.fill_(value)
         graph.replay()
-        assert torch.equal(captured, run())
-        seen.append(captured.clone())
+        assert torch.equal(result, run())
+        seen.append(result.clone())
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
     seed.fill_(9)
     graph.replay()
-    assert not torch.equal(captured, seen[2])
+    assert not torch.equal(result, seen[2])
 
 
 def test_steps_compile_nothing_again(device: torch.device, compiled_kernels: list[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stochprune import masks, models
+from tests.refusals import each_row
 
 NAN = float("nan")
 
@@ -104,11 +105,7 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [(name, row) for name, rows in TABLE.items() for row in rows],
-    ids=[f"{name} {row[3]}" for name, rows in TABLE.items() for row in rows],
-)
+@each_row(TABLE)
 def test_refusals(name, row):
     arguments, options, error, named = row
     with pytest.raises(error, match=rf"{name}: .*{named}"):

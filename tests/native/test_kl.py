@@ -7,14 +7,13 @@ import torch
 
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C, reference  # noqa: E402
+from tests.backends.cases import instructions  # noqa: E402
 
 
 @pytest.fixture(params=_C.instruction_sets())
 def instruction_set(request):
-    before = _C.instruction_set()
-    _C.use_instruction_set(request.param)
-    yield request.param
-    _C.use_instruction_set(before)
+    with instructions(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("count", [1, 4096, 4097, 200_001])

@@ -8,19 +8,10 @@ import math
 import pytest
 import torch
 
-from stochprune import rng, scores
+from stochprune import certify, rng, scores, self_bound
 from stochprune.models import mlp
 from stochprune.nn import masked_layers, sampling
-from stochprune.pac_bayes import (
-    CertifyConfig,
-    Prior,
-    PriorConfig,
-    SelfBoundConfig,
-    certify,
-    make_posterior,
-    self_bound,
-    train_prior,
-)
+from stochprune.pac_bayes import CertifyConfig, Prior, PriorConfig, SelfBoundConfig, make_posterior, train_prior
 from stochprune.pac_bayes.families import FAMILIES
 from stochprune.pac_bayes.prior import representable
 from stochprune.training import CheckpointError
