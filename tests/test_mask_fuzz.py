@@ -93,7 +93,7 @@ def instruction_set(request):
 
 
 @pytest.mark.parametrize("rounds", [100, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_native_draws_the_same_bits(instruction_set, rounds):
+def test_native_samples_the_same_bits(instruction_set, rounds):
     numbers = np.random.default_rng(20211021)
     for _ in range(rounds):
         one_round(numbers)

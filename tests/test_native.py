@@ -1,4 +1,4 @@
-"""What only the C++ backend has: instruction sets, the workspace, threads."""
+"""Parts that only the C++ backend has: instruction sets, the workspace, threads."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_the_cache_holds_a_layers_logits_once_over_steps(cache, generator):
     assert cache.nbytes == 2 * 30 * 64
 
 
-def test_nan_logits_are_refused_at_any_place():
+def test_nan_logits_are_refused_at_any_index():
     for column in (0, 63, 64, 99):
         logits = torch.zeros(3, 100)
         logits[1, column] = float("nan")

@@ -1,4 +1,4 @@
-"""What tests of every backend share: the backends of this machine, masks, relative errors."""
+"""Shared by the tests of all backends: the backends of this machine, masks, relative errors."""
 
 from __future__ import annotations
 

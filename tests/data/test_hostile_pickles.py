@@ -52,14 +52,14 @@ def python2(data: bytes) -> bytes:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("labels", [[3, 9], np.array([3, 9]), np.array([3, 9], dtype=">i2")], ids=["list", "<", ">"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_what_numpy_writes_is_read(tmp_path, protocol, labels, order):
+def test_pickles_of_numpy_are_read(tmp_path, protocol, labels, order):
     images, found = _read(write(tmp_path, batch(np.array(PIXELS, order=order), labels, protocol)))
     assert images.dtype == torch.uint8 and found.dtype == torch.int64 and found.tolist() == [3, 9]
     assert torch.equal(images.reshape(2, 3072), torch.from_numpy(PIXELS))
     images.zero_()  # the tensor is its own, not a view of a file's bytes
 
 
-def test_what_python_2_wrote_is_read(tmp_path):
+def test_pickles_of_python_2_are_read(tmp_path):
     images, labels = _read(write(tmp_path, python2(array(SHAPE, b"u1", PIXELS.tobytes()))))
     assert np.array_equal(images.reshape(2, 3072).numpy(), PIXELS) and labels.tolist() == [3, 9]
 

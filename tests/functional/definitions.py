@@ -1,4 +1,4 @@
-"""What tests of several ops compare with: masks written for autograd, saved memory, calls of a backend."""
+"""Shared by the tests of ops: masks written for autograd, saved memory, calls of a backend."""
 
 from __future__ import annotations
 

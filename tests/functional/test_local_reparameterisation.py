@@ -142,7 +142,7 @@ def test_only_some_need_gradients(trained, generator):
 def test_nothing_weight_sized_is_saved(generator):
     t = tensors(generator, m=2, n=64, k=70, dtype=torch.float32)
     saved = saved_bytes(lambda: local_reparameterised_linear(**t, **AT), t.values())
-    assert sum(saved) == 16 + 2 * 64 * 4  # the seed and the draw, and the deviations in float32
+    assert sum(saved) == 16 + 2 * 64 * 4  # the seed and the draw, and the standard deviations in float32
 
 
 def test_autocast_computes_in_its_dtype(generator):

@@ -1,4 +1,4 @@
-"""N:M masks: the op against autograd of its definition, unbiasedness and divergence against enumeration, errors."""
+"""N:M masks: the op against autograd of its definition, unbiasedness and KL against enumeration, errors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_gradients_are_unbiased_for_a_linear_loss_and_the_weight_s_for_any(gener
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_divergence_equals_its_enumeration(pattern, generator):
+def test_kl_equals_its_enumeration(pattern, generator):
     n, m = patterns.parse(pattern)
     logits, prior = 2 * torch.randn(2, 3, 2 * m, generator=generator, dtype=torch.float64)
     total = 0.0
@@ -77,7 +77,7 @@ def test_divergence_equals_its_enumeration(pattern, generator):
     assert nm_kl(logits, 1.5, pattern) == nm_kl(logits, torch.zeros_like(logits), pattern)
 
 
-def test_divergence_s_gradients(generator):
+def test_gradients_of_the_kl(generator):
     logits, prior = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64)
     logits.requires_grad_(), prior.requires_grad_()
 
@@ -92,7 +92,7 @@ def test_divergence_s_gradients(generator):
     assert abs(nm_kl(logits, logits, "2:4")) < 1e-3
 
 
-def test_divergence_is_taken_in_chunks(generator, monkeypatch):
+def test_kl_is_computed_in_chunks(generator, monkeypatch):
     logits, prior = torch.randn(2, 9, 40, generator=generator).requires_grad_()
     whole = nm_kl(logits, prior, "2:4")
     module = sys.modules["stochprune.functional.nm"]

@@ -1,4 +1,4 @@
-"""Captured and compiled: every replay draws a fresh mask, no step compiles anything again."""
+"""Captured and compiled steps: every replay samples a fresh mask, and no step compiles anything again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compiled_kernels() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_graph_draws_fresh_masks(route: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_samples_fresh_masks(route: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OVERRIDE, route)
     g = torch.Generator().manual_seed(1)
     x, weight, logits = (

@@ -1,4 +1,4 @@
-"""On a GPU the CUDA C++ backend draws the bits of the CPU's reference, inside a graph too, and past 2^31 elements."""
+"""The CUDA C++ backend samples the bits of the CPU's reference, inside a graph too, and past 2^31 elements."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_masked_weight(
     assert torch.equal(masked[0], weight * keep)
 
 
-def test_a_graph_draws_fresh_masks(cuda: ModuleType, device: torch.device) -> None:
+def test_a_graph_samples_fresh_masks(cuda: ModuleType, device: torch.device) -> None:
     g = torch.Generator().manual_seed(1)
     x, weight, logits = (
         torch.randn(shape, generator=g).bfloat16().to(device) for shape in ((2, 32, 512), (384, 512), (384, 512))

@@ -1,4 +1,4 @@
-"""On a GPU the other estimators' kernels agree with the reference: patterns, normals, Gaussian weights, moments."""
+"""The kernels of other estimators agree on a GPU with the reference: patterns, normals, Gaussian weights, moments."""
 
 from __future__ import annotations
 

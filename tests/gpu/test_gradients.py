@@ -1,4 +1,4 @@
-"""On a GPU values and gradients agree with float64, whatever the shape, dtype, estimator and route."""
+"""Values and gradients agree with float64 on a GPU, whatever the shape, dtype, estimator and route."""
 
 from __future__ import annotations
 

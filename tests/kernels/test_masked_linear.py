@@ -55,7 +55,7 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 @pytest.mark.parametrize("shape, dtypes", [((1, 5, 130, 33), DTYPES[2]), ((2, 9, 70, 20), DTYPES[0])], ids=str)
-def test_the_divergence_is_added_on_every_route(
+def test_the_kl_is_added_on_every_route(
     shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> None:
     t = case(shape, dtypes, device)

@@ -1,4 +1,4 @@
-"""What the public functions of stochprune.masks refuse: the message names the function, the argument and the value."""
+"""The public functions of stochprune.masks refuse bad arguments: the message names function, argument and value."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def score(**others):
 
 
 def on_models(*rest):
-    """What every function of a model and its masks refuses."""
+    """Return the bad calls of every function of a model and its masks."""
     return [
         (("model", mask(), *rest), {}, TypeError, "model .* str"),
         ((model(), [torch.ones(3, 4)], *rest), {}, TypeError, "masks .* list"),

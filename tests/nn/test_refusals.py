@@ -1,4 +1,4 @@
-"""What the public names of stochprune.nn refuse: the message names the function, the argument and the value."""
+"""The public names of stochprune.nn refuse bad arguments: the message names function, argument and value."""
 
 from __future__ import annotations
 

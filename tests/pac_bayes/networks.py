@@ -55,7 +55,7 @@ class Updating(nn.Module):
 
 
 def cached(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    """What it gave first for inputs of this shape."""
+    """Return the first output for inputs of this shape, again and again."""
     layer.seen = layer.seen or {}
     return layer.seen.setdefault(x.shape, x)
 
@@ -75,7 +75,7 @@ def by_place(_: Layer, x: torch.Tensor) -> torch.Tensor:
 
 
 def near_the_end(_: Layer, x: torch.Tensor) -> torch.Tensor:
-    """One place of twenty, which no example that is run alone has."""
+    """Set the example at position 17 to 0; an example that runs alone is never at this position."""
     return torch.cat([x[:17], 0 * x[17:18], x[18:]])
 
 

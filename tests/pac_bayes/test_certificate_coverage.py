@@ -34,7 +34,7 @@ def true_risk(posterior) -> float:
 
 
 def certificate_fails(repetition: int, objective: str, monte_carlo: str, estimator: str = "straight_through") -> bool:
-    """One life of a certificate: examples, prior, posterior, draws."""
+    """Make one certificate from new examples, a new prior, posterior and draws; return whether it fails."""
     numbers = generator(repetition, "examples")
     chosen = torch.from_numpy(numbers.integers(0, 16, 40))
     x, y = INPUTS[chosen], teacher(INPUTS[chosen])
@@ -67,7 +67,7 @@ def test_certificates_hold_over_a_thousand_lives(objective, monte_carlo):
 
 @pytest.mark.slow
 def test_certificates_hold_after_local_reparameterisation():
-    """Of four inputs a normal is a poor approximation; the certificate does not rest on it."""
+    """With four inputs the normal approximation is poor, but the certificate does not depend on it."""
     fails = [certificate_fails(r, "kl", "betting", "local_reparameterisation") for r in range(1000)]
     assert np.mean(fails) <= 0.3
 

@@ -41,7 +41,7 @@ UNSEEN = {
     "other families left out, in the configuration too",
     "the last draws left out, in the configuration too",
 }
-"""What an honest run of another configuration would give: a choice made afterwards, which no file can show."""
+"""An honest run of another configuration gives the same file: no file can show that the choice was made afterwards."""
 SMALL = RunConfig(
     posteriors=("masks", "gaussian"),
     prior=PriorConfig(prior_epochs=2),
@@ -76,7 +76,7 @@ def path(honest, tmp_path) -> Path:
 
 
 def passes(check: str, path: Path, data_dir: Path | None = None) -> bool:
-    """Whether a check finds nothing; a check that cannot be made finds nothing either."""
+    """Return True if a check finds no difference, and False if it finds one or refuses the file."""
     try:
         if check == "verify":
             load_certificate(path)
@@ -117,7 +117,7 @@ def test_honest_certificates_pass_all(honest, name):
     assert path.read_bytes() == before
 
 
-def test_whoever_rebuilds_the_network_tries_it_again(path):
+def test_replay_and_rerun_repeat_the_trial(path):
     for use in (lambda: replay(path, 0), lambda: rerun(path)):
         for part in ("start", "end"):
             tried = mock.patch.object(Trial, part, side_effect=ValueError("the trial"))
@@ -125,8 +125,8 @@ def test_whoever_rebuilds_the_network_tries_it_again(path):
                 use()
 
 
-def test_what_a_file_holds_cannot_move_the_cursor(prior, parts, tmp_path):
-    """Nor add a line of its own to what is verified."""
+def test_control_characters_in_a_file_cannot_move_the_cursor(prior, parts, tmp_path):
+    """It cannot add a line to the report either."""
     path, lie = tmp_path / "c.json", "digits\ncertificate  zero_one risk <= 0.000001\x1b[2A"
     certify(make_posterior(prior, "masks"), parts.certify, CertifyConfig(draws=20), data=lie).save(path)
     run = CliRunner().invoke(app, ["certify", "--verify", str(path)])
@@ -243,7 +243,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 @pytest.mark.parametrize("options", [(), ("--replay", "3"), ("--rerun",)])
-def test_what_is_no_certificate_is_refused_in_one_line(path, name, options):
+def test_other_files_than_certificates_are_refused_in_one_line(path, name, options):
     UNREADABLE[name](path)
     with pytest.raises(ValueError, match=path.name):
         load_certificate(path)

@@ -117,7 +117,7 @@ EDITS = [edit_weight, edit_logits, edit_bias, edit_dtype, add_buffer]
 @pytest.mark.parametrize("use", ["make_posterior", "self_bound", "certify"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prior_edited_after_training_is_refused(prior, parts, edit, use, family):
-    """Whoever edits it may have looked at the examples that certify."""
+    """An edit may depend on the examples that certify."""
     mine = Prior(copy.deepcopy(prior.model), prior.seen, prior.sigma)
     posterior = make_posterior(mine, family)
     edit(mine.model)

@@ -1,4 +1,4 @@
-"""What is certified is one example at a time: networks that are no function of one example are refused."""
+"""A certificate is for one example at a time: a network whose output depends on other examples is refused."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_broken_bounds_are_found(bound, trap):
 
 
 def certificates(world: World, empirical: torch.Tensor, logits: torch.Tensor, draws: int, estimate) -> list[bool]:
-    """Whether each certificate fails, with the empirical risk estimated by draws of a mask and 8 of the examples."""
+    """Return whether each certificate fails. Each draw estimates the empirical risk by one mask on 8 examples."""
     numbers, truth = generator(5, "draws", draws), (world.posterior(logits) @ world.risk).tolist()
     keep = torch.sigmoid(logits).numpy()
     powers = 2 ** np.arange(keep.shape[1])[::-1]
