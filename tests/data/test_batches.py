@@ -12,7 +12,7 @@ from stochprune.data import Batches
 
 
 def numbers(count: int) -> tuple[Tensor, Tensor]:
-    """Inputs [count, 1] that carry their own position, and the positions as labels."""
+    """Return inputs [count, 1] that equal their index, and the indices as labels."""
     return torch.arange(count).float().unsqueeze(1), torch.arange(count)
 
 

@@ -197,10 +197,10 @@ def test_a_truncated_pickle_is_refused_at_every_length(protocol):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_flipped_byte_gives_arrays_or_an_error(protocol):
     refused = 0
-    for place in range(len(SMALL[protocol])):
+    for index in range(len(SMALL[protocol])):
         for flip in (*(1 << bit for bit in range(8)), 0xFF):
             content = bytearray(SMALL[protocol])
-            content[place] ^= flip
+            content[index] ^= flip
             try:
                 made = pickled.loads(bytes(content))
             except ValueError:
@@ -214,9 +214,9 @@ def test_every_flipped_byte_gives_arrays_or_an_error(protocol):
 def test_every_flipped_byte_of_a_batch_gives_a_batch_or_an_error(tmp_path):
     whole = batch(PIXELS[:1], [3])
     pixels = whole.index(PIXELS[:1].tobytes()[:100].decode("latin1").encode())
-    for place in [*range(pixels + 8), *range(len(whole) - 8, len(whole))]:
+    for index in [*range(pixels + 8), *range(len(whole) - 8, len(whole))]:
         content = bytearray(whole)
-        content[place] ^= 0xFF
+        content[index] ^= 0xFF
         try:
             images, labels = _read(write(tmp_path, bytes(content)))
         except ValueError:

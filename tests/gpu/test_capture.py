@@ -90,9 +90,9 @@ def test_streams_and_the_current_device(device: torch.device) -> None:
     other = torch.device("cuda", torch.cuda.device_count() - 1)
     x, weight, logits = (torch.randn(shape, generator=g) for shape in ((1, 16, 128), (64, 128), (64, 128)))
 
-    def run(place: torch.device) -> torch.Tensor:
-        mask = Mask(torch.tensor([1], device=place), torch.tensor([2], device=place), 3)
-        return masked_linear(x.to(place), weight.to(place), logits.to(place), None, mask=mask)
+    def run(device: torch.device) -> torch.Tensor:
+        mask = Mask(torch.tensor([1], device=device), torch.tensor([2], device=device), 3)
+        return masked_linear(x.to(device), weight.to(device), logits.to(device), None, mask=mask)
 
     expected = run(device).cpu()
     with torch.cuda.stream(torch.cuda.Stream(other)):

@@ -1,4 +1,4 @@
-"""Layers under N:M masks: what they draw, keep and become, in a model and alone."""
+"""Layers under N:M masks: sampling, evaluation and hardening, in a model and alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers `convert` takes, and what it refuses by name."""
+"""`convert` selects layers, and refuses others by name."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_certificates_hold_after_local_reparameterisation():
 
 
 def test_true_risk_is_that_of_the_draws():
-    """The enumeration against the mean of fresh draws on the whole distribution."""
+    """The enumerated risk equals the mean over fresh draws on the whole distribution."""
     linear = torch.nn.utils.skip_init(nn.Linear, 4, 2)
     for parameter in linear.parameters():
         parameter.data.copy_(torch.from_numpy(generator(0, "w").standard_normal(tuple(parameter.shape))))

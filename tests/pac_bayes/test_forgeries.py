@@ -152,10 +152,10 @@ def test_the_draws_of_a_replay_are_others_each_time(honest):
 def test_no_byte_of_a_certificate_may_change(path):
     content = path.read_bytes()
     numbers = generator(0, "bytes")
-    for place in numbers.permutation(len(content))[:400]:
+    for index in numbers.permutation(len(content))[:400]:
         for flip in (1 << int(numbers.integers(8)), 0x20):
             changed = bytearray(content)
-            changed[place] ^= flip
+            changed[index] ^= flip
             path.write_bytes(changed)
             with pytest.raises(ValueError, match=path.name):
                 load_certificate(path)

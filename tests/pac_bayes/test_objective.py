@@ -136,7 +136,7 @@ def test_the_gradient_under_local_reparameterisation(construct, family):
 
 
 def parameters(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, weight and rho; without rho something that is not looked at."""
+    """Return logits, weight and rho; a placeholder if the layer has no rho."""
     return layer.mask_logits, layer.weight, getattr(layer, "rho", torch.zeros_like(layer.weight))
 
 

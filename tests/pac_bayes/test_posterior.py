@@ -221,7 +221,7 @@ def test_other_layers_keep_the_prior_s_masks():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_posteriors_over_a_convolutional_network(family):
-    """Every family trains its convolutions and pays for them."""
+    """Every family trains its convolutions and counts them in the KL."""
     prior = train_prior(pbb_cnn(1, (8, 8), 4, seed=0), None, PriorConfig(prior_fraction=0.0, keep=0.8))
     posterior = make_posterior(prior, family)
     move(posterior, 0.1)

@@ -36,7 +36,7 @@ def test_training_moves_weights_and_not_probabilities(prior, parts):
 
 
 def test_a_checkpoint_of_another_part_is_refused(tmp_path, parts):
-    """The prior would have seen examples that it denies."""
+    """Otherwise the prior would have seen examples that its record leaves out."""
     config = PriorConfig(prior_epochs=1)
     other = make_split(fraction=0.25).prior
     first = train_prior(mlp((6, 12, 3), seed=0), parts.prior, config, folder=tmp_path)

@@ -72,7 +72,7 @@ def test_replay(finished, name):
 
 
 def test_certificates_of_random_convolutions(tmp_path):
-    """They pay for every layer, and are verified, replayed, and refused for another posterior."""
+    """Their KL counts every layer; they are verified, replayed, and refused for another posterior."""
     prior = PriorConfig(prior_epochs=1, prior_lr=3e-3)
     config = RunConfig(
         model="pbb_cnn",

@@ -24,7 +24,7 @@ FILES = "stochprune.runs.files.os"
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Drawing them takes longer than the rest."""
+    """Plotting takes longer than the rest."""
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b"a picture"))
 
 
