@@ -52,7 +52,7 @@ LAUNCHES = pytest.StashKey[list]()
 
 
 def replacements() -> Iterator[tuple[str, Any]]:
-    """What a GPU would answer, and comparisons that hold."""
+    """Replace values that only a GPU can compute, and let comparisons succeed."""
     from stochprune import kernels
 
     yield "stochprune.kernels.split_sum.multiprocessors", lambda device: MULTIPROCESSORS

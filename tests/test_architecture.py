@@ -1,4 +1,4 @@
-"""The rules of the house: imports go one way, bits are drawn in three places, the bare name of kernels is refused."""
+"""The rules of the house: imports go one way, three files sample bits, the bare name of kernels is refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ GENERATORS = re.compile(
 MAY_DRAW = {"stochprune/rng.py", "csrc/common/philox.h", "kernels/philox.py"}
 
 
-def test_three_places_draw_bits():
+def test_three_files_sample_bits():
     sources = [p for folder in ("stochprune", "kernels", "csrc") for p in (ROOT / folder).rglob("*")]
     sources = [p for p in sources if p.suffix in {".py", ".h", ".cpp", ".cu", ".cuh"}]
     found = {}

@@ -93,7 +93,7 @@ NEEDY = {
 }
 
 
-def test_what_needs_more_names_its_extra():
+def test_an_error_names_the_missing_extra():
     code = "import stochprune as sp\nfrom stochprune.extras import MissingExtraError\n"
     for call in NEEDY:
         code += f"try:\n    {call}\n    print('nothing')\nexcept MissingExtraError as error:\n    print(error)\n"

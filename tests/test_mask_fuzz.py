@@ -15,6 +15,7 @@ from stochprune.address import Mask
 
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
+from tests.backends.cases import instructions  # noqa: E402
 
 INF = float("inf")
 SPECIAL = [INF, -INF, 0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4028235e38, -3.4028235e38, 88.0, -88.0, 104.0, -104.0, 10.4,
@@ -87,14 +88,12 @@ def one_round(numbers: np.random.Generator) -> None:
 
 @pytest.fixture(params=_C.instruction_sets())
 def instruction_set(request):
-    before = _C.instruction_set()
-    _C.use_instruction_set(request.param)
-    yield
-    _C.use_instruction_set(before)
+    with instructions(request.param):
+        yield
 
 
 @pytest.mark.parametrize("rounds", [100, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_native_draws_the_same_bits(instruction_set, rounds):
+def test_native_samples_the_same_bits(instruction_set, rounds):
     numbers = np.random.default_rng(20211021)
     for _ in range(rounds):
         one_round(numbers)

@@ -1,4 +1,4 @@
-"""What only the C++ backend has: instruction sets, the workspace, threads."""
+"""Parts that only the C++ backend has: instruction sets, the workspace, threads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
 from stochprune.address import KLTerm, Mask  # noqa: E402
 from stochprune.native.workspace import Workspace, workspace  # noqa: E402
+from tests.backends.cases import instructions  # noqa: E402
 
 AT = Mask(torch.tensor([1]), torch.tensor([2]), 3)
 TWO = AT._replace(draw=torch.tensor([2, 9]))
@@ -25,10 +26,8 @@ def masked_weight(weight, logits):
 
 @pytest.fixture(params=_C.instruction_sets())
 def instruction_set(request):
-    before = _C.instruction_set()
-    _C.use_instruction_set(request.param)
-    yield request.param
-    _C.use_instruction_set(before)
+    with instructions(request.param):
+        yield request.param
 
 
 @pytest.fixture
@@ -199,7 +198,7 @@ def test_the_cache_holds_a_layers_logits_once_over_steps(cache, generator):
     assert cache.nbytes == 2 * 30 * 64
 
 
-def test_nan_logits_are_refused_at_any_place():
+def test_nan_logits_are_refused_at_any_index():
     for column in (0, 63, 64, 99):
         logits = torch.zeros(3, 100)
         logits[1, column] = float("nan")

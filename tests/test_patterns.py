@@ -1,4 +1,4 @@
-"""Conditioned Bernoullis by their definition: all patterns enumerated, each weighed apart."""
+"""Conditioned Bernoullis by their definition: all patterns enumerated, each with its own weight."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_a_shard_sees_the_whole_matrix_bits(row, col, rows, cols, seed, draw):
     assert torch.equal(part, whole[r:, c:])
 
 
-def test_tensors_and_numbers_address_alike():
+def test_tensors_and_numbers_give_the_same_address():
     seed = 2**64 - 12345
     as_tensors = {"seed": torch.tensor([rng.as_int64(seed)]), "draw": torch.tensor([9])}
     assert torch.equal(rng.uniform16(3, 70, seed=seed, draw=9, stream=1), rng.uniform16(3, 70, stream=1, **as_tensors))
@@ -114,7 +114,7 @@ def test_addresses_outside_the_contract_are_refused(arguments, word):
 
 
 def _philox_by_hand(counter, key):
-    """Ten lines of plain integers, apart from the implementation under test."""
+    """Ten lines of plain integers, independent of the implementation under test."""
     c, k = list(counter), list(key)
     for _ in range(7):
         a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]

@@ -38,7 +38,7 @@ TEXTS = {"good": GOOD, "swapped": SWAPPED, "lacking": LACKING}
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What mypy says of each text, in one run."""
+    """Return mypy's errors for each text, from one run."""
     folder = tmp_path_factory.mktemp("snippets")
     paths = {name: folder / f"{name}.py" for name in TEXTS}
     for name, path in paths.items():

@@ -132,12 +132,15 @@ def _rerun(console: Console, path: Path, data_dir: Path | None, device: str) -> 
             "made again: prior, posterior, draws and bound equal those of the certificate, bit for bit", soft_wrap=True
         )
         return
-    settings = ", ".join(f"{name} {there} there and {here} here" for name, (there, here) in again.made_with.items())
+    settings = ", ".join(
+        f"{name} {'not recorded' if there is None else there} there and {here} here"
+        for name, (there, here) in again.made_with.items()
+    )
     raise ValueError(
         f"{path} is not the result of its configuration: {', '.join(again.differences)} differ. "
         + (
             f"Rounding may be the reason: {settings}. Repeat it with those settings"
             if settings
-            else "Machine and versions are the same; another backend (STOCHPRUNE_BACKEND) rounds differently too"
+            else "Device, versions, threads and backend are the same, so rounding is not the reason"
         )
     )

@@ -14,6 +14,8 @@ import pickletools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,16 +25,8 @@ MAX_OPCODES = 300_000
 TEXTS = ("BINSTRING", "SHORT_BINSTRING")  # strings of Python 2, which are bytes
 NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 STRINGS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
-SINGLE = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-OPCODES = {
-    opcode.code.encode("latin-1"): opcode
-    for opcode in pickletools.opcodes
-    if opcode.name in {*NUMBERS, *STRINGS, *TEXTS, *SINGLE, *TUPLES}
-    or opcode.name in ("EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "APPEND", "APPENDS", "SETITEM", "SETITEMS")
-    or opcode.name in ("MARK", "TUPLE", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET")
-    or opcode.name in ("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "PROTO", "FRAME", "STOP")
-}
+OPCODES = {opcode.name: opcode for opcode in pickletools.opcodes}
+STOP = OPCODES["STOP"].code.encode("latin-1")
 
 
 def loads(content: bytes) -> Any:
@@ -101,59 +95,67 @@ class _Reader:
 
     def read(self) -> Any:
         source = io.BytesIO(self.content)
-        for _ in range(MAX_OPCODES):
-            opcode = OPCODES[source.read(1)]
-            self.step(opcode.name, opcode.arg.reader(source) if opcode.arg else None)
-            if opcode.name == "STOP":
-                break
+        steps = {
+            OPCODES[name].code.encode("latin-1"): (OPCODES[name].arg, action) for name, action in self.actions().items()
+        }
+        for code in islice(iter(partial(source.read, 1), STOP), MAX_OPCODES):
+            argument, action = steps[code]
+            action(argument.reader(source) if argument else None)
         if source.read(1) or len(self.stack) != 1 or self.marks:
             raise ValueError(f"it does not end with one object after at most {MAX_OPCODES} steps")
         return _given_out(self.stack[0])
 
-    def step(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name in NUMBERS or name in STRINGS:
-            stack.append(argument)
-        elif name in TEXTS:
-            stack.append(argument.encode("latin-1"))
-        elif name in SINGLE:
-            stack.append(SINGLE[name])
-        elif name in ("EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT"):
-            stack.append({"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict}[name]())
-        elif name in TUPLES:
-            stack.append(tuple(self.last(TUPLES[name])))
-        elif name == "TUPLE":
-            stack.append(tuple(self.marked()))
-        elif name == "MARK":
-            self.marks.append(len(stack))
-        elif name in ("APPEND", "APPENDS"):
-            items = self.last(1) if name == "APPEND" else self.marked()
-            self.top(list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = self.last(2) if name == "SETITEM" else self.marked()
-            if not all(type(key) in (bytes, str) for key in items[::2]):  # hashing a tuple may take very long
-                raise ValueError("a key that is not text")
-            self.top(dict).update(zip(items[::2], items[1::2], strict=True))
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif name == "GLOBAL":
-            stack.append(self.function(*argument.split(" ")))
-        elif name == "STACK_GLOBAL":
-            stack.append(self.function(*self.last(2)))
-        elif name == "REDUCE":
-            function, arguments = self.last(2)
-            if not callable(function) or type(arguments) is not tuple:
-                raise ValueError("a call of something that is not a function")
-            stack.append(function(*arguments))
-        elif name == "BUILD":
-            (state,) = self.last(1)
-            if type(state) is not tuple:
-                raise ValueError("a state that is not a tuple")
-            self.top(_Array, _Type).set_state(state)
+    def actions(self) -> dict[str, Callable[[Any], None]]:
+        """Return what each opcode does with its argument, by the opcode's name. All other opcodes are refused."""
+        push, last, marked = self.stack.append, self.last, self.marked
+        return {
+            **dict.fromkeys(("PROTO", "FRAME"), lambda _: None),
+            **dict.fromkeys((*NUMBERS, *STRINGS), push),
+            **dict.fromkeys(TEXTS, lambda text: push(text.encode("latin-1"))),
+            "NONE": push,
+            "NEWTRUE": lambda _: push(True),
+            "NEWFALSE": lambda _: push(False),
+            "EMPTY_LIST": lambda _: push([]),
+            "EMPTY_DICT": lambda _: push({}),
+            "EMPTY_TUPLE": lambda _: push(()),
+            "TUPLE1": lambda _: push(tuple(last(1))),
+            "TUPLE2": lambda _: push(tuple(last(2))),
+            "TUPLE3": lambda _: push(tuple(last(3))),
+            "TUPLE": lambda _: push(tuple(marked())),
+            "MARK": lambda _: self.marks.append(len(self.stack)),
+            "APPEND": lambda _: self.extend(last(1)),
+            "APPENDS": lambda _: self.extend(marked()),
+            "SETITEM": lambda _: self.update(last(2)),
+            "SETITEMS": lambda _: self.update(marked()),
+            "MEMOIZE": lambda _: self.memoize(len(self.memo)),
+            **dict.fromkeys(("BINPUT", "LONG_BINPUT"), self.memoize),
+            **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda key: push(self.memo[key])),
+            "GLOBAL": lambda names: push(self.function(*names.split(" "))),
+            "STACK_GLOBAL": lambda _: push(self.function(*last(2))),
+            "REDUCE": lambda _: push(self.call(*last(2))),
+            "BUILD": lambda _: self.build(*last(1)),
+        }
+
+    def memoize(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+
+    def extend(self, items: list[Any]) -> None:
+        self.top(list).extend(items)
+
+    def update(self, items: list[Any]) -> None:
+        if not all(type(key) in (bytes, str) for key in items[::2]):  # hashing a tuple may take very long
+            raise ValueError("a key that is not text")
+        self.top(dict).update(zip(items[::2], items[1::2], strict=True))
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        if not callable(function) or type(arguments) is not tuple:
+            raise ValueError("a call of something that is not a function")
+        return function(*arguments)
+
+    def build(self, state: Any) -> None:
+        if type(state) is not tuple:
+            raise ValueError("a state that is not a tuple")
+        self.top(_Array, _Type).set_state(state)
 
     def last(self, count: int) -> list[Any]:
         """Pop the last ``count`` objects above the last mark."""

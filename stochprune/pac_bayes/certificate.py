@@ -44,7 +44,8 @@ class Certificate:
         certified, prior_saw, prior_sizes: digests of the index sets of the certifying examples and of the parts that
             the prior or a choice has seen, and the sizes of these parts. They have no example in common.
         configuration: the run's configuration (``RunConfig``), which determines most of the above; None outside a run.
-        versions: versions and settings of the run. Nothing depends on them.
+        versions: versions and settings of the run: software, device, threads, and the backend of the masks. Nothing is
+            computed from them, and files of earlier versions lack some.
         notes: ``family`` and ``objective`` of a run's posterior, and its test error. Outside a run they are free text.
     """
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stochprune import backends
 from stochprune.arguments import checked
 from stochprune.data.splits import Subset, require_unseen
 from stochprune.nn import batched_samples
@@ -120,7 +121,7 @@ def certify(
         certified=part.digest,
         prior_saw=[seen.digest for seen in posterior.prior.seen],
         prior_sizes=[len(seen) for seen in posterior.prior.seen],
-        versions={**versions(part.x.device), "threads": torch.get_num_threads()},
+        versions={**versions(part.x.device), "threads": torch.get_num_threads(), "backend": _backend(posterior)},
     )
     with open_run(config, folder) as run:
         origin = f"{certificate.prior} {certificate.model} {part.digest} {seed} {priors} {posteriors}"
@@ -142,6 +143,11 @@ def certify(
                         callback.on_draws(done, config.draws, certificate.bound)
         trial.end()
     return certificate
+
+
+def _backend(posterior: Posterior) -> str:
+    """Return the name of the backend that samples the networks; several names if layers differ in dtype."""
+    return ", ".join(sorted({backends.resolve(layer.weight).NAME for layer in posterior.layers.values()}))
 
 
 def _former(checkpoint: Checkpoint, certificate: Certificate) -> list[int]:

@@ -22,8 +22,9 @@ class Rerun:
     Attributes:
         differences: names of the fields that differ, computed ones too. Empty if the certificate is the result of its
             configuration on these data.
-        made_with: versions, device and threads that differ, as (stated, here). They change the rounding and so the
-            prior. So differences show a forgery only if this is empty; the certificate ``found`` holds in any case.
+        made_with: versions, device, threads and backend that differ, as (stated, here); None if not recorded. They
+            change the rounding and so the prior. So differences show a forgery only if this is empty; the certificate
+            ``found`` holds in any case.
     """
 
     stated: Certificate
@@ -40,7 +41,8 @@ def rerun(path: Path, *, data_dir: Path | None = None, device: str | torch.devic
 
     Args:
         path: a certificate of a run; the other files of its folder are not needed.
-        device: use the device of the run, or rounding will differ.
+        device: use the device of the run, or rounding will differ. Another backend (``STOCHPRUNE_BACKEND``) rounds
+            differently, too.
 
     Raises:
         ValueError: the certificate does not verify, or was not made by a run; an unknown device.

@@ -18,6 +18,7 @@ from stochprune.runs.run import open_run, run_folder
 from stochprune.training.budget import make_budget
 from stochprune.training.config import FinetuneConfig
 from stochprune.training.loop import Loader, LossFunction, fit
+from stochprune.training.uncalled_layers import refuse_uncalled_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,8 @@ def finetune(
             :class:`stochprune.training.loop.State`; for example a :class:`stochprune.training.ProgressBar`.
 
     Raises:
-        ValueError: no masked layer, none whose logits require gradients, an empty loader, a loss without a gradient, or
-            logits that the budget cannot hold.
+        ValueError: no masked layer, none whose logits require gradients, an empty loader, a loss without a gradient,
+            logits that the budget cannot hold, or a layer whose weight the model reads instead of calling the layer.
         FloatingPointError: the loss is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
@@ -97,11 +98,13 @@ def finetune(
         checkpoint = run.checkpoint(config.checkpoint_every, model)
         model.train()
         with sampling(model), _trainable(model, logits, config) as groups:
+            optimizer = torch.optim.Adam(groups)
+            refuse_uncalled_layers(layers, optimizer)
             history = fit(
                 model,
                 train_loader,
                 epochs=config.epochs,
-                optimizer=torch.optim.Adam(groups),
+                optimizer=optimizer,
                 loss_fn=loss_fn,
                 constraint=budget,
                 measure=measure,

@@ -1,8 +1,10 @@
-"""What tests of every backend share: the backends of this machine, masks, relative errors."""
+"""Shared by the tests of all backends: the backends of this machine, masks, relative errors."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 
 import torch
 
@@ -22,6 +24,19 @@ def _native_variants() -> list[str]:
     from stochprune import _C
 
     return [f"native-{name}" for name in _C.instruction_sets()]
+
+
+@contextlib.contextmanager
+def instructions(name: str) -> Iterator[None]:
+    """Let the C++ backend use an instruction set inside the context."""
+    from stochprune import _C
+
+    before = _C.instruction_set()
+    _C.use_instruction_set(name)
+    try:
+        yield
+    finally:
+        _C.use_instruction_set(before)
 
 
 VARIANTS = ["reference", *_native_variants(), *(["triton"] if importlib.util.find_spec("triton") else []), "cuda"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stochprune import backends
-from tests.backends.cases import ON_GPU, VARIANTS
+from tests.backends.cases import ON_GPU, VARIANTS, instructions
 from tests.cuda.emulation import emulation
 
 
@@ -18,12 +18,8 @@ def backend(request, monkeypatch):
     if not instruction_set:
         yield backends.load(name)
         return
-    from stochprune import _C
-
-    before = _C.instruction_set()
-    _C.use_instruction_set(instruction_set)
-    yield backends.load(name)
-    _C.use_instruction_set(before)
+    with instructions(instruction_set):
+        yield backends.load(name)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What every backend keeps, written once: the bits of its masks and its masked products."""
+"""The contract of every backend, written once: the bits of its masks and its masked products."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_values_and_gradients(backend, device, estimator, shape, generator):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("draws", [1, 2])
-def test_the_divergence_is_added_to_the_gradient_of_the_logits(backend, device, estimator, draws, generator):
+def test_the_kl_is_added_to_the_gradient_of_the_logits(backend, device, estimator, draws, generator):
     at = mask(5, list(range(draws)), 77, estimator, 0.7)
     for dtype in dtypes(backend):
         shapes = ((draws, 6, 33), (draws, 6, 130), (33, 130), (33, 130), (33, 130))
@@ -175,7 +175,7 @@ def test_wide_weights_under_a_narrow_input(backend, device, generator):
 @pytest.mark.parametrize("k", [70, 0])
 @pytest.mark.parametrize("budget", [None, 1000])
 def test_a_matrix_of_one_draw(backend, device, k, budget, generator, monkeypatch):
-    """Where a backend takes x [M, K] as it is, the results are those of [1, M, K]; by panels of a small budget too."""
+    """A backend that takes x [M, K] gives the results of [1, M, K], also in panels of a small budget."""
     if not backend.MATRICES:
         pytest.skip("takes slices of draws alone")
     if budget is not None:

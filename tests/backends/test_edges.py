@@ -1,4 +1,4 @@
-"""What every backend does at the edges of the numbers: infinite logits, NaN under a mask, dtypes it cannot write."""
+"""The contract of every backend at the limits of numbers: infinite logits, NaN under a mask, dtypes it cannot write."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_gradients_at_infinite_logits_are_finite(backend, device, estimator, gen
 
 
 @pytest.mark.parametrize("estimator", ["straight_through", "straight_through_concrete"])
-def test_what_a_hard_mask_prunes_counts_as_0_whatever_it_holds(backend, device, estimator):
+def test_a_pruned_weight_counts_as_0_whatever_its_value(backend, device, estimator):
     keep = U < 16384
     w = torch.where(keep, 2.0, torch.tensor(float("nan"))).to(device)
     logits = torch.zeros(8, 64, device=device)

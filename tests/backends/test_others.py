@@ -1,4 +1,4 @@
-"""What every backend keeps of its other ops: normals, divergences, n:m patterns, moments."""
+"""The contract of every backend: normals, KL, N:M patterns, moments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_gaussian_weights_and_their_gradient(backend, device, shape, generator):
     at_there = moved(at, device)
     for dtype in dtypes(backend):
         mu, rho = torch.randn(2, *shape, generator=generator).to(dtype)
-        rho = 5 * rho - 5  # down to a deviation of 1e-6
+        rho = 5 * rho - 5  # down to a standard deviation of 1e-6
         grad = torch.randn(2, *shape, generator=generator).to(dtype)
         there = [t.to(device) for t in (mu, rho, grad)]
         exact = reference.gaussian_weight(mu.double(), rho.double(), mask=at, dtype=torch.float64)
@@ -54,7 +54,7 @@ def test_gaussian_weights_and_their_gradient(backend, device, shape, generator):
 
 
 def kl_by_formula(q, prior, mu, sigma, prior_mu, prior_sigma):
-    """kl(q || p) and the Gaussians' divergence, summed in float64."""
+    """Return KL(q || p) and the KL of the Gaussians, summed in float64."""
     p, r, z = torch.sigmoid(prior), sigma / prior_sigma, (mu - prior_mu) / prior_sigma
     masks = torch.special.xlogy(q, q / p) + torch.special.xlogy(1 - q, (1 - q) / (1 - p))
     weights = (r * r + z * z - 1) / 2 - r.log()
@@ -62,8 +62,8 @@ def kl_by_formula(q, prior, mu, sigma, prior_mu, prior_sigma):
 
 
 @pytest.mark.parametrize("shape", [(1,), (63,), (3, 64), (5, 1777)], ids=str)
-def test_divergences_and_their_gradients(backend, device, shape, generator):
-    """Where thresholds are the reference's; the gradients for logits are those of the smooth function."""
+def test_kl_and_its_gradients(backend, device, shape, generator):
+    """Thresholds are the reference's; the gradients of the logits are those of the smooth function."""
     scale = torch.tensor(0.37, dtype=torch.float64)
     for dtype in dtypes(backend):
         logits, prior, mu, mu0, s, s0 = (torch.randn(shape, generator=generator).to(dtype) for _ in range(6))
@@ -95,7 +95,7 @@ def test_divergences_and_their_gradients(backend, device, shape, generator):
             assert error(got, 0.37 * want) < TOLERANCE[dtype]
 
 
-def test_divergences_of_nothing_and_of_bad_numbers(backend, device):
+def test_kl_of_nothing_and_of_bad_numbers(backend, device):
     one = torch.ones(3, device=device)
     none, nan = one[:0], torch.tensor([1.0, float("nan"), 1.0], device=device)
     assert backend.bernoulli_kl(none, none) == 0 and backend.gaussian_kl(none, none, none, none, none) == 0
@@ -151,7 +151,7 @@ def test_moments_and_their_gradients(backend, device, random, shape, generator):
         given = {"logits": 5 * logits, "rho": 3 * rho - 3}
         inputs = [w, *(given[name] if name in random else None for name in given)]
         exact = [None if t is None else t.double().requires_grad_() for t in inputs]
-        values = reference.moments(*exact, torch.float64)  # checked against the drawn masks elsewhere
+        values = reference.moments(*exact, torch.float64)  # checked against sampled masks elsewhere
         grads = torch.autograd.grad(
             values, [t for t in exact if t is not None], [dmean.double(), dvariance.double()]
         )  # by autograd, not by the reference's formulas

@@ -10,7 +10,7 @@ from stochprune.address import Masks
 from tests.backends.cases import ALL, BOTH, ESTIMATORS, TOLERANCE, error, mask, moved
 
 WHOLE = (40, 400)  # N, K of the whole
-# Where a shard lies in it: at the start, at whole groups of 64 columns, within one, at odd places.
+# The first row and column of a shard: at the start, at whole groups of 64 columns, within one, at odd numbers.
 SHARDS = [(0, 0), (8, 64), (3, 128), (7, 16), (33, 201)]
 SIZE = (7, 130)  # of a shard, and one of whole tiles
 FAR = [(2**32 - 41, 2**34 - 512), (2**32 - 41, 2**34 - 401)]

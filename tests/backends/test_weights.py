@@ -1,4 +1,4 @@
-"""What every backend keeps of masked weights as tensors, and of gradients through their masks."""
+"""The contract of every backend: masked weights as tensors, and gradients through their masks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_rows_of_a_masked_weight_are_those_of_the_whole(backend, device, generat
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_what_a_masked_weight_leaves_behind_changes_no_gradient(backend, device, estimator, generator):
+def test_memory_kept_by_a_masked_weight_changes_no_gradient(backend, device, estimator, generator):
     w, logits = torch.randn(2, 9, 5, 3, 3, generator=generator).to(device)
     grad = torch.randn(2, 9, 5, 3, 3, generator=generator).to(device)
     at = mask(8, [4, 6], 3, estimator, 0.5, device=device)

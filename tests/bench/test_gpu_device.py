@@ -1,4 +1,4 @@
-"""How `make gpu-check` measures, and finds that a GPU is lost, with a mocked torch.cuda."""
+"""`make gpu-check` measures, and notices a lost GPU, with a mocked torch.cuda."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ FAULTS = Step("faults", "faults", 60, 30)
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A place for results: bench/results is elsewhere and OUT unset. The workers find the faults."""
+    """A folder for results: bench/results is elsewhere and OUT unset. The workers find the faults."""
     monkeypatch.setattr(journal, "RESULTS", tmp_path / "results")
     monkeypatch.delenv("OUT", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(HERE))
@@ -181,7 +181,7 @@ def test_a_full_disk_does_not_take_what_workers_print(monkeypatch: pytest.Monkey
     assert not next((place / "out").glob("*.log")).read_text() and rows(place / "out") == rows(place / "results")
 
 
-def test_where_nothing_can_be_written_the_rows_are_printed(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_printed_if_nothing_can_be_written(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (place / "results").write_text("")
     Journal("now", [place / "results"]).write({"step": "a", "case": "b"})
     assert json.loads(capfd.readouterr().out) == {"step": "a", "case": "b"}

@@ -1,4 +1,4 @@
-"""What the steps of `make gpu-check` measure and find, on the CPU with small shapes and made-up times."""
+"""The steps of `make gpu-check` measure and report, on the CPU with small shapes and made-up times."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_contender_that_hangs_costs_no_other_of_its_shape() -> None:
 
 @pytest.mark.parametrize("size", [size for size, _ in times.PLAN[1::9]], ids=str)
 def test_the_weights_of_a_graph_exceed_the_cache(monkeypatch: pytest.MonkeyPatch, size: times.Size) -> None:
-    """Those alone: the dense layer reads no logits, and its weights must not lie in the cache either."""
+    """Only the weights count: the dense layer reads no logits, and its weights must not be in the cache either."""
     monkeypatch.setattr(torch, "Generator", MagicMock())
     monkeypatch.setattr(torch, "randn", lambda *shape, dtype, **_: torch.empty(shape, dtype=dtype, device="meta"))
     forwards, steps, owned = times.calls(size, times.CONTENDERS["dense"], True)
@@ -241,7 +241,7 @@ def test_versions_without_git_nvcc_and_driver(machine: None, tool: Callable[[str
 def test_a_program_that_hangs_costs_no_versions(
     machine: None, tool: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nor does one that the driver of a GPU holds, so that no signal ends it."""
+    """A program that hangs in the driver of a GPU, so that no signal ends it, costs none either."""
     monkeypatch.setattr(subprocess.Popen, "kill", lambda process: None)
     monkeypatch.setattr(install, "SAID_SECONDS", 0.5)
     tool("nvidia-smi", f"echo $$ > {tmp_path}/child; exec /bin/sleep 60")

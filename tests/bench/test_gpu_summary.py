@@ -110,7 +110,7 @@ def test_compile_that_cannot_be_captured_is_compared_eagerly() -> None:
     assert found["forward, compile over ours"] == 1.0
 
 
-def test_rows_of_one_day_and_odd_names_stay_apart() -> None:
+def test_rows_of_one_day_and_odd_names_stay_separate() -> None:
     row = {"versions": {**VERSIONS, "gpu": "GPU w/ Max-Q (80 GB)"}}
     assert summary.file_name(row, "20261121-1000") == f"gpu-GPU-w-Max-Q-80-GB--20261121-1000-{'a' * 10}.json"
 

@@ -75,7 +75,7 @@ def test_gradient_is_that_of_the_implicit_function(q, c):
 
 
 def test_gradient_at_no_risk_is_finite():
-    """Where q is 0 its slope is infinite; a loss that has a minimum there must not turn it into 0 * inf."""
+    """The slope at q = 0 is infinite. A loss with a minimum there must not give 0 * inf."""
     x, c = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.0, 0.1))
     kl_inverse(x.square(), c).backward()
     assert x.grad == 0 and c.grad.item() == pytest.approx(math.exp(-0.1))

@@ -70,7 +70,7 @@ class TestEach:
     def test_choices_divide_delta(self, bound):
         assert bound(0.1, 5.0, 500, 0.1, choices=4) == pytest.approx(bound(0.1, 5.0, 500, 0.025))
 
-    def test_grows_in_risk_and_divergence(self, bound):
+    def test_grows_in_risk_and_kl(self, bound):
         assert bound(0.1, 5.0, 500, 0.1) < bound(0.11, 5.0, 500, 0.1)
         assert bound(0.1, 5.0, 500, 0.1) < bound(0.1, 6.0, 500, 0.1)
 

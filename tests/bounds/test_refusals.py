@@ -1,4 +1,4 @@
-"""Every argument of every bound: what it refuses, and that integers and numbers of other libraries count alike."""
+"""Every argument of every bound refuses bad values, and takes the numbers of other libraries like Python's own."""
 
 from __future__ import annotations
 

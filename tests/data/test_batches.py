@@ -12,7 +12,7 @@ from stochprune.data import Batches
 
 
 def numbers(count: int) -> tuple[Tensor, Tensor]:
-    """Inputs [count, 1] that carry their own position, and the positions as labels."""
+    """Return inputs [count, 1] that equal their index, and the indices as labels."""
     return torch.arange(count).float().unsqueeze(1), torch.arange(count)
 
 
@@ -78,7 +78,7 @@ def test_global_generator_is_left_alone() -> None:
         (torch.zeros(3, 2), torch.zeros(3), 0, "batch_size.*got 0"),
     ],
 )
-def test_what_cannot_be_batched_is_named(x: Tensor, y: Tensor, batch_size: int, message: str) -> None:
+def test_layers_that_cannot_be_batched_are_named(x: Tensor, y: Tensor, batch_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Batches(x, y, batch_size, 0)
 

@@ -45,6 +45,6 @@ def test_shape_is_that_of_one_input() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict, message: str) -> None:
+def test_arguments_that_do_not_fit_are_named(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(GOOD, **change)

@@ -52,14 +52,14 @@ def python2(data: bytes) -> bytes:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("labels", [[3, 9], np.array([3, 9]), np.array([3, 9], dtype=">i2")], ids=["list", "<", ">"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_what_numpy_writes_is_read(tmp_path, protocol, labels, order):
+def test_pickles_of_numpy_are_read(tmp_path, protocol, labels, order):
     images, found = _read(write(tmp_path, batch(np.array(PIXELS, order=order), labels, protocol)))
     assert images.dtype == torch.uint8 and found.dtype == torch.int64 and found.tolist() == [3, 9]
     assert torch.equal(images.reshape(2, 3072), torch.from_numpy(PIXELS))
     images.zero_()  # the tensor is its own, not a view of a file's bytes
 
 
-def test_what_python_2_wrote_is_read(tmp_path):
+def test_pickles_of_python_2_are_read(tmp_path):
     images, labels = _read(write(tmp_path, python2(array(SHAPE, b"u1", PIXELS.tobytes()))))
     assert np.array_equal(images.reshape(2, 3072).numpy(), PIXELS) and labels.tolist() == [3, 9]
 
@@ -158,7 +158,7 @@ def test_hostile_pickles_are_refused_at_once(tmp_path, monkeypatch, name):
     before, start = set(sys.modules), time.process_time()
     with pytest.raises(ValueError, match="data_batch_1"):
         _read(path)
-    assert time.process_time() - start < 10  # under coverage and load two seconds are passed by what takes one
+    assert time.process_time() - start < 2
     assert set(sys.modules) == before and [p.name for p in tmp_path.iterdir()] == ["data_batch_1"]
 
 
@@ -197,10 +197,10 @@ def test_a_truncated_pickle_is_refused_at_every_length(protocol):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_flipped_byte_gives_arrays_or_an_error(protocol):
     refused = 0
-    for place in range(len(SMALL[protocol])):
+    for index in range(len(SMALL[protocol])):
         for flip in (*(1 << bit for bit in range(8)), 0xFF):
             content = bytearray(SMALL[protocol])
-            content[place] ^= flip
+            content[index] ^= flip
             try:
                 made = pickled.loads(bytes(content))
             except ValueError:
@@ -214,9 +214,9 @@ def test_every_flipped_byte_gives_arrays_or_an_error(protocol):
 def test_every_flipped_byte_of_a_batch_gives_a_batch_or_an_error(tmp_path):
     whole = batch(PIXELS[:1], [3])
     pixels = whole.index(PIXELS[:1].tobytes()[:100].decode("latin1").encode())
-    for place in [*range(pixels + 8), *range(len(whole) - 8, len(whole))]:
+    for index in [*range(pixels + 8), *range(len(whole) - 8, len(whole))]:
         content = bytearray(whole)
-        content[place] ^= 0xFF
+        content[index] ^= 0xFF
         try:
             images, labels = _read(write(tmp_path, bytes(content)))
         except ValueError:

@@ -32,7 +32,7 @@ def test_parts_are_disjoint_and_complete():
 
 
 def test_nothing_of_the_certifying_part_reaches_the_prior():
-    """Its examples are replaced by others, before a scaling fitted on all: the prior's part stays as it is."""
+    """Other certifying examples, replaced before a scaling over all of them, leave the prior's part as it is."""
     x, y = problem()
     first = split(x, y, 0.4)
     other = x.clone()
@@ -42,7 +42,7 @@ def test_nothing_of_the_certifying_part_reaches_the_prior():
 
 
 def test_a_scaling_of_each_channel_cancels_too():
-    """As CIFAR-10 comes: standardised by channel over all examples, the certifying ones included."""
+    """CIFAR-10 is standardised by channel over all examples, the certifying ones included."""
     numbers = torch.Generator().manual_seed(1)
     x, y = torch.rand(50, 3, 4, 4, generator=numbers) ** torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1), torch.arange(50)
     std, mean = torch.std_mean(x, (0, 2, 3), keepdim=True)
@@ -60,15 +60,15 @@ def inputs(kind: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["float32", "float64", "uint8", "tokens"])
 @pytest.mark.parametrize("fraction", [0.0, 0.4])
 def test_no_example_that_certifies_changes_the_inputs_of_others(kind, fraction):
-    """Neither its values nor their range: one example becomes larger than all."""
+    """Neither the values nor the range matter: one certifying example becomes larger than all others."""
     x, y = inputs(kind), torch.arange(50) % 4
     first = split(x, y, fraction, seed=1)
-    changed, place = x.clone(), 7
-    changed[first.certify.indices[place]] = 250
+    changed, index = x.clone(), 7
+    changed[first.certify.indices[index]] = 250
     second = split(changed, y, fraction, seed=1)
-    others = torch.arange(len(first.certify)) != place
+    others = torch.arange(len(first.certify)) != index
     assert torch.equal(first.certify.x[others], second.certify.x[others])
-    assert not torch.equal(first.certify.x[place], second.certify.x[place])
+    assert not torch.equal(first.certify.x[index], second.certify.x[index])
     assert torch.equal(first.scaled(x[:5]), second.scaled(x[:5]))
     assert torch.equal(first.scaled(x)[torch.from_numpy(first.certify.indices)], first.certify.x)
     if fraction:

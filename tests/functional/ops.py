@@ -21,13 +21,13 @@ class Op(NamedTuple):
     call: Callable[..., Any]
 
     def make(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Random arguments that require gradients; deviations are positive."""
+        """Return random arguments that require gradients; standard deviations are positive."""
         made = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in self.tensors.items()}
         made = {n: (1 + t.abs() / 4 if n.endswith("sigma") else t).to(dtype) for n, t in made.items()}
         return {n: t.requires_grad_(not n.startswith("prior_")) for n, t in made.items()}
 
     def run(self, **tensors: Tensor) -> list[Tensor]:
-        """The op's results."""
+        """Return the op's results."""
         out = self.call(**tensors, **self.options)
         if isinstance(out, dict):
             return [*out.values()]

@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_smooth_function(dtype, tolerance, generator)
     (expected,) = torch.autograd.grad(smooth, wide[0])
     assert logits.grad.dtype == dtype
     assert (logits.grad.double() - expected).norm() <= tolerance * expected.norm()
-    sampled = 3 * (p.detach() - rng.threshold_from_logits(logits).double() / rng.LEVELS)  # exact: q as it is drawn
+    sampled = 3 * (p.detach() - rng.threshold_from_logits(logits).double() / rng.LEVELS)  # exact: q of the masks
     assert (prior.grad.double() - sampled).norm() <= tolerance * sampled.norm()
 
 

@@ -14,7 +14,7 @@ STREAMS = {"a": 3, "b": 4}
 
 
 def loss_of(masks):
-    """No gradient, and every mask matters for every other."""
+    """A loss without a gradient, in which every mask interacts with every other."""
     kept = torch.cat([m.flatten().double() for m in masks.values()])
     return (kept.cumsum(0).sin() * torch.arange(1, len(kept) + 1)).sum() + (kept.sum() > 2)
 

@@ -64,7 +64,7 @@ def test_torch_func_gives_the_eager_bits(name, generator):
     expected = torch.autograd.grad(loss(leaves), [*leaves.values()])
     found = torch.func.grad(loss)(trained)
     assert all(torch.equal(*pair) for pair in zip(found.values(), expected, strict=True))
-    twice = {key: torch.stack([t, 2 * t.abs()]) for key, t in trained.items()}  # abs: deviations stay positive
+    twice = {key: torch.stack([t, 2 * t.abs()]) for key, t in trained.items()}  # abs: standard deviations stay positive
     for i, part in enumerate(range(2)):
         some = {key: t[part].clone().requires_grad_() for key, t in twice.items()}
         expected = torch.autograd.grad(loss(some), [*some.values()])
@@ -75,7 +75,7 @@ def test_torch_func_gives_the_eager_bits(name, generator):
 
 @pytest.mark.parametrize("name", sorted(WITH_OPERATORS))
 def test_batched_gradients(name, generator):
-    """Of ``is_grads_batched``, which torch.autograd.functional.jacobian(vectorize=True) uses."""
+    """The option ``is_grads_batched`` works; torch.autograd.functional.jacobian(vectorize=True) uses it."""
     op = OPS[name]
     tensors = op.make(generator)
     y = op.run(**tensors)[0]

@@ -1,4 +1,4 @@
-"""Hard concrete masks: the closed forms against the masks that are drawn, and in the layers."""
+"""Hard concrete masks: the closed forms against sampled masks, and in the layers."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_results_may_be_changed_in_place(name, backend, generator, monkeypatch):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_results_are_no_views_and_share_nothing_with_the_arguments(name, generator):
-    """A view would pay two copies of the gradient for a change in place."""
+    """If the result were a view, a change in place would cost two copies of the gradient."""
     op = VARIANTS[name]
     tensors = op.make(generator)
     given = {t.untyped_storage().data_ptr() for t in (*tensors.values(), *op.options.values()) if isinstance(t, Tensor)}

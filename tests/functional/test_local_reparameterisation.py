@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from stochprune import rng
 from stochprune.functional import local_reparameterised_conv, local_reparameterised_linear, spike_and_slab_linear
+from tests.functional.definitions import AT, saved_bytes
 
 OPS = torch.ops.stochprune
-AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 RANDOM = [("logits",), ("rho",), ("logits", "rho")]
 
 
@@ -141,11 +141,8 @@ def test_only_some_need_gradients(trained, generator):
 
 def test_nothing_weight_sized_is_saved(generator):
     t = tensors(generator, m=2, n=64, k=70, dtype=torch.float32)
-    owned, extra = {v.untyped_storage().data_ptr() for v in t.values()}, []
-    pack = lambda v: extra.append(v.numel()) or v if v.untyped_storage().data_ptr() not in owned else v  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        local_reparameterised_linear(**t, **AT)
-    assert sum(extra) == 2 + 2 * 64  # seed and draw, and the deviations
+    saved = saved_bytes(lambda: local_reparameterised_linear(**t, **AT), t.values())
+    assert sum(saved) == 16 + 2 * 64 * 4  # the seed and the draw, and the standard deviations in float32
 
 
 def test_autocast_computes_in_its_dtype(generator):

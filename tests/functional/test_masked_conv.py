@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import stochprune as sp
-from stochprune import functional, rng
+from stochprune import functional
 from stochprune.functional import masked_conv2d
+from tests.backends.cases import ESTIMATORS
+from tests.functional.definitions import AT, mask_at, recorded, saved_bytes
 
 op = sys.modules["stochprune.functional._product"]
 OPS = torch.ops.stochprune
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
-AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 
 # dimensions, transposed, shape of x, of the weight, options
 CASES = {
@@ -49,24 +49,6 @@ def tensors(generator, x=(3, 4, 7, 6), weight=(6, 4, 3, 3), outputs=None, dtype=
     return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
 
 
-def surrogate(weight, logits, estimator, temperature, draw=11):
-    """z * weight written for autograd: values of one expression, gradients of another, by detaching."""
-    flat = logits.flatten(1)
-    u = rng.uniform16(*flat.shape, **{**AT, "draw": draw}) & 0x7FFF
-    hard = (u < rng.threshold_from_logits(flat).int()).to(weight.dtype)
-    mean = torch.sigmoid(flat)
-    v = (u.double() + 0.5) / 32768
-    soft = torch.sigmoid((flat - torch.log(v / (1 - v))) / temperature)
-    z = {
-        "straight_through": hard + mean - mean.detach(),
-        "concrete": soft,
-        "straight_through_concrete": hard + soft - soft.detach(),
-        "expected": mean,
-        "hard_concrete": (1.2 * soft - 0.1).clamp(0, 1),
-    }[estimator]
-    return z.view(weight.shape) * weight
-
-
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -77,7 +59,7 @@ def test_torchs_convolution_of_the_masked_weight(case, estimator, generator):
     inputs = tensors(generator, x_shape, w_shape, outputs)
     x, weight, logits, bias = inputs
     y = masked(*inputs, **AT, estimator=estimator, temperature=0.6, **options)
-    expected = plain(x, surrogate(weight, logits, estimator, 0.6), bias, **options)
+    expected = plain(x, mask_at(logits, estimator, 0.6) * weight, bias, **options)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     grad = torch.randn(y.shape, generator=generator, dtype=y.dtype)
     got, want = torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad)
@@ -212,26 +194,12 @@ def test_checkpointing_gives_the_same_gradients(generator):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_but_the_inputs_and_two_integers_is_saved(dtype, generator):
     inputs = tensors(generator, dtype=dtype)
-    owned = {t.untyped_storage().data_ptr() for t in inputs}
-    extra = 0
-
-    def pack(tensor):
-        nonlocal extra
-        if tensor.untyped_storage().data_ptr() not in owned:
-            extra += tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        masked_conv2d(*inputs, **AT)
-    assert extra == 16  # the seed and the draw
+    assert sum(saved_bytes(lambda: masked_conv2d(*inputs, **AT), inputs)) == 16  # the seed and the draw
 
 
 def test_frozen_tensors_get_no_gradient_computed(generator, monkeypatch):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
-    needs = []
-    backend = sp.backends.resolve(x, weight, logits)
-    original = backend.weight_grad
-    monkeypatch.setattr(backend, "weight_grad", lambda *a, **k: needs.append(k["needs"]) or original(*a, **k))
+    needs = recorded(monkeypatch, sp.backends.resolve(x, weight, logits), "weight_grad", "needs")
     masked_conv2d(x.detach(), weight.detach(), logits, bias, **AT).sum().backward()
     masked_conv2d(x, weight, logits.detach(), bias, **AT).sum().backward()
     masked_conv2d(x, weight.detach(), logits.detach(), bias, **AT).sum().backward()

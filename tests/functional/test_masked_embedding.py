@@ -6,33 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stochprune import native, rng
+from stochprune import native
 from stochprune.functional import masked_embedding
+from tests.backends.cases import ESTIMATORS
+from tests.functional.definitions import AT, mask_at, recorded, saved_bytes
 
 OPS = torch.ops.stochprune
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
-AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 INDICES = torch.tensor([[3, 0, 39], [3, 17, 3]])
 
 
 def table(generator, dtype=torch.float64):
     return [torch.randn(40, 70, generator=generator, dtype=dtype).requires_grad_() for _ in range(2)]
-
-
-def whole(weight, logits, estimator, temperature, draw=11):
-    """z * weight of all rows, written for autograd."""
-    u = rng.uniform16(*logits.shape, **{**AT, "draw": draw}) & 0x7FFF
-    hard = (u < rng.threshold_from_logits(logits).int()).to(weight.dtype)
-    mean = torch.sigmoid(logits)
-    soft = torch.sigmoid((logits - torch.logit((u.double() + 0.5) / 32768)) / temperature)
-    z = {
-        "straight_through": hard + mean - mean.detach(),
-        "concrete": soft,
-        "straight_through_concrete": hard + soft - soft.detach(),
-        "expected": mean,
-        "hard_concrete": (1.2 * soft - 0.1).clamp(0, 1),
-    }[estimator]
-    return z * weight
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -41,7 +25,8 @@ def test_torchs_embedding_of_the_masked_table(estimator, dtype, tolerance, gener
     inputs = [t.detach().to(dtype).requires_grad_() for t in table(generator)]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     y = masked_embedding(INDICES, *inputs, **AT, estimator=estimator, temperature=0.6, padding_idx=-23)
-    expected = F.embedding(INDICES, whole(*exact, estimator, 0.6), padding_idx=17)
+    weight, logits = exact
+    expected = F.embedding(INDICES, mask_at(logits, estimator, 0.6) * weight, padding_idx=17)
     grad = torch.randn(2, 3, 70, generator=generator).to(dtype)
     got = (y, *torch.autograd.grad(y, inputs, grad))
     for g, w in zip(got, (expected, *torch.autograd.grad(expected, exact, grad.double())), strict=True):
@@ -50,11 +35,9 @@ def test_torchs_embedding_of_the_masked_table(estimator, dtype, tolerance, gener
 
 def test_only_the_rows_looked_up_are_masked(generator, monkeypatch):
     weight, logits = table(generator, torch.float32)
-    rows = []
-    original = native.masked_weight
-    monkeypatch.setattr(native, "masked_weight", lambda *a, **k: rows.append(k["rows"].tolist()) or original(*a, **k))
+    rows = recorded(monkeypatch, native, "masked_weight", "rows")
     masked_embedding(INDICES, weight, logits, **AT)
-    assert rows == [INDICES.flatten().tolist()]
+    assert [row.tolist() for row in rows] == [INDICES.flatten().tolist()]
 
 
 def test_the_cache_of_thresholds_serves_rows(generator, monkeypatch):
@@ -111,16 +94,7 @@ def test_compiled_gives_the_eager_bits(generator):
 
 def test_nothing_but_the_inputs_and_two_integers_is_saved(generator):
     inputs = table(generator, torch.float32)
-    owned = {t.untyped_storage().data_ptr() for t in (*inputs, INDICES)}
-    saved = []
-
-    def pack(tensor):
-        if tensor.untyped_storage().data_ptr() not in owned:
-            saved.append(tensor.untyped_storage().nbytes())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        masked_embedding(INDICES, *inputs, **AT)
+    saved = saved_bytes(lambda: masked_embedding(INDICES, *inputs, **AT), (*inputs, INDICES))
     assert sum(saved) == 16  # the seed and the draw
 
 

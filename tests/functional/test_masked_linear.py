@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import stochprune as sp
-from stochprune import rng
 from stochprune.functional import masked_linear
+from tests.backends.cases import ESTIMATORS
+from tests.functional.definitions import AT, mask_at, recorded, saved_bytes
 
 OPS = torch.ops.stochprune
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 DRAWS = 4_000  # of the Monte Carlo tests
-AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 
 
 def tensors(generator, m=4, n=6, k=70, dtype=torch.float64):
@@ -24,28 +23,11 @@ def tensors(generator, m=4, n=6, k=70, dtype=torch.float64):
     return [torch.randn(*s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
 
 
-def surrogate(x, weight, logits, bias, estimator, temperature):
-    """The same layer written for autograd: values of one expression, gradients of another, by detaching."""
-    u = rng.uniform16(*logits.shape, **AT) & 0x7FFF
-    hard = (u < rng.threshold_from_logits(logits).int()).to(x.dtype)
-    mean = torch.sigmoid(logits)
-    v = (u.double() + 0.5) / 32768
-    soft = torch.sigmoid((logits - torch.log(v / (1 - v))) / temperature)
-    z = {
-        "straight_through": hard + mean - mean.detach(),
-        "concrete": soft,
-        "straight_through_concrete": hard + soft - soft.detach(),
-        "expected": mean,
-        "hard_concrete": (soft * 1.2 - 0.1).clamp(0, 1),
-    }[estimator]
-    return F.linear(x, z * weight, bias)
-
-
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_gradients_equal_autograd_of_the_surrogate(estimator, generator):
-    inputs = tensors(generator)
+    x, weight, logits, bias = inputs = tensors(generator)
     y = masked_linear(*inputs, **AT, estimator=estimator, temperature=0.6)
-    expected = surrogate(*inputs, estimator, 0.6)
+    expected = F.linear(x, mask_at(logits, estimator, 0.6) * weight, bias)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     loss = lambda out: (out.sin() * out).sum()  # noqa: E731
     for got, want in zip(
@@ -159,28 +141,12 @@ def test_checkpointing_gives_the_same_gradients(generator):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_but_the_inputs_and_two_integers_is_saved(dtype, generator):
     inputs = tensors(generator, n=64, dtype=dtype)
-    owned = {t.untyped_storage().data_ptr() for t in inputs}
-    extra = 0
-
-    def pack(tensor):
-        nonlocal extra
-        if tensor.untyped_storage().data_ptr() not in owned:
-            extra += tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        masked_linear(*inputs, **AT)
-    assert extra == 16  # the seed and the draw
+    assert sum(saved_bytes(lambda: masked_linear(*inputs, **AT), inputs)) == 16  # the seed and the draw
 
 
 def test_frozen_tensors_get_no_gradient_computed(generator, monkeypatch):
     x, weight, logits, bias = tensors(generator, dtype=torch.float32)
-    needs = []
-    backend = sp.backends.resolve(x, weight, logits)
-    original = backend.masked_linear_backward
-    monkeypatch.setattr(
-        backend, "masked_linear_backward", lambda *a, **k: needs.append(k["needs"]) or original(*a, **k)
-    )
+    needs = recorded(monkeypatch, sp.backends.resolve(x, weight, logits), "masked_linear_backward", "needs")
     masked_linear(x.detach(), weight.detach(), logits, bias, **AT).sum().backward()
     masked_linear(x, weight, logits.detach(), bias, **AT).sum().backward()
     assert needs == [(False, False, True), (True, True, False)]

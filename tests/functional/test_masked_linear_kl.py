@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stochprune.functional import bernoulli_kl, masked_linear, masked_linear_kl
+from tests.backends.cases import ESTIMATORS
 
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 AT = {"seed": 3, "draw": 5, "stream": 7}
 
 OPS = torch.ops.stochprune

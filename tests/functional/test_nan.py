@@ -51,7 +51,7 @@ def nans(op: Op, tensors: dict[str, Tensor]) -> list[Tensor] | str:
 
 @pytest.mark.parametrize("name, argument", [(name, argument) for name, op in OPS.items() for argument in op.tensors])
 @pytest.mark.parametrize("place", [0, -1])
-def test_one_nan_is_refused_or_shows_alike_on_every_backend(name, argument, place, on_each, generator):
+def test_one_nan_is_refused_or_gives_the_same_nans_on_every_backend(name, argument, place, on_each, generator):
     op = OPS[name]
     tensors = {n: t.detach().requires_grad_(t.requires_grad) for n, t in op.make(generator).items()}
     tensors[argument].data.view(-1)[place] = float("nan")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from stochprune import rng
 from stochprune.functional import masked_linear, spike_and_slab_conv, spike_and_slab_linear
+from tests.functional.definitions import AT, saved_bytes
 
 OPS = torch.ops.stochprune
-AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 
 
 def tensors(generator, m=4, n=6, k=70, dtype=torch.float64):
@@ -192,11 +192,8 @@ def test_compiled_gives_the_eager_bits(generator):
 
 def test_nothing_weight_sized_is_saved(generator):
     inputs = tensors(generator, n=64, dtype=torch.float32).values()
-    owned, extra = {t.untyped_storage().data_ptr() for t in inputs}, []
-    pack = lambda t: extra.append(t.numel()) or t if t.untyped_storage().data_ptr() not in owned else t  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        spike_and_slab_linear(*inputs, **AT)
-    assert sum(extra) == 2  # the seed and the draw
+    saved = saved_bytes(lambda: spike_and_slab_linear(*inputs, **AT), inputs)
+    assert sum(saved) == 16  # the seed and the draw
 
 
 def test_double_backward_raises(generator):

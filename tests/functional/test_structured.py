@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from stochprune import keep_mask, rng
 from stochprune.functional import mask, masked_linear_blocks
+from tests.backends.cases import ESTIMATORS
+from tests.functional.definitions import AT, mask_at, saved_bytes
 
 OPS = torch.ops.stochprune
-AT = {"seed": 2**64 - 3, "draw": 11, "stream": 5}
 SHAPES = {"rows": (6, 1), "columns": (1, 8), "blocks": (3, 2), "weights": (6, 8), "all": (1, 1)}  # of logits, [6, 8]
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 
 
 def tensors(generator, logits, m=4, dtype=torch.float64):
@@ -42,21 +42,11 @@ def test_values_and_gradients_equal_autograd_of_the_definition(kind, estimator, 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_mask_is_that_of_the_definition(estimator, generator):
     logits = torch.randn(5, 3, 7, generator=generator, dtype=torch.float64).requires_grad_()
-    flat = logits.flatten(1)
-    u = rng.uniform16(5, 21, **AT) & 0x7FFF
-    hard = (u < rng.threshold_from_logits(flat).int()).double()
-    mean, soft = torch.sigmoid(flat), torch.sigmoid((flat - torch.logit((u.double() + 0.5) / 32768)) / 0.6)
-    expected = {
-        "straight_through": hard + mean - mean.detach(),
-        "concrete": soft,
-        "straight_through_concrete": hard + soft - soft.detach(),
-        "expected": mean,
-        "hard_concrete": (soft * 1.2 - 0.1).clamp(0, 1),
-    }[estimator]
+    expected = mask_at(logits, estimator, 0.6)
     z = mask(logits, **AT, estimator=estimator, temperature=0.6)
-    torch.testing.assert_close(z, expected.view(5, 3, 7))
+    torch.testing.assert_close(z, expected)
     weights = torch.randn(5, 3, 7, generator=generator, dtype=torch.float64)
-    got, want = (torch.autograd.grad((t.view(5, 3, 7) * weights).sum(), logits)[0] for t in (z, expected))
+    got, want = (torch.autograd.grad((t * weights).sum(), logits)[0] for t in (z, expected))
     torch.testing.assert_close(got, want)
 
 
@@ -77,11 +67,8 @@ def test_draws_give_each_example_its_own_mask(generator):
 @pytest.mark.parametrize("kind", SHAPES)
 def test_no_masked_weight_is_saved(kind, generator):
     inputs = tensors(generator, SHAPES[kind], m=2)
-    owned, extra = {t.untyped_storage().data_ptr() for t in inputs}, []
-    pack = lambda t: extra.append(t.numel()) or t if t.untyped_storage().data_ptr() not in owned else t  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        masked_linear_blocks(*inputs, **AT)
-    assert max(extra) <= max(16, inputs[2].numel())  # activations and the small mask
+    saved = saved_bytes(lambda: masked_linear_blocks(*inputs, **AT), inputs)
+    assert max(saved) <= 8 * max(16, inputs[2].numel())  # float64 activations and the small mask
 
 
 def test_mask_passes_opcheck(generator):

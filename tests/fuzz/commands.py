@@ -121,7 +121,7 @@ def damaged(numbers: random.Random) -> str:
 
 
 def fault(result: Any) -> str:
-    """What is wrong with how a command ended, or nothing: it may succeed, or say in one line what was wrong."""
+    """Return the fault in how a command ended, or nothing: it may succeed, or report an error in one line."""
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return f"{type(result.exception).__name__}: {str(result.exception)[:200]}"
     if result.exit_code not in (0, 1, 2) or "Traceback" in result.output:

@@ -23,7 +23,7 @@ REFUSED = {"data.cifar10", "data.load", "data.mnist", "pac_bayes.load_certificat
 REFUSED |= {"pac_bayes.run_certify", "pac_bayes.rerun", "nn.semi_structured", "nn.MaskedTransposedLinear"}
 
 
-def test_every_public_function_is_drawn():
+def test_every_public_function_has_a_base_call():
     assert {name for name, _ in public()} - set(bases()) == set()
 
 

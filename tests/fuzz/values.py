@@ -1,4 +1,4 @@
-"""Values that the fuzz puts in the place of an argument, and which of them an argument may take."""
+"""Values by which the fuzz replaces an argument, and which of them an argument may take."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ VARIANTS: tuple[Callable[[Tensor], Any], ...] = (
     lambda value: value.tolist(),
     lambda value: value.numpy(),
 )
-"""Of a valid tensor: other dtypes, bad numbers in one place, other devices, layouts and shapes."""
+"""Changes of a valid tensor: other dtypes, one bad number, other devices, layouts and shapes."""
 
 SEED, DRAW, STREAM, COUNT = (0, 2**64 - 1), (0, 2**32 - 1), (0, 2**31 - 1), (1, 2**63)
 INTEGERS = {
@@ -96,11 +96,11 @@ REALS = {
 SLOW = {"epochs", "draws", "rounds", "steps", "starts", "retrain_epochs", "cycles", "rows", "cols", "planned", "depth"}
 SLOW |= {"samples", "width", "in_features", "out_features", "num_classes", "vocabulary", "context", "num_embeddings"}
 SLOW |= {"in_channels", "out_channels", "embedding_dim", "kernel_size", "size", "sizes", "padding", "prior_epochs"}
-"""Where a large number is no nonsense but takes long, or much memory."""
+"""Arguments for which a large number is valid, but takes much time or memory."""
 
 
 def mutated(numbers: random.Random, name: str, value: Any) -> Any:
-    """Something else for an argument, by a random choice."""
+    """Return another value for an argument, chosen at random."""
     if isinstance(value, Tensor) and numbers.random() < 0.5:
         return numbers.choice(VARIANTS)(value)
     if isinstance(value, dict) and value and numbers.random() < 0.5:
@@ -118,7 +118,7 @@ def mutated(numbers: random.Random, name: str, value: Any) -> Any:
 
 
 def is_nonsense(function: Callable[..., Any], name: str, value: Any) -> bool:
-    """Whether an argument may never take this value: by its name and range, else by its annotation.
+    """Return True if an argument may never take this value: by its name and range, else by its annotation.
 
     True and False in the place of a number, and tensors in the place of one, are left open.
     """

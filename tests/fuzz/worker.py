@@ -1,4 +1,4 @@
-"""Runs drawn calls in a process of its own, so that a crash is seen: ``python -m tests.fuzz.worker SEED COUNT``.
+"""Runs random calls in a process of its own, so that a crash is seen: ``python -m tests.fuzz.worker SEED COUNT``.
 
 Prints one JSON line for each call that went wrong, and at last the number of calls. Before a call it prints what it
 is about to do on standard error, so that the last line there names the call that ended the process.
@@ -84,7 +84,7 @@ def warm_up() -> None:
 
 
 def files() -> None:
-    """What calls and commands find in the folder that they run in."""
+    """Write the files that calls and commands find in their working folder."""
     Path("empty").mkdir()
     Path("values.idx").write_bytes(bytes([0, 0, 8, 1]) + struct.pack(">I", 3) + b"abc")
     Path("values.json").write_text('{"m": 3}')
@@ -122,7 +122,7 @@ def drawn(
 
 
 def bounded(call: Callable[[], Any], judge: Callable[[Any], str]) -> str:
-    """What is wrong with a call, or nothing."""
+    """Return the fault of a call, or nothing."""
     faulthandler.dump_traceback_later(20 * SECONDS, exit=True)  # for a hang in C
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of processor time: the machine may be busy
     try:
@@ -148,14 +148,14 @@ def bounded(call: Callable[[], Any], judge: Callable[[Any], str]) -> str:
 
 
 def raised_on_purpose(error: BaseException) -> bool:
-    """Whether the package itself raised the error, and did not only pass through what torch said."""
+    """Return True if the package itself raised the error, not torch below it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     line = linecache.getline(last.filename, last.lineno or 0)
     return "stochprune" in last.filename and line.strip().startswith("raise ")
 
 
 def raised_by_a_layer(error: BaseException) -> bool:
-    """Whether a plain layer of the user's model refused its inputs, or torch's constructor of a layer its sizes."""
+    """Return True if one of torch's own layers refused its inputs, or its constructor the sizes."""
     return "/torch/nn/" in traceback.extract_tb(error.__traceback__)[-1].filename
 
 

@@ -1,4 +1,4 @@
-"""On a GPU every route draws the very bits of the CPU's reference."""
+"""Every route samples exactly the bits of the CPU's reference on a GPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_thresholds_are_within_one(dtype: torch.dtype, device: torch.device) -> 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("rows, cols, first", [(37, 501, (0, 0)), *((256, 512, first) for first in FIRST)], ids=str)
-def test_every_route_masks_alike(
+def test_every_route_gives_the_same_masks(
     route: str,
     dtype: torch.dtype,
     rows: int,

@@ -1,4 +1,4 @@
-"""Captured and compiled: every replay draws a fresh mask, no step compiles anything again."""
+"""Captured and compiled steps: every replay samples a fresh mask, and no step compiles anything again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import stochprune as sp
 from stochprune.address import Mask
 from stochprune.kernels import masked_linear
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from tests.gpu.graphs import captured
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def compiled_kernels() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_graph_draws_fresh_masks(route: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_samples_fresh_masks(route: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OVERRIDE, route)
     g = torch.Generator().manual_seed(1)
     x, weight, logits = (
@@ -36,24 +37,17 @@ def test_a_graph_draws_fresh_masks(route: str, device: torch.device, monkeypatch
     def run() -> torch.Tensor:
         return masked_linear(x, weight, logits, None, mask=Mask(seed, draw, 3))
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, result = captured(run)
     seen = []
     for value in (5, 6, 2**32 - 1):
         draw.fill_(value)
         graph.replay()
-        assert torch.equal(captured, run())
-        seen.append(captured.clone())
+        assert torch.equal(result, run())
+        seen.append(result.clone())
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
     seed.fill_(9)
     graph.replay()
-    assert not torch.equal(captured, seen[2])
+    assert not torch.equal(result, seen[2])
 
 
 def test_steps_compile_nothing_again(device: torch.device, compiled_kernels: list[str]) -> None:
@@ -96,9 +90,9 @@ def test_streams_and_the_current_device(device: torch.device) -> None:
     other = torch.device("cuda", torch.cuda.device_count() - 1)
     x, weight, logits = (torch.randn(shape, generator=g) for shape in ((1, 16, 128), (64, 128), (64, 128)))
 
-    def run(place: torch.device) -> torch.Tensor:
-        mask = Mask(torch.tensor([1], device=place), torch.tensor([2], device=place), 3)
-        return masked_linear(x.to(place), weight.to(place), logits.to(place), None, mask=mask)
+    def run(device: torch.device) -> torch.Tensor:
+        mask = Mask(torch.tensor([1], device=device), torch.tensor([2], device=device), 3)
+        return masked_linear(x.to(device), weight.to(device), logits.to(device), None, mask=mask)
 
     expected = run(device).cpu()
     with torch.cuda.stream(torch.cuda.Stream(other)):

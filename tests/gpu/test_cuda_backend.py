@@ -1,4 +1,4 @@
-"""On a GPU the CUDA C++ backend draws the bits of the CPU's reference, inside a graph too, and past 2^31 elements."""
+"""The CUDA C++ backend samples the bits of the CPU's reference, inside a graph too, and past 2^31 elements."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from stochprune import backends, reference, rng
 from stochprune.address import Mask
 from tests.backends.cases import moved
+from tests.gpu.graphs import captured
 
 AT = Mask(torch.tensor([-(2**62) - 5]), torch.tensor([2**32 - 3]), 2**31 - 1)
 FIRST = [(0, 0), (2**32 - 1024, 2**34 - 1600), (11, 2**31 + 33)]  # row and column
@@ -46,7 +47,7 @@ def test_masked_weight(
     assert torch.equal(masked[0], weight * keep)
 
 
-def test_a_graph_draws_fresh_masks(cuda: ModuleType, device: torch.device) -> None:
+def test_a_graph_samples_fresh_masks(cuda: ModuleType, device: torch.device) -> None:
     g = torch.Generator().manual_seed(1)
     x, weight, logits = (
         torch.randn(shape, generator=g).bfloat16().to(device) for shape in ((2, 32, 512), (384, 512), (384, 512))
@@ -56,20 +57,13 @@ def test_a_graph_draws_fresh_masks(cuda: ModuleType, device: torch.device) -> No
     def run() -> torch.Tensor:
         return cuda.masked_linear(x, weight, logits, None, mask=Mask(seed, draw, 3))
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, result = captured(run)
     seen = []
     for value in (5, 7, 2**32 - 2):
         draw.copy_(torch.tensor([value, value + 1]))
         graph.replay()
-        assert torch.equal(captured, run())
-        seen.append(captured.clone())
+        assert torch.equal(result, run())
+        seen.append(result.clone())
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
 
 

@@ -1,4 +1,4 @@
-"""On a GPU the other estimators' kernels agree with the reference: patterns, normals, Gaussian weights, moments."""
+"""The kernels of other estimators agree on a GPU with the reference: patterns, normals, Gaussian weights, moments."""
 
 from __future__ import annotations
 
@@ -6,17 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stochprune import patterns, reference, rng
+from stochprune import kernels, patterns, reference, rng
 from stochprune.address import Mask
-from stochprune.kernels import (
-    gaussian_grad,
-    gaussian_weight,
-    moments,
-    moments_grad,
-    nm_masked_weight,
-    nm_weight_grad,
-    normal,
-)
 from tests.backends.cases import moved
 
 SHAPES = [(1, 8), (33, 264), (512, 1024)]
@@ -45,13 +36,13 @@ def test_patterns(
 ) -> None:
     w, logits, grad, other, _ = random(device, dtype, *shape)
     mask = moved(AT._replace(row=first[0], col=first[1]), device)
-    masked = nm_masked_weight(w, 3 * logits, (n, m), mask=mask, dtype=dtype)
+    masked = kernels.nm_masked_weight(w, 3 * logits, (n, m), mask=mask, dtype=dtype)
     exact = reference.nm_masked_weight(w, 3 * logits, (n, m), mask=mask, dtype=dtype)
     assert (patterns.groups(masked, m).ne(0).sum(-1) <= n).all()
     # The thresholds are formed in float32: about one group in a million may fall on the other side of one.
     assert (masked != exact).sum() <= 2 * m * (masked.numel() > 100_000)
     grads = torch.stack([grad, other])
-    ours = nm_weight_grad(grads, w, 3 * logits, (n, m), mask=mask, needs=(False, True))
+    ours = kernels.nm_weight_grad(grads, w, 3 * logits, (n, m), mask=mask, needs=(False, True))
     theirs = reference.nm_weight_grad(
         grads.double(), w.double(), 3 * logits.double(), (n, m), mask=mask, needs=(False, True)
     )
@@ -62,7 +53,7 @@ def test_patterns(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("first", [*FIRST, (5, 71)], ids=str)
 def test_normals(shape: tuple[int, int], first: tuple[int, int], device: torch.device) -> None:
-    ours = normal(*shape, mask=moved(AT._replace(row=first[0], col=first[1]), device))
+    ours = kernels.normal(*shape, mask=moved(AT._replace(row=first[0], col=first[1]), device))
     for got, draw in zip(ours.cpu().double(), AT.draw, strict=True):
         exact = rng.normal(*shape, seed=AT.seed, draw=draw, stream=7, row_offset=first[0], col_offset=first[1])
         assert ((got - exact) / exact).abs().max() < 1e-6
@@ -74,10 +65,10 @@ def test_gaussian_weights(shape: tuple[int, int], dtype: torch.dtype, device: to
     mu, rho, first, second, _ = random(device, dtype, *shape)
     mask = moved(AT, device)
     exact = reference.gaussian_weight(mu.double(), rho.double() - 5, mask=mask, dtype=torch.float64)
-    close(gaussian_weight(mu, rho - 5, mask=mask, dtype=dtype), exact, dtype)
+    close(kernels.gaussian_weight(mu, rho - 5, mask=mask, dtype=dtype), exact, dtype)
     grad = torch.stack([first, second])
     exact = reference.gaussian_grad(grad.double(), rho.double(), mask=mask)
-    close(gaussian_grad(grad, rho, mask=mask), exact, dtype)
+    close(kernels.gaussian_grad(grad, rho, mask=mask), exact, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,10 +78,10 @@ def test_moments(masked: bool, noisy: bool, shape: tuple[int, int], dtype: torch
     w, logits, rho, dmean, dvariance = random(device, dtype, *shape)
     given = (w, logits if masked else None, rho if noisy else None)
     wide = [None if t is None else t.double() for t in given]
-    for ours, exact in zip(moments(*given, dtype), reference.moments(*wide, torch.float64), strict=True):
+    for ours, exact in zip(kernels.moments(*given, dtype), reference.moments(*wide, torch.float64), strict=True):
         close(ours, exact, dtype)
     exacts = reference.moments_grad(dmean.double(), dvariance.double(), *wide)
-    for ours, exact in zip(moments_grad(dmean, dvariance, *given), exacts, strict=True):
+    for ours, exact in zip(kernels.moments_grad(dmean, dvariance, *given), exacts, strict=True):
         assert (ours is None) == (exact is None)
         if ours is not None:
             close(ours, exact, dtype)

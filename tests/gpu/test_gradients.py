@@ -1,4 +1,4 @@
-"""On a GPU values and gradients agree with float64, whatever the shape, dtype, estimator and route."""
+"""Values and gradients agree with float64 on a GPU, whatever the shape, dtype, estimator and route."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from stochprune import reference
 from stochprune.address import Mask
 from stochprune.kernels import masked_linear, masked_linear_backward, threshold_from_logits
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from tests.backends.cases import ESTIMATORS
+from tests.kernels.cases import case
 
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 SHAPES = [  # D, M, K, N
     (1, 1, 512, 384),
     (1, 16, 1000, 520),
@@ -32,18 +33,8 @@ def agree(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
 
 @pytest.fixture
 def tensors(request: pytest.FixtureRequest, device: torch.device) -> dict[str, Tensor]:
-    (D, M, K, N), dtype, masters = request.param
-    g = torch.Generator().manual_seed(1)
-    made = {
-        "grad": torch.randn(D, M, N, generator=g).to(dtype),
-        "x": torch.randn(D, M, K, generator=g).to(dtype),
-        "weight": torch.randn(N, K, generator=g).to(masters),
-        "logits": (2 * torch.randn(N, K, generator=g)).to(masters),
-        "bias": torch.randn(N, generator=g).to(dtype),
-        "seed": torch.tensor([-77]),
-        "draw": torch.randint(0, 2**32, (D,), generator=g),
-    }
-    return {name: tensor.to(device) for name, tensor in made.items()}
+    shape, dtype, masters = request.param
+    return case(shape, (dtype, masters, masters), device)
 
 
 CASES = [(shape, torch.bfloat16, torch.float32) for shape in SHAPES] + [

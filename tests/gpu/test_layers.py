@@ -1,4 +1,4 @@
-"""On a GPU convolutions, embeddings and whole networks have the CPU's masks, values and gradients."""
+"""Convolutions, embeddings and whole networks have the CPU's masks, values and gradients on a GPU."""
 
 from __future__ import annotations
 

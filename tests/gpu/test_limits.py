@@ -1,4 +1,4 @@
-"""On a GPU: sizes of one, more draws than an axis of a grid holds, dtypes that differ, graphs of many layers."""
+"""Limits on a GPU: sizes of one, more draws than an axis of a grid holds, dtypes that differ, graphs of many layers."""
 
 from __future__ import annotations
 

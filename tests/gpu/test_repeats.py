@@ -1,4 +1,4 @@
-"""On a GPU the same call gives the same bits, two hundred times: a race of a matrix instruction would change some."""
+"""The same call gives the same bits two hundred times on a GPU: a race of a matrix instruction would change some."""
 
 from __future__ import annotations
 

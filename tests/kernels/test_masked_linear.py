@@ -12,8 +12,9 @@ from stochprune import reference
 from stochprune.address import KLTerm, Mask
 from stochprune.kernels import masked_linear, masked_linear_backward
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from tests.backends.cases import ESTIMATORS
+from tests.kernels.cases import case
 
-ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 SHAPES = [(1, 5, 37, 13), (3, 7, 130, 33), (1, 1, 64, 128), (2, 70, 200, 66), (1, 3, 600, 5), (1, 2, 5, 600)]
 EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (1, 0, 4, 5), (2, 3, 0, 4), (1, 3, 0, 4), (1, 3, 4, 0)]
 # dtypes of x, weight and logits
@@ -25,24 +26,6 @@ DTYPES = [
 ]
 # relative to the largest element: a few roundings of the result, and of the masked weight
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
-
-
-def case(
-    shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, ...], device: torch.device, shared: bool = False
-) -> dict[str, Tensor]:
-    D, M, K, N = shape
-    x_dtype, weight_dtype, logits_dtype = dtypes
-    g = torch.Generator().manual_seed(1)
-    tensors = {
-        "grad": torch.randn(D, M, N, generator=g).to(x_dtype),
-        "x": torch.randn(1 if shared else D, M, K, generator=g).expand(D, M, K).to(x_dtype),
-        "weight": torch.randn(N, K, generator=g).to(weight_dtype),
-        "logits": (2 * torch.randn(N, K, generator=g)).to(logits_dtype),
-        "bias": torch.randn(N, generator=g).to(x_dtype),
-        "seed": torch.tensor([-77]),
-        "draw": torch.randint(0, 2**32, (D,), generator=g),
-    }
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def agree(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -72,7 +55,7 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 @pytest.mark.parametrize("shape, dtypes", [((1, 5, 130, 33), DTYPES[2]), ((2, 9, 70, 20), DTYPES[0])], ids=str)
-def test_the_divergence_is_added_on_every_route(
+def test_the_kl_is_added_on_every_route(
     shape: tuple[int, int, int, int], dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> None:
     t = case(shape, dtypes, device)

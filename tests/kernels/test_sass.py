@@ -51,7 +51,7 @@ def test_a_write_before_the_wait_is_found() -> None:
 
 
 def test_an_older_group_ends_first() -> None:
-    """Of two groups that wait leaves the younger one."""
+    """A wait for all but one group ends the older one and leaves the younger."""
     straight = [
         "HGMMA.64x16x16.F32.BF16 R24, R8, gdesc[UR4], R24, gsb0",
         "HGMMA.64x16x16.F32.BF16 R24, R12, gdesc[UR4], R24, gsb0",

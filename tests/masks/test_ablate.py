@@ -25,7 +25,7 @@ def test_shuffle_permutes_within_each_tensor() -> None:
     for name, mask in after.items():
         assert mask.shape == (30, 40) and mask.dtype == torch.bool and int(mask.sum()) == 600
         assert torch.equal(before[name], copies[name])
-        # 600 of 1200 kept: a fair shuffle agrees with the original in 600 places, standard deviation 17.
+        # 600 of 1200 kept: a fair shuffle agrees with the original at 600 weights, standard deviation 17.
         assert abs(int((mask == before[name]).sum()) - 600) < 5 * 18
     assert abs(int((after["a"] == after["b"]).sum()) - 600) < 5 * 18  # independent of each other
 
@@ -57,7 +57,7 @@ def test_apply_sets_pruned_weights_to_zero_in_place() -> None:
     assert bool((weight[~chosen["fc2.weight"]] == 0).all())  # a product with 0 would be NaN
 
 
-def test_reinitialize_draws_fresh_weights_under_the_masks() -> None:
+def test_reinitialize_samples_fresh_weights_under_the_masks() -> None:
     model = models.mlp((60, 80, 40), seed=0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     result = half_masks(model)
@@ -125,7 +125,7 @@ def test_randomness_is_local() -> None:
 
 
 def test_rescale_brings_each_layer_back_to_its_variance() -> None:
-    """On the edge of chaos: a deep network's signal keeps its size if pruned layers are rescaled, or else fades."""
+    """At the edge of chaos the signal keeps its size if pruned layers are rescaled; otherwise it vanishes."""
     model = models.mlp((200,) * 11, seed=0)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     chosen = {

@@ -1,4 +1,4 @@
-"""What the public functions of stochprune.masks refuse: the message names the function, the argument and the value."""
+"""The public functions of stochprune.masks refuse bad arguments: the message names function, argument and value."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stochprune import masks, models
+from tests.refusals import each_row
 
 NAN = float("nan")
 
@@ -27,7 +28,7 @@ def score(**others):
 
 
 def on_models(*rest):
-    """What every function of a model and its masks refuses."""
+    """Return the bad calls of every function of a model and its masks."""
     return [
         (("model", mask(), *rest), {}, TypeError, "model .* str"),
         ((model(), [torch.ones(3, 4)], *rest), {}, TypeError, "masks .* list"),
@@ -104,11 +105,7 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [(name, row) for name, rows in TABLE.items() for row in rows],
-    ids=[f"{name} {row[3]}" for name, rows in TABLE.items() for row in rows],
-)
+@each_row(TABLE)
 def test_refusals(name, row):
     arguments, options, error, named = row
     with pytest.raises(error, match=rf"{name}: .*{named}"):

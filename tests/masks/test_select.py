@@ -34,7 +34,7 @@ def kept(result: dict[str, Tensor]) -> int:
 def rank_by_sorting(
     scores: dict[str, Tensor], sparsity: float, ties: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The definition, literally: sort all weights by score, tie, place among the equal ones of the tensor, and name."""
+    """Follow the definition: sort all weights by score, tie, rank among equal ones of the tensor, and name."""
     entries = []
     for name, score in scores.items():
         second = torch.zeros_like(score) if ties is None else ties[name]
@@ -59,7 +59,7 @@ def test_global_masks_follow_the_definition(scores: dict[str, Tensor], sparsity:
 
 
 @given(scores=score_tables(), sparsity=SPARSITIES)
-def test_layer_scope_ranks_each_tensor_apart(scores: dict[str, Tensor], sparsity: float) -> None:
+def test_layer_scope_ranks_each_tensor_by_itself(scores: dict[str, Tensor], sparsity: float) -> None:
     result = masks.from_scores(scores, sparsity, "layer", allow_empty=True)
     for name, score in scores.items():
         alone = rank_by_sorting({name: score}, sparsity)[name]
@@ -162,7 +162,7 @@ def test_sparsity_is_the_fraction_pruned() -> None:
 
 
 @given(scores=score_tables(), sparsity=SPARSITIES)
-def test_row_scope_ranks_each_output_apart(scores: dict[str, Tensor], sparsity: float) -> None:
+def test_row_scope_ranks_each_output_by_itself(scores: dict[str, Tensor], sparsity: float) -> None:
     result = masks.from_scores(scores, sparsity, "row", allow_empty=True)
     for name, score in scores.items():
         for row, values in zip(result[name], score, strict=True):

@@ -1,4 +1,4 @@
-"""Divergences in C++: sums that no number of threads changes, and logarithms right to the last bits."""
+"""KL in C++: sums that no number of threads changes, and logarithms right to the last bits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import torch
 
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C, reference  # noqa: E402
+from tests.backends.cases import instructions  # noqa: E402
 
 
 @pytest.fixture(params=_C.instruction_sets())
 def instruction_set(request):
-    before = _C.instruction_set()
-    _C.use_instruction_set(request.param)
-    yield request.param
-    _C.use_instruction_set(before)
+    with instructions(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("count", [1, 4096, 4097, 200_001])
@@ -49,7 +48,7 @@ def test_the_exponential_over_its_whole_range(instruction_set):
         assert native.bernoulli_kl(logit, prior).item() == pytest.approx(expected, rel=4e-15, abs=4e-16)
 
 
-def test_bad_numbers_are_seen_at_any_place(instruction_set):
+def test_bad_numbers_are_found_at_any_index(instruction_set):
     for at in (0, 63, 64, 99):
         bad = torch.ones(100)
         bad[at] = float("nan")

@@ -82,7 +82,7 @@ def test_bad_input():
     assert network()[0].weight_override is None
 
 
-# Drawn independently, each logit's decision apart; the others are refused.
+# Layers with one independent decision for each logit; the others are refused.
 COUNTED = [name for name in ZOO if not name.startswith(("n:m", "random", "spike"))]
 DRAWS = 120
 
@@ -148,7 +148,7 @@ def test_a_loss_that_raises_leaves_the_layers_as_they_were(name):
     with pytest.raises(KeyError, match="the loss"):
         antithetic_gradients(module, loss, draw=0)
     assert layer.weight_override is None and int(layer.mask_draw) == 0
-    assert not torch.equal(module(x), module(x)) or int(layer.mask_draw) == 2  # and it draws again
+    assert not torch.equal(module(x), module(x)) or int(layer.mask_draw) == 2  # and it samples a new mask
 
 
 @pytest.mark.parametrize("name", sorted(set(ZOO) - set(COUNTED)))

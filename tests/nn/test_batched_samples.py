@@ -122,7 +122,7 @@ def test_one_draw_and_layers_that_threshold_are_as_outside() -> None:
     model, x = _case("zeros")
     model.eval()
     outside = model(x)
-    with sp.nn.batched_samples(model, DRAWS):  # nothing draws in evaluation mode
+    with sp.nn.batched_samples(model, DRAWS):  # evaluation mode samples nothing
         torch.testing.assert_close(model(x), outside)
     with sp.nn.sampling(model), sp.nn.batched_samples(model, 1):
         assert model(x[:3]).shape == (3, 3)
@@ -147,7 +147,7 @@ def test_a_copy_made_inside_is_outside() -> None:
         torch.testing.assert_close(torch.cat(alone), together[:12], rtol=1e-5, atol=1e-5)
 
 
-def test_what_cannot_be_served_is_refused() -> None:
+def test_impossible_uses_are_refused() -> None:
     model, x = _case("zeros")
     model.train()
     with pytest.raises(ValueError, match=r"draws.*got 0"), sp.nn.batched_samples(model, 0):

@@ -174,12 +174,12 @@ def masks_of(model):
 
 
 def test_names_of_models_part_their_streams():
-    """Two networks with weights of the same names, as a GAN has them, drew the same masks under one seed."""
+    """Two networks with weights of the same names, as a GAN has them, sampled the same masks under one seed."""
     one, two = (masks_of(sp.convert(model, name=name)) for model, name in zip(networks(), "ab", strict=True))
     same, again = (masks_of(sp.convert(model)) for model in networks())
     assert all(torch.equal(a, b) for a, b in zip(same, again, strict=True))  # without names: one stream
     for a, b in zip(one, two, strict=True):
-        assert abs(int((a == b).sum()) - 600) < 5 * 18  # 1200 fair coins agree in 600 places, standard deviation 17.3
+        assert abs(int((a == b).sum()) - 600) < 5 * 18  # 1200 fair coins agree 600 times, standard deviation 17.3
     model = sp.convert(networks()[0], name="generator")
     assert model[1].stream == sp.rng.stream("generator.1.weight")
     assert list(sp.nn.masked_layers(model)) == ["0.weight", "1.weight"]

@@ -1,4 +1,4 @@
-"""DistributedDataParallel: every rank draws the same mask, and gradients of weights and logits are averaged."""
+"""DistributedDataParallel: every rank samples the same mask, and gradients of weights and logits are averaged."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_ranks_train_as_one_process_does(world_size):
     assert not torch.equal(expected["fc.mask_logits"], start["fc.mask_logits"])
 
 
-def test_a_copy_of_the_model_goes_on_alike():
+def test_a_copy_of_the_model_continues_with_the_same_masks():
     model = network()
     clone = copy.deepcopy(model)
     assert all(torch.equal(a, b) for a, b in zip(train(model, 0, 1).values(), train(clone, 0, 1).values(), strict=True))

@@ -27,7 +27,7 @@ def network(blocks: int = 3, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*(Residual(models.mlp((6, 6), seed=seed + i)) for i in range(blocks)))
 
 
-def test_each_forward_draws_the_mask_of_its_address():
+def test_each_forward_samples_the_mask_of_its_address():
     torch_x = torch.ones(2, 6)
     model = gate_branches(network(), "*.branch", keep=0.5, seed=7).train()
     for draw in range(20):

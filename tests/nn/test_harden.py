@@ -1,4 +1,4 @@
-"""harden: what it prunes, ties, what it warns of, and NaN, over all layer types."""
+"""harden over all layer types: pruned weights, ties, warnings and NaN."""
 
 from __future__ import annotations
 

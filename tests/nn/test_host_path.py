@@ -1,4 +1,4 @@
-"""How many Python functions of this package a layer calls in a step: on small layers they are most of the time."""
+"""A layer calls few Python functions of this package in a step: on small layers they take most of the time."""
 
 from __future__ import annotations
 

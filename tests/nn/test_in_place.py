@@ -1,4 +1,4 @@
-"""What every layer returns is a tensor of its own: operations in place follow it, and give the same gradients."""
+"""Every layer returns a tensor of its own: it can be changed in place, and the gradients stay the same."""
 
 from __future__ import annotations
 

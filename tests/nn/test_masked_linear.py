@@ -200,7 +200,7 @@ def test_nested_checkpoints_and_a_graph_that_is_kept(linear, x, use_reentrant):
         torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_compiled_training_draws_fresh_masks_without_recompiling(linear, x):
+def test_compiled_training_samples_fresh_masks_without_recompiling(linear, x):
     eager = MaskedLinear.from_linear(copy.deepcopy(linear), 0.5)
     compiled = torch.compile(MaskedLinear.from_linear(linear, 0.5), fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -208,7 +208,7 @@ def test_compiled_training_draws_fresh_masks_without_recompiling(linear, x):
         expected = [eager(x) for _ in range(3)]
         assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
         assert not torch.equal(outputs[0], outputs[1])
-        for y, other in zip(outputs, expected, strict=True):  # backward draws the masks of its own forward again
+        for y, other in zip(outputs, expected, strict=True):  # backward samples the masks of its own forward again
             y.square().sum().backward()
             other.square().sum().backward()
         for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
@@ -239,7 +239,7 @@ def test_bad_options(linear):
 
 
 def test_a_prior_joins_the_forward(generator):
-    """The loss and its gradients are those of a divergence apart; the formed one is used once, while it is true."""
+    """Loss and gradients equal those of a separate KL. The cached KL is used once, and only while it is valid."""
     layer = MaskedLinear(40, 6, seed=3).train()
     prior = layer.mask_logits.detach() - 0.5
     x = torch.randn(5, 40, generator=generator)
@@ -258,7 +258,7 @@ def test_a_prior_joins_the_forward(generator):
 
     layer(x)
     first = layer.divergence(prior)
-    assert first.grad_fn is not layer.divergence(prior).grad_fn  # the second is formed anew
+    assert first.grad_fn is not layer.divergence(prior).grad_fn  # the second is computed again
     layer(x)
     with torch.no_grad():
         layer.mask_logits += 1

@@ -35,7 +35,7 @@ def same(one: list[Tensor | None], other: list[Tensor | None]) -> bool:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ZOO)
-def test_copies_and_pickles_continue_alike(name, training):
+def test_copies_and_pickles_continue_with_the_same_masks(name, training):
     module, x = prepared(name, training)
     module(x)  # the counters have moved
     others = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
@@ -67,7 +67,7 @@ def test_checkpointing_repeats_the_mask(name, reentrant):
 
 @pytest.fixture
 def compiler():
-    """What was compiled before, and here, is forgotten: other tests forbid that a layer is compiled again."""
+    """Reset the compiler before and after the test: other tests forbid that a layer is compiled again."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -80,7 +80,7 @@ def test_compiled(compiler, name, training):
     module, x = prepared(name, training)
     other = copy.deepcopy(module)
     run = torch.compile(module, backend="aot_eager", fullgraph=True)
-    for _ in range(2):  # each call draws the next mask
+    for _ in range(2):  # each call samples the next mask
         y, expected = run(x), other(x)
         torch.testing.assert_close(y, expected)
         for got, want in zip(gradients(y, module), gradients(expected, other), strict=True):
@@ -106,7 +106,7 @@ def test_under_torch_func(name, training):
     def loss(trained: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(module, trained, (x,)).sin().sum()
 
-    for _ in range(2):  # each call draws the next mask
+    for _ in range(2):  # each call samples the next mask
         found = torch.func.grad(loss)(trained, x)
         expected = gradients(other(x), other)
         for got, want in zip(found.values(), expected, strict=True):

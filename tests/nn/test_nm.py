@@ -1,4 +1,4 @@
-"""Layers under N:M masks: what they draw, keep and become, in a model and alone."""
+"""Layers under N:M masks: sampling, evaluation and hardening, in a model and alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model():
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4"])
-def test_forward_draws_the_contract_s_masks(pattern, generator):
+def test_forward_samples_the_contract_s_masks(pattern, generator):
     layer = NMMaskedLinear(16, 12, pattern=pattern, keep=0.5, seed=7, stream=3)
     with torch.no_grad():
         layer.mask_logits.normal_(generator=generator)
@@ -68,7 +68,7 @@ def test_masks_of_the_pattern_stay_the_most_probable(generator):
         assert torch.equal(layer.gate(), masks[name])
 
 
-def test_divergence_of_a_model(generator):
+def test_kl_of_a_model(generator):
     masked = sp.convert(model(), pattern="2:4")
     priors = {name: layer.mask_logits.detach().clone() for name, layer in masked_layers(masked).items()}
     for layer in masked_layers(masked).values():

@@ -29,7 +29,7 @@ KINDS = pytest.mark.parametrize("masked", [False, True], ids=["gaussian", "spike
 
 
 def random(construct, masked: bool) -> RandomLayer:
-    """One layer, its means and deviations moved apart."""
+    """Return one layer whose means and standard deviations all differ."""
     layer = randomise_weights(convert(initialised(construct, 0), keep_kept=0.8), 0.1, masked=masked)
     assert isinstance(layer, RandomLayer)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def place(layer: RandomLayer, seed: int, draw: int) -> None:
 @KINDS
 @pytest.mark.parametrize("construct", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_convolutions_are_torch_s_under_the_weights_drawn(construct, masked):
+def test_convolutions_are_torch_s_under_the_sampled_weights(construct, masked):
     dense, layer = initialised(construct, 0), random(construct, masked)
     x = numbers(3, 4, *[7] * (dense.weight.dim() - 2), seed=2)
     dense.weight, dense.bias = nn.Parameter(drawn_weight(layer, 5, 9)), layer.bias
@@ -105,7 +105,7 @@ def test_only_layers_with_a_mask_for_each_weight_become_random():
 
 
 @KINDS
-def test_a_copy_draws_the_same_weights(masked):
+def test_a_copy_samples_the_same_weights(masked):
     layer = random(lambda: nn.Conv2d(4, 6, 3, padding="same"), masked)
     x = numbers(2, 4, 5, 5)
     copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]

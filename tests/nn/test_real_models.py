@@ -69,7 +69,7 @@ def test_a_converted_model_evaluates_like_the_dense_one_and_trains(model, x):
     )
 
 
-def test_a_hardened_model_is_plain_and_evaluates_alike(model, x, generator):
+def test_a_hardened_model_is_plain_and_evaluates_to_the_same(model, x, generator):
     kinds = [type(module) for module in model.modules()]
     spread(sp.convert(model), generator)
     expected = model(x)

@@ -1,4 +1,4 @@
-"""What the public names of stochprune.nn refuse: the message names the function, the argument and the value."""
+"""The public names of stochprune.nn refuse bad arguments: the message names function, argument and value."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 import stochprune as sp
 from stochprune.nn import MaskedConv2d, MaskedEmbedding, MaskedLinear, StructuredMaskedLinear
 from tests.nn.zoo import make, numbers
+from tests.refusals import Row, each_row
 
 NAN = float("nan")
 CONTEXTS = {"batched_samples", "fused_masking", "sampling"}
@@ -42,7 +43,6 @@ def loss(model):
     return model(numbers(2, 4)).sum()
 
 
-Row = tuple[tuple, dict, type[Exception], str]  # arguments, options, error, what the message names beside the function
 TABLE: dict[str, list[Row]] = {
     "antithetic_gradients": [
         (("model", loss), {"draw": 0}, TypeError, "model .* str"),
@@ -166,11 +166,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [(name, row) for name, rows in TABLE.items() for row in rows],
-    ids=[f"{name} {row[3]}" for name, rows in TABLE.items() for row in rows],
-)
+@each_row(TABLE)
 def test_refusals_of_functions(name, row):
     arguments, options, error, named = row
     name_or_op = "antithetic_gradients?" if name == "antithetic_gradients" else name  # the op speaks of its arguments

@@ -1,4 +1,4 @@
-"""Which layers `convert` takes, and what it refuses by name."""
+"""`convert` selects layers, and refuses others by name."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_layers_that_cannot_be_masked_are_refused_by_name_with_the_reason(kind):
 
 @pytest.mark.parametrize("kind", OBSTACLES)
 @pytest.mark.parametrize("by", ["name", "weight", "type"])
-def test_what_is_excluded_is_left_alone(kind, by):
+def test_excluded_layers_are_left_alone(kind, by):
     model = build(fc=nn.Linear(8, 8), block=nn.Sequential(OBSTACLES[kind][0]()))
     layer = model["block"][0]
     exclude = {"name": "block.*", "weight": "block.0.weight*", "type": nn.Sequential}[by]

@@ -15,7 +15,7 @@ GRIDS = {"rows": (12, 1), "columns": (1, 16), "4x8": (3, 2)}
 
 
 @pytest.mark.parametrize("structure", GRIDS)
-def test_forward_draws_one_mask_a_block(structure, generator):
+def test_forward_samples_one_mask_a_block(structure, generator):
     layer = StructuredMaskedLinear(16, 12, bias=False, structure=structure, keep=0.5, seed=7, stream=3)
     assert layer.mask_logits.shape == GRIDS[structure]
     kept = keep_mask(rng.threshold_from_logits(layer.mask_logits), seed=7, draw=0, stream=3)
@@ -53,7 +53,7 @@ def test_a_mask_is_averaged_over_its_blocks():
     torch.testing.assert_close(keep, torch.tensor([[0.95, 0.05], [0.5, 0.05], [0.05, 0.05]]))
 
 
-def test_a_converted_model_trains_and_has_a_divergence(generator):
+def test_a_converted_model_trains_and_has_a_kl(generator):
     layers = [nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((16, 12), (12, 8))]
     for parameter in (p for layer in layers for p in layer.parameters()):
         nn.init.normal_(parameter, std=0.5, generator=generator)

@@ -1,4 +1,4 @@
-"""What convert leaves without masks is said once, with its share; ordinary models give no such line."""
+"""convert warns once of the weights without masks, with their share; ordinary models give no warning."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_experts_are_listed_once_with_their_share():
     ],
     ids=str,
 )
-def test_what_the_user_decided_is_not_repeated(options, said):
+def test_a_warning_is_given_only_if_the_user_did_not_decide(options, said):
     assert bool(lines(mixture(), **options)) == bool(said)
 
 

@@ -1,4 +1,4 @@
-"""The table of all layer types is complete, and none of them goes its own way past the base's forward."""
+"""The table of all layer types is complete, and none of them has a forward of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ABSTRACT = {"MaskedLayer", "RandomLayer"}
 
 
 def test_no_layer_has_a_forward_of_its_own():
-    """The base's forward knows of given weights, of thresholds and of draws; a layer that forgot one was wrong."""
+    """The base's forward handles given weights, thresholds and draws; a forward of its own could forget one."""
     assert not [kind for kind in kinds(MaskedLayer) if kind.forward is not MaskedLayer.forward]
 
 

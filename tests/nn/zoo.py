@@ -11,23 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stochprune.nn import (
-    FilterMaskedConv1d,
-    FilterMaskedConv2d,
-    FilterMaskedConv3d,
-    GatedBranch,
-    MaskedConv1d,
-    MaskedConv2d,
-    MaskedConv3d,
-    MaskedConvTranspose1d,
-    MaskedConvTranspose2d,
-    MaskedConvTranspose3d,
-    MaskedEmbedding,
-    MaskedLinear,
-    MaskedTransposedLinear,
-    NMMaskedLinear,
-    StructuredMaskedLinear,
-)
+import stochprune as sp
 from stochprune.nn.random_weights import RANDOM
 from stochprune.seeding import generator
 
@@ -39,12 +23,12 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(generator(seed, "zoo").standard_normal(shape)).float()
 
 
-def _transposed_linear() -> MaskedTransposedLinear:
+def _transposed_linear() -> sp.nn.MaskedTransposedLinear:
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     with torch.device("meta"):
         dense = conv1d(2, 2)
     dense.weight, dense.bias = nn.Parameter(numbers(2, 2)), nn.Parameter(numbers(2))
-    return MaskedTransposedLinear.from_dense(dense, 0.6)
+    return sp.nn.MaskedTransposedLinear.from_dense(dense, 0.6)
 
 
 def _random(layer: nn.Module, masked: bool) -> nn.Module:
@@ -52,38 +36,41 @@ def _random(layer: nn.Module, masked: bool) -> nn.Module:
 
 
 def _gated() -> nn.Module:
-    return GatedBranch(MaskedLinear(2, 2, keep=0.6, stream=1).to_dense(), keep=0.6)
+    return sp.nn.GatedBranch(sp.nn.MaskedLinear(2, 2, keep=0.6, stream=1).to_dense(), keep=0.6)
 
 
 Case = tuple[Callable[[], nn.Module], tuple[int, ...]]  # how to make the module, and the shape of one example
 ZOO: dict[str, Case] = {
-    "linear": (lambda: MaskedLinear(2, 2, keep=0.6), (2,)),
-    "linear of tokens": (lambda: MaskedLinear(2, 2, keep=0.6), (3, 2)),
+    "linear": (lambda: sp.nn.MaskedLinear(2, 2, keep=0.6), (2,)),
+    "linear of tokens": (lambda: sp.nn.MaskedLinear(2, 2, keep=0.6), (3, 2)),
     "transposed linear": (_transposed_linear, (2,)),
-    "embedding": (lambda: MaskedEmbedding(2, 2, keep=0.6), (3,)),
-    "conv1d": (lambda: MaskedConv1d(1, 2, 2, keep=0.6), (1, 4)),
-    "conv2d": (lambda: MaskedConv2d(1, 2, (1, 2), keep=0.6), (1, 3, 4)),
-    "conv3d": (lambda: MaskedConv3d(1, 2, (1, 1, 2), keep=0.6), (1, 2, 3, 3)),
-    "conv2d without bias": (lambda: MaskedConv2d(1, 1, 2, bias=False, keep=0.6), (1, 3, 3)),
-    "conv2d of groups": (lambda: MaskedConv2d(2, 2, (2, 1), groups=2, keep=0.6), (2, 3, 3)),
-    "conv2d padded around": (lambda: MaskedConv2d(1, 1, 2, padding=1, padding_mode="circular", keep=0.6), (1, 3, 3)),
-    "transposed conv1d": (lambda: MaskedConvTranspose1d(1, 2, 2, keep=0.6), (1, 4)),
-    "transposed conv2d": (lambda: MaskedConvTranspose2d(1, 2, (1, 2), stride=2, keep=0.6), (1, 3, 3)),
-    "transposed conv3d": (lambda: MaskedConvTranspose3d(2, 1, (1, 1, 2), keep=0.6), (2, 2, 2, 2)),
-    "n:m": (lambda: NMMaskedLinear(4, 1, keep=0.6), (4,)),
-    "rows": (lambda: StructuredMaskedLinear(3, 2, structure="rows", keep=0.6), (3,)),
-    "columns": (lambda: StructuredMaskedLinear(2, 3, structure="columns", keep=0.6), (2,)),
-    "blocks": (lambda: StructuredMaskedLinear(4, 4, structure="2x2", keep=0.6), (4,)),
-    "filters of conv1d": (lambda: FilterMaskedConv1d(1, 3, 2, keep=0.6), (1, 4)),
-    "filters of conv2d": (lambda: FilterMaskedConv2d(1, 3, 2, padding=1, keep=0.6), (1, 3, 3)),
-    "filters of conv3d": (lambda: FilterMaskedConv3d(1, 3, 2, bias=False, keep=0.6), (1, 3, 3, 3)),
+    "embedding": (lambda: sp.nn.MaskedEmbedding(2, 2, keep=0.6), (3,)),
+    "conv1d": (lambda: sp.nn.MaskedConv1d(1, 2, 2, keep=0.6), (1, 4)),
+    "conv2d": (lambda: sp.nn.MaskedConv2d(1, 2, (1, 2), keep=0.6), (1, 3, 4)),
+    "conv3d": (lambda: sp.nn.MaskedConv3d(1, 2, (1, 1, 2), keep=0.6), (1, 2, 3, 3)),
+    "conv2d without bias": (lambda: sp.nn.MaskedConv2d(1, 1, 2, bias=False, keep=0.6), (1, 3, 3)),
+    "conv2d of groups": (lambda: sp.nn.MaskedConv2d(2, 2, (2, 1), groups=2, keep=0.6), (2, 3, 3)),
+    "conv2d padded around": (
+        lambda: sp.nn.MaskedConv2d(1, 1, 2, padding=1, padding_mode="circular", keep=0.6),
+        (1, 3, 3),
+    ),
+    "transposed conv1d": (lambda: sp.nn.MaskedConvTranspose1d(1, 2, 2, keep=0.6), (1, 4)),
+    "transposed conv2d": (lambda: sp.nn.MaskedConvTranspose2d(1, 2, (1, 2), stride=2, keep=0.6), (1, 3, 3)),
+    "transposed conv3d": (lambda: sp.nn.MaskedConvTranspose3d(2, 1, (1, 1, 2), keep=0.6), (2, 2, 2, 2)),
+    "n:m": (lambda: sp.nn.NMMaskedLinear(4, 1, keep=0.6), (4,)),
+    "rows": (lambda: sp.nn.StructuredMaskedLinear(3, 2, structure="rows", keep=0.6), (3,)),
+    "columns": (lambda: sp.nn.StructuredMaskedLinear(2, 3, structure="columns", keep=0.6), (2,)),
+    "blocks": (lambda: sp.nn.StructuredMaskedLinear(4, 4, structure="2x2", keep=0.6), (4,)),
+    "filters of conv1d": (lambda: sp.nn.FilterMaskedConv1d(1, 3, 2, keep=0.6), (1, 4)),
+    "filters of conv2d": (lambda: sp.nn.FilterMaskedConv2d(1, 3, 2, padding=1, keep=0.6), (1, 3, 3)),
+    "filters of conv3d": (lambda: sp.nn.FilterMaskedConv3d(1, 3, 2, bias=False, keep=0.6), (1, 3, 3, 3)),
     "gated branch": (_gated, (2,)),
-    "random linear": (lambda: _random(MaskedLinear(2, 2, keep=0.6), False), (2,)),
-    "random conv1d": (lambda: _random(MaskedConv1d(1, 2, 2, keep=0.6), False), (1, 4)),
-    "random conv2d": (lambda: _random(MaskedConv2d(1, 2, (1, 2), keep=0.6), False), (1, 3, 4)),
-    "random conv3d": (lambda: _random(MaskedConv3d(1, 2, (1, 1, 2), keep=0.6), False), (1, 2, 3, 3)),
-    "spike and slab linear": (lambda: _random(MaskedLinear(2, 2, keep=0.6), True), (2,)),
-    "spike and slab conv2d": (lambda: _random(MaskedConv2d(1, 2, (1, 2), keep=0.6), True), (1, 3, 4)),
+    "random linear": (lambda: _random(sp.nn.MaskedLinear(2, 2, keep=0.6), False), (2,)),
+    "random conv1d": (lambda: _random(sp.nn.MaskedConv1d(1, 2, 2, keep=0.6), False), (1, 4)),
+    "random conv2d": (lambda: _random(sp.nn.MaskedConv2d(1, 2, (1, 2), keep=0.6), False), (1, 3, 4)),
+    "random conv3d": (lambda: _random(sp.nn.MaskedConv3d(1, 2, (1, 1, 2), keep=0.6), False), (1, 2, 3, 3)),
+    "spike and slab linear": (lambda: _random(sp.nn.MaskedLinear(2, 2, keep=0.6), True), (2,)),
+    "spike and slab conv2d": (lambda: _random(sp.nn.MaskedConv2d(1, 2, (1, 2), keep=0.6), True), (1, 3, 4)),
 }
 
 

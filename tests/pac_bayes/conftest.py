@@ -40,4 +40,4 @@ def priors() -> Callable[..., Prior]:
 
 
 class Stop(Exception):
-    """What a test raises to kill a run."""
+    """Raised by a test to stop a run."""

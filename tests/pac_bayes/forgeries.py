@@ -104,7 +104,7 @@ def another_posterior(path: Path) -> None:
 
 
 def another_prior(path: Path) -> None:
-    """The posterior's own logits as those of the prior: no divergence at all."""
+    """State the posterior's own logits as those of the prior, so that the KL is 0."""
     _, prior, _ = rebuilt(path)
     prior.model.load_state_dict(load_tensors(path.with_suffix(".pt")))
     save_tensors(path.parent / "prior.pt", prior.model.state_dict())
@@ -119,7 +119,7 @@ def halved_divergence(path: Path) -> None:
 def with_draws_of_its_own(
     path: Path, prior: Prior, part: Subset, shift: float = 0.0, fraction: float | None = None
 ) -> None:
-    """In the place of the honest certificate that of this prior, and a posterior ``shift`` from it in every logit."""
+    """Replace the honest certificate by that of this prior and a posterior with ``shift`` added to every logit."""
     old = load_certificate(path)
     posterior = make_posterior(prior, "masks")
     for layer in posterior.layers.values():
@@ -151,7 +151,7 @@ def a_data_free_prior_with_its_draws(path: Path) -> None:
 
 
 def a_prior_trained_on_the_certifying_part(path: Path) -> None:
-    """All else is honest: the posterior is learnt from that prior, and its draws are made."""
+    """Everything else is honest: the posterior is learnt from that prior, and its networks are sampled."""
     config, _, parts = rebuilt(path)
     some = slice(len(parts.prior))
     lie = dataclasses.replace(parts.prior, x=parts.certify.x[some], y=parts.certify.y[some])

@@ -13,7 +13,7 @@ from stochprune.models import mlp
 
 
 class Layer(nn.Module):
-    """A layer with a forward of its own, and a number of its runs."""
+    """A layer whose forward is given by a function, and which counts its runs."""
 
     def __init__(self, forward: Callable[[Layer, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -25,14 +25,14 @@ class Layer(nn.Module):
 
 
 class Stubborn(nn.BatchNorm1d):
-    """Does not leave training mode."""
+    """A layer that does not leave training mode."""
 
     def train(self, mode: bool = True) -> Stubborn:
         return super().train(True)
 
 
 class Hidden(nn.Module):
-    """A layer in training mode where no ``eval()`` finds it."""
+    """A layer that stays in training mode because ``eval()`` does not reach it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Hidden(nn.Module):
 
 
 class Updating(nn.Module):
-    """Its statistics take in the examples that it sees, though they change no output yet."""
+    """Its statistics change with the examples, although they do not change any output yet."""
 
     def __init__(self, saved: bool = True) -> None:
         super().__init__()
@@ -55,13 +55,13 @@ class Updating(nn.Module):
 
 
 def cached(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    """What it gave first for inputs of this shape."""
+    """Return the first output for inputs of this shape, again and again."""
     layer.seen = layer.seen or {}
     return layer.seen.setdefault(x.shape, x)
 
 
 def after_others(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    """A running mean outside of the state."""
+    """Subtract a running mean that is not in the state."""
     layer.seen = x.mean(0) if layer.seen is None else 0.9 * layer.seen + 0.1 * x.mean(0)
     return x - layer.seen
 
@@ -75,7 +75,7 @@ def by_place(_: Layer, x: torch.Tensor) -> torch.Tensor:
 
 
 def near_the_end(_: Layer, x: torch.Tensor) -> torch.Tensor:
-    """One place of twenty, which no example that is run alone has."""
+    """Set the example at position 17 to 0; an example that runs alone is never at this position."""
     return torch.cat([x[:17], 0 * x[17:18], x[18:]])
 
 
@@ -84,7 +84,7 @@ def above_ten(_: Layer, x: torch.Tensor) -> torch.Tensor:
 
 
 def late(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    """Changes after the trial."""
+    """Change the output after the trial."""
     return x if layer.runs < 40 else x.flip(1)
 
 

@@ -34,7 +34,7 @@ def true_risk(posterior) -> float:
 
 
 def certificate_fails(repetition: int, objective: str, monte_carlo: str, estimator: str = "straight_through") -> bool:
-    """One life of a certificate: examples, prior, posterior, draws."""
+    """Make one certificate from new examples, a new prior, posterior and draws; return whether it fails."""
     numbers = generator(repetition, "examples")
     chosen = torch.from_numpy(numbers.integers(0, 16, 40))
     x, y = INPUTS[chosen], teacher(INPUTS[chosen])
@@ -67,13 +67,13 @@ def test_certificates_hold_over_a_thousand_lives(objective, monte_carlo):
 
 @pytest.mark.slow
 def test_certificates_hold_after_local_reparameterisation():
-    """Of four inputs a normal is a poor approximation; the certificate does not rest on it."""
+    """With four inputs the normal approximation is poor, but the certificate does not depend on it."""
     fails = [certificate_fails(r, "kl", "betting", "local_reparameterisation") for r in range(1000)]
     assert np.mean(fails) <= 0.3
 
 
 def test_true_risk_is_that_of_the_draws():
-    """The enumeration against the mean of fresh draws on the whole distribution."""
+    """The enumerated risk equals the mean over fresh draws on the whole distribution."""
     linear = torch.nn.utils.skip_init(nn.Linear, 4, 2)
     for parameter in linear.parameters():
         parameter.data.copy_(torch.from_numpy(generator(0, "w").standard_normal(tuple(parameter.shape))))

@@ -33,7 +33,7 @@ from tests.pac_bayes.conftest import Stop, make_prior, make_split
 
 QUICK = CertifyConfig(draws=60, draw_examples=20)
 TRIED = 2
-"""Forwards of whole batches by which a network is tried, see ``trial.py``."""
+"""Number of forward passes of whole batches in a trial, see ``trial.py``."""
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_other_numbers_of_draws_together(posterior, parts, tm
 
 
 class Positions(nn.Module):
-    """A network one of whose layers does not see the batch."""
+    """A network with a layer that does not see the batch."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class Twice(nn.Module):
 
 
 def test_a_layer_that_runs_twice_is_refused(parts):
-    """It would draw two masks, and pay for one."""
+    """It would sample two masks, and its KL would count one."""
     prior = train_prior(Twice(), parts.prior, PriorConfig(prior_epochs=1))
     with pytest.raises(ValueError, match=r"fc\..*weight .*\b2\b"):
         certify(make_posterior(prior, "masks"), parts.certify, QUICK)

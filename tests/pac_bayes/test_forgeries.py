@@ -14,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from stochprune import backends
 from stochprune.cli import app
 from stochprune.pac_bayes import (
     CertifyConfig,
@@ -40,7 +41,7 @@ UNSEEN = {
     "other families left out, in the configuration too",
     "the last draws left out, in the configuration too",
 }
-"""What an honest run of another configuration would give: a choice made afterwards, which no file can show."""
+"""An honest run of another configuration gives the same file: no file can show that the choice was made afterwards."""
 SMALL = RunConfig(
     posteriors=("masks", "gaussian"),
     prior=PriorConfig(prior_epochs=2),
@@ -75,7 +76,7 @@ def path(honest, tmp_path) -> Path:
 
 
 def passes(check: str, path: Path, data_dir: Path | None = None) -> bool:
-    """Whether a check finds nothing; a check that cannot be made finds nothing either."""
+    """Return True if a check finds no difference, and False if it finds one or refuses the file."""
     try:
         if check == "verify":
             load_certificate(path)
@@ -116,7 +117,7 @@ def test_honest_certificates_pass_all(honest, name):
     assert path.read_bytes() == before
 
 
-def test_whoever_rebuilds_the_network_tries_it_again(path):
+def test_replay_and_rerun_repeat_the_trial(path):
     for use in (lambda: replay(path, 0), lambda: rerun(path)):
         for part in ("start", "end"):
             tried = mock.patch.object(Trial, part, side_effect=ValueError("the trial"))
@@ -124,8 +125,8 @@ def test_whoever_rebuilds_the_network_tries_it_again(path):
                 use()
 
 
-def test_what_a_file_holds_cannot_move_the_cursor(prior, parts, tmp_path):
-    """Nor add a line of its own to what is verified."""
+def test_control_characters_in_a_file_cannot_move_the_cursor(prior, parts, tmp_path):
+    """It cannot add a line to the report either."""
     path, lie = tmp_path / "c.json", "digits\ncertificate  zero_one risk <= 0.000001\x1b[2A"
     certify(make_posterior(prior, "masks"), parts.certify, CertifyConfig(draws=20), data=lie).save(path)
     run = CliRunner().invoke(app, ["certify", "--verify", str(path)])
@@ -151,10 +152,10 @@ def test_the_draws_of_a_replay_are_others_each_time(honest):
 def test_no_byte_of_a_certificate_may_change(path):
     content = path.read_bytes()
     numbers = generator(0, "bytes")
-    for place in numbers.permutation(len(content))[:400]:
+    for index in numbers.permutation(len(content))[:400]:
         for flip in (1 << int(numbers.integers(8)), 0x20):
             changed = bytearray(content)
-            changed[place] ^= flip
+            changed[index] ^= flip
             path.write_bytes(changed)
             with pytest.raises(ValueError, match=path.name):
                 load_certificate(path)
@@ -242,7 +243,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 @pytest.mark.parametrize("options", [(), ("--replay", "3"), ("--rerun",)])
-def test_what_is_no_certificate_is_refused_in_one_line(path, name, options):
+def test_other_files_than_certificates_are_refused_in_one_line(path, name, options):
     UNREADABLE[name](path)
     with pytest.raises(ValueError, match=path.name):
         load_certificate(path)
@@ -282,15 +283,27 @@ def test_a_certificate_outside_of_a_run(prior, parts, tmp_path):
             again()
 
 
-def test_rerun_says_what_differs_in_the_machine(path):
+@pytest.mark.parametrize(("setting", "stated"), [("threads", 77), ("backend", "triton"), ("backend", None)])
+def test_rerun_names_a_setting_that_differs(path, setting, stated):
     certificate = load_certificate(path)
-    losses = [0] * 60
-    dataclasses.replace(certificate, losses=losses, versions={**certificate.versions, "threads": 77}).save(path)
+    here = {"threads": torch.get_num_threads(), "backend": backends.resolve(torch.zeros(1)).NAME}
+    settings = {**certificate.versions, setting: stated}
+    if stated is None:  # as in files of earlier versions
+        del settings[setting]
+    dataclasses.replace(certificate, losses=[0] * 60, versions=settings).save(path)
     again = rerun(path)
-    assert again.made_with == {"threads": (77, torch.get_num_threads())}
+    assert again.made_with == {setting: (stated, here[setting])}
     assert {"losses", "mean_loss", "bound"} <= set(again.differences) and again.found.bound > again.stated.bound
     run = CliRunner().invoke(app, ["certify", "--verify", str(path), "--rerun", "--device", "cpu"])
-    assert run.exit_code == 1 and "threads 77" in run.output and "losses" in run.output
+    named = f"{setting} {'not recorded' if stated is None else stated} there and {here[setting]} here"
+    assert run.exit_code == 1 and named in run.output and "losses" in run.output
+
+
+def test_a_certificate_records_the_backend_that_sampled_its_networks(prior, parts, monkeypatch):
+    for backend in ("reference", backends.resolve(torch.zeros(1)).NAME):
+        monkeypatch.setenv(backends.OVERRIDE, backend)
+        certificate = certify(make_posterior(prior, "masks"), parts.certify, CertifyConfig(draws=20))
+        assert certificate.versions["backend"] == backend
 
 
 def test_the_command_makes_all_checks(honest):

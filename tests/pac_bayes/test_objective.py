@@ -88,7 +88,7 @@ def linear() -> nn.Module:
 @pytest.mark.parametrize("construct", [linear, convolutional])
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_the_gradient_under_local_reparameterisation(construct, family):
-    """Of the whole objective, against autograd in float64 of moments, normals, loss, divergence and bound by hand."""
+    """The whole objective agrees with autograd in float64 of moments, normals, loss, KL and bound written by hand."""
     posterior = make_posterior(Prior(convert(initialised(construct, 0), keep_kept=0.7), (), 0.3), family)
     numbers = torch.Generator().manual_seed(3)
     starts = {name: [t.detach().double() for t in parameters(layer)] for name, layer in posterior.layers.items()}
@@ -136,7 +136,7 @@ def test_the_gradient_under_local_reparameterisation(construct, family):
 
 
 def parameters(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, weight and rho; without rho something that is not looked at."""
+    """Return logits, weight and rho; a placeholder if the layer has no rho."""
     return layer.mask_logits, layer.weight, getattr(layer, "rho", torch.zeros_like(layer.weight))
 
 

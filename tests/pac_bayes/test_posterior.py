@@ -1,4 +1,4 @@
-"""Posteriors: divergences, curvatures and what is drawn."""
+"""Posteriors: KL, curvatures and the sampled networks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_curvature_is_the_second_derivative_at_the_prior(posterior):
             tensor.view(-1)[0] -= h
 
 
-def test_divergence_of_weights_and_masks_by_hand(posterior, prior):
+def test_kl_of_weights_and_masks_by_hand(posterior, prior):
     move(posterior)
     start = masked_layers(prior.model)
     for name, value in posterior.kl().items():
@@ -108,7 +108,7 @@ def test_mean_and_spread_of_a_linear_layer(prior):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pre_activations_have_the_moments_of_the_networks(family):
-    """And differ where the same weights would give the same."""
+    """Equal examples get different pre-activations, but equal outputs from one sampled network."""
     conv = lambda: nn.Conv2d(4, 4, 2, stride=2, padding=1, padding_mode="circular", groups=2)  # noqa: E731
     posterior = make_posterior(data_free(conv), family)
     move(posterior)
@@ -132,7 +132,7 @@ def test_pre_activations_have_the_moments_of_the_networks(family):
     assert torch.equal(draws(other, 5), local[:5]), "a copy goes its own way"
 
 
-def test_kept_counts_what_is_drawn(prior):
+def test_kept_counts_the_sampled_masks(prior):
     posterior = make_posterior(prior, "masks")
     layer = posterior.layers["fc1.weight"]
     posterior.at(5, 2)
@@ -155,8 +155,8 @@ def test_tied_weights_are_refused_by_weight_posteriors(prior):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_masks_that_the_divergence_counts_otherwise_are_refused(family):
-    """Two models converted apart have one stream for weights of one name, and so the same uniforms."""
+def test_masks_that_the_kl_counts_otherwise_are_refused(family):
+    """Two models converted separately have the same stream, and the same uniforms, for weights of one name."""
     halves = [convert(initialised(lambda: nn.Sequential(nn.Linear(4, 4)), i), keep_kept=0.8) for i in (0, 1)]
     model = nn.Sequential(*halves)
     with pytest.raises(ValueError, match=r"0\.0\.weight and 1\.0\.weight share.*stream.*logits"):
@@ -182,7 +182,7 @@ def test_activation_checkpointing(family, use_reentrant):
 
 
 def data_free(construct: Callable[[], nn.Module], include: object = None) -> Prior:
-    """Its masks keep with probability 0.8, its deviations are 0.1."""
+    """Its masks keep with probability 0.8, its standard deviations are 0.1."""
     return Prior(convert(initialised(construct, 0), keep_kept=0.8, include=include), (), 0.1)
 
 
@@ -210,7 +210,7 @@ def test_nothing_to_make_random_is_refused():
 
 
 def test_other_layers_keep_the_prior_s_masks():
-    """Of an embedding and of n:m masks, at no cost."""
+    """An embedding and N:M masks keep the prior's masks, and add nothing to the KL."""
     model = initialised(lambda: nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2)), 0)
     convert(convert(model, include="1.*", pattern="2:4"), include=["0.*", "2.*"], keep_kept=0.8)
     posterior = make_posterior(Prior(model, (), 0.1), "gaussian")
@@ -221,7 +221,7 @@ def test_other_layers_keep_the_prior_s_masks():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_posteriors_over_a_convolutional_network(family):
-    """Every family trains its convolutions and pays for them."""
+    """Every family trains its convolutions and counts them in the KL."""
     prior = train_prior(pbb_cnn(1, (8, 8), 4, seed=0), None, PriorConfig(prior_fraction=0.0, keep=0.8))
     posterior = make_posterior(prior, family)
     move(posterior, 0.1)

@@ -8,19 +8,10 @@ import math
 import pytest
 import torch
 
-from stochprune import rng, scores
+from stochprune import certify, rng, scores, self_bound
 from stochprune.models import mlp
 from stochprune.nn import masked_layers, sampling
-from stochprune.pac_bayes import (
-    CertifyConfig,
-    Prior,
-    PriorConfig,
-    SelfBoundConfig,
-    certify,
-    make_posterior,
-    self_bound,
-    train_prior,
-)
+from stochprune.pac_bayes import CertifyConfig, Prior, PriorConfig, SelfBoundConfig, make_posterior, train_prior
 from stochprune.pac_bayes.families import FAMILIES
 from stochprune.pac_bayes.prior import representable
 from stochprune.training import CheckpointError
@@ -45,7 +36,7 @@ def test_training_moves_weights_and_not_probabilities(prior, parts):
 
 
 def test_a_checkpoint_of_another_part_is_refused(tmp_path, parts):
-    """The prior would have seen examples that it denies."""
+    """Otherwise the prior would have seen examples that its record leaves out."""
     config = PriorConfig(prior_epochs=1)
     other = make_split(fraction=0.25).prior
     first = train_prior(mlp((6, 12, 3), seed=0), parts.prior, config, folder=tmp_path)
@@ -126,7 +117,7 @@ EDITS = [edit_weight, edit_logits, edit_bias, edit_dtype, add_buffer]
 @pytest.mark.parametrize("use", ["make_posterior", "self_bound", "certify"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prior_edited_after_training_is_refused(prior, parts, edit, use, family):
-    """Whoever edits it may have looked at the examples that certify."""
+    """An edit may depend on the examples that certify."""
     mine = Prior(copy.deepcopy(prior.model), prior.seen, prior.sigma)
     posterior = make_posterior(mine, family)
     edit(mine.model)

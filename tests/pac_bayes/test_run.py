@@ -72,7 +72,7 @@ def test_replay(finished, name):
 
 
 def test_certificates_of_random_convolutions(tmp_path):
-    """They pay for every layer, and are verified, replayed, and refused for another posterior."""
+    """Their KL counts every layer; they are verified, replayed, and refused for another posterior."""
     prior = PriorConfig(prior_epochs=1, prior_lr=3e-3)
     config = RunConfig(
         model="pbb_cnn",
@@ -97,7 +97,7 @@ def test_certificates_of_random_convolutions(tmp_path):
         replay(folder / "gaussian-quadratic.json", 0)
 
 
-def test_replay_refuses_divergences_that_are_not_the_posteriors(finished, tmp_path):
+def test_replay_refuses_a_kl_that_is_not_the_posteriors(finished, tmp_path):
     for path in finished[0].iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())

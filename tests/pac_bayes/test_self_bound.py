@@ -70,8 +70,8 @@ def test_a_killed_run_goes_on_bit_for_bit(family, estimator, parts, prior, tmp_p
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("estimator", ["concrete", LOCAL])
-def test_what_was_learnt_draws_networks(family, estimator, parts, prior):
-    """Whatever the training drew: the same risks, and the same certificate, as any posterior of these parameters."""
+def test_a_learnt_posterior_equals_any_with_its_parameters(family, estimator, parts, prior):
+    """Risks and certificate are those of any posterior with these parameters, whatever masks the training used."""
     result = self_bound(prior, parts.certify, dataclasses.replace(QUICK, estimator=estimator), family=family)
     plain = make_posterior(prior, family)
     plain.load_state_dict(result.posterior.state_dict())

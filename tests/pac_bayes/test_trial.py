@@ -1,4 +1,4 @@
-"""What is certified is one example at a time: networks that are no function of one example are refused."""
+"""A certificate is for one example at a time: a network whose output depends on other examples is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_network_that_depends_on_more_than_the_example_is_refused(name, part):
 
 
 def masked_class(value: float) -> nn.Module:
-    """Gives the last of three classes, which no label has, a fixed output."""
+    """Gives a fixed output to the last of three classes, which no label has."""
     return Layer(lambda _, x: torch.cat([x[:, :2], torch.full_like(x[:, 2:], value)], 1))
 
 
@@ -70,7 +70,7 @@ def test_refused_for_every_posterior_and_size_of_batch(family, draw_examples, pa
 
 
 def risk_one_at_a_time(posterior, part, networks: int) -> float:
-    """The error of ``networks`` networks, each example in a forward of its own."""
+    """Return the error of ``networks`` networks, with one forward pass for each example."""
     posterior.at(12345, 0)
     wrong = []
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_one_example_a_draw_still_refuses_what_is_no_function(name, part):
 
 
 class Constant(nn.Module):
-    """Outputs that no example changes."""
+    """A network with constant outputs."""
 
     def forward(self, x):
         return 0 * x

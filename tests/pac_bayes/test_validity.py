@@ -34,7 +34,7 @@ def test_bounds_hold(bound, world, learnt):
 
 @pytest.fixture(scope="module")
 def trap() -> tuple[World, torch.Tensor, list[torch.Tensor]]:
-    """Labels that nothing can learn and 4,096 masks to fit them with: the samples, and two posteriors for each."""
+    """Random labels and 4,096 masks to fit them: return the samples, and two posteriors for each."""
     world = World.make(weights=12, noise=0.5)
     empirical = world.samples(REPETITIONS, 20, seed=1)
     prior = torch.zeros(REPETITIONS, 12, dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_broken_bounds_are_found(bound, trap):
 
 
 def certificates(world: World, empirical: torch.Tensor, logits: torch.Tensor, draws: int, estimate) -> list[bool]:
-    """Whether each certificate fails, with the empirical risk estimated by draws of a mask and 8 of the examples."""
+    """Return whether each certificate fails. Each draw estimates the empirical risk by one mask on 8 examples."""
     numbers, truth = generator(5, "draws", draws), (world.posterior(logits) @ world.risk).tolist()
     keep = torch.sigmoid(logits).numpy()
     powers = 2 ** np.arange(keep.shape[1])[::-1]
@@ -77,7 +77,7 @@ def test_certificates_from_draws_hold(estimate, world, learnt):
 
 
 def test_choosing_the_best_prior_needs_its_union_bound(world):
-    """Sixty priors that know nothing, each a point mass; the best on the sample, with and without the union."""
+    """Sixty data-free priors, each a point mass: certify the best on the sample, with and without the union."""
     numbers = generator(6, "priors")
     empirical = world.samples(REPETITIONS, M, seed=2)
     broken, counted = 0, 0

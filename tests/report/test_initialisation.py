@@ -51,6 +51,6 @@ def test_random_masks_alone_and_diverged_trainings(tmp_path):
 
 
 def test_a_title_is_text_and_no_formula(tmp_path):
-    r"""Such as one that states a price: $\frac$ ends matplotlib's own parser, after the whole study."""
+    r"""A title such as $\frac$ would make matplotlib's parser fail, after the whole study."""
     plot_initialisation({"title": r"for $\frac$ a run", "rows": rows(["a"], ["none"])}, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()

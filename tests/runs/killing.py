@@ -1,4 +1,4 @@
-"""Runs commands again and again, kills them with SIGKILL at moments drawn from a seed, and lets each end at last.
+"""Runs commands again and again, kills them with SIGKILL at moments chosen by a seed, and lets each end at last.
 
     python killing.py OUT SEED KILLS '{"NAME": ["COMMAND", "--OPTION", ...], ...}'
 

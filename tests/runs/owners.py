@@ -124,7 +124,7 @@ TRAINERS: dict[str, Callable[..., Any]] = {
     "imp": run_imp,
     "certificate": run_certificate,
 }
-"""Those that take callbacks: they can be stopped after a step."""
+"""The functions that take callbacks: they can be stopped after a step."""
 OWNERS: dict[str, Callable[..., Any]] = {
     **TRAINERS,
     "initialisation": run_initialisation,

@@ -1,4 +1,4 @@
-"""What every configuration shares: ranges, tuples, digests."""
+"""Rules of all configurations: ranges, tuples, digests."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def content(path: Path) -> object:
 
 
 def damaged(whole: bytes, seed: str) -> list[bytes]:
-    """One bit flipped at each of 60 places, and the beginnings of 20 lengths."""
+    """Return copies of the content: 60 with one flipped bit, and 20 that are cut."""
     numbers = random.Random(seed)
     places = [numbers.randrange(8 * len(whole)) for _ in range(60)]
     flipped = [whole[: p // 8] + bytes([whole[p // 8] ^ 1 << p % 8]) + whole[p // 8 + 1 :] for p in places]
@@ -109,7 +109,7 @@ def moments_of(payload: dict) -> list[dict]:
     ],
 )
 def test_positions_counters_and_keys_are_checked(tmp_path, name, change):
-    """Of checkpoints whose digest is right, as another version of this program would write them."""
+    """The digests of these checkpoints are right, as if another version of this program had written them."""
     TRAINERS[name](tmp_path)
     changed = 0
     for path in tmp_path.rglob("checkpoint.pt"):

@@ -23,7 +23,7 @@ def test_other_names_are_refused(name):
 
 
 @pytest.mark.parametrize("name", [0, 3, None, [], b"cpu"])
-def test_what_is_no_name_is_refused(name):
+def test_values_that_are_not_names_are_refused(name):
     with pytest.raises(TypeError, match=rf"device_of: name.*got {re.escape(repr(name))}"):
         device_of(name)
 

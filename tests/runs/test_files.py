@@ -149,7 +149,7 @@ def test_huge_files_are_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_what_is_no_file_is_refused_in_one_line(tmp_path, kind, monkeypatch):
+def test_paths_that_are_not_files_are_refused_in_one_line(tmp_path, kind, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("nowhere")

@@ -56,7 +56,7 @@ def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path):
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
 def test_a_lock_that_is_no_file_is_refused_and_never_written_through(tmp_path, kind):
-    """Whoever may write to the folder could otherwise empty any file of the user's."""
+    """Otherwise another user who may write to the folder could empty any file of this user."""
     mine, run = tmp_path / "mine", tmp_path / "run"
     mine.write_text("mine"), run.mkdir()
     make = {
@@ -127,7 +127,7 @@ def test_one_who_waited_holds_the_folder_against_a_third(tmp_path, monkeypatch):
         thread.join()
 
 
-def test_of_many_at_once_one_is_in(tmp_path):
+def test_one_of_many_processes_enters_the_folder(tmp_path):
     """Locks are removed and made all the time, so that a late comer may hold one that has no name any more."""
     inside, most, lock = 0, 0, threading.Lock()
 

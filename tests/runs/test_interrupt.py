@@ -1,4 +1,4 @@
-"""How commands end early: by a signal, a full disk, a folder that cannot be, a reader that leaves. In one line."""
+"""Commands that end early report it in one line: a signal, a full disk, an impossible folder, a closed pipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = "stochprune.runs.files.os"
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Drawing them takes longer than the rest."""
+    """Plotting takes longer than the rest."""
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b"a picture"))
 
 
@@ -33,7 +33,7 @@ def invoke(name: str, out: Path, *more: str) -> Result:
 
 
 def on_call(number: int, original, act):
-    """``original``, but that ``act`` is called in its place at the call of a number, from 1."""
+    """Return ``original``, but call ``act`` instead at one call, whose number counts from 1."""
     calls = 0
 
     def wrapped(*arguments):

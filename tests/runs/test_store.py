@@ -66,7 +66,7 @@ def test_other_json_is_not_taken_as_done(tmp_path, text):
     ],
 )
 def test_keys_and_kinds_are_checked(tmp_path, change):
-    """Of files whose digest is right, as another version of this program would write them."""
+    """The digests of these files are right, as if another version of this program had written them."""
     ask(tmp_path)
     content = read_json(tmp_path / "result.json", "result")
     write_json(tmp_path / "result.json", {**content, **change})
@@ -129,7 +129,7 @@ def test_all_that_differs_is_named_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("run", [run_initialisation, run_finetune_study])
-def test_a_result_in_the_place_of_another_is_refused(tmp_path, run):
+def test_a_result_under_the_name_of_another_is_refused(tmp_path, run):
     """Through a study: a cell's folder under the name of another cell."""
     run(tmp_path)
     cells = sorted(path.parent for path in tmp_path.rglob("result.json"))
@@ -157,7 +157,7 @@ def test_kept_weights_of_other_data_are_refused(tmp_path):
         run_initialisation(tmp_path)
 
 
-def test_sparsities_that_print_alike_have_folders_of_their_own(tmp_path):
+def test_sparsities_that_print_the_same_have_separate_folders(tmp_path):
     plan = studies.StudyConfig(
         scores=("magnitude",), sparsities=(0.9, 0.90000001), seeds=1, dense_epochs=1, retrain_epochs=0, batch_size=512
     )

@@ -19,6 +19,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def correlated(examples: int, features: int, seed: int = 0) -> Tensor:
+    """Random inputs [examples, features] whose features are correlated."""
+    return normal(examples, features, seed=seed) @ normal(features, features, seed=seed + 1)
+
+
 class ConvNet(nn.Module):
     """A convolution, batch normalisation and a linear layer on [n, 1, 4, 4]."""
 
@@ -39,6 +44,11 @@ def smooth_mlp() -> nn.Module:
     network = models.mlp((4, 5, 3), seed=1).double()
     network.relu1 = nn.Softplus()
     return network
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    return models.mlp((6, 4), seed=2).double().fc1
 
 
 @pytest.fixture(params=["mlp", "conv"])

@@ -1,4 +1,4 @@
-"""Which weights are scored, and by which name."""
+"""The weights that are scored, and their names."""
 
 from __future__ import annotations
 

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from stochprune import masks, models, scores
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def correlated(examples: int, features: int, seed: int = 0) -> torch.Tensor:
-    return normal(examples, features, seed=seed) @ normal(features, features, seed=seed + 1)
-
-
-@pytest.fixture
-def layer() -> nn.Linear:
-    return models.mlp((6, 4), seed=2).double().fc1
+from tests.scores.conftest import correlated, normal
 
 
 def least_error(x, target, allowed):

@@ -8,19 +8,7 @@ from torch import nn
 
 import stochprune as sp
 from stochprune import models, scores
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def correlated(examples: int, features: int, seed: int = 0) -> torch.Tensor:
-    return normal(examples, features, seed=seed) @ normal(features, features, seed=seed + 1)
-
-
-@pytest.fixture
-def layer() -> nn.Linear:
-    return models.mlp((6, 4), seed=2).double().fc1
+from tests.scores.conftest import correlated, normal
 
 
 def test_wanda_is_the_weight_times_the_norm_of_its_input(layer):

@@ -1,4 +1,4 @@
-"""YAML files that want memory or time, or surprise: refused in the file's name, on one line, at once."""
+"""YAML files that take memory or time, or surprise, are refused at once in one line that names the file."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_statistics_before_and_after_training(finished):
 
 
 def test_distances_are_those_between_the_cells(finished):
-    """Recomputed from the networks themselves, before training."""
+    """The statistics are recomputed from the untrained networks."""
     _, results = finished
     dataset = data.digits()
     model = models.build("lenet_300_100", dataset.shape, 10, 0)
@@ -213,7 +213,7 @@ def test_without_training_there_are_distributions_and_no_errors(tmp_path):
 
 @pytest.mark.parametrize("name", ["immune", "prospr"])
 def test_shipped_small_studies_run(name, tmp_path):
-    """Their grids as they are, with one seed and one epoch."""
+    """Run the shipped grids unchanged, with one seed and one epoch."""
     plan = studies.load(name, small=True)
     settings = dataclasses.replace(plan.settings, batch_size=512, weights=WeightConfig(epochs=1))
     _, results = studies.run(dataclasses.replace(plan, seeds=1, settings=settings), out=tmp_path)

@@ -1,4 +1,4 @@
-"""The flow in closed form against the integrator, its limits, and the divergence between two flows."""
+"""The flow in closed form against the integrator, its limits, and the KL between two flows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_features_that_are_not_aligned_are_pruned(generator):
 
 
 def test_straight_through_stops_between_0_and_1(generator):
-    """Where the labels ask for a part of a weight, the mean network's loss is least at that part."""
+    """If the labels are those of a fraction of a weight, the loss of the mean network is smallest at this fraction."""
     model = orthogonal(generator)
     part = torch.tensor([0.2, 0.5, 0.8, 0.9, 0.1], dtype=torch.float64)
     model = LinearModel(model.x, model.x @ part, torch.ones_like(part))
@@ -53,7 +53,7 @@ def test_straight_through_stops_between_0_and_1(generator):
 
 
 @pytest.mark.parametrize("time", [0.1, 1.0, 10.0, 300.0])
-def test_the_divergence_of_two_flows_is_bounded(time, generator):
+def test_the_kl_of_two_flows_is_bounded(time, generator):
     start = torch.randn(5, generator=generator, dtype=torch.float64)
     prior = orthogonal(generator)
     for _ in range(20):

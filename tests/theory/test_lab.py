@@ -62,10 +62,10 @@ def test_masks_have_a_path_of_whole_weights_and_dropout_a_smooth_one():
         assert (dropout[1:] > 0).all() and dropout[0].max() < 0.1 * dropout[-1].max()
 
 
-def test_certificates_hold_and_divergences_stay_below_their_bound():
+def test_certificates_hold_and_the_kl_stays_below_its_bound():
     for point in lab.certificates(SMALL):
         assert point.risk <= point.certificate
-        # q is rounded to 1/32768: for q and p in 1/100 .. 99/100 a divergence moves by less than this
+        # q is rounded to 1/32768: for q and p in 1/100 .. 99/100 a KL moves by less than this
         assert point.kl <= point.bound + 1e-4
 
 

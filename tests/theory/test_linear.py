@@ -80,7 +80,7 @@ def test_no_probabilities_beat_the_best_mask(model, generator):
 
 
 def test_straight_through_follows_the_loss_of_the_mean_network(model, logits):
-    """The gradient that the op gives is, over all masks in their proportions, that of the mean's loss."""
+    """Averaged over all masks with their probabilities, the op's gradient is that of the loss of the mean."""
     q = torch.sigmoid(logits.detach())
     masks = all_masks(6)
     residual = model.y - model.predict(masks)  # [2^d, n]

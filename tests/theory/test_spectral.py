@@ -21,7 +21,7 @@ def test_both_sides_are_close_to_the_svd(shape, size):
     assert norm_lower(a) > 0.9 * norm
 
 
-def test_tight_where_the_first_singular_value_stands_apart():
+def test_tight_if_the_first_singular_value_is_well_separated():
     a = generator(0, "gap").standard_normal((60, 80))
     a += 5 * np.ones_like(a)
     assert norm_upper(a) == pytest.approx(np.linalg.norm(a, 2), rel=1e-8)

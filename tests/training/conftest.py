@@ -56,7 +56,7 @@ def masked() -> Callable[..., nn.Module]:
 
 
 class Stop(Exception):
-    """What a test raises to kill a run."""
+    """Raised by a test to stop a run."""
 
 
 class Recorder:

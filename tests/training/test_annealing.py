@@ -33,7 +33,7 @@ def test_sparsity_is_the_cubic_of_zhu_and_gupta():
 
 
 class Recorder:
-    """What a training used in each step: noted when the step before it ends, after the schedules."""
+    """Records the values that a training uses in each step: at the end of the step before, after the schedules."""
 
     def __init__(self):
         self.temperatures, self.kept = [], []

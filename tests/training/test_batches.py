@@ -1,4 +1,4 @@
-"""What every trainer and score says of batches, labels and losses that it cannot use."""
+"""Every trainer and score refuses batches, labels and losses that it cannot use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rates over a training, and their place after a resumption."""
+"""Learning rates over a training, and where they continue after a resumption."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def captured(runs: Sequence[Callable[[], object]]) -> float:
 
 
 def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Put the CPU and small sizes in the place of the GPU."""
+    """Replace the GPU by the CPU and small sizes."""
     from bench import baselines, draws
     from bench.gpu import device, smoke, times
     from stochprune import backends

@@ -1,0 +1,52 @@
+"""Arguments of ``stochprune.nn``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import stochprune as sp
+from tests.fuzz.arguments.objects import dense, inputs, masked, masks, names, without
+
+
+def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
+    options = {"keep": 0.9, "estimator": "straight_through", "temperature": 1.0, "seed": 0, "stream": 3}
+    wide = {"in_features": 8, "out_features": 4, "bias": True, **options}
+    window = {"in_channels": 4, "out_channels": 4, "kernel_size": 2, "stride": 1, "padding": 0, **options}
+    shape = {"num_embeddings": 5, "embedding_dim": 4, "padding_idx": 0, **options}
+    kinds = [f"{kind}{n}d" for kind in ("MaskedConv", "MaskedConvTranspose", "FilterMaskedConv") for n in (1, 2, 3)]
+    return {
+        **{f"nn.{kind}": lambda: dict(window) for kind in kinds},
+        "nn.MaskedLinear": lambda: dict(wide),
+        "nn.MaskedTransposedLinear": lambda: {"nf": 4, "nx": 8, **options},
+        "nn.MaskedEmbedding": lambda: dict(shape),
+        "nn.NMMaskedLinear": lambda: without(wide | {"pattern": "2:4"}, "estimator", "temperature", "keep"),
+        "nn.StructuredMaskedLinear": lambda: wide | {"structure": "rows"},
+        "nn.GatedBranch": lambda: {"branch": sp.models.mlp((6, 6), seed=0), "keep": 0.9},
+        "nn.masked_layers": lambda: {"model": masked()},
+        "nn.antithetic_gradients": lambda: {
+            "model": masked(),
+            "loss": lambda model: model(inputs()).sum(),
+            "draw": 0,
+            "estimator": "disarm",
+        },
+        "nn.convert": lambda: {
+            "model": dense(),
+            "masks": masks(),
+            "keep_kept": 0.95,
+            "keep_pruned": 0.05,
+            "include": None,
+            "exclude": None,
+            "pattern": None,
+            "seed": 0,
+        },
+        "nn.harden": lambda: {"model": masked(), "sparsity": 0.25, "scope": "global"},
+        "nn.gate_branches": lambda: {"model": dense(), "names": "1", "keep": 0.9, "seed": 0},
+        "nn.drop_branches": lambda: {"model": sp.nn.gate_branches(dense(), "1", 0.9)},
+        "nn.expected_cost": lambda: {"model": sp.nn.gate_branches(dense(), "1", 0.9), "costs": {"1": 1.0}},
+        "nn.layer_kl": lambda: {"model": masked(), "prior_logits": dict.fromkeys(names(), 0.0)},
+        "nn.batched_samples": lambda: {"model": masked(), "draws": 2},
+        "nn.fused_masking": lambda: {"model": masked()},
+        "nn.sampling": lambda: {"model": masked(), "enabled": True},
+        "nn.semi_structured": lambda: {"model": dense()},
+    }

@@ -1,0 +1,60 @@
+"""Arguments of ``stochprune.training``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from stochprune.training import FinetuneConfig, IMPConfig, SoftThresholdConfig, WeightConfig
+from tests.fuzz.arguments.objects import dense, fields, inputs, labels, loader, masked, masks, tensor
+
+
+def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
+    once = {"loss_fn": F.cross_entropy, "callbacks": ()}
+    annealing = {"start": 0.5, "end": 0.25, "steps": 10, "begin": 0}
+    configs = (FinetuneConfig, WeightConfig, SoftThresholdConfig, IMPConfig)
+    return {
+        **{f"training.{kind.__name__}": lambda kind=kind: fields(kind) for kind in configs},
+        **{f"training.{name}": lambda: dict(annealing) for name in ("Temperature", "Sparsity", "PriorStrength")},
+        "training.ProgressBar": lambda: {"title": "x", "total": 3},
+        "training.PruneEarly": lambda: {"masks": lambda model: masks(), "threshold": 0.9, "window": 2},
+        "training.early_pruning_indicator": lambda: {"kept": [{"a": 3}, {"a": 4}, {"a": 4}], "window": 2},
+        "training.error": lambda: {"outputs": tensor(12, 3), "y": labels()},
+        "training.predict": lambda: {"model": dense(), "x": inputs(), "batch_size": 5},
+        "training.stochastic_error": lambda: {"model": masked(), "x": inputs(), "y": labels(), "draws": 2},
+        "training.soft_threshold": lambda: {"weight": tensor(5, 8), "threshold": torch.tensor(0.1)},
+        "training.finetune": lambda: {
+            "model": masked(),
+            "train_loader": loader(),
+            "config": FinetuneConfig(epochs=1),
+            "out": None,
+            **once,
+        },
+        "training.imp": lambda: {
+            "model": dense(),
+            "train_loader": loader(),
+            "config": IMPConfig(cycles=1, retrain_epochs=1, dense=WeightConfig(epochs=1), sparsity=0.5),
+            "out": None,
+            **once,
+        },
+        "training.train_soft_threshold": lambda: {
+            "model": dense(),
+            "train_loader": loader(),
+            "config": SoftThresholdConfig(epochs=1),
+            "folder": None,
+            **once,
+        },
+        "training.train_weights": lambda: {
+            "model": dense(),
+            "train_loader": loader(),
+            "config": WeightConfig(epochs=1),
+            "masks": masks(),
+            "schedule": None,
+            "folder": None,
+            "identity": "x",
+            **once,
+        },
+    }
