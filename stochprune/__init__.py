@@ -16,6 +16,7 @@ from stochprune.nn.harden import harden
 
 if TYPE_CHECKING:
     from stochprune import bounds, data, models, pac_bayes, scores, training
+    from stochprune.nn.save_sparse import load_sparse, save_sparse
     from stochprune.pac_bayes import Certificate
     from stochprune.pac_bayes.certify import certify
     from stochprune.pac_bayes.self_bound import self_bound
@@ -36,11 +37,13 @@ __all__ = [
     "functional",
     "harden",
     "keep_mask",
+    "load_sparse",
     "masks",
     "models",
     "nn",
     "pac_bayes",
     "rng",
+    "save_sparse",
     "scores",
     "self_bound",
     "training",
@@ -53,6 +56,8 @@ _HOMES = {
     "FinetuneConfig": "training",
     "certify": "pac_bayes",
     "finetune": "training",
+    "load_sparse": "nn.save_sparse",
+    "save_sparse": "nn.save_sparse",
     "self_bound": "pac_bayes",
 }
 
