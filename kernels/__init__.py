@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stochprune import materialised
 from stochprune.extras import extra
+from stochprune.sparse_rows import sparse_linear
 
 with extra("gpu", "the Triton backend"):
     import triton
@@ -72,6 +73,7 @@ __all__ = [
     "nm_weight_grad",
     "normal",
     "routing_table",
+    "sparse_linear",
     "supports",
     "threshold_from_logits",
     "weight_grad",

@@ -13,6 +13,7 @@ from stochprune import backends, functional, masks, nn, rng
 from stochprune.functional.keep_mask import keep_mask
 from stochprune.nn.convert import convert
 from stochprune.nn.harden import harden
+from stochprune.nn.sparsify import sparsify
 
 if TYPE_CHECKING:
     from stochprune import bounds, data, models, pac_bayes, scores, training
@@ -46,6 +47,7 @@ __all__ = [
     "save_sparse",
     "scores",
     "self_bound",
+    "sparsify",
     "training",
 ]
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.sparse_rows import SparseRows
 
 MODULES = {
     "native": "stochprune.native",
@@ -122,6 +123,8 @@ class Backend(Protocol):
     def normal(self, rows: int, cols: int, *, mask: Mask) -> Tensor: ...
     def gaussian_weight(self, mu: Tensor, rho: Tensor, *, mask: Mask, dtype: torch.dtype) -> Tensor: ...
     def gaussian_grad(self, grad: Tensor, rho: Tensor, *, mask: Mask) -> Tensor: ...
+
+    def sparse_linear(self, x: Tensor, rows: SparseRows, bias: Tensor | None) -> Tensor: ...
 
     def bernoulli_kl(self, logits: Logits, prior_logits: Logits) -> Tensor: ...
     def bernoulli_kl_backward(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stochprune import materialised, patterns, rng
 from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.sparse_rows import sparse_linear as sparse_linear
 
 NAME = "reference"
 MATRICES = False

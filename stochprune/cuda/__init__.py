@@ -24,6 +24,7 @@ from stochprune.reference import (  # in torch's own kernels
     nm_weight_grad,
     normal,
 )
+from stochprune.sparse_rows import sparse_linear
 
 NAME = "cuda"
 MATRICES = False
@@ -64,6 +65,7 @@ __all__ = [
     "nm_masked_weight",
     "nm_weight_grad",
     "normal",
+    "sparse_linear",
     "supports",
     "threshold_from_logits",
     "weight_grad",

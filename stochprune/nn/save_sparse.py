@@ -26,7 +26,7 @@ def save_sparse(model: nn.Module, path: str | Path) -> None:
     memory are stored once. The file is written completely or not at all.
 
     Args:
-        model: any model, as a rule from :func:`stochprune.harden`.
+        model: any model, as a rule from :func:`stochprune.harden`. Save before :func:`stochprune.sparsify`.
         path: of the file, which is replaced.
 
     Raises:
