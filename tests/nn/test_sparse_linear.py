@@ -9,9 +9,13 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.utils import prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import stochprune as sp
+from stochprune.functional.sparse_linear import sparse_linear as functional
 from stochprune.nn import SparseLinear, sparsify
 from stochprune.nn.sparsify import SMALLEST
 from stochprune.sparse_rows import SparseRows, pack, why_invalid
@@ -179,6 +183,27 @@ def test_compiled_and_exported_graphs_hold_the_product(generator):
     assert torch.equal(torch.export.export(model, (x,)).module()(x), expected)
     args = (x, *model[0].rows, model[0].bias)
     torch.library.opcheck(torch.ops.stochprune.sparse_linear.default, args)
+
+
+def test_vmap_and_fake_tensors(generator):
+    sparse, x = SparseLinear.from_linear(linear(6, 7)), numbers(4, 3, 7)
+    expected = sparse(x)
+    assert torch.equal(torch.vmap(sparse)(x), expected)
+    assert torch.equal(torch.vmap(torch.vmap(sparse), in_dims=1, out_dims=1)(x), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert sparse(mode.from_tensor(x)).shape == (4, 3, 6)
+    with FlopCounterMode(display=False):
+        assert torch.equal(sparse(x), expected)
+    with pytest.raises(RuntimeError, match="to_linear"):
+        torch.func.grad(lambda x: sparse(x).sum())(x)
+    with pytest.raises(RuntimeError, match="to_linear"):
+        torch.func.jvp(sparse, (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="to_linear"):
+        sparse(forward_ad.make_dual(x, x))
+    columns, first, bias = sparse.columns, sparse.first, sparse.bias
+    with pytest.raises(RuntimeError, match="one by one"):
+        many = torch.stack([sparse.values] * 4)
+        torch.vmap(lambda x, v: functional(x, SparseRows(v, columns, first), 7, bias))(x, many)
 
 
 def test_threads_run_side_by_side():
