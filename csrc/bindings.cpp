@@ -155,6 +155,18 @@ void bind_gaussian(py::module_& m) {
   });
 }
 
+void bind_sparse(py::module_& m) {
+  m.def("sparse_linear", [](const object& x, const object& values, const object& columns, const object& first,
+                            const object& bias, const object& out, int threads) {
+    const std::vector<int64_t> sizes = shape_of(x);
+    const Dense from(x, sizes[1]);
+    const SparseRows w{address<float>(values), address<uint16_t>(columns), address<int64_t>(first)};
+    const Shape shape{shape_of(first)[0] - 1, sizes[1]};
+    const auto b = address<float>(bias), to = address<float>(out);
+    unlocked([&] { sparse_linear(shape, w, sizes[0], static_cast<const float*>(from.matrix.data), b, to, threads); });
+  });
+}
+
 void bind_kl(py::module_& m) {
   m.def("bernoulli_kl", [](const object& logits, const object& prior, int threads) {
     const Flat f({logits, prior});
@@ -193,6 +205,7 @@ PYBIND11_MODULE(_C, m) {
   });
   bind_masked(m);
   bind_gaussian(m);
+  bind_sparse(m);
   bind_kl(m);
   m.def("advise_huge_pages", [](uintptr_t data, size_t bytes) { advise_huge_pages(reinterpret_cast<void*>(data), bytes); });
 #ifdef STOCHPRUNE_CUDA

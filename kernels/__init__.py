@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stochprune import materialised
 from stochprune.extras import extra
+from stochprune.sparse_rows import sparse_linear as sparse_linear
 
 with extra("gpu", "the Triton backend"):
     import triton

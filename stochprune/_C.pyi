@@ -71,6 +71,9 @@ def moments_grad(
     drho: Tensor | None,
     threads: int,
 ) -> None: ...
+def sparse_linear(
+    x: Tensor, values: Tensor, columns: Tensor, first: Tensor, bias: Tensor | None, out: Tensor, threads: int
+) -> None: ...
 def bernoulli_kl(logits: Logits, prior: Logits, threads: int) -> float: ...
 def bernoulli_kl_grad(
     scale: float, logits: Logits, prior: Logits, dlogits: Tensor | None, dprior: Tensor | None, threads: int

@@ -14,9 +14,11 @@ from stochprune import backends, functional, masks, nn, rng
 from stochprune.functional.keep_mask import keep_mask
 from stochprune.nn.convert import convert
 from stochprune.nn.harden import harden
+from stochprune.nn.sparsify import sparsify
 
 if TYPE_CHECKING:
     from stochprune import bounds, data, models, pac_bayes, scores, training
+    from stochprune.nn.save_sparse import load_sparse, save_sparse
     from stochprune.pac_bayes import Certificate
     from stochprune.pac_bayes.certify import certify
     from stochprune.pac_bayes.self_bound import self_bound
@@ -40,13 +42,16 @@ __all__ = [
     "functional",
     "harden",
     "keep_mask",
+    "load_sparse",
     "masks",
     "models",
     "nn",
     "pac_bayes",
     "rng",
+    "save_sparse",
     "scores",
     "self_bound",
+    "sparsify",
     "training",
 ]
 
@@ -57,6 +62,8 @@ _HOMES = {
     "FinetuneConfig": "training",
     "certify": "pac_bayes",
     "finetune": "training",
+    "load_sparse": "nn.save_sparse",
+    "save_sparse": "nn.save_sparse",
     "self_bound": "pac_bayes",
 }
 

@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the package has another name
 CORE = {*sys.stdlib_module_names, "torch", "numpy", "stochprune"}
-OPTIONAL = ("matplotlib", "sklearn", "scipy", "typer", "click", "rich", "yaml", "transformers", "triton")
+OPTIONAL = (
+    *("matplotlib", "sklearn", "scipy", "typer", "click", "rich", "yaml"),
+    *("transformers", "triton", "safetensors"),
+)
 BLOCK = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -90,6 +93,8 @@ NEEDY = {
     "from stochprune.report.style import new_figure; new_figure(1, 1)": ("studies", "plot"),
     "from stochprune.report import timing_table; timing_table('x', {})": ("studies", "table"),
     "import stochprune.kernels": ("gpu", "Triton"),
+    "import torch; sp.save_sparse(torch.nn.Linear(1, 1), 'x')": ("files", "save_sparse"),
+    "sp.load_sparse('x')": ("files", "load_sparse"),
 }
 
 

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <numeric>
+#include <ranges>
 #include <stdexcept>
 
 #include "threads.h"
@@ -143,6 +145,13 @@ double sum_of_chunks(int threads, int64_t count, F&& term) {
   return std::accumulate(partial.begin(), partial.end(), 0.0);
 }
 
+// to [cols, lanes] = x [examples, cols]^T of some columns, zeros beside; 16 columns are one or more lines of x's cache.
+void transpose(const float* x, float* to, int64_t cols, int examples, int lanes, int64_t begin, int64_t end) {
+  for (int64_t c = begin; c < end; c += 16)
+    for (int m = 0; m < lanes; ++m)
+      for (int64_t i = c; i < std::min(c + 16, end); ++i) to[i * lanes + m] = m < examples ? x[m * cols + i] : 0.0f;
+}
+
 }  // namespace
 
 std::vector<std::string> instruction_sets() {
@@ -244,6 +253,31 @@ void moments_grad(Shape shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMa
     k.moments_grad(part, from_row(dmean, r), from_row(dvariance, r), from_row(weight, r), from_row(logits, r), from_row(rho, r),
                    from_row(dweight, r), from_row(dlogits, r), from_row(drho, r));
   });
+}
+
+void sparse_linear(Shape shape, const SparseRows& w, int64_t batch, const float* x, const float* bias, float* y, int threads) {
+  const Kernels& k = *chosen().load();
+  // Threads share the kept weights evenly; a row counts for one more, so that empty ones are shared too.
+  const int64_t work = w.first[shape.rows] + shape.rows;
+  const auto row_at = [&, rows = std::views::iota(int64_t{0}, shape.rows)](int64_t position) {
+    return *std::ranges::lower_bound(rows, position, {}, [&](int64_t r) { return w.first[r] + r; });
+  };
+  const int64_t widest = sparse_lanes(int(std::min<int64_t>(batch, kSparseBatch)));
+  const std::unique_ptr<float[]> side_by_side(widest == 1 ? nullptr : new float[size_t(shape.cols * widest)]);
+  for (int64_t m = 0; m < batch; m += kSparseBatch) {
+    const int examples = int(std::min<int64_t>(kSparseBatch, batch - m)), lanes = sparse_lanes(examples);
+    const float* from = x + m * shape.cols;
+    if (lanes > 1) {
+      split(threads, Shape{shape.cols, lanes}, [&](int64_t first, Shape part) {
+        transpose(from, side_by_side.get(), shape.cols, examples, lanes, first, first + part.rows);
+      });
+      from = side_by_side.get();
+    }
+    split(threads, Shape{work, examples}, [&](int64_t first, Shape part) {
+      k.sparse_linear(w, row_at(first), row_at(first + part.rows), from, bias, {y + m * shape.rows, shape.rows, DType::f32},
+                      examples);
+    });
+  }
 }
 
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads) {

@@ -31,6 +31,10 @@ bool moments(Shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Mat
 void moments_grad(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
                   Matrix dweight, Matrix dlogits, Matrix drho, int threads);
 
+// y [batch, rows] = x [batch, cols] W^T + bias, dense matrices in float32. Sums are the same on any number of threads and for
+// any batch.
+void sparse_linear(Shape, const SparseRows&, int64_t batch, const float* x, const float* bias, float* y, int threads);
+
 // For `count` weights in one row. Sums do not depend on the number of threads.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads);
 double gaussian_kl(int64_t count, Gaussians, int threads);

@@ -35,6 +35,16 @@ struct Pattern {
   int n, m;  // n of every m neighbours are kept
 };
 
+struct SparseRows {  // a matrix by the weights that are kept, in the order of rows and columns
+  const float* values;
+  const uint16_t* columns;
+  const int64_t* first;  // [rows + 1] of each row its first weight, then the number of all
+};
+
+// How many examples a column of x holds in the product of `batch` <= 16 examples with sparse rows.
+constexpr int kSparseBatch = 16;
+static inline int sparse_lanes(int batch) { return batch == 1 ? 1 : batch <= 4 ? 4 : batch <= 8 ? 8 : kSparseBatch; }
+
 struct Kernels {  // they use only the first draw of a Masked
   const char* name;
   // keep[n, k] = 1 if weight (n, k) is kept under its threshold, else 0.
@@ -63,6 +73,8 @@ struct Kernels {  // they use only the first draw of a Masked
   bool (*moments)(Shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Matrix mean, Matrix variance);
   void (*moments_grad)(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
                        Matrix dweight, Matrix dlogits, Matrix drho);
+  // y [batch, rows] = x W^T + bias, of the rows begin .. end; x [columns, sparse_lanes(batch)], bias may be null.
+  void (*sparse_linear)(const SparseRows&, int64_t begin, int64_t end, const float* x, const float* bias, Matrix y, int batch);
 };
 
 // The tables compiled into this binary; null if the target architecture lacks these instructions.

@@ -5,6 +5,7 @@
 #include "masked.h"
 #include "moments.h"
 #include "nm.h"
+#include "sparse_linear.h"
 
 namespace stochprune {
 namespace {
@@ -12,7 +13,7 @@ namespace {
 constexpr Kernels table_of(const char* name) {
   return {name, keep_mask, thresholds, masked_weight, weight_grad, gaussian_weight, gaussian_grad,
           bernoulli_kl, gaussian_kl, bernoulli_kl_grad, gaussian_kl_grad,
-          nm_masked_weight, nm_weight_grad, moments, moments_grad};
+          nm_masked_weight, nm_weight_grad, moments, moments_grad, sparse_linear};
 }
 
 }  // namespace

@@ -22,6 +22,8 @@ from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
 from stochprune.nn.nm import NMMaskedLinear
 from stochprune.nn.semi_structured import semi_structured
+from stochprune.nn.sparse_linear import SparseLinear
+from stochprune.nn.sparsify import sparsify
 from stochprune.nn.structured import (
     FilterMaskedConv1d,
     FilterMaskedConv2d,
@@ -45,6 +47,7 @@ __all__ = [
     "MaskedLinear",
     "MaskedTransposedLinear",
     "NMMaskedLinear",
+    "SparseLinear",
     "StructuredMaskedLinear",
     "UnmaskedWeightsWarning",
     "antithetic_gradients",
@@ -61,4 +64,5 @@ __all__ = [
     "one_launch",
     "sampling",
     "semi_structured",
+    "sparsify",
 ]
