@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from stochprune.pac_bayes import Certificate
     from stochprune.pac_bayes.certify import certify
     from stochprune.pac_bayes.self_bound import self_bound
+    from stochprune.shrinking import ShrinkReport
+    from stochprune.shrinking.shrink import shrink
     from stochprune.training import FinetuneConfig
     from stochprune.training.finetune import finetune
 
@@ -27,6 +29,7 @@ __version__ = _version("stochprune")
 __all__ = [
     "Certificate",
     "FinetuneConfig",
+    "ShrinkReport",
     "backends",
     "bounds",
     "certify",
@@ -43,6 +46,7 @@ __all__ = [
     "rng",
     "scores",
     "self_bound",
+    "shrink",
     "training",
 ]
 
@@ -51,9 +55,11 @@ _PACKAGES = {"bounds", "data", "models", "pac_bayes", "scores", "training"}
 _HOMES = {
     "Certificate": "pac_bayes",
     "FinetuneConfig": "training",
+    "ShrinkReport": "shrinking",
     "certify": "pac_bayes",
     "finetune": "training",
     "self_bound": "pac_bayes",
+    "shrink": "shrinking",
 }
 
 
