@@ -11,7 +11,11 @@ class Attention(nn.Module):
     """Multi-head attention like :class:`torch.nn.MultiheadAttention`, with a width of heads of its own.
 
     The forward pass takes what the original takes, and returns the output [..., L, embed_dim] and the attention
-    weights. The weights are None if the caller needs none, and once heads are gone, since they are those of all heads.
+    weights. The weights are None if the caller needs none, or if heads are gone: they would not be those of all heads.
+
+    Attributes:
+        num_heads, head_dim: the number of heads that are left, and their width.
+        gives_weights: whether no head is gone.
 
     Args:
         original: the layer to replace; its parameters are copied.
@@ -24,7 +28,7 @@ class Attention(nn.Module):
     def __init__(self, original: nn.MultiheadAttention) -> None:
         super().__init__()
         self.num_heads, self.head_dim = original.num_heads, original.head_dim
-        self.batch_first, self.dropout, self.full = original.batch_first, original.dropout, original.num_heads
+        self.batch_first, self.dropout, self.gives_weights = original.batch_first, original.dropout, True
         if original._qkv_same_embed_dim:
             weights = [*original.in_proj_weight.chunk(3)]
         else:
@@ -56,7 +60,7 @@ class Attention(nn.Module):
         y = self.out_proj(y.transpose(-2, -3).flatten(-2))
         if not self.batch_first and y.dim() == 3:
             y = y.transpose(0, 1)
-        if not need_weights or self.num_heads < self.full:
+        if not (need_weights and self.gives_weights):
             return y, None
         scores = q @ k.transpose(-1, -2) / self.head_dim**0.5
         weights = (scores if mask is None else scores + mask).softmax(-1)  # [..., heads, L, S]
@@ -113,9 +117,10 @@ def close_attention(model: nn.Module, replaced: dict[str, nn.MultiheadAttention]
     opened = _encoders(model)
     for name, attention in replaced.items():
         now = model.get_submodule(name)
-        if isinstance(now, Attention) and [p.shape for p in now.parameters()] == [
-            p.shape for p in Attention(attention).parameters()
-        ]:
+        if not isinstance(now, Attention):
+            continue
+        now.gives_weights = now.num_heads == attention.num_heads
+        if [p.shape for p in now.parameters()] == [p.shape for p in Attention(attention).parameters()]:
             model.set_submodule(name, attention)
     for name in opened.keys() - _encoders(model).keys():
         model.get_submodule(name).use_nested_tensor = original.get_submodule(name).use_nested_tensor

@@ -39,15 +39,14 @@ def constant_modules(flow: Flow) -> dict[str, list[str]]:
     """
     names = [call.name for call in flow.modules]
     found: list[str] = []
-    for call in reversed(flow.modules):  # outer modules before those inside
-        value = flow.results.get(call.name)
-        module = flow.model.get_submodule(call.name)
-        inside = any(call.name.startswith(f"{outer}.") for outer in found)
-        works = next(module.parameters(), None) is not None
-        if not call.name or value is None or inside or not works or names.count(call.name) > 1:
-            continue
-        if call.first is not None and not bool(value.live.any()):
-            found.append(call.name)
+    for name in reversed(names):  # outer modules before those inside
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        works = next(flow.model.get_submodule(name).parameters(), None) is not None
+        if name and name in flow.results and works and not inside and names.count(name) == 1:
+            first, out = flow.results[name]
+            # A constant of a constant, such as an embedding of positions, may have another length for other inputs.
+            if not bool(out.live.any()) and not bool(first.known.all()):
+                found.append(name)
     groups: dict[str, list[str]] = {}
     for name in found:
         groups.setdefault(name.rpartition(".")[0], []).append(name)
@@ -68,9 +67,7 @@ def without_modules(flow: Flow, works: Callable[[nn.Module], bool]) -> tuple[nn.
         for like_input in (True, False):
             changed = copy.deepcopy(model)
             for name in names:
-                value = flow.results[name]
-                assert value is not None
-                changed.set_submodule(name, _rest(value, like_input))
+                changed.set_submodule(name, _rest(flow.results[name][1], like_input))
             if works(changed):
                 model, gone = changed, [*gone, *names]
                 break

@@ -83,14 +83,14 @@ class Flow(Recorder):
         rule: gives the values of a call's results, see :mod:`stochprune.shrinking.trace`.
         values: of each call in ``calls``, the values of its results.
         arguments: of each call, the values of its arguments.
-        results: of each module that returns one tensor, its value.
+        results: of each module that returns one tensor, the values of its first argument and of the result.
         mixings: the products with weights.
         pairs: labels [2, P] that must go together, in parts.
         locks: labels that stay, with the reason.
         dims: by id of a parameter or buffer, the labels along its dimensions; under the key None those of its elements,
             if it takes part in sums and the like.
         counts: attributes of modules that count units, such as ``groups`` of a convolution, with the units' labels.
-        origins: modules with the labels of their units.
+        origins: modules with the labels of their units, and their results.
         strange: calls of functions without a rule, with the values of arguments and results.
         tables: ids of weights that embeddings read.
         refusal: why the whole model stays as it is; None if it may be shrunk.
@@ -99,13 +99,13 @@ class Flow(Recorder):
     rule: Callable[[Flow, Call], Result] = field(kw_only=True)
     values: list[list[Value]] = field(default_factory=list)
     arguments: list[list[Value]] = field(default_factory=list)
-    results: dict[str, Value | None] = field(default_factory=dict)
+    results: dict[str, tuple[Value, Value]] = field(default_factory=dict)
     mixings: list[Mixing] = field(default_factory=list)
     pairs: list[Tensor] = field(default_factory=list)
     locks: list[tuple[Tensor, str]] = field(default_factory=list)
     dims: dict[int, dict[int | None, Tensor]] = field(default_factory=dict)
     counts: list[tuple[str, str, Tensor]] = field(default_factory=list)
-    origins: list[tuple[str, Tensor]] = field(default_factory=list)
+    origins: list[tuple[str, Tensor, Value]] = field(default_factory=list)
     strange: list[tuple[Call, list[Value], list[Value]]] = field(default_factory=list)
     tables: set[int] = field(default_factory=set)
     refusal: str | None = None
@@ -239,14 +239,18 @@ class Flow(Recorder):
         if results:
             self.values.append(values)
             self.arguments.append(arguments)
-        if call.written and isinstance(call.args[0], Tensor):
+        if call.written:
             self._mark_stale(call.args[0])
+            if call.name == "setitem":
+                self._set(call.args[0], self.fixed(call.args[0], known=True))
         for tensor, value in zip(results, values, strict=True):
             self._set(tensor, value)
 
     def left(self, call: ModuleCall) -> None:
-        if isinstance(call.out, Tensor):
-            self.results[call.name] = self._current.get(id(call.out))
+        if isinstance(call.out, Tensor) and call.first is not None:
+            first, out = self._current.get(id(call.first)), self._current.get(id(call.out))
+            if first is not None and out is not None:
+                self.results[call.name] = first, out
 
     def _set(self, tensor: Tensor, value: Value) -> None:
         self._alive.append(tensor)  # so that no other tensor gets its id

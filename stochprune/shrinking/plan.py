@@ -18,31 +18,27 @@ class Plan:
 
     Attributes:
         group: int64 by label, the smallest label of its group.
-        live: bool by label, whether the unit itself is needed and unknown somewhere.
         removed: bool by label.
         reasons: by group, why it stays although no unit of it is live.
     """
 
     flow: Flow
     group: Tensor = field(init=False)
-    live: Tensor = field(init=False)
     removed: Tensor = field(init=False)
     reasons: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         flow = self.flow
         self.group = components(flow.count, flow.pairs)
-        self.live = torch.zeros(flow.count, dtype=torch.bool)
-        self.live[0] = True
+        live = torch.zeros(flow.count, dtype=torch.bool)  # of a group, whether an element is needed and unknown
+        live[0] = True
         for value in self.values():
-            self.live[value.labels[value.live].unique().cpu()] = True
-        group_live = torch.zeros_like(self.live)
-        group_live[self.group[self.live]] = True
-        self.removed = ~group_live[self.group]
-        for labels, reason in flow.locks:
-            self.keep(labels, reason)
+            live[self.group[value.labels[value.live].unique().cpu()]] = True
+        self.removed = ~live[self.group]
         if flow.refusal is not None:
             self.keep(torch.arange(flow.count), f"stays, because the model {flow.refusal}")
+        for labels, reason in flow.locks:
+            self.keep(labels, reason)
         while any([self._keep_one(), self._keep_shapes(), self._keep_constants()]):
             pass
 
@@ -158,7 +154,10 @@ def may_get_bias(flow: Flow, mixing: Mixing) -> bool:
 
 def kept_indices(stays: Tensor) -> list[Tensor]:
     """Return, for each dimension of a bool tensor, the indices with an element that stays, [kept]."""
-    return [stays.movedim(d, 0).flatten(1).any(1).nonzero().flatten() for d in range(stays.dim())]
+    return [
+        stays.movedim(d, 0).reshape(size, stays.numel() // max(1, size)).any(1).nonzero().flatten()
+        for d, size in enumerate(stays.shape)
+    ]
 
 
 def kept_shape(plan: Plan, value: Value) -> tuple[int, ...]:

@@ -87,7 +87,7 @@ def _mixing(
     unknown = ~_over_channel(value.known, axis, torch.all)
     known = (unknown.double() @ uses.double().T) == 0
     result = flow.made(out, rows.reshape(-1, *trailing), known.reshape(*known.shape, *trailing))
-    flow.origins.append((call.module, rows))
+    flow.origins.append((call.module, rows, result))
     flow.mixings.append(
         Mixing(call, weight, bias, row, column, cols, rows, value, result, axis, padded, grouped=groups > 1)
     )

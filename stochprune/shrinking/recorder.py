@@ -47,14 +47,22 @@ class ModuleCall:
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists and dictionaries, in their order."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = values.values()
-    elif not isinstance(values, tuple | list):
-        return []
-    return [tensor for value in values for tensor in tensors_in(value)]
+    """Return the tensors in nested tuples, lists, dictionaries and objects with attributes, in their order."""
+    return [*_tensors(values, set())]
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif id(value) not in seen and not isinstance(value, str | nn.Module | type):
+        seen.add(id(value))  # an object may contain itself
+        inside: Any = [*getattr(value, "__dict__", {}).values()]
+        if isinstance(value, Mapping):
+            inside = [*value.values()]
+        elif isinstance(value, tuple | list):
+            inside = value
+        for part in inside:
+            yield from _tensors(part, seen)
 
 
 def name_of(function: Callable[..., Any]) -> str:

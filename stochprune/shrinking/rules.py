@@ -32,6 +32,8 @@ def constants(flow: Flow, call: Call) -> Result | None:
 def elementwise(flow: Flow, call: Call) -> Result | None:
     if call.name in DROPOUTS and (call.kwargs.get("training") or True in call.args[2:]):
         return None
+    if not isinstance(call.out, Tensor):
+        return None
     shape = call.out.shape
     inputs = tensors_in((call.args, call.kwargs))
     if call.name in ("to", "type_as"):
@@ -121,14 +123,14 @@ def _moved(call: Call, tensors: list[Tensor]) -> list[Tensor]:
 
 def spatial(flow: Flow, call: Call) -> Result | None:
     """Functions of each channel alone: pooling, interpolation, padding. Constants are constant channels."""
-    x, out = flow.value(call.args[0]), call.out
+    x, out = flow.value(_argument(call, 0, "input")), call.out
     if not isinstance(out, Tensor):
         return None
     leading = min(2, x.needed.dim() - 1)
     if found := re.search(r"(\d)d$", call.name):
         leading = x.needed.dim() - int(found[1])
     elif call.name == "pad":
-        leading = x.needed.dim() - len(call.args[1]) // 2
+        leading = x.needed.dim() - len(_argument(call, 1, "pad")) // 2
     dims = range(leading, x.needed.dim())
     if out.shape[:leading] != x.needed.shape[:leading] or vary(x.labels, dims):
         return None
@@ -146,7 +148,7 @@ def spatial(flow: Flow, call: Call) -> Result | None:
 
 
 def reduction(flow: Flow, call: Call) -> Result | None:
-    x = flow.value(call.args[0])
+    x = flow.value(_argument(call, 0, "input"))
     dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
     keep = call.args[2] if len(call.args) > 2 else call.kwargs.get("keepdim", False)
     if dims is None:
@@ -157,6 +159,8 @@ def reduction(flow: Flow, call: Call) -> Result | None:
     if vary(x.labels, dims):
         return None
     labels, known = x.labels, x.known
+    if "axis" in call.kwargs or not isinstance(call.out, Tensor):
+        return None
     for d in reversed(dims):
         labels, known = labels.narrow(d, 0, 1), known.all(d, keepdim=True)
         if not keep:
@@ -178,7 +182,9 @@ def softmax(flow: Flow, call: Call) -> Result | None:
 
 
 def layer_norm(flow: Flow, call: Call) -> Result | None:
-    return _coupled(flow, call, list(range(call.out.dim() - len(call.args[1]), call.out.dim())))
+    return _coupled(
+        flow, call, list(range(call.out.dim() - len(_argument(call, 1, "normalized_shape")), call.out.dim()))
+    )
 
 
 def _coupled(flow: Flow, call: Call, dims: list[int]) -> Result | None:
@@ -248,13 +254,13 @@ def _argument(call: Call, position: int, name: str) -> Any:
 
 
 def embedding(flow: Flow, call: Call) -> Result | None:
-    ids, weight = flow.value(call.args[0]), call.args[1]
+    ids, weight = flow.value(_argument(call, 0, "input")), _argument(call, 1, "weight")
     if not flow.is_state(weight):
         return None
     units = flow.dim(weight, 1)
     flow.tables.add(id(weight))
     out = flow.made(call.out, units, (weight == weight[:1]).all(0))
-    flow.origins.append((call.module, units))
+    flow.origins.append((call.module, units, out))
 
     def pull() -> None:
         if bool(out.live.any()):

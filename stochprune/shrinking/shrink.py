@@ -48,13 +48,15 @@ def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, ShrinkRepo
 
     Raises:
         TypeError: a model that is not a module.
-        ValueError: a model with masked layers or gated branches, example inputs without a tensor.
+        ValueError: a model with masked layers or gated branches, inputs or outputs without a tensor.
         RuntimeError: the smaller model's outputs on the example inputs differ from those of the model by more than 1e-5
             of the largest (eight times the dtype's precision, where that is more).
     """
     _check(model, example_inputs)
     original = copy.deepcopy(model).eval()
     reference = _outputs(original, example_inputs)
+    if not reference:
+        raise ValueError(f"shrink: {type(model).__name__} returned no tensor for the example inputs")
     smaller = copy.deepcopy(original)
     replaced = open_attention(smaller)
     removed: list[str] = []
@@ -201,8 +203,9 @@ def _macs(model: nn.Module, example_inputs: Any) -> int:
 def _kept(plan: Plan) -> list[Kept]:
     """Return the units that are constant or unneeded and stay, by layer and reason."""
     counts: dict[tuple[str, str], set[int]] = {}
-    for module, labels in plan.flow.origins:
-        for label in labels[~plan.live.to(labels.device)[labels]].tolist():
+    for module, labels, value in plan.flow.origins:
+        in_use = value.labels[value.live].unique()
+        for label in labels[~torch.isin(labels, in_use)].tolist():
             reason = plan.reasons.get(int(plan.group[label]), "goes together with units that are in use")
             counts.setdefault((module, reason), set()).add(label)
     return [Kept(module, len(units), reason) for (module, reason), units in counts.items()]

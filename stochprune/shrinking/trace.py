@@ -23,11 +23,14 @@ def trace(model: nn.Module, example_inputs: Any) -> Flow:
 def apply_rule(flow: Flow, call: Call) -> Result:
     """Return the values of a call's results, and how needs go back. Without a rule, all that is touched stays."""
     arguments = tensors_in((call.args, call.kwargs))
+    if call.kwargs.get("out") is not None:
+        flow.refuse(f"writes into a tensor given to {call.where}")
     if not tensors_in(call.out):
-        if call.name in _READS and not all(bool(flow.value(tensor).known.all()) for tensor in arguments):
-            flow.refuse(f"reads the value of a tensor ({call.where}), so that other inputs may take another path")
-        if call.name == "setitem":
+        constant = call.name not in _READS or all(bool(flow.value(tensor).known.all()) for tensor in arguments)
+        if not constant and call.name == "setitem":
             flow.refuse(f"writes into a part of a tensor ({call.where})")
+        elif not constant:
+            flow.refuse(f"reads the value of a tensor ({call.where}), so that other inputs may take another path")
         return [], None
     rule = RULES.get(call.name)
     if rule is None and re.search(r"_pool\dd?$|^interpolate$|^pad$", call.name):
@@ -56,8 +59,8 @@ def _rules(rule: Rule, names: str) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     **_rules(
         rules.elementwise,
-        """abs add addcmul and bfloat16 celu ceil clamp clamp_max clamp_min clone contiguous cos detach div double
-        elu eq erf exp float floor ge gelu gt half hardsigmoid hardswish hardtanh le leaky_relu lerp log log1p
+        """abs add addcmul and bfloat16 bool celu ceil clamp clamp_max clamp_min clone contiguous cos detach div double
+        elu eq erf exp float floor ge gelu gt half hardsigmoid hardswish hardtanh int le leaky_relu lerp log log1p
         logical_and logical_not logical_or logsigmoid lt masked_fill maximum minimum mish mul multiply ne neg or
         pow rdiv reciprocal relu relu6 round rpow rsqrt rsub selu sigmoid sign silu sin softplus softsign sqrt
         square sub subtract tanh threshold to true_divide truediv type type_as where""",
@@ -86,4 +89,17 @@ RULES: dict[str, Rule] = {
     **_rules(products.attention, "bmm scaled_dot_product_attention"),
     **_rules(products.convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
 }
-_READS = set(["item", "tolist", "bool", "float", "int", "index", "numpy", "array", "contains", "equal", "allclose"])
+_READS = {
+    "item",
+    "tolist",
+    "bool",
+    "float",
+    "int",
+    "index",
+    "numpy",
+    "array",
+    "contains",
+    "equal",
+    "allclose",
+    "setitem",
+}

@@ -309,6 +309,7 @@ def tools() -> dict[str, Callable[[], dict[str, Any]]]:
         "models.gpt": lambda: {"vocabulary": 5, "context": 4, "width": 6, "depth": 1, "heads": 3, "seed": 0},
         "models.lenet_300_100": lambda: {"in_features": 6, "num_classes": 3, "seed": 0},
         "models.mlp": lambda: {"sizes": (6, 3), "seed": 0},
+        "models.mobilenet_v2": lambda: {"in_channels": 1, "num_classes": 3, "width": 0.1, "seed": 0},
         "models.pbb_cnn": lambda: {"in_channels": 1, "size": (8, 8), "num_classes": 3, "seed": 0},
         "models.pbb_fc": lambda: {"in_features": 6, "num_classes": 3, "seed": 0},
         "models.resnet18": lambda: {
