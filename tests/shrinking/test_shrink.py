@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import stochprune as sp
-from tests.shrinking.networks import CASES, Net, multihead, small_gpt, trained, zero
+from tests.shrinking.blocks import Net, multihead, small_gpt, trained, zero
+from tests.shrinking.networks import CASES
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +211,7 @@ def view_written(self: Net, x: Tensor) -> Tensor:
 
 def view_read(self: Net, x: Tensor) -> Tensor:
     y = self.a(x)
-    part = y[:, :2]
+    part = y[:, 2:4]
     y.relu_()
     return self.out(y) + part
 
@@ -257,7 +258,7 @@ REFUSED = {
     by_value: "bool",
     by_item: "float",
     part_written: "setitem",
-    view_written: "fixed size",
+    view_written: "view of it",
     view_read: "view of it",
     fixed_parts: "cut",
     fixed_view: "view",
