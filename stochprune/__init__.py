@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from stochprune.pac_bayes import Certificate
     from stochprune.pac_bayes.certify import certify
     from stochprune.pac_bayes.self_bound import self_bound
+    from stochprune.shrinking import ShrinkReport
+    from stochprune.shrinking.shrink import shrink
     from stochprune.training import FinetuneConfig
     from stochprune.training.finetune import finetune
 
@@ -33,6 +35,7 @@ except _PackageNotFoundError:  # imported from its folder
 __all__ = [
     "Certificate",
     "FinetuneConfig",
+    "ShrinkReport",
     "backends",
     "bounds",
     "certify",
@@ -51,6 +54,7 @@ __all__ = [
     "save_sparse",
     "scores",
     "self_bound",
+    "shrink",
     "sparsify",
     "training",
 ]
@@ -60,11 +64,13 @@ _PACKAGES = {"bounds", "data", "models", "pac_bayes", "scores", "training"}
 _HOMES = {
     "Certificate": "pac_bayes",
     "FinetuneConfig": "training",
+    "ShrinkReport": "shrinking",
     "certify": "pac_bayes",
     "finetune": "training",
     "load_sparse": "nn.save_sparse",
     "save_sparse": "nn.save_sparse",
     "self_bound": "pac_bayes",
+    "shrink": "shrinking",
 }
 
 

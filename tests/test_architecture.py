@@ -16,7 +16,7 @@ PACKAGE = ROOT / "stochprune"
 LAYERS = [
     {"cli", "__main__"},
     {"studies"},
-    {"training", "pac_bayes", "theory"},
+    {"training", "pac_bayes", "theory", "shrinking"},
     {"report"},
     {"nn", "scores", "bounds", "data"},
     {"masks", "models"},

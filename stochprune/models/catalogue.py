@@ -10,6 +10,7 @@ from torch import nn
 from stochprune.models.gpt import gpt
 from stochprune.models.initialise import builder
 from stochprune.models.mlp import lenet_300_100
+from stochprune.models.mobilenet import mobilenet_v2
 from stochprune.models.pbb import pbb_cnn, pbb_fc
 from stochprune.models.resnet import resnet18, resnet20
 from stochprune.models.vgg import vgg16
@@ -24,10 +25,11 @@ BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
         shape[0], num_classes, small_images=max(shape[1:]) <= 64, seed=seed
     ),
     "vgg16": lambda shape, num_classes, seed: vgg16(shape[0], num_classes, seed=seed),
+    "mobilenet_v2": lambda shape, num_classes, seed: mobilenet_v2(shape[0], num_classes, seed=seed),
     "vit": lambda shape, num_classes, seed: vit(shape[0], (shape[1], shape[2]), num_classes, seed=seed),
     "gpt": lambda shape, num_classes, seed: gpt(num_classes, shape[0], seed=seed),
 }
-DIMENSIONS = {"pbb_cnn": 3, "resnet20": 3, "resnet18": 3, "vgg16": 3, "vit": 3, "gpt": 1}
+DIMENSIONS = {"pbb_cnn": 3, "resnet20": 3, "resnet18": 3, "vgg16": 3, "mobilenet_v2": 3, "vit": 3, "gpt": 1}
 HELP = f"Network: {', '.join(name for name in BUILDERS if DIMENSIONS.get(name) != 1)}."
 """The help of each option that chooses a network of images."""
 

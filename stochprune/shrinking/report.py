@@ -1,0 +1,70 @@
+"""What shrinking did to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Units that are constant or unneeded and stay all the same.
+
+    Attributes:
+        layer: qualified name of the layer that has the units; "" for the whole model.
+        units: their number.
+        reason: why they stay.
+    """
+
+    layer: str
+    units: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShrinkReport:
+    """What :func:`stochprune.shrink` did; printed it is a table.
+
+    Attributes:
+        parameters: the number of parameters before and after.
+        macs: multiplications and additions of one forward pass on the example inputs, in pairs, before and after, as
+            counted by ``torch.utils.flop_counter``.
+        changed: by the name of a parameter, its shape before and after; only those that changed.
+        removed: modules whose output was constant or not needed by anything, and which are gone whole.
+        kept: the units that could not go, with the reason.
+    """
+
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    changed: dict[str, tuple[Shape, Shape]]
+    removed: tuple[str, ...]
+    kept: tuple[Kept, ...]
+
+    def __str__(self) -> str:
+        rows = [("", "before", "after", "left"), _row("parameters", self.parameters), _row("MACs", self.macs)]
+        rows += [(name, _text(before), _text(after), "") for name, (before, after) in self.changed.items()]
+        rows += [(name, "", "removed", "") for name in self.removed]
+        lines = _table(rows)
+        lines += [f"kept: {k.units} of {k.layer or 'the model'}: each {k.reason}" for k in self.kept]
+        return "\n".join(lines)
+
+
+def _row(name: str, numbers: tuple[int, int]) -> tuple[str, str, str, str]:
+    before, after = numbers
+    return name, f"{before:,}", f"{after:,}", f"{after / before:.1%}" if before else ""
+
+
+def _text(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,211 @@
+"""``shrink``: a smaller model with the same outputs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stochprune.nn.gated_branch import GatedBranch
+from stochprune.nn.layer import MaskedLayer
+from stochprune.shrinking.attention import close_attention, open_attention
+from stochprune.shrinking.branches import without_modules
+from stochprune.shrinking.edit import cut
+from stochprune.shrinking.flow import Flow
+from stochprune.shrinking.plan import Plan, kept_shape
+from stochprune.shrinking.recorder import Recorder, call_model, tensors_in
+from stochprune.shrinking.report import Kept, ShrinkReport
+from stochprune.shrinking.trace import trace
+
+TOLERANCE = 1e-5
+
+
+def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, ShrinkReport]:
+    """Remove what cannot change the outputs of a pruned model: units, channels, heads and branches.
+
+    A unit (an output of a linear layer, a filter of a convolution, an attention head) goes if its output is the same
+    for all inputs, such as that of a row of zeros, or if all weights that read it are zero. Its constant goes into the
+    biases of the layers that read it. Where that is not exact, as in a convolution that pads its input with zeros, one
+    constant channel stays and carries the constants of all others. Units that are added to each other go together or
+    not at all. A module whose whole output is constant or unneeded goes whole.
+
+    The shrunk model computes the same function in evaluation mode, for inputs of the example's shape with any batch
+    size. It is a copy with smaller layers of the same types, so it can be trained, saved, compiled and exported. Its
+    modules are in the modes of the originals. :class:`torch.nn.MultiheadAttention` that loses heads is replaced by
+    :class:`stochprune.shrinking.Attention`. In training mode a model with batch normalisation or dropout may differ.
+
+    Args:
+        model: a model with plain layers, such as :func:`stochprune.harden` returns; it is left untouched.
+        example_inputs: a tensor, a tuple of positional arguments, or a dictionary of keyword arguments, on the model's
+            device. The model runs on them a few times, in evaluation mode.
+
+    Returns:
+        The smaller model, which shares no parameters with the one given, and a :class:`ShrinkReport`, which says
+        what went, what stayed and why.
+
+    Raises:
+        TypeError: a model that is not a module.
+        ValueError: a model with masked layers or gated branches, inputs or outputs without a tensor.
+        RuntimeError: the smaller model's outputs on the example inputs differ from those of the model by more than 1e-5
+            of the largest (eight times the dtype's precision, where that is more).
+    """
+    _check(model, example_inputs)
+    original = copy.deepcopy(model).eval()
+    reference = _outputs(original, example_inputs)
+    if not reference:
+        raise ValueError(f"shrink: {type(model).__name__} returned no tensor for the example inputs")
+    smaller = copy.deepcopy(original)
+    replaced = open_attention(smaller)
+    removed: list[str] = []
+    while True:
+        flow = trace(smaller, example_inputs)
+        smaller, gone = without_modules(flow, lambda changed: _equal(reference, _try(changed, example_inputs)))
+        removed += gone
+        if not gone:
+            smaller, plan = _without_units(flow, example_inputs)
+            if smaller is flow.model:
+                break
+    close_attention(smaller, replaced, original)
+    if not _equal(reference, found := _outputs(smaller, example_inputs)):
+        raise RuntimeError(
+            f"shrink: the outputs of the smaller {type(model).__name__} differ from those of the model by "
+            f"{_difference(reference, found):.2g} of the largest, more than {TOLERANCE:g}: please report this model"
+        )
+    _set_modes(smaller, model)
+    return smaller, _report(model, smaller, example_inputs, removed, plan)
+
+
+def _check(model: nn.Module, example_inputs: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"shrink: model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, GatedBranch):
+            raise ValueError(f"shrink: {name or 'the model'} is a gated branch: call drop_branches and harden first")
+        if isinstance(module, MaskedLayer):
+            raise ValueError(
+                f"shrink: {name or 'the model'} ({type(module).__name__}) is masked: call stochprune.harden first"
+            )
+    if not tensors_in(example_inputs):
+        raise ValueError(
+            f"shrink: example_inputs must be a tensor, or a tuple or a dictionary with one, got {example_inputs!r}"
+        )
+
+
+def _without_units(flow: Flow, example_inputs: Any) -> tuple[nn.Module, Plan]:
+    """Return the model without all units that can go; the model itself if there are none."""
+    while True:
+        plan = Plan(flow)
+        if not bool(plan.removed.any()):
+            return flow.model, plan
+        smaller = cut(plan)
+        at = _first_difference(plan, smaller, example_inputs)
+        if at is None:
+            return smaller, plan
+        _lock_around(plan, at)
+
+
+def _lock_around(plan: Plan, at: int) -> None:
+    """Keep the units that a call touches, which has sizes of its own, such as view(-1, 512); or those just before."""
+    flow = plan.flow
+    for call, *values in reversed([*zip(flow.calls, flow.values, flow.arguments, strict=True)][: at + 1]):
+        going = [value.labels[plan.gone(value.labels)] for value in (*values[0], *values[1])]
+        if any(labels.numel() for labels in going):
+            flow.lock(torch.cat(going), f"goes through {call.where}, whose sizes are fixed")
+            return
+    flow.refuse("fails with smaller layers")
+
+
+def _first_difference(plan: Plan, smaller: nn.Module, example_inputs: Any) -> int | None:
+    """Return the index of the first call whose results have not the shapes planned for; None if all have."""
+    recorder = Recorder(smaller)
+    try:
+        with recorder.recording():
+            call_model(smaller, example_inputs)
+    except Exception:  # whatever a model raises on sizes that it does not expect
+        return min(len(recorder.calls), len(plan.flow.calls)) - 1
+    for at, values in enumerate(plan.flow.values):
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(recorder.calls[at].out)]
+        if shapes != [kept_shape(plan, value) for value in values]:
+            return at
+    return None
+
+
+def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    """Return the tensors in a model's output. Recording keeps torch from its fused functions, which round otherwise."""
+    with Recorder(model).recording():
+        return [tensor.clone() for tensor in tensors_in(call_model(model, example_inputs))]
+
+
+def _try(model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    try:
+        return _outputs(model, example_inputs)
+    except Exception:  # whatever a model raises on shapes that it does not expect
+        return []
+
+
+def _equal(reference: list[Tensor], found: list[Tensor]) -> bool:
+    """Return True if two outputs have the same shapes, and elements equal to the tolerance."""
+    if [t.shape for t in reference] != [t.shape for t in found]:
+        return False
+    coarsest = max((torch.finfo(t.dtype).eps for t in reference if t.is_floating_point()), default=0.0)
+    return _difference(reference, found) <= max(TOLERANCE, 8 * coarsest)
+
+
+def _difference(reference: list[Tensor], found: list[Tensor]) -> float:
+    """Return the largest difference of two outputs, relative to the largest element of each tensor."""
+    worst = 0.0
+    for left, right in zip(reference, found, strict=True):
+        size = left.double().abs().nan_to_num(0, 0, 0).max() if left.numel() else torch.tensor(0.0)
+        off = (left.double() - right.double()).abs()
+        off[(left == right) | (left.isnan() & right.isnan())] = 0
+        if off.numel():
+            worst = max(worst, float(off.max() / size.clamp_min(torch.finfo(torch.float64).tiny)))
+    return worst
+
+
+def _set_modes(smaller: nn.Module, model: nn.Module) -> None:
+    """Set the modes of the smaller model's modules to those of the model's; new ones have their parent's."""
+    known = dict(model.named_modules())
+    for name, module in smaller.named_modules():
+        while name not in known:
+            name = name.rpartition(".")[0]
+        module.training = known[name].training
+
+
+def _report(model: nn.Module, smaller: nn.Module, example_inputs: Any, removed: list[str], plan: Plan) -> ShrinkReport:
+    before, after = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (model, smaller))
+    inside = tuple(f"{name}." for name in removed)
+    names = [name for name in {**before, **after} if not name.startswith(inside)]
+    changed = {n: (before.get(n, ()), after.get(n, ())) for n in names if before.get(n) != after.get(n)}
+    return ShrinkReport(
+        parameters=(_parameters(model), _parameters(smaller)),
+        macs=(_macs(model, example_inputs), _macs(smaller, example_inputs)),
+        changed=changed,
+        removed=tuple(removed),
+        kept=tuple(_kept(plan)),
+    )
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _macs(model: nn.Module, example_inputs: Any) -> int:
+    model = copy.deepcopy(model).eval()
+    with Recorder(model).recording(), FlopCounterMode(display=False) as counter:
+        call_model(model, example_inputs)
+    return counter.get_total_flops() // 2
+
+
+def _kept(plan: Plan) -> list[Kept]:
+    """Return the units that are constant or unneeded and stay, by layer and reason."""
+    counts: dict[tuple[str, str], set[int]] = {}
+    for module, labels, value in plan.flow.origins:
+        in_use = value.labels[value.live].unique()
+        for label in labels[~torch.isin(labels, in_use)].tolist():
+            reason = plan.reasons.get(int(plan.group[label]), "goes together with units that are in use")
+            counts.setdefault((module, reason), set()).add(label)
+    return [Kept(module, len(units), reason) for (module, reason), units in counts.items()]
