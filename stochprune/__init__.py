@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from stochprune.pac_bayes import Certificate
     from stochprune.pac_bayes.certify import certify
     from stochprune.pac_bayes.self_bound import self_bound
-    from stochprune.training import FinetuneConfig
+    from stochprune.training import Budget, FinetuneConfig, parameter_groups
     from stochprune.training.finetune import finetune
+    from stochprune.training.mask_loss import mask_loss
+    from stochprune.training.prune_finetune import prune_finetune
 
 __version__ = _version("stochprune")
 
 __all__ = [
+    "Budget",
     "Certificate",
     "FinetuneConfig",
     "backends",
@@ -36,10 +39,13 @@ __all__ = [
     "functional",
     "harden",
     "keep_mask",
+    "mask_loss",
     "masks",
     "models",
     "nn",
     "pac_bayes",
+    "parameter_groups",
+    "prune_finetune",
     "rng",
     "scores",
     "self_bound",
@@ -49,10 +55,14 @@ __all__ = [
 # Imported when they are first asked for; of a name, the package that has it.
 _PACKAGES = {"bounds", "data", "models", "pac_bayes", "scores", "training"}
 _HOMES = {
+    "Budget": "training",
     "Certificate": "pac_bayes",
     "FinetuneConfig": "training",
     "certify": "pac_bayes",
     "finetune": "training",
+    "mask_loss": "training",
+    "parameter_groups": "training",
+    "prune_finetune": "training",
     "self_bound": "pac_bayes",
 }
 

@@ -11,7 +11,8 @@ def of(model: nn.Module) -> dict[str, Tensor]:
     """Return the masks of a hardened model, or those that :func:`stochprune.harden` would cut in a converted one.
 
     They are given for the weights of linear, convolutional and masked layers, and for other weights of two or more
-    dimensions of which some entries are exactly 0 and some are not (a tied embedding)::
+    dimensions of which some entries are exactly 0 (a tied embedding). A weight of zeros alone was not pruned, it is not
+    yet trained, and is left out::
 
         sp.harden(model, sparsity=0.9)
         sp.training.train_weights(model, loader, config, masks=sp.masks.of(model))  # what is pruned stays pruned
@@ -35,7 +36,8 @@ def of(model: nn.Module) -> dict[str, Tensor]:
             continue
         masked = hasattr(module, "mask_logits")
         mask = module.mask() if masked else weight.detach() != 0
-        if masked or type(module) in LAYERS or 0 < int(mask.count_nonzero()) < mask.numel():
+        kept = int(mask.count_nonzero())
+        if masked or (kept and (type(module) in LAYERS or kept < mask.numel())):
             found[weight] = (f"{prefix}.weight" if prefix else "weight", mask)
     if not found:
         raise ValueError(

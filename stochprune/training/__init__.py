@@ -15,6 +15,7 @@ from stochprune.training.loggers import CSVLogger, TensorBoard
 from stochprune.training.mask_loss import mask_loss
 from stochprune.training.observers import EMA, EarlyStopping, Validation
 from stochprune.training.options import LoopOptions
+from stochprune.training.prune_finetune import prune_finetune
 from stochprune.training.soft_threshold import SoftThresholdConfig, soft_threshold, train_soft_threshold
 from stochprune.training.weights import train_weights
 
@@ -47,6 +48,7 @@ __all__ = [
     "mask_loss",
     "parameter_groups",
     "predict",
+    "prune_finetune",
     "soft_threshold",
     "stochastic_error",
     "train_soft_threshold",
