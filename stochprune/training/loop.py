@@ -117,9 +117,10 @@ def _parts(step: Stepper, callbacks: Sequence[object]) -> dict[str, Stateful]:
     parts: dict[str, Stateful] = {} if step.schedule is None else {"schedule": step.schedule}
     if step.scaler.is_enabled():
         parts["scaler"] = step.scaler
-    for number, callback in enumerate(callbacks):
+    for callback in callbacks:
         if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
-            parts[f"callback {number} {type(callback).__name__}"] = callback
+            name = type(callback).__name__
+            parts[name if name not in parts else f"{name} {len(parts)}"] = callback
     return parts
 
 

@@ -58,6 +58,11 @@ def restore(
         )
     position.check(path, epochs=state.epochs, batches=batches, accumulate=accumulate)
     stored = require(payload.get("parts", {}), {name: dict for name in parts}, path)
+    if left := stored.keys() - parts.keys():
+        raise CheckpointError(
+            f"{path} was written with {', '.join(map(str, left))}, which this call lacks: give the same options and "
+            "callbacks, or choose another folder"
+        )
     settings = [_settings(group) for group in state.optimizer.param_groups]
     try:
         state.model.load_state_dict(payload["model"])

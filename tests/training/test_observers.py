@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import stochprune as sp
+from stochprune.extras import MissingExtraError
 from stochprune.nn import masked_layers
 from stochprune.training import (
     EMA,
@@ -178,3 +180,10 @@ def test_tensorboard_has_steps_rates_and_epochs(masked, loader, tmp_path):
     assert [event.step for event in events.Scalars("step/loss")] == [*range(1, 9)]
     assert [event.value for event in events.Scalars("lr/logits")] == pytest.approx([0.1] * 8)
     assert [event.value for event in events.Scalars("epoch/loss")] == pytest.approx([e["loss"] for e in history])
+
+
+def test_a_missing_tensorboard_is_named_with_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(MissingExtraError, match=r"TensorBoard.*tensorboard.*\[loops\]"):
+        TensorBoard(tmp_path)

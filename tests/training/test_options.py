@@ -92,13 +92,18 @@ def test_a_checkpoint_of_version_0_1_continues(masked, loader, recorder, stop, t
     assert same(state_of(whole), state_of(resumed)) and len(watch.seen) == 8
 
 
-def test_other_options_do_not_continue_a_run(masked, loader, tmp_path):
+def test_other_options_do_not_continue_a_run(masked, loader, recorder, tmp_path):
     finetune(masked(), loader, CONFIG, out=tmp_path)
     for options in (LoopOptions(precision="bf16"), LoopOptions(clip_norm=1.0), LoopOptions(schedule=cosine)):
         with pytest.raises(CheckpointError):
             finetune(masked(), loader, CONFIG, out=tmp_path, options=options)
     with pytest.raises(CheckpointError, match="EMA"):
         finetune(masked(), loader, CONFIG, out=tmp_path, callbacks=[EMA()])
+    averaged = tmp_path / "averaged"
+    finetune(masked(), loader, CONFIG, out=averaged, callbacks=[EMA(), EMA(0.5)])
+    finetune(masked(), loader, CONFIG, out=averaged, callbacks=[recorder(), EMA(), EMA(0.5)])  # others do not matter
+    with pytest.raises(CheckpointError, match="EMA"):
+        finetune(masked(), loader, CONFIG, out=averaged, callbacks=[EMA()])
 
 
 def test_the_optimiser_gets_named_groups_with_their_rates(masked, loader):
