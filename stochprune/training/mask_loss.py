@@ -12,6 +12,7 @@ from stochprune import functional
 from stochprune.arguments import checked
 from stochprune.nn.kl import layer_kl
 from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.runs.config import LIMIT
 
 
 @checked
@@ -55,8 +56,8 @@ def mask_loss(
     for name, price in (("l0", l0), ("kl", kl)):
         if not 0 <= price < math.inf:
             raise ValueError(f"mask_loss: {name} must be at least 0 and finite, got {price}")
-    if accumulation < 1:
-        raise ValueError(f"mask_loss: accumulation must be at least 1, got {accumulation}")
+    if not 1 <= accumulation < LIMIT:
+        raise ValueError(f"mask_loss: accumulation must be at least 1 and below 2^64, got {accumulation}")
     total = torch.zeros((), dtype=torch.float64, device=next(iter(layers)).mask_logits.device)
     if l0:
         total = total + l0 * torch.stack([_expected_kept(layer).to(total.device) for layer in layers]).sum()
@@ -71,7 +72,7 @@ def mask_loss(
         total = (
             total + kl * torch.stack([term.to(total.device) for term in layer_kl(model, prior_logits).values()]).sum()
         )
-    return total / accumulation
+    return total / float(accumulation)
 
 
 def _expected_kept(layer: MaskedLayer) -> Tensor:

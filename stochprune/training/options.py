@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,8 +49,8 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.accumulate < 1:
-            raise ValueError(f"LoopOptions: accumulate must be at least 1, got {self.accumulate}")
+        if not 1 <= self.accumulate <= sys.maxsize:
+            raise ValueError(f"LoopOptions: accumulate must lie in 1 .. {sys.maxsize}, got {self.accumulate}")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"LoopOptions: clip_norm must be positive and finite, got {self.clip_norm}")
 
