@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from stochprune.pac_bayes.self_bound import self_bound
     from stochprune.shrinking import ShrinkReport
     from stochprune.shrinking.shrink import shrink
-    from stochprune.training import FinetuneConfig
+    from stochprune.training import Budget, FinetuneConfig, parameter_groups
     from stochprune.training.finetune import finetune
+    from stochprune.training.mask_loss import mask_loss
+    from stochprune.training.prune_finetune import prune_finetune
 
 try:
     __version__ = _version("stochprune")
@@ -33,6 +35,7 @@ except _PackageNotFoundError:  # imported from its folder
     __version__ = "0+not.installed"
 
 __all__ = [
+    "Budget",
     "Certificate",
     "FinetuneConfig",
     "ShrinkReport",
@@ -46,10 +49,13 @@ __all__ = [
     "harden",
     "keep_mask",
     "load_sparse",
+    "mask_loss",
     "masks",
     "models",
     "nn",
     "pac_bayes",
+    "parameter_groups",
+    "prune_finetune",
     "rng",
     "save_sparse",
     "scores",
@@ -62,6 +68,7 @@ __all__ = [
 # These packages and names are imported on first use. _HOMES gives the package of each name.
 _PACKAGES = {"bounds", "data", "models", "pac_bayes", "scores", "training"}
 _HOMES = {
+    "Budget": "training",
     "Certificate": "pac_bayes",
     "FinetuneConfig": "training",
     "ShrinkReport": "shrinking",
@@ -69,6 +76,9 @@ _HOMES = {
     "finetune": "training",
     "load_sparse": "nn.save_sparse",
     "save_sparse": "nn.save_sparse",
+    "mask_loss": "training",
+    "parameter_groups": "training",
+    "prune_finetune": "training",
     "self_bound": "pac_bayes",
     "shrink": "shrinking",
 }

@@ -23,7 +23,7 @@ def pairs(batches: Iterable[object], what: str, labels: bool = True) -> Iterator
     for number, batch in enumerate(batches):
         if not _is_pair(batch, labels):
             raise TypeError(
-                f"{what}: batch {number} must be a pair (inputs, labels) of tensors, got {_kind(batch)}. "
+                f"{what}: batch {number} must be a pair (inputs, labels) of tensors, got {kind_of_batch(batch)}. "
                 "Give a loader of pairs, such as [(b['x'], b['y']) for b in loader], or a DataLoader with a collate_fn"
             )
         yield batch[0], batch[1]  # type: ignore[index]
@@ -35,7 +35,8 @@ def _is_pair(batch: object, labels: bool) -> bool:
     return isinstance(batch[0], Tensor) and (isinstance(batch[1], Tensor) or not labels)
 
 
-def _kind(batch: object) -> str:
+def kind_of_batch(batch: object) -> str:
+    """Say in words what a batch is, for a message."""
     if isinstance(batch, Mapping):
         return f"a {type(batch).__name__} with the keys {', '.join(map(str, list(batch)[:8])) or 'none'}"
     if isinstance(batch, Sequence) and not isinstance(batch, str):

@@ -5,6 +5,7 @@ A mask is a dictionary of bool tensors by qualified weight name, True where the 
 
 from stochprune.masks.ablate import apply, expand, reinitialize, rescale, shuffle
 from stochprune.masks.distribution import LayerStatistics, kept_weights, layer_statistics, statistics
+from stochprune.masks.model import of
 from stochprune.masks.select import from_scores, n_of_m, sparsity
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "kept_weights",
     "layer_statistics",
     "n_of_m",
+    "of",
     "reinitialize",
     "rescale",
     "shuffle",

@@ -8,7 +8,7 @@ from stochprune.nn.fused_masking import fused_masking
 from stochprune.nn.gated_branch import GatedBranch, drop_branches, expected_cost, gate_branches
 from stochprune.nn.harden import harden
 from stochprune.nn.kl import layer_kl
-from stochprune.nn.layer import masked_layers, sampling
+from stochprune.nn.layer import masked_layers
 from stochprune.nn.masked_conv import (
     MaskedConv1d,
     MaskedConv2d,
@@ -21,6 +21,7 @@ from stochprune.nn.masked_embedding import MaskedEmbedding
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
 from stochprune.nn.nm import NMMaskedLinear
+from stochprune.nn.sampling import sampling
 from stochprune.nn.semi_structured import semi_structured
 from stochprune.nn.sparse_linear import SparseLinear
 from stochprune.nn.sparsify import sparsify

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
@@ -239,6 +237,24 @@ class MaskedLayer(MaskSource):
             raise ValueError(f"{type(self).__name__}.gate: {count} of {logits.numel()} mask_logits are NaN")
         return functional.hard_concrete_gate(logits) if self.estimator == "hard_concrete" else logits >= 0
 
+    def mask(self, draw: int | None = None) -> Tensor:
+        """Return a hard mask of the weight's shape, bool: True where kept.
+
+        Args:
+            draw: 0 .. 2^32 - 1: return the mask of this draw, at the layer's seed and stream, as the estimator
+                ``straight_through`` samples it. Default: the mask of the evaluation mode, which
+                :func:`stochprune.harden` cuts if no sparsity is given. No counter advances.
+
+        Raises:
+            ValueError: NaN logits, or a draw outside its range.
+        """
+        return self.gate() > 0 if draw is None else self.of_weight(self._mask_at(draw))
+
+    def _mask_at(self, draw: int) -> Tensor:
+        """Return the mask of a draw, of the logits' shape."""
+        logits = self.mask_logits.detach()
+        return functional.mask(logits, seed=self.mask_seed, draw=draw, stream=self.stream) > 0
+
     def divergence(self, prior_logits: Tensor | float) -> Tensor:
         """Return the KL of this layer's mask from that of a prior, in nats: a float64 scalar, differentiable."""
         return functional.bernoulli_kl(self.mask_logits, prior_logits)
@@ -325,24 +341,3 @@ def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
     if not layers:
         raise ValueError(f"{op}: {type(model).__name__} has no masked layer: stochprune.convert makes them")
     return layers
-
-
-@contextlib.contextmanager
-def sampling(model: nn.Module, enabled: bool = True) -> Iterator[nn.Module]:
-    """Make all masked layers sample masks (``enabled``) or threshold inside the context, in either mode.
-
-    Raises:
-        TypeError: a model that is not a module, ``enabled`` that is not a bool.
-        ValueError: no masked layer.
-    """
-    if not isinstance(enabled, bool):
-        raise TypeError(f"sampling: enabled must be True or False, got {enabled!r}")
-    layers = list(layers_of("sampling", model).values())
-    before = [layer.sample for layer in layers]
-    for layer in layers:
-        layer.sample = enabled
-    try:
-        yield model
-    finally:
-        for layer, sample in zip(layers, before, strict=True):
-            layer.sample = sample

@@ -49,6 +49,10 @@ class NMMaskedLinear(MaskedLinear):
         """bool: the most probable pattern of each group; of equal logits the first. ``ValueError`` for NaN logits."""
         return masks.n_of_m({"mask_logits": self.mask_logits.detach()}, *patterns.parse(self.pattern))["mask_logits"]
 
+    def _mask_at(self, draw: int) -> Tensor:
+        logits = self.mask_logits.detach()
+        return functional.nm_keep_mask(logits, pattern=self.pattern, seed=self.mask_seed, draw=draw, stream=self.stream)
+
     def thresholded_weight(self) -> Tensor:
         return self.weight * self.gate().to(self.weight.dtype)
 

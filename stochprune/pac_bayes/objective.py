@@ -11,7 +11,8 @@ from stochprune import bounds
 from stochprune.pac_bayes.config import SelfBoundConfig
 from stochprune.pac_bayes.loss import bounded_cross_entropy
 from stochprune.pac_bayes.posterior import Posterior
-from stochprune.training.loop import Constraint
+from stochprune.training.constraint import Constraint
+from stochprune.training.state import State
 
 
 class Objective(nn.Module):
@@ -88,3 +89,6 @@ class NaturalGradient(Constraint):
         for tensor, curvature in self.objective.posterior.curvatures():
             if tensor.grad is not None:
                 tensor.grad.div_(curvature * self.objective.slope)
+
+    def measure(self, state: State) -> dict[str, float]:
+        return self.objective.measure()

@@ -104,7 +104,6 @@ def self_bound(
             optimizer=optimizer,
             loss_fn=objective.loss,
             constraint=NaturalGradient(objective),
-            measure=objective.measure,
             checkpoint=run.checkpoint(config.checkpoint_every, objective, part.digest, str(delta)),
             callbacks=callbacks,
         )

@@ -3,33 +3,52 @@
 from stochprune.runs.files import CheckpointError
 from stochprune.runs.progress import ProgressBar
 from stochprune.training.annealing import PriorStrength, Sparsity, Temperature
+from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.early_pruning import PruneEarly, early_pruning_indicator
 from stochprune.training.evaluate import StochasticError, error, predict, stochastic_error
 from stochprune.training.finetune import FinetuneResult, finetune
+from stochprune.training.flips import StuckMaskWarning
+from stochprune.training.groups import parameter_groups
 from stochprune.training.imp import IMPConfig, IMPRound, imp
+from stochprune.training.loggers import CSVLogger, TensorBoard
+from stochprune.training.mask_loss import mask_loss
+from stochprune.training.observers import EMA, EarlyStopping, Validation
+from stochprune.training.options import LoopOptions
+from stochprune.training.prune_finetune import prune_finetune
 from stochprune.training.soft_threshold import SoftThresholdConfig, soft_threshold, train_soft_threshold
 from stochprune.training.weights import train_weights
 
 __all__ = [
+    "EMA",
+    "Budget",
+    "CSVLogger",
     "CheckpointError",
+    "EarlyStopping",
     "FinetuneConfig",
     "FinetuneResult",
     "IMPConfig",
     "IMPRound",
+    "LoopOptions",
     "PriorStrength",
     "ProgressBar",
     "PruneEarly",
     "SoftThresholdConfig",
     "Sparsity",
     "StochasticError",
+    "StuckMaskWarning",
     "Temperature",
+    "TensorBoard",
+    "Validation",
     "WeightConfig",
     "early_pruning_indicator",
     "error",
     "finetune",
     "imp",
+    "mask_loss",
+    "parameter_groups",
     "predict",
+    "prune_finetune",
     "soft_threshold",
     "stochastic_error",
     "train_soft_threshold",

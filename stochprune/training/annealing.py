@@ -10,8 +10,9 @@ import math
 
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers
-from stochprune.training.budget import KLBudget, PenaltyBudget, ShiftBudget
-from stochprune.training.loop import State
+from stochprune.training.budget import Budget
+from stochprune.training.schedules import cubic
+from stochprune.training.state import State
 
 
 class Annealing:
@@ -90,15 +91,10 @@ class Sparsity(Annealing):
         return 0 <= value < 1
 
     def at(self, progress: float) -> float:
-        return self.end + (self.start - self.end) * (1 - progress) ** 3
+        return cubic(self.start, self.end, progress)
 
     def apply(self, state: State, value: float) -> None:
-        budget = state.constraint
-        if not isinstance(budget, (ShiftBudget, PenaltyBudget)):
-            raise ValueError(f"Sparsity: needs budget shift or penalty, got {type(budget).__name__}")
-        count = sum(logits.numel() for logits in budget.logits)
-        # A shift cannot reach an expected sparsity of exactly 0.
-        budget.target = min((1 - value) * count, count * (1 - 2.0**-20))
+        _budget_of(self, state, "shift", "penalty").aim(value)
 
 
 class PriorStrength(Annealing):
@@ -110,7 +106,13 @@ class PriorStrength(Annealing):
         return value >= 0
 
     def apply(self, state: State, value: float) -> None:
-        budget = state.constraint
-        if not isinstance(budget, (KLBudget, PenaltyBudget)):
-            raise ValueError(f"PriorStrength: needs budget kl or penalty, got {type(budget).__name__}")
-        budget.strength = value
+        _budget_of(self, state, "kl", "penalty").strength = value
+
+
+def _budget_of(schedule: Annealing, state: State, *kinds: str) -> Budget:
+    """Return the budget of a training, which must be of one of these kinds."""
+    budget = state.constraint
+    if not isinstance(budget, Budget) or budget.kind not in kinds:
+        got = budget.kind if isinstance(budget, Budget) else type(budget).__name__
+        raise ValueError(f"{type(schedule).__name__}: needs budget {' or '.join(kinds)}, got {got}")
+    return budget

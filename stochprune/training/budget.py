@@ -1,7 +1,7 @@
-"""Budgets: they hold the expected number of kept weights, sum(q), at its value at the start.
+"""Budget: holds the expected number of kept weights, sum(q), in the trainers and in loops of one's own.
 
 Without a budget all q drift to 1 when the expected loss of a trainable network is minimised, because random pruning
-only increases the loss. There are three budgets:
+only increases the loss. There are three kinds:
 
 ``shift``    adds one number to all logits after each step, so that sum(q) equals the budget. It is exact, needs no
              strength, and lets the probability of one weight grow at the expense of others.
@@ -19,113 +19,227 @@ change, and still let the sum drift by 8%.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stochprune import functional
-from stochprune.training.config import FinetuneConfig
-from stochprune.training.loop import Constraint
+from stochprune.arguments import checked
+from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.training.constraint import Constraint
+from stochprune.training.flips import Flips
+from stochprune.training.groups import LOGITS
+from stochprune.training.schedules import cubic
+from stochprune.training.shift import expected_kept, solve_shift
+from stochprune.training.state import State
 
-
-def expected_kept(logits: Sequence[Tensor]) -> Tensor:
-    """Return sum(sigmoid(logit)) over all tensors, a float64 scalar."""
-    return torch.stack([torch.sigmoid(tensor).sum(dtype=torch.float64) for tensor in logits]).sum()
-
-
-def solve_shift(logits: Sequence[Tensor], budget: float) -> float:
-    """Return the c for which sum(sigmoid(logit + c)) is ``budget``, by Newton's method inside a shrinking bracket.
-
-    It stops at a relative error of four roundings of the logits' dtype, or 1e-12. Sums are in float64.
-
-    Raises:
-        ValueError: ``budget`` is not strictly between 0 and the number of logits.
-    """
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in logits])
-    if not 0 < budget < flat.numel():
-        raise ValueError(f"the budget must lie strictly between 0 and {flat.numel()} weights, got {budget}")
-    centre = math.log(budget / (flat.numel() - budget))  # if all logits were equal, they would have this value
-    smallest, largest = torch.aminmax(flat)
-    low, high = centre - largest.item(), centre - smallest.item()
-    shift = min(max(0.0, low), high)
-    tolerance = max(4 * torch.finfo(flat.dtype).eps, 1e-12) * budget
-    for _ in range(100):
-        q = flat.add(shift).sigmoid_()
-        kept = q.sum(dtype=torch.float64).item()
-        excess = kept - budget
-        if abs(excess) <= tolerance:
-            break
-        low, high = (low, shift) if excess > 0 else (shift, high)
-        slope = kept - torch.dot(q, q).item()  # the sum of q (1 - q)
-        newton = shift - excess / slope if slope > 0 else math.inf
-        shift = newton if low < newton < high else (low + high) / 2
-    return shift
+Kind = Literal["shift", "penalty", "kl", "none"]
+Schedule = Literal["constant", "cubic"]
+STRENGTHS = {"penalty": 100.0, "kl": 1e-4}
 
 
 class Budget(Constraint):
-    """Stores sum(q) at the start, which the subclasses hold; holds nothing itself."""
+    """Holds the expected sparsity of a model's masks while you train it in a loop of your own::
 
-    def __init__(self, logits: Sequence[Tensor]) -> None:
-        self.logits = logits
-        self.target = expected_kept(logits).item()
+        optimizer = torch.optim.AdamW(sp.parameter_groups(model, lr=1e-3))
+        budget = sp.Budget(model, 0.9, schedule="cubic", steps=2000)
+        for epoch in range(epochs):
+            for x, y in loader:
+                loss = loss_fn(model(x), y) + budget.penalty()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                budget.step()
+            print(budget.end_epoch())
+
+    The expected sparsity is 1 minus the mean of q over all logits; layers with one logit for a block or a filter count
+    blocks and filters. Logits that require no gradient when the budget is made do not change and do not count. Under
+    gradient accumulation divide the penalty like the loss, and call :meth:`step` once for each step of the optimiser.
+
+    Args:
+        model: a model from :func:`stochprune.convert`.
+        sparsity: the expected sparsity to hold, in [0, 1). Default: the one that the model has now.
+        kind: ``shift``, ``penalty``, ``kl`` (see the top of this file), or ``none``, which only measures.
+        strength: of a penalty (default 100: loss per squared relative deviation) or of the KL (default 1e-4: loss per
+            nat).
+        schedule: ``constant`` holds ``sparsity`` from the first step on. ``cubic`` goes there from the present
+            sparsity s: ``sparsity + (s - sparsity)(1 - progress)^3`` (Zhu and Gupta 2017, arXiv 1710.01878, equation
+            1), from dense to the target if the model was converted without masks.
+        steps, begin: the length of the cubic in optimiser steps, and the step at which it starts.
+
+    Attributes:
+        target: the present budget, the wanted sum of q.
+        made: the number of steps made.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: no masked layer, or none whose logits require gradients; a value outside its range; a sparsity of
+            budget kl or none; logits in half precision of budget shift.
+    """
+
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        sparsity: float | None = None,
+        *,
+        kind: Kind = "shift",
+        strength: float | None = None,
+        schedule: Schedule = "constant",
+        steps: int = 0,
+        begin: int = 0,
+    ) -> None:
+        self.layers = _trainable_layers(model)
+        self.kind, self.sparsity, self.schedule, self.steps, self.begin = kind, sparsity, schedule, steps, begin
+        self.made = 0
+        self._check(strength)
+        self.strength = STRENGTHS.get(kind, 0.0) if strength is None else strength
+        self.count = sum(tensor.numel() for tensor in self.logits)
+        self.target = self.kept()
+        self._first_sparsity = 1 - self.target / self.count
+        self._prior = [tensor.detach().clone() for tensor in self.logits] if kind == "kl" else []
+        self.flips = Flips(self.layers)
+        if sparsity is not None:
+            self.aim(self.sparsity_at(0))
+
+    def _check(self, strength: float | None) -> None:
+        for name, kinds in (("kind", Kind), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(
+                    f"Budget: {name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}"
+                )
+        if self.sparsity is not None:
+            if not 0 <= self.sparsity < 1:
+                raise ValueError(f"Budget: sparsity must lie in [0, 1), got {self.sparsity}")
+            if self.kind not in ("shift", "penalty"):
+                raise ValueError(
+                    f"Budget: kind {self.kind} holds no sparsity, got {self.sparsity}; choose shift or penalty"
+                )
+        if strength is not None and (self.kind not in STRENGTHS or not 0 <= strength < math.inf):
+            raise ValueError(f"Budget: strength is a number >= 0 of kind penalty or kl, got {strength} of {self.kind}")
+        if self.schedule == "cubic" and (self.sparsity is None or self.steps < 1):
+            raise ValueError(
+                f"Budget: schedule cubic needs sparsity and steps >= 1, got {self.sparsity} and {self.steps}"
+            )
+        if self.begin < 0:
+            raise ValueError(f"Budget: begin must be at least 0, got {self.begin}")
+        for tensor in self.logits if self.kind == "shift" else []:
+            if tensor.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"Budget: kind shift needs float32 or float64 mask logits, got {tensor.dtype}: "
+                    "a small shift is lost in rounding. Keep the logits in float32, or choose budget penalty"
+                )
+
+    @property
+    def logits(self) -> list[Tensor]:
+        """The logits that count, each tensor once."""
+        return [layer.mask_logits for layer in self.layers]
 
     def kept(self) -> float:
         """Return the present sum(q)."""
         return expected_kept(self.logits).item()
 
+    def aim(self, sparsity: float) -> None:
+        """Hold another expected sparsity from now on."""
+        # A shift cannot reach an expected sparsity of exactly 0.
+        self.target = min((1 - sparsity) * self.count, self.count * (1 - 2.0**-20))
 
-class ShiftBudget(Budget):
-    """Adds one number to all logits after each step, so that sum(q) equals the budget."""
+    def sparsity_at(self, step: int) -> float:
+        """Return the expected sparsity to hold after ``step`` steps."""
+        last = self._first_sparsity if self.sparsity is None else self.sparsity
+        if self.schedule == "constant":
+            return last
+        return cubic(self._first_sparsity, last, min(max((step - self.begin) / self.steps, 0.0), 1.0))
 
-    def __init__(self, logits: Sequence[Tensor]) -> None:
-        for tensor in logits:
-            if tensor.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
-                    f"budget shift needs float32 or float64 mask logits, got {tensor.dtype}: "
-                    "a small shift is lost in rounding. Keep the logits in float32, or choose budget penalty"
-                )
-        super().__init__(logits)
+    def penalty(self) -> Tensor | float:
+        """Return the term to add to the loss, a float64 scalar; 0.0 for kinds shift and none."""
+        if self.kind == "penalty":
+            return self.strength * (expected_kept(self.logits) / self.target - 1).square()
+        if self.kind == "kl":
+            pairs = zip(self.logits, self._prior, strict=True)
+            terms = [functional.bernoulli_kl(tensor, start.to(tensor.device)) for tensor, start in pairs]
+            return self.strength * sum(terms, start=torch.zeros_like(terms[0]))
+        return 0.0
+
+    def step(self) -> None:
+        """Follow the schedule and hold the budget; call it after each step of the optimiser."""
+        self.made += 1
+        if self.sparsity is not None:
+            self.aim(self.sparsity_at(self.made))
+        self.hold()
+
+    def after_step(self) -> None:
+        self.step()
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        shift = solve_shift(self.logits, self.target)
-        for tensor in self.logits:
-            tensor.add_(shift)
+    def hold(self) -> None:
+        """Shift the logits so that sum(q) equals the budget (kind shift)."""
+        if self.kind == "shift":
+            shift = solve_shift(self.logits, self.target)
+            for tensor in self.logits:
+                tensor.add_(shift)
+
+    def end_epoch(self, epochs_left: int | None = None, logit_lr: float | None = None) -> dict[str, float]:
+        """Return numbers for the history; call it after each epoch.
+
+        Args:
+            epochs_left: of the training, if it is known.
+            logit_lr: the learning rate of the logits, for the warning.
+
+        Returns:
+            ``mean_keep`` (mean of q), ``flipped`` (weights whose q has crossed 1/2 since the start) and
+            ``budget_error`` (sum(q) / budget - 1).
+
+        Warns:
+            StuckMaskWarning: once, if no weight has flipped and none will in the epochs left (if their number is not
+                known, in ten) at the pace of this epoch. The message says how far the nearest logit has to go.
+        """
+        kept = self.kept()
+        self.flips.end_epoch(epochs_left, logit_lr)
+        return {
+            "mean_keep": kept / self.count,
+            "flipped": self.flips.count(),
+            "budget_error": kept / self.target - 1,
+        }
+
+    def measure(self, state: State) -> dict[str, float]:
+        rates = [group["lr"] for group in state.optimizer.param_groups if group.get("name") == LOGITS]
+        return self.end_epoch(state.epochs - state.epoch - 1, float(rates[0]) if rates else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed training needs besides the model: numbers and tensors."""
+        return {
+            "made": self.made,
+            "target": self.target,
+            "first_sparsity": self._first_sparsity,
+            "prior": self._prior,
+            "kept_at_start": self.flips.kept,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            ValueError: a key is missing, or the state is that of another model or kind.
+        """
+        if missing := self.state_dict().keys() - state.keys():
+            raise ValueError(f"Budget.load_state_dict: the state lacks {', '.join(sorted(missing))}")
+        for name, own in (("kept_at_start", self.flips.kept), ("prior", self._prior)):
+            shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (state[name], own)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"Budget.load_state_dict: {name} must have shapes {shapes[1]}, got {shapes[0]}")
+        self.made, self.target = int(state["made"]), float(state["target"])
+        self._first_sparsity = float(state["first_sparsity"])
+        self._prior, self.flips.kept = [*state["prior"]], [*state["kept_at_start"]]
 
 
-class PenaltyBudget(Budget):
-    """Adds strength * (sum(q) / budget - 1)^2 to the loss."""
-
-    def __init__(self, logits: Sequence[Tensor], strength: float) -> None:
-        super().__init__(logits)
-        self.strength = strength
-
-    def penalty(self) -> Tensor:
-        return self.strength * (expected_kept(self.logits) / self.target - 1).square()
-
-
-class KLBudget(Budget):
-    """Adds strength * KL(q || q at the start) to the loss, in nats summed over weights."""
-
-    def __init__(self, logits: Sequence[Tensor], strength: float) -> None:
-        super().__init__(logits)
-        self.strength = strength
-        self.start = [tensor.detach().clone() for tensor in logits]
-
-    def penalty(self) -> Tensor:
-        return self.strength * sum(
-            (functional.bernoulli_kl(tensor, start) for tensor, start in zip(self.logits, self.start, strict=True)),
-            start=torch.zeros((), dtype=torch.float64, device=self.logits[0].device),
-        )
-
-
-def make_budget(config: FinetuneConfig, logits: Sequence[Tensor]) -> Budget:
-    """Return the budget of ``config``, which holds the present sum(q) of ``logits``."""
-    if config.budget == "shift":
-        return ShiftBudget(logits)
-    if config.budget == "penalty":
-        return PenaltyBudget(logits, config.penalty_strength)
-    if config.budget == "kl":
-        return KLBudget(logits, config.kl_strength)
-    return Budget(logits)
+def _trainable_layers(model: nn.Module) -> list[MaskedLayer]:
+    """Return the masked layers whose logits require gradients, one for each tensor of logits."""
+    layers: dict[Tensor, MaskedLayer] = {}
+    for layer in layers_of("Budget", model).values():
+        layers.setdefault(layer.mask_logits, layer)
+    found = [layer for logits, layer in layers.items() if logits.requires_grad]
+    if not found:
+        raise ValueError("Budget: the mask_logits of at least one layer must require gradients, none of them does")
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.training.loop import State
+from stochprune.training.state import State
 
 
 @checked

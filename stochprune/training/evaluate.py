@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
+from stochprune.training.batch_loss import LossFunction
 from stochprune.training.labels import checked_loss
-from stochprune.training.loop import LossFunction
 
 
 @dataclass(frozen=True)

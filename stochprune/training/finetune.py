@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
 from stochprune.runs.run import open_run, run_folder
-from stochprune.training.budget import make_budget
+from stochprune.training.batch_loss import LossFunction
+from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig
-from stochprune.training.loop import Loader, LossFunction, fit
+from stochprune.training.groups import parameter_groups
+from stochprune.training.loop import Loader, fit
+from stochprune.training.options import LoopOptions
 from stochprune.training.uncalled_layers import refuse_uncalled_layers
 
 
@@ -45,6 +48,7 @@ def finetune(
     loss_fn: LossFunction = F.cross_entropy,
     out: str | Path | None = None,
     callbacks: Sequence[object] = (),
+    options: LoopOptions | None = None,
 ) -> FinetuneResult:
     """Minimise the expected loss over masks that keep weight i with its own probability q_i, in place.
 
@@ -56,49 +60,48 @@ def finetune(
     Args:
         model: a model from :func:`stochprune.convert`. The estimator, temperature and seed of ``config`` are set in its
             layers. Logits that require no gradient do not change and do not count in the budget.
-        train_loader: batches (x, y): a ``DataLoader``, :class:`stochprune.data.Batches` or any iterable that can be
-            iterated again in each epoch.
+        train_loader: a ``DataLoader``, :class:`stochprune.data.Batches` or any iterable that can be iterated again in
+            each epoch. A batch is a pair (x, y), a longer tuple of tensors (x1, x2, ..., y), or a mapping of keyword
+            arguments for a model that returns its loss.
         loss_fn: a function of (model(x), y) that returns a scalar.
         out: if given, the folder ``out/finetune-<digest of config>`` stores the results and a checkpoint. After a kill
             the same call continues from the checkpoint bit for bit; pass the model as it was at the start. A model
             that uses torch's own generator (dropout) is not resumed bit for bit.
-        callbacks: objects with the optional methods ``on_step(state)`` and ``on_epoch(state)``, see
-            :class:`stochprune.training.loop.State`; for example a :class:`stochprune.training.ProgressBar`.
+        callbacks: objects with the optional methods of :func:`stochprune.training.loop.fit`; for example
+            :class:`stochprune.training.ProgressBar`, :class:`stochprune.training.Validation`,
+            :class:`stochprune.training.EarlyStopping`, :class:`stochprune.training.EMA`,
+            :class:`stochprune.training.CSVLogger`.
+        options: another optimiser, a schedule, autocast, accumulation, clipping, a hook for the loss.
+
+    Warns:
+        StuckMaskWarning: no weight has changed its side of one half, and none will before the training ends; the
+            message says which learning rate would do.
 
     Raises:
         ValueError: no masked layer, none whose logits require gradients, an empty loader, a loss without a gradient,
             logits that the budget cannot hold, or a layer whose weight the model reads instead of calling the layer.
+        TypeError: a batch that the model does not take.
         FloatingPointError: the loss is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
     """
-    config = config or FinetuneConfig()
+    config, options = config or FinetuneConfig(), options or LoopOptions()
     layers = masked_layers(model)
     if not layers:
         raise ValueError("the model has no masked layer: convert it first, with stochprune.convert(model, masks)")
     for layer in layers.values():
         layer.estimator, layer.temperature = config.estimator, config.temperature
         layer.mask_seed.fill_(rng.as_int64(config.seed))
-    logits = [tensor for tensor in {layer.mask_logits: None for layer in layers.values()} if tensor.requires_grad]
-    if not logits:
+    if not any(layer.mask_logits.requires_grad for layer in layers.values()):
         raise ValueError("finetune: the mask_logits of at least one layer must require gradients, none of them does")
-    kept_at_start = [tensor.detach() >= 0 for tensor in logits]
-    budget = make_budget(config, logits)
-
-    def measure() -> dict[str, float]:
-        kept = [tensor.detach() >= 0 for tensor in logits]
-        return {
-            "mean_keep": budget.kept() / sum(tensor.numel() for tensor in logits),
-            "flipped": sum(int((now != then).sum()) for now, then in zip(kept, kept_at_start, strict=True)),
-            "budget_error": budget.kept() / budget.target - 1,
-        }
-
+    budget = budget_of(model, config)
     folder = None if out is None else run_folder(out, "finetune", config)
     training = model.training
     with open_run(config, folder) as run:
-        checkpoint = run.checkpoint(config.checkpoint_every, model)
+        checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity())
         model.train()
-        with sampling(model), _trainable(model, logits, config) as groups:
-            optimizer = torch.optim.Adam(groups)
+        with sampling(model), _weights_frozen(model, config.mode == "frozen"):
+            groups = parameter_groups(model, config.weight_lr, logit_lr=config.logit_lr)
+            optimizer = (options.optimizer or torch.optim.Adam)(groups)
             refuse_uncalled_layers(layers, optimizer)
             history = fit(
                 model,
@@ -107,28 +110,30 @@ def finetune(
                 optimizer=optimizer,
                 loss_fn=loss_fn,
                 constraint=budget,
-                measure=measure,
                 checkpoint=checkpoint,
                 callbacks=callbacks,
+                options=options,
             )
         model.train(training)
-        run.write({"history": history}, logits[0].device)
+        run.write({"history": history}, budget.logits[0].device)
     return FinetuneResult(config, history, folder)
 
 
+def budget_of(model: nn.Module, config: FinetuneConfig) -> Budget:
+    """Return the budget of a configuration, which holds the present sum(q) of a model."""
+    strengths = {"penalty": config.penalty_strength, "kl": config.kl_strength}
+    return Budget(model, kind=config.budget, strength=strengths.get(config.budget))
+
+
 @contextlib.contextmanager
-def _trainable(model: nn.Module, logits: Sequence[Tensor], config: FinetuneConfig) -> Iterator[list[dict[str, object]]]:
-    """Yield the optimiser's groups; inside the block weights that are not trained require no gradient."""
-    chosen = {id(tensor) for tensor in logits}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen and parameter.requires_grad]
-    groups: list[dict[str, object]] = [{"params": logits, "lr": config.logit_lr}]
-    if config.mode == "joint":
-        yield [*groups, {"params": others, "lr": config.weight_lr}]
-        return
-    for parameter in others:
+def _weights_frozen(model: nn.Module, frozen: bool) -> Iterator[None]:
+    """Inside the block the parameters that are no mask logits require no gradient, if ``frozen``."""
+    logits = {id(layer.mask_logits) for layer in masked_layers(model).values()}
+    others = [each for each in model.parameters() if each.requires_grad and id(each) not in logits]
+    for parameter in others if frozen else []:
         parameter.requires_grad_(False)
     try:
-        yield groups
+        yield
     finally:
         for parameter in others:
             parameter.requires_grad_(True)

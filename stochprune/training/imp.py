@@ -17,8 +17,9 @@ from stochprune import scores
 from stochprune.arguments import checked
 from stochprune.runs.config import FRACTION, Config, at_least, option
 from stochprune.runs.run import run_folder
+from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
-from stochprune.training.loop import Loader, LossFunction
+from stochprune.training.loop import Loader
 from stochprune.training.schedules import SCHEDULES, Schedule
 from stochprune.training.weights import train_weights
 

@@ -20,6 +20,11 @@ SCHEDULES: Mapping[str, Schedule] = {
 """``steps`` is the schedule of He et al. 2016 for CIFAR-10: 1/10 from one half on, 1/100 from three quarters on."""
 
 
+def cubic(start: float, end: float, progress: float) -> float:
+    """Return ``end + (start - end)(1 - progress)^3``, for a progress in [0, 1] (Zhu and Gupta 2017, equation 1)."""
+    return end + (start - end) * (1 - progress) ** 3
+
+
 def follow(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> None:
     """Before each of ``steps`` steps, set every group's rate to its initial rate times ``schedule(step / steps)``.
 

@@ -18,8 +18,11 @@ from stochprune.arguments import checked
 from stochprune.runs.config import POSITIVE, Config, at_least, option
 from stochprune.runs.run import open_run
 from stochprune.scores import prunable_weights
+from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
-from stochprune.training.loop import Constraint, Loader, LossFunction, fit
+from stochprune.training.constraint import Constraint
+from stochprune.training.loop import Loader, fit
+from stochprune.training.options import LoopOptions
 from stochprune.training.schedules import SCHEDULES, follow
 from stochprune.training.weights import make_optimizer
 
@@ -130,7 +133,7 @@ def train_soft_threshold(
     with open_run(config, folder) as run:
         checkpoint = run.checkpoint(config.checkpoint_every, model)  # of the plain model, as the caller has it
         with _thresholds(model) as parts:
-            optimizer = make_optimizer(model, config.weights)
+            optimizer = make_optimizer(model, config.weights, LoopOptions())
             follow(optimizer, SCHEDULES[config.weights.schedule], total)
             model.train()
             fit(

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.runs.run import open_run
+from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
-from stochprune.training.loop import Constraint, Loader, LossFunction, fit
+from stochprune.training.constraint import Constraint
+from stochprune.training.groups import WEIGHTS
+from stochprune.training.loop import Loader, fit
+from stochprune.training.options import LoopOptions
 from stochprune.training.schedules import SCHEDULES, Schedule, follow
 
 
@@ -38,7 +42,7 @@ class FixedMasks(Constraint):
                     f"the mask of {name} has shape {tuple(mask.shape)}, but its weight {tuple(parameters[name].shape)}"
                 )
             self.pairs.append((parameters[name], ~mask.to(device=parameters[name].device, dtype=torch.bool)))
-        self.after_step()
+        self.hold()
 
     def before_step(self) -> None:
         for parameter, pruned in self.pairs:
@@ -46,7 +50,7 @@ class FixedMasks(Constraint):
                 parameter.grad.masked_fill_(pruned, 0)
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def hold(self) -> None:
         for parameter, pruned in self.pairs:
             parameter.masked_fill_(pruned, 0)
 
@@ -63,27 +67,34 @@ def train_weights(
     folder: Path | None = None,
     identity: str = "",
     callbacks: Sequence[object] = (),
+    options: LoopOptions | None = None,
 ) -> list[dict[str, float]]:
     """Train a plain model in place.
 
     Args:
-        train_loader: batches (x, y), iterated again in each epoch; of a known length unless the rate is constant.
+        train_loader: batches as for :func:`stochprune.finetune`, iterated again in each epoch; of a known length unless
+            the rate is constant.
         masks: if given, pruned weights are always 0 (see :class:`FixedMasks`).
         schedule: used instead of ``config.schedule``.
         folder: if given, ``checkpoint.pt`` is written there, and a run that was killed continues from it.
         identity: further text that must be the same for a run to continue, such as the digest of its examples.
+        callbacks, options: as for :func:`stochprune.finetune`.
 
     Returns:
         The history: ``epoch`` and mean ``loss``. For the errors see :func:`stochprune.training.loop.fit`.
     """
+    options = options or LoopOptions()
     constraint = FixedMasks(model, masks or {})
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, options)
     if schedule is not None or config.schedule != "constant":
         if not isinstance(train_loader, Sized):
             raise ValueError("a schedule of the learning rate needs a train_loader of known length")
-        follow(optimizer, schedule or SCHEDULES[config.schedule], config.epochs * len(train_loader))
+        if options.schedule is not None:
+            raise ValueError("train_weights: options and the configuration both have a schedule; give one of them")
+        steps = -(-len(train_loader) // options.accumulate)
+        follow(optimizer, schedule or SCHEDULES[config.schedule], config.epochs * steps)
     with open_run(config, folder) as run:
-        checkpoint = run.checkpoint(config.checkpoint_every, model, identity)
+        checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity(identity))
         model.train()
         return fit(
             model,
@@ -94,11 +105,16 @@ def train_weights(
             constraint=constraint,
             checkpoint=checkpoint,
             callbacks=callbacks,
+            options=options,
         )
 
 
-def make_optimizer(model: nn.Module, config: WeightConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of ``config`` over all parameters."""
+def make_optimizer(model: nn.Module, config: WeightConfig, options: LoopOptions) -> torch.optim.Optimizer:
+    """Return the optimiser of ``options``, or else of ``config``, over all parameters."""
+    if options.optimizer is not None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        group = {"params": trained, "lr": config.lr, "weight_decay": config.weight_decay, "name": WEIGHTS}
+        return options.optimizer([group])
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(

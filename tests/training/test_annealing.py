@@ -114,8 +114,8 @@ def test_bad_schedules(make, message):
 @pytest.mark.parametrize(
     "schedule, budget, message",
     [
-        (Sparsity(0.1, 0.5, 4), "kl", "Sparsity: .*shift.*penalty.*got KLBudget"),
-        (PriorStrength(0.1, 0.5, 4), "shift", "PriorStrength: .*kl.*penalty.*got ShiftBudget"),
+        (Sparsity(0.1, 0.5, 4), "kl", "Sparsity: .*shift.*penalty.*got kl"),
+        (PriorStrength(0.1, 0.5, 4), "shift", "PriorStrength: .*kl.*penalty.*got shift"),
     ],
 )
 def test_a_schedule_for_another_budget_is_refused(schedule, budget, message, masked, loader):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stochprune.training.budget import expected_kept, solve_shift
+from stochprune.training.shift import expected_kept, solve_shift
 
 TOLERANCES = {torch.float32: 4e-6, torch.float64: 1e-11}  # float32: half a rounding of a logit near 20 is 1e-6
 

@@ -11,7 +11,7 @@ import torch
 import stochprune as sp
 from stochprune.nn import masked_layers
 from stochprune.training import CheckpointError, FinetuneConfig, finetune
-from stochprune.training.budget import expected_kept
+from stochprune.training.shift import expected_kept
 
 
 def logits_of(model):

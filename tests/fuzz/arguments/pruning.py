@@ -65,6 +65,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
             "reference": masks(),
             "reference_model": dense(),
         },
+        "masks.of": lambda: {"model": dense()},
         "masks.n_of_m": lambda: {"scores": {"a": tensor(4, 8)}, "n": 2, "m": 4},
         "masks.reinitialize": lambda: {"model": dense(), "masks": masks(), "seed": 0},
         "masks.rescale": lambda: {"model": dense(), "masks": masks()},

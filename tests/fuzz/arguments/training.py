@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from stochprune.training import FinetuneConfig, IMPConfig, SoftThresholdConfig, WeightConfig
+import stochprune as sp
+from stochprune.training import FinetuneConfig, IMPConfig, LoopOptions, SoftThresholdConfig, WeightConfig
 from tests.fuzz.arguments.objects import dense, fields, inputs, labels, loader, masked, masks, tensor
 
 
@@ -19,6 +20,41 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         **{f"training.{kind.__name__}": lambda kind=kind: fields(kind) for kind in configs},
         **{f"training.{name}": lambda: dict(annealing) for name in ("Temperature", "Sparsity", "PriorStrength")},
+        "training.Budget": lambda: {
+            "model": masked(),
+            "sparsity": 0.5,
+            "kind": "penalty",
+            "strength": 10.0,
+            "schedule": "cubic",
+            "steps": 5,
+            "begin": 1,
+        },
+        "training.CSVLogger": lambda: {"folder": "empty"},
+        "training.EMA": lambda: {"decay": 0.9},
+        "training.EarlyStopping": lambda: {"monitor": "loss", "patience": 2, "mode": "min"},
+        "training.LoopOptions": lambda: fields(LoopOptions),
+        "training.TensorBoard": lambda: {"folder": "empty"},
+        "training.Validation": lambda: {"loader": loader(), "metrics": {"error": sp.training.error}},
+        "training.mask_loss": lambda: {
+            "model": masked(),
+            "l0": 0.1,
+            "kl": 0.1,
+            "prior_logits": 0.5,
+            "accumulation": 2,
+        },
+        "training.parameter_groups": lambda: {"model": masked(), "lr": 0.1, "logit_lr": 0.1, "weight_decay": 0.1},
+        "training.prune_finetune": lambda: {
+            "model": dense(),
+            "train_loader": loader(),
+            "sparsity": 0.5,
+            "score": "snip",
+            "scope": "layer",
+            "exclude": None,
+            "config": FinetuneConfig(epochs=1),
+            "weights": WeightConfig(epochs=1),
+            "out": None,
+            **once,
+        },
         "training.ProgressBar": lambda: {"title": "x", "total": 3},
         "training.PruneEarly": lambda: {"masks": lambda model: masks(), "threshold": 0.9, "window": 2},
         "training.early_pruning_indicator": lambda: {"kept": [{"a": 3}, {"a": 4}, {"a": 4}], "window": 2},

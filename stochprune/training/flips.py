@@ -1,0 +1,72 @@
+"""Flips: how many weights changed their side of one half, and the warning where none does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from stochprune.nn.layer import MaskedLayer
+
+PATIENCE = 10
+"""How many more epochs the first flip may take without a warning where the length of the training is not known."""
+
+
+class StuckMaskWarning(UserWarning):
+    """The mask does not change: the logits move too slowly to cross 0, which is a keep probability of one half."""
+
+
+class Flips:
+    """Counts the weights whose keep probability has crossed one half since the start.
+
+    Attributes:
+        kept: bool tensors like the logits, True where a weight was kept at the start.
+    """
+
+    def __init__(self, layers: Sequence[MaskedLayer]) -> None:
+        self.layers = layers
+        self.kept = [layer.mask_logits.detach() >= 0 for layer in layers]
+        self._nearest = self._distance()
+        self._warned = False
+
+    def count(self) -> int:
+        """Return the number of weights that are not on the side where they started."""
+        now = [layer.mask_logits.detach() >= 0 for layer in self.layers]
+        return sum(int((new != old.to(new.device)).sum()) for new, old in zip(now, self.kept, strict=True))
+
+    def end_epoch(self, epochs_left: int | None, logit_lr: float | None) -> None:
+        """Warn once if no weight has flipped, and none will in the epochs that are left at the pace of the last one.
+
+        Args:
+            epochs_left: None if it is not known; then ten epochs.
+            logit_lr: the learning rate of the logits, for the message.
+        """
+        needed, left = self._nearest, self._distance()
+        self._nearest = left
+        moved = needed - left
+        patience = PATIENCE if epochs_left is None else epochs_left
+        if self._warned or needed == 0 or moved * patience >= left or self.count():
+            return
+        self._warned = True
+        if moved < 1e-6 * needed:
+            advice = "raise logit_lr, and check that the optimiser has the logits (stochprune.parameter_groups)"
+        elif logit_lr is None:
+            advice = f"raise the learning rate of the logits about {needed / moved:.2g} times"
+        else:
+            advice = f"raise logit_lr from {logit_lr:.2g} to about {logit_lr * needed / moved:.2g}"
+        warnings.warn(
+            f"no weight changed its side of 0.5 in the last epoch; the nearest logit moved by {moved:.2g} of the "
+            f"{needed:.2g} it needs; {advice}",
+            StuckMaskWarning,
+            stacklevel=3,
+        )
+
+    def _distance(self) -> float:
+        """Return the distance of the nearest logit from 0; 0 if no layer's mask is decided by its sign (N:M masks)."""
+        nearest: list[Tensor] = [
+            layer.mask_logits.detach().abs().min()
+            for layer in self.layers
+            if not layer.own_sparsity and layer.mask_logits.numel()
+        ]
+        return min((value.item() for value in nearest), default=0.0)

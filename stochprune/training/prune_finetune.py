@@ -1,0 +1,97 @@
+"""prune_finetune: from a dense model to a pruned and trained one, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import nn
+
+from stochprune import masks as mask_tools
+from stochprune import scores
+from stochprune.arguments import checked
+from stochprune.masks.select import check_cut
+from stochprune.nn import convert, harden, masked_layers
+from stochprune.nn.selection import Selectors, wanted
+from stochprune.runs.run import run_folder
+from stochprune.training.batch_loss import LossFunction
+from stochprune.training.config import FinetuneConfig, WeightConfig
+from stochprune.training.finetune import finetune
+from stochprune.training.loop import Loader
+from stochprune.training.options import LoopOptions
+from stochprune.training.weights import train_weights
+
+
+@checked
+def prune_finetune(
+    model: nn.Module,
+    train_loader: Loader,
+    sparsity: float,
+    *,
+    score: str = "magnitude",
+    scope: str = "global",
+    exclude: Selectors | None = None,
+    config: FinetuneConfig | None = None,
+    weights: WeightConfig | None = None,
+    loss_fn: LossFunction = F.cross_entropy,
+    out: str | Path | None = None,
+    callbacks: Sequence[object] = (),
+    options: LoopOptions | None = None,
+) -> nn.Module:
+    """Prune a trained model by a score, fine-tune the mask, cut it, and train the weights that are left, in place.
+
+    It does what ``stochprune finetune`` measures: a score chooses the first mask, :func:`stochprune.finetune` trains
+    its probabilities, :func:`stochprune.harden` keeps the most probable weights, and
+    :func:`stochprune.training.train_weights` trains them. The last step matters: directly after the cut the error is
+    high.
+
+    Args:
+        model: a dense model, usually trained. With random weights this is pruning at initialisation.
+        train_loader: as for :func:`stochprune.finetune`, iterated again in each epoch. Scores that need examples take
+            pairs (x, y) alone.
+        sparsity: the fraction of the scored weights to prune, in [0, 1).
+        score: a name of :mod:`stochprune.scores`, such as ``magnitude``, ``snip`` or ``random``.
+        scope: ``global``, ``layer`` or ``row``, see :func:`stochprune.masks.from_scores`; of both cuts.
+        exclude: shell patterns on weight names, or types: these layers stay dense.
+        config: of the mask fine-tuning; its seed is also that of the score and of the masks.
+        weights: of the weight training; default: as many epochs as the fine-tuning, at its rate for the weights.
+        loss_fn: a function of (model(x), y) that returns a scalar.
+        out: if given, both trainings keep their checkpoints in folders there, and the same call continues after a kill;
+            pass the model as it was at the start.
+        callbacks, options: of both trainings, see :func:`stochprune.finetune`. Loggers write a file for each.
+
+    Returns:
+        The model: plain layers whose pruned weights are exactly 0, in the mode (train or eval) that it had.
+
+    Raises:
+        TypeError: an argument of another type, or a batch that the model does not take.
+        ValueError: an unknown score, a value outside its range, a layer left without weights; see also the functions
+            named above.
+        FloatingPointError: a loss is not finite.
+        CheckpointError: a checkpoint is damaged or of another run, or another process is using the folder.
+    """
+    config = config or FinetuneConfig()
+    weights = weights or WeightConfig(config.epochs, config.weight_lr, config.checkpoint_every)
+    check_cut("prune_finetune", sparsity, scope)
+    if hasattr(train_loader, "set_epoch"):  # the score sees the same batches whatever ran before
+        train_loader.set_epoch(0)
+    scored = scores.compute(score, model, loss_fn, train_loader, sparsity=sparsity, seed=config.seed)
+    chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
+    training = model.training
+    model = convert(model, mask_tools.from_scores(chosen, sparsity, scope), seed=config.seed)
+    finetune(model, train_loader, config, loss_fn=loss_fn, out=out, callbacks=callbacks, options=options)
+    converted = masked_layers(model)
+    model = harden(model, sparsity, scope)
+    cut = {name: mask for name, mask in mask_tools.of(model).items() if name in converted}
+    train_weights(
+        model,
+        train_loader,
+        weights,
+        masks=cut,
+        loss_fn=loss_fn,
+        folder=None if out is None else run_folder(out, "weights", weights),
+        callbacks=callbacks,
+        options=options,
+    )
+    return model.train(training)

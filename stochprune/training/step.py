@@ -1,0 +1,65 @@
+"""Stepper: one step of the optimiser, over one batch or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stochprune.training.batch_loss import tensors_of
+from stochprune.training.labels import trained_loss
+from stochprune.training.options import LoopOptions, not_finite
+from stochprune.training.state import State
+
+
+class Stepper:
+    """Makes the steps of a training.
+
+    Attributes:
+        schedule: of the learning rates, None if there is none.
+        scaler: of the loss; does nothing unless the precision is fp16.
+    """
+
+    def __init__(self, state: State, options: LoopOptions) -> None:
+        self.state, self.clip_norm = state, options.clip_norm
+        steps = None if state.steps_per_epoch is None else state.epochs * state.steps_per_epoch
+        self.schedule = options.make_schedule(state.optimizer, steps)
+        self.scaler = torch.amp.GradScaler(state.batch_loss.device.type, enabled=options.precision == "fp16")
+
+    def __call__(self, batches: Sequence[tuple[int, Any]]) -> list[float]:
+        """Make one step along the mean gradient of numbered batches; return their losses.
+
+        Raises:
+            FloatingPointError: a loss is not finite. The parameters are those before the step.
+        """
+        optimizer, constraint = self.state.optimizer, self.state.constraint
+        optimizer.zero_grad()
+        losses = [self._backward(number, batch, len(batches)) for number, batch in batches]
+        self.scaler.unscale_(optimizer)
+        constraint.before_step()
+        if self.clip_norm is not None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        scale = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.schedule is not None and self.scaler.get_scale() >= scale:  # else the step was skipped
+            self.schedule.step()
+        constraint.after_step()
+        return losses
+
+    def _backward(self, number: int, batch: Any, batches: int) -> float:
+        """Add the gradient of a batch, one of ``batches``; return its loss."""
+        state = self.state
+        found = state.batch_loss(state.model, batch, number)
+        loss = trained_loss(found.loss) + state.constraint.penalty()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} in epoch {state.epoch + 1} at step {state.step + 1}: "
+                f"{not_finite(state.model, tensors_of(batch))}"
+            )
+        self.scaler.scale(loss / batches).backward()
+        return value

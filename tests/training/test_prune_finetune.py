@@ -1,0 +1,83 @@
+"""prune_finetune: what it returns, that it does all four steps, and that it resumes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import stochprune as sp
+from stochprune.nn import MaskedLinear, masked_layers
+from stochprune.training import CSVLogger, FinetuneConfig, LoopOptions, WeightConfig, finetune, train_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore::stochprune.training.StuckMaskWarning")
+CONFIG = FinetuneConfig(epochs=4, logit_lr=0.5, weight_lr=0.02, checkpoint_every=3)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_it_is_the_four_steps(dense, loader):
+    by_hand = copy.deepcopy(dense)
+    masks = sp.masks.from_scores(sp.scores.magnitude(by_hand), 0.6)
+    sp.convert(by_hand, masks)
+    finetune(by_hand, loader, CONFIG)
+    logits = {name: layer.mask_logits.detach() for name, layer in masked_layers(by_hand).items()}
+    cut = sp.masks.from_scores(logits, 0.6)
+    sp.harden(by_hand, 0.6)
+    train_weights(by_hand, loader, WeightConfig(4, 0.02), masks=cut)
+    assert sp.prune_finetune(dense.eval(), loader, 0.6, config=CONFIG) is dense
+    assert same(dense, by_hand) and not dense.training
+    assert sp.masks.sparsity(sp.masks.of(dense)) == pytest.approx(0.6, abs=0.01)
+    assert not any(isinstance(module, MaskedLinear) for module in dense.modules())
+
+
+def test_layers_can_stay_dense_and_weights_that_were_zero_are_trained(dense, loader):
+    nn.init.zeros_(dense[2].weight)
+    sp.prune_finetune(dense, loader, 0.5, exclude="2.*", config=CONFIG, score="random", scope="layer")
+    assert int((dense[2].weight != 0).sum()) > 20  # all but those of hidden units that are never active
+    assert int((dense[0].weight == 0).sum()) == 30
+
+
+@pytest.mark.parametrize("killed_at", [5, 13, 19])
+def test_it_resumes_in_both_trainings(dense, loader, recorder, stop, tmp_path, killed_at):
+    class Count:
+        def __init__(self):
+            self.steps = 0
+
+        def on_step(self, state):
+            self.steps += 1
+            if self.steps == killed_at:
+                raise stop
+
+    whole, killed, resumed = (copy.deepcopy(dense) for _ in range(3))
+    config = WeightConfig(3, 0.02, checkpoint_every=2)
+    options = LoopOptions(precision="bf16")
+    arguments = {"score": "snip", "config": CONFIG, "weights": config, "options": options}
+    sp.prune_finetune(whole, loader, 0.6, **arguments)
+    with pytest.raises(stop):
+        sp.prune_finetune(killed, loader, 0.6, out=tmp_path, callbacks=[Count()], **arguments)
+    logger, watch = CSVLogger(tmp_path / "log"), recorder()
+    sp.prune_finetune(resumed, loader, 0.6, out=tmp_path, callbacks=[logger, watch], **arguments)
+    assert same(whole, resumed)
+    assert len(watch.seen) <= 28 - killed_at + 3
+    assert len((tmp_path / "log" / "weights.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ({"sparsity": 1.0}, "sparsity.*1.0"),
+        ({"score": "x"}, "x"),
+        ({"scope": "x"}, "scope.*x"),
+        ({"sparsity": 0.99}, "0.99"),
+    ],
+)
+def test_impossible_arguments_change_nothing(dense, loader, arguments, named):
+    before = copy.deepcopy(dense)
+    with pytest.raises(ValueError, match=named):
+        sp.prune_finetune(dense, loader, **{"sparsity": 0.5, **arguments})
+    assert same(before, dense) and type(dense[0]) is nn.Linear
