@@ -183,6 +183,31 @@ def masked_linear_blocks(
     return given.restore(reshaped(y, (*given.x.shape[:-1], len(weight))))
 
 
+def block_shape(op: str, structure: str, weight: tuple[int, int]) -> Block:
+    """Return the rows and columns of a block, for ``rows``, ``columns`` or ``RxC``, such as ``16x16``.
+
+    Raises:
+        ValueError: another structure, or blocks that do not divide the weight [N, K].
+    """
+    count, width = weight
+    rows, x, columns = structure.partition("x") if isinstance(structure, str) else ("", "", "")
+    named = {"rows": (1, width), "columns": (count, 1)}.get(structure if isinstance(structure, str) else "")
+    if named is None and not (x and rows.isdecimal() and columns.isdecimal()):
+        raise ValueError(f"{op}: structure must be rows, columns or RxC, such as 16x16, got {structure!r}")
+    block = named or (int(rows), int(columns))
+    if not all(block) or count % block[0] or width % block[1]:
+        raise ValueError(
+            f"{op}: blocks of {block[0]}x{block[1]} do not divide a weight of {count}x{width}; "
+            f"give rows, columns, or sizes that do"
+        )
+    return block
+
+
+def block_means(values: Tensor, block: Block) -> Tensor:
+    """Return the means [N / rows, K / columns] of values [N, K] over blocks of rows and columns."""
+    return values.unflatten(0, (-1, block[0])).unflatten(2, (-1, block[1])).mean((1, 3))
+
+
 def block_of(op: str, weight: tuple[int, ...], logits: tuple[int, ...]) -> Block:
     """Return the rows and columns of a block of a weight [N, K] with logits [n, k]; ValueError unless these divide."""
     if len(logits) != 2 or any(b < 1 or a % b for a, b in zip(weight, logits, strict=True)):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from stochprune import patterns
+from stochprune.masks.groups import expand_groups, group_scores
 
 SCOPES = ("global", "layer", "row")
 
@@ -17,6 +21,7 @@ def from_scores(
     sparsity: float,
     scope: str = "global",
     *,
+    pattern: str | None = None,
     ties: Mapping[str, Tensor] | None = None,
     allow_empty: bool = False,
 ) -> dict[str, Tensor]:
@@ -31,6 +36,9 @@ def from_scores(
         sparsity: fraction of weights pruned, in [0, 1).
         scope: ``"global"`` ranks all weights together; ``"layer"`` ranks the weights of each tensor separately;
             ``"row"`` those of each output, an entry of the tensor's first dimension. N is the number ranked together.
+        pattern: None for single weights. ``"rows"`` keeps or prunes whole rows, such as filters, by their mean score;
+            ``"columns"`` and blocks such as ``"16x16"`` likewise, for matrices. N is then the number of groups.
+            ``"2:4"`` keeps the best 2 of each 4 neighbours, as :func:`n_of_m`; the sparsity must then be one half.
         ties: floating tensors of the same names and shapes, such as the weights' magnitudes.
         allow_empty: allow a tensor of which nothing is kept.
 
@@ -39,8 +47,8 @@ def from_scores(
 
     Raises:
         TypeError: a score that is not a floating tensor, a sparsity that is not a number.
-        ValueError: no scores, NaN scores, a sparsity outside [0, 1), an unknown scope, ties of other weights, or a
-            tensor left empty.
+        ValueError: no scores, NaN scores, a sparsity outside [0, 1), an unknown scope or pattern, a pattern that does
+            not fit a tensor or the sparsity, ties of other weights, or a tensor left empty.
     """
     check_cut("from_scores", sparsity, scope)
     _check("from_scores", "score", scores)
@@ -53,6 +61,8 @@ def from_scores(
                 "from_scores: ties must have the names and shapes of the scores; they differ in "
                 f"{', '.join(map(str, other))}"
             )
+    if pattern is not None:
+        return _with_pattern(scores, sparsity, scope, pattern, ties, allow_empty)
     if scope == "global":
         masks = _from_global_ranking(scores, sparsity, ties)
     elif scope == "layer":
@@ -70,6 +80,27 @@ def from_scores(
         reason = why_empty("score", scores, empty, sparsity, scope)
         raise ValueError(f"from_scores: {reason}; allow_empty=True keeps such a mask")
     return masks
+
+
+def _with_pattern(
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    scope: str,
+    pattern: str,
+    ties: Mapping[str, Tensor] | None,
+    allow_empty: bool,
+) -> dict[str, Tensor]:
+    if isinstance(pattern, str) and ":" in pattern:
+        n, m = patterns.parse(pattern, "from_scores")
+        if m and not math.isclose(sparsity, 1 - n / m):
+            raise ValueError(f"from_scores: pattern {pattern} prunes {1 - n / m:g} of the weights, got {sparsity}")
+        return n_of_m(scores, n, m)
+
+    def grouped(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: group_scores("from_scores", name, value, pattern) for name, value in values.items()}
+
+    masks = from_scores(grouped(scores), sparsity, scope, ties=ties and grouped(ties), allow_empty=allow_empty)
+    return {name: expand_groups(mask, scores[name], pattern) for name, mask in masks.items()}
 
 
 def check_cut(op: str, sparsity: float, scope: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stochprune import functional
-from stochprune.functional.structured import block_of, expand_blocks
+from stochprune.functional.structured import block_means, block_of, block_shape, expand_blocks
 from stochprune.nn.layer import MaskedLayer, logits_of
 from stochprune.nn.masked_conv import MaskedConv1d, MaskedConv2d, MaskedConv3d, _MaskedConv
 from stochprune.nn.masked_linear import MaskedLinear
@@ -53,36 +53,26 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
         super().__init__(in_features, out_features, bias, **options)
 
     def _configure(self, structure: str = "rows") -> None:
-        rows, x, columns = structure.partition("x") if isinstance(structure, str) else ("", "", "")
-        if structure not in ("rows", "columns") and not (x and rows.isdecimal() and columns.isdecimal()):
-            raise ValueError(
-                f"{type(self).__name__}: structure must be rows, columns or RxC, such as 16x16, got {structure!r}"
-            )
         self.structure = structure
 
     def _initial_logits(self, keep: float | Tensor, weight: Tensor) -> Tensor:
         count, width = weight.shape
-        sizes = {"rows": (1, width), "columns": (count, 1)}.get(self.structure)
-        rows, columns = sizes or map(int, self.structure.split("x"))
-        if not rows or not columns or count % rows or width % columns:
-            raise ValueError(
-                f"{type(self).__name__}: blocks of {rows}x{columns} do not divide a weight of {count}x{width}; "
-                f"give rows, columns, or sizes that do"
-            )
-        grid = weight.new_empty(count // rows, width // columns)
+        block = block_shape(type(self).__name__, self.structure, (count, width))
         if isinstance(keep, Tensor) and keep.shape == weight.shape:
-            keep = _block_means(keep.double(), grid)
-        return logits_of(type(self).__name__, keep, grid)
+            keep = block_means(keep.double(), block)
+        return logits_of(type(self).__name__, keep, weight.new_empty(count // block[0], width // block[1]))
 
     def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
         return functional.masked_linear_blocks(x, self.weight, self.mask_logits, self.bias, **at)
 
     def of_weight(self, mask: Tensor) -> Tensor:
-        block = block_of(type(self).__name__, tuple(self.weight.shape), tuple(mask.shape))
-        return expand_blocks(mask, block)
+        return expand_blocks(mask, self._block(mask))
 
     def of_logits(self, values: Tensor) -> Tensor:
-        return _block_means(values, self.mask_logits)
+        return block_means(values, self._block(self.mask_logits))
+
+    def _block(self, grid: Tensor) -> tuple[int, int]:
+        return block_of(type(self).__name__, tuple(self.weight.shape), tuple(grid.shape))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, structure={self.structure}"
@@ -120,12 +110,6 @@ class _FilterMasked(_Structured, _MaskedConv):
 
     def of_logits(self, values: Tensor) -> Tensor:
         return values.flatten(1).mean(1, keepdim=True)
-
-
-def _block_means(values: Tensor, grid: Tensor) -> Tensor:
-    """Return the means [n, k] of values [N, K] over blocks of N / n rows and K / k columns; ``grid`` is [n, k]."""
-    count, width = grid.shape
-    return values.unflatten(0, (count, -1)).unflatten(2, (width, -1)).mean((1, 3))
 
 
 class FilterMaskedConv1d(_FilterMasked, MaskedConv1d):

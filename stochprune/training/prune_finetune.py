@@ -11,7 +11,7 @@ from torch import nn
 from stochprune import masks as mask_tools
 from stochprune import scores
 from stochprune.arguments import checked
-from stochprune.masks.select import check_cut
+from stochprune.masks.select import check_cut, from_scores
 from stochprune.nn import convert, harden, masked_layers
 from stochprune.nn.selection import Selectors, wanted
 from stochprune.runs.run import run_folder
@@ -31,6 +31,7 @@ def prune_finetune(
     *,
     score: str = "magnitude",
     scope: str = "global",
+    pattern: str | None = None,
     exclude: Selectors | None = None,
     config: FinetuneConfig | None = None,
     weights: WeightConfig | None = None,
@@ -53,6 +54,8 @@ def prune_finetune(
         sparsity: the fraction of the scored weights to prune, in [0, 1).
         score: a name of :mod:`stochprune.scores`, such as ``magnitude``, ``snip`` or ``random``.
         scope: ``global``, ``layer`` or ``row``, see :func:`stochprune.masks.from_scores`; of both cuts.
+        pattern: None prunes single weights; ``"rows"`` prunes whole outputs and filters, which
+            :func:`stochprune.shrink` then removes; see :func:`stochprune.convert`.
         exclude: shell patterns on weight names, or types: these layers stay dense.
         config: of the mask fine-tuning; its seed is also that of the score and of the masks.
         weights: of the weight training; default: as many epochs as the fine-tuning, at its rate for the weights.
@@ -79,10 +82,10 @@ def prune_finetune(
     scored = scores.compute(score, model, loss_fn, train_loader, sparsity=sparsity, seed=config.seed)
     chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
     training = model.training
-    model = convert(model, mask_tools.from_scores(chosen, sparsity, scope), seed=config.seed)
+    model = convert(model, from_scores(chosen, sparsity, scope, pattern=pattern), pattern=pattern, seed=config.seed)
     finetune(model, train_loader, config, loss_fn=loss_fn, out=out, callbacks=callbacks, options=options)
     converted = masked_layers(model)
-    model = harden(model, sparsity, scope)
+    model = harden(model) if pattern and ":" in pattern else harden(model, sparsity, scope)
     cut = {name: mask for name, mask in mask_tools.of(model).items() if name in converted}
     train_weights(
         model,

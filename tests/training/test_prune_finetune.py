@@ -42,6 +42,17 @@ def test_layers_can_stay_dense_and_weights_that_were_zero_are_trained(dense, loa
     assert int((dense[0].weight == 0).sum()) == 30
 
 
+@pytest.mark.parametrize("pattern", ["rows", "1:2"])
+def test_patterns(dense, loader, pattern):
+    sp.prune_finetune(dense, loader, 0.5, pattern=pattern, exclude="2.*", config=CONFIG, scope="layer")
+    kept = dense[0].weight.ne(0)
+    if pattern == "rows":
+        assert kept.any(1).equal(kept.all(1)) and int(kept.any(1).sum()) == len(kept) // 2
+    else:
+        assert kept.unflatten(1, (-1, 2)).sum(2).eq(1).all()
+    assert dense[2].weight.ne(0).all()
+
+
 @pytest.mark.parametrize("killed_at", [5, 13, 19])
 def test_it_resumes_in_both_trainings(dense, loader, recorder, stop, tmp_path, killed_at):
     class Count:
