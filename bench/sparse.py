@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import platform
 import re
 import subprocess
@@ -188,7 +189,7 @@ def main() -> None:
     groups = {"one_thread": LARGE, "all_threads": LARGE, "small": SMALL, "few_zeros": FEW_ZEROS, "patterns": PATTERNS}
     if quick:
         groups = {name: [layers[0]._replace(shape=(64, 128), batches=(1, 3))] for name, layers in groups.items()}
-    cores, speed = torch.get_num_threads(), {}
+    cores, load, speed = torch.get_num_threads(), os.getloadavg()[0], {}
     with torch.inference_mode():
         for group, layers in groups.items():
             torch.set_num_threads(cores if group == "all_threads" else 1)
@@ -201,6 +202,7 @@ def main() -> None:
     about = {
         "processor": processor(),
         "cores": cores,
+        "load": load,
         "instruction_set": sp.backends.load("native").describe(),
         "versions": {**versions(), "onnxruntime": version("onnxruntime")},
         "commit": commit,

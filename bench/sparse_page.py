@@ -22,10 +22,12 @@ heads can be removed instead; every program gains from that.)
 python -m bench.sparse
 ```
 
-{machine} Float32. The contenders of a layer take turns and the fastest call counts. Every result was first compared
-with the product in float64. A number says how many times as fast a contender is as `nn.Linear` with the same
-weight, zeros included; **bold** from 1.5 on. The last column compares `SparseLinear` with the fastest contender
-that multiplies the zeros, for the dense product of torch is not the fastest one at every batch.
+{machine}
+
+Float32. The contenders of a layer take turns and the fastest call counts. Every result was first compared with the
+product in float64. A number says how many times as fast a contender is as `nn.Linear` with the same weight, zeros
+included; **bold** from 1.5 on. The last column compares `SparseLinear` with the fastest contender that multiplies the
+zeros, for the dense product of torch is not the fastest one at every batch.
 
 ## In short
 
@@ -162,9 +164,9 @@ def sizes(rows: Sequence[Row]) -> str:
 def page(about: Row, speed: dict[str, list[Row]], files: list[Row]) -> str:
     """The page of results."""
     software = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    hardware = f"{about['processor']}, {about['cores']} cores, load average {about['load']:.1f} at the start"
     return TEXT.format(
-        machine=f"{about['processor']}, {about['cores']} cores, kernels in {about['instruction_set']}. {software}. "
-        f"Commit {about['commit'][:10]}.",
+        machine=f"{hardware}. Kernels in {about['instruction_set']}. {software}. Commit {about['commit'][:10]}.",
         summary=summary([row for rows in speed.values() for row in rows if row["threads"] == 1]),
         sizes=sizes(files),
         **{name: speeds(rows) for name, rows in speed.items()},

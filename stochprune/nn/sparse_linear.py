@@ -40,7 +40,7 @@ class SparseLinear(nn.Module):
         bias: float32 [out_features], or None.
 
     Raises:
-        ValueError: more than 65536 inputs.
+        ValueError: more than 65536 inputs, or a negative number of inputs or outputs.
     """
 
     values: Tensor
@@ -53,6 +53,8 @@ class SparseLinear(nn.Module):
         super().__init__()
         if not 0 <= in_features <= WIDEST:
             raise ValueError(f"SparseLinear: in_features must be 0 .. {WIDEST}, got {in_features}; keep it nn.Linear")
+        if out_features < 0:
+            raise ValueError(f"SparseLinear: out_features must be a size, got {out_features}")
         self.in_features, self.out_features = in_features, out_features
         nothing = SparseRows(
             torch.zeros(0), torch.zeros(0, dtype=torch.uint16), torch.zeros(out_features + 1, dtype=torch.int64)

@@ -25,9 +25,16 @@ def test_the_page_holds_what_was_measured(rows):
     if not torch.cuda.is_available():
         assert "CUDA" in rows[0]["missing"]["semi-structured"]
     groups = {name: rows for name in ("one_thread", "all_threads", "small", "few_zeros", "patterns")}
-    about = {"versions": {"torch": "9"}, "commit": "abc", "processor": "P", "cores": 2, "instruction_set": "scalar"}
-    files = [{"dtype": "float32", "pattern": "2:4", "sparsity": 0.5, "bytes": dict.fromkeys(
-        ("dense", "sparse", "zip of dense", "zip of sparse"), 1000)}]  # fmt: skip
+    about = {
+        "versions": {"torch": "9"},
+        "commit": "abc",
+        "processor": "P",
+        "cores": 2,
+        "load": 0.1,
+        "instruction_set": "scalar",
+    }
+    sizes = dict.fromkeys(("dense", "sparse", "zip of dense", "zip of sparse"), 1000)
+    files = [{"dtype": "float32", "pattern": "2:4", "sparsity": 0.5, "bytes": sizes}]
     text = page(about, groups, files)
     assert text.count("| 64 x 128 | blocks |") == 5 * 2 and "| float32 | 2:4 | 50 % | 1,000 | 1.000 |" in text
 

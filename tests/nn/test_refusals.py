@@ -142,6 +142,15 @@ TABLE: dict[str, list[Row]] = {
         (("model",), {}, TypeError, "model .* str"),
         ((nn.Sequential(),), {}, ValueError, "Sequential has 2:4 sparse weights"),
     ],
+    "sparsify": [
+        (("model",), {}, TypeError, "model .*'model'"),
+        ((masked(),), {}, ValueError, r"weight .*harden\(model\)"),
+    ],
+    "SparseLinear": [
+        (("4", 3), {}, TypeError, "in_features .*'4'"),
+        ((1 << 17, 3), {}, ValueError, f"in_features .*{1 << 17}"),
+        ((4, -3), {}, ValueError, "out_features .*-3"),
+    ],
     "GatedBranch": [(("branch",), {}, TypeError, "branch .* str")],
 }
 SIZES = {"Conv1d": (1, 2, 2), "Conv2d": (1, 2, 2), "Conv3d": (1, 2, 2), "Linear": (8, 8), "Embedding": (4, 4)}
@@ -220,4 +229,4 @@ def test_every_public_name_has_its_refusals():
     functions = {name for name in sp.nn.__all__ if inspect.isroutine(getattr(sp.nn, name))}
     classes = set(sp.nn.__all__) - functions
     assert functions - {"many_draws", "one_launch"} <= set(TABLE)  # aliases of an earlier version
-    assert classes == {*LAYERS, "MaskedTransposedLinear", "GatedBranch", "UnmaskedWeightsWarning"}
+    assert classes == {*LAYERS, "MaskedTransposedLinear", "SparseLinear", "GatedBranch", "UnmaskedWeightsWarning"}

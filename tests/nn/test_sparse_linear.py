@@ -168,6 +168,9 @@ def test_what_it_does_not_take():
         sparse(x)
     with pytest.raises(ValueError, match="65537"):
         SparseLinear(65537, 1)
+    for sizes in ((-3, 1), (1, -3)):
+        with pytest.raises(ValueError, match="-3"):
+            SparseLinear(*sizes)
     with pytest.raises(TypeError, match="Conv2d"):
         SparseLinear.from_linear(nn.utils.skip_init(nn.Conv2d, 1, 1, 1))
     with pytest.raises(TypeError, match="bfloat16"):
