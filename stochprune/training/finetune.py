@@ -21,6 +21,7 @@ from stochprune.training.config import FinetuneConfig
 from stochprune.training.groups import parameter_groups
 from stochprune.training.loop import Loader, fit
 from stochprune.training.options import LoopOptions
+from stochprune.training.uncalled_layers import refuse_uncalled_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +78,8 @@ def finetune(
             message says which learning rate would do.
 
     Raises:
-        ValueError: no masked layer, none whose logits require gradients, an empty loader, a loss without a gradient, or
-            logits that the budget cannot hold.
+        ValueError: no masked layer, none whose logits require gradients, an empty loader, a loss without a gradient,
+            logits that the budget cannot hold, or a layer whose weight the model reads instead of calling the layer.
         TypeError: a batch that the model does not take.
         FloatingPointError: the loss is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
@@ -92,7 +93,7 @@ def finetune(
         layer.mask_seed.fill_(rng.as_int64(config.seed))
     if not any(layer.mask_logits.requires_grad for layer in layers.values()):
         raise ValueError("finetune: the mask_logits of at least one layer must require gradients, none of them does")
-    budget = budget_of(model, config)
+    budget = _budget_of(model, config)
     folder = None if out is None else run_folder(out, "finetune", config)
     training = model.training
     with open_run(config, folder) as run:
@@ -100,11 +101,13 @@ def finetune(
         model.train()
         with sampling(model), _weights_frozen(model, config.mode == "frozen"):
             groups = parameter_groups(model, config.weight_lr, logit_lr=config.logit_lr)
+            optimizer = (options.optimizer or torch.optim.Adam)(groups)
+            refuse_uncalled_layers(layers, optimizer)
             history = fit(
                 model,
                 train_loader,
                 epochs=config.epochs,
-                optimizer=(options.optimizer or torch.optim.Adam)(groups),
+                optimizer=optimizer,
                 loss_fn=loss_fn,
                 constraint=budget,
                 checkpoint=checkpoint,
@@ -116,7 +119,7 @@ def finetune(
     return FinetuneResult(config, history, folder)
 
 
-def budget_of(model: nn.Module, config: FinetuneConfig) -> Budget:
+def _budget_of(model: nn.Module, config: FinetuneConfig) -> Budget:
     """Return the budget of a configuration, which holds the present sum(q) of a model."""
     strengths = {"penalty": config.penalty_strength, "kl": config.kl_strength}
     return Budget(model, kind=config.budget, strength=strengths.get(config.budget))

@@ -1,0 +1,40 @@
+"""A check before the first step of a training: the model calls each layer whose mask is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from stochprune.nn.layer import MaskedLayer
+
+
+def refuse_uncalled_layers(layers: Mapping[str, MaskedLayer], optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimiser's first step refuse a layer whose weight was used, but which was not called.
+
+    A model that reads ``layer.weight`` instead of calling the layer trains without this layer's mask. A layer that the
+    first batch does not reach, as an expert to which no example is routed, has no gradient in its weight; it is refused
+    only if its weight is not trained, where this cannot be seen. Layers that share their logits count as one.
+
+    Raises:
+        ValueError: at the first step, which then changes no parameter; the message names the layers.
+    """
+    before = {name: layer.mask_draw.clone() for name, layer in layers.items() if layer.mask_logits.requires_grad}
+
+    def check(*_: object) -> None:
+        called = {id(layers[name].mask_logits) for name in before if not layers[name].mask_draw.equal(before[name])}
+        uncalled = [
+            name
+            for name in before
+            if id(layers[name].mask_logits) not in called
+            and (layers[name].weight.grad is not None or not layers[name].weight.requires_grad)
+        ]
+        before.clear()  # later steps have nothing to check
+        if uncalled:
+            raise ValueError(
+                f"finetune: the model did not call the layers of {', '.join(uncalled)}, so these masks are not applied "
+                "and get no gradient. Call each layer instead of reading its weight, or leave it out: "
+                f"convert(model, exclude={uncalled})"
+            )
+
+    optimizer.register_step_pre_hook(check)
