@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -12,9 +13,10 @@ from stochprune.nn.layer import MaskedLayer
 def refuse_uncalled_layers(layers: Mapping[str, MaskedLayer], optimizer: torch.optim.Optimizer) -> None:
     """Let the optimiser's first step refuse a layer whose weight was used, but which was not called.
 
-    A model that reads ``layer.weight`` instead of calling the layer trains without this layer's mask. A layer that the
-    first batch does not reach, as an expert to which no example is routed, has no gradient in its weight; it is refused
-    only if its weight is not trained, where this cannot be seen. Layers that share their logits count as one.
+    A model that reads ``layer.weight`` instead of calling the layer trains without this layer's mask. The weight's
+    gradient shows this. If the weights are frozen, the reason is not visible: the first batch may also not reach a
+    layer, such as an expert to which no example is routed. Then there is a warning. Layers that share their logits
+    count as one.
 
     Raises:
         ValueError: at the first step, which then changes no parameter; the message names the layers.
@@ -23,18 +25,19 @@ def refuse_uncalled_layers(layers: Mapping[str, MaskedLayer], optimizer: torch.o
 
     def check(*_: object) -> None:
         called = {id(layers[name].mask_logits) for name in before if not layers[name].mask_draw.equal(before[name])}
-        uncalled = [
-            name
-            for name in before
-            if id(layers[name].mask_logits) not in called
-            and (layers[name].weight.grad is not None or not layers[name].weight.requires_grad)
-        ]
+        uncalled = [name for name in before if id(layers[name].mask_logits) not in called]
         before.clear()  # later steps have nothing to check
-        if uncalled:
+        if read := [name for name in uncalled if layers[name].weight.grad is not None]:
             raise ValueError(
-                f"finetune: the model did not call the layers of {', '.join(uncalled)}, so these masks are not applied "
+                f"finetune: the model did not call the layers of {', '.join(read)}, so these masks are not applied "
                 "and get no gradient. Call each layer instead of reading its weight, or leave it out: "
-                f"convert(model, exclude={uncalled})"
+                f"convert(model, exclude={read})"
+            )
+        if frozen := [name for name in uncalled if not layers[name].weight.requires_grad]:
+            warnings.warn(
+                f"finetune: the first step did not call the layers of {', '.join(frozen)}. If the model reads their "
+                f"weights itself, their masks are not applied; then leave them out: convert(model, exclude={frozen})",
+                stacklevel=2,
             )
 
     optimizer.register_step_pre_hook(check)

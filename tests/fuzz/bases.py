@@ -20,8 +20,7 @@ import stochprune as sp
 from stochprune.data import Batches, Dataset
 from stochprune.data.splits import Subset, split
 from stochprune.pac_bayes import CertifyConfig, Prior, PriorConfig, RunConfig, SelfBoundConfig, make_posterior
-from stochprune.training import FinetuneConfig, IMPConfig, SoftThresholdConfig, WeightConfig
-from tests.fuzz.arguments import loops
+from stochprune.training import FinetuneConfig, IMPConfig, LoopOptions, SoftThresholdConfig, WeightConfig
 
 MODULES = (sp, sp.functional, sp.nn, sp.masks, sp.scores, sp.bounds, sp.rng, sp.data, sp.training, sp.pac_bayes)
 MODULES += (sp.models,)
@@ -276,6 +275,7 @@ def tools() -> dict[str, Callable[[], dict[str, Any]]]:
         "masks.n_of_m": lambda: {"scores": {"a": tensor(4, 8)}, "n": 2, "m": 4},
         "masks.reinitialize": lambda: {"model": dense(), "masks": masks(), "seed": 0},
         "masks.rescale": lambda: {"model": dense(), "masks": masks()},
+        "masks.of": lambda: {"model": dense()},
         "masks.shuffle": lambda: {"masks": masks(), "seed": 0},
         "masks.sparsity": lambda: {"masks": masks()},
         "masks.statistics": lambda: {
@@ -345,6 +345,41 @@ def trainers() -> dict[str, Callable[[], dict[str, Any]]]:
         **{f"training.{kind.__name__}": lambda kind=kind: fields(kind) for kind in (*configs, IMPConfig)},
         **{f"pac_bayes.{kind.__name__}": lambda kind=kind: fields(kind) for kind in bounds},
         **{f"training.{name}": lambda: dict(annealing) for name in ("Temperature", "Sparsity", "PriorStrength")},
+        "training.Budget": lambda: {
+            "model": masked(),
+            "sparsity": 0.5,
+            "kind": "penalty",
+            "strength": 10.0,
+            "schedule": "cubic",
+            "steps": 5,
+            "begin": 1,
+        },
+        "training.CSVLogger": lambda: {"folder": "empty"},
+        "training.EMA": lambda: {"decay": 0.9},
+        "training.EarlyStopping": lambda: {"monitor": "loss", "patience": 2, "mode": "min"},
+        "training.LoopOptions": lambda: fields(LoopOptions),
+        "training.TensorBoard": lambda: {"folder": "empty"},
+        "training.Validation": lambda: {"loader": loader(), "metrics": {"error": sp.training.error}},
+        "training.mask_loss": lambda: {
+            "model": masked(),
+            "l0": 0.1,
+            "kl": 0.1,
+            "prior_logits": 0.5,
+            "accumulation": 2,
+        },
+        "training.parameter_groups": lambda: {"model": masked(), "lr": 0.1, "logit_lr": 0.1, "weight_decay": 0.1},
+        "training.prune_finetune": lambda: {
+            "model": dense(),
+            "train_loader": loader(),
+            "sparsity": 0.5,
+            "score": "snip",
+            "scope": "layer",
+            "exclude": None,
+            "config": FinetuneConfig(epochs=1),
+            "weights": WeightConfig(epochs=1),
+            "out": None,
+            **once,
+        },
         "training.ProgressBar": lambda: {"title": "x", "total": 3},
         "training.PruneEarly": lambda: {"masks": lambda model: masks(), "threshold": 0.9, "window": 2},
         "training.early_pruning_indicator": lambda: {"kept": [{"a": 3}, {"a": 4}, {"a": 4}], "window": 2},
@@ -492,7 +527,7 @@ def bases() -> dict[str, Base]:
     """The callable and its base arguments, by name."""
     found = dict(public())
     found |= {name: _method(name) for name in calls()}
-    arguments = functions() | layers() | tools() | trainers() | calls() | loops.arguments()
+    arguments = functions() | layers() | tools() | trainers() | calls()
     return {name: (found[name], arguments[name]) for name in arguments if name in found}
 
 

@@ -31,16 +31,20 @@ class Around(nn.Module):
         return self.rest(self.first(x))
 
 
-@pytest.mark.parametrize("mode", ["joint", "frozen"])
 @pytest.mark.parametrize("budget", ["shift", "penalty", "kl", "none"])
-def test_a_layer_whose_weight_is_read_is_refused_by_name(masked, loader, mode, budget):
+def test_a_layer_whose_weight_is_read_is_refused_by_name(masked, loader, budget):
     model = Around(masked(), "read")
     before = {name: value.clone() for name, value in model.named_parameters()}
     with pytest.raises(ValueError, match=r"first\.weight.*exclude=\['first\.weight'\]"):
-        finetune(model, loader, FinetuneConfig(epochs=1, mode=mode, budget=budget))
+        finetune(model, loader, FinetuneConfig(epochs=1, budget=budget))
     assert model.calls == 1
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_with_frozen_weights_a_layer_that_is_not_called_is_named_in_a_warning(masked, loader):
+    with pytest.warns(UserWarning, match=r"first\.weight.*exclude=\['first\.weight'\]"):
+        finetune(Around(masked(), "read"), loader, FinetuneConfig(epochs=1, mode="frozen"))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
