@@ -93,7 +93,7 @@ def finetune(
         layer.mask_seed.fill_(rng.as_int64(config.seed))
     if not any(layer.mask_logits.requires_grad for layer in layers.values()):
         raise ValueError("finetune: the mask_logits of at least one layer must require gradients, none of them does")
-    budget = budget_of(model, config)
+    budget = _budget_of(model, config)
     folder = None if out is None else run_folder(out, "finetune", config)
     training = model.training
     with open_run(config, folder) as run:
@@ -119,7 +119,7 @@ def finetune(
     return FinetuneResult(config, history, folder)
 
 
-def budget_of(model: nn.Module, config: FinetuneConfig) -> Budget:
+def _budget_of(model: nn.Module, config: FinetuneConfig) -> Budget:
     """Return the budget of a configuration, which holds the present sum(q) of a model."""
     strengths = {"penalty": config.penalty_strength, "kl": config.kl_strength}
     return Budget(model, kind=config.budget, strength=strengths.get(config.budget))

@@ -52,7 +52,7 @@ class Flips:
         if moved < 1e-6 * needed:
             advice = "raise logit_lr, and check that the optimiser has the logits (stochprune.parameter_groups)"
         elif logit_lr is None:
-            advice = f"raise the learning rate of the logits about {needed / moved:.2g} times"
+            advice = f"raise the learning rate of the logits by a factor of about {needed / moved:.0f}"
         else:
             advice = f"raise logit_lr from {logit_lr:.2g} to about {logit_lr * needed / moved:.2g}"
         warnings.warn(

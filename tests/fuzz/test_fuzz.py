@@ -22,6 +22,7 @@ CALLS, SEED = 400, 20211021
 REFUSED = {"data.cifar10", "data.load", "data.mnist", "pac_bayes.load_certificate", "pac_bayes.replay"}
 REFUSED |= {
     "training.TensorBoard",
+    "load_sparse",
     "pac_bayes.run_certify",
     "pac_bayes.rerun",
     "nn.semi_structured",

@@ -54,10 +54,3 @@ def test_a_tied_weight_has_its_first_name() -> None:
     assert [*sp.masks.of(sp.convert(model))] == ["0.weight", "3.weight"]
     model[3].weight.data[0, 0] = 0
     assert [*sp.masks.of(model)] == ["0.weight", "3.weight"]
-
-
-def test_nothing_to_name() -> None:
-    with pytest.raises(ValueError, match="BatchNorm2d"):
-        sp.masks.of(nn.BatchNorm2d(3))
-    with pytest.raises(TypeError, match="str"):
-        sp.masks.of("model")  # type: ignore[arg-type]

@@ -52,6 +52,10 @@ TABLE = {
         ((model(), mask(), mask((4, 3))), {}, ValueError, r"\(4, 3\)"),
         ((model(), mask(), mask(), "other"), {}, TypeError, "model .* str"),
     ],
+    "of": [
+        (("model",), {}, TypeError, "model .* str"),
+        ((nn.BatchNorm2d(3),), {}, ValueError, "BatchNorm2d"),
+    ],
     "reinitialize": [*on_models(0), *[((model(), mask(), seed), {}, ValueError, f"seed .*{s}") for seed, s in SEEDS]],
     "rescale": [
         *on_models(),

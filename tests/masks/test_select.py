@@ -188,12 +188,12 @@ def test_bad_groups_are_named() -> None:
 
 def test_groups_are_ranked_by_their_mean_score():
     scores = {"a": torch.tensor([[1.0, 3.0], [9.0, 0.0], [1.0, 1.0]]), "f": torch.arange(8.0).view(2, 1, 2, 2)}
-    masks = from_scores(scores, 0.6, pattern="rows")  # means 2, 4.5, 1 and 1.5, 5.5
-    assert masks["a"].tolist() == [[False] * 2, [True] * 2, [False] * 2]
-    assert masks["f"].flatten(1).all(1).tolist() == [False, True] and masks["f"].shape == scores["f"].shape
+    found = masks.from_scores(scores, 0.6, pattern="rows")  # means 2, 4.5, 1 and 1.5, 5.5
+    assert found["a"].tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    assert found["f"].flatten(1).all(1).tolist() == [False, True] and found["f"].shape == scores["f"].shape
 
     matrix = {"a": torch.arange(16.0).view(4, 4)}
-    assert from_scores(matrix, 0.5, pattern="columns")["a"].equal(torch.tensor([False, False, True, True]).expand(4, 4))
-    blocks = from_scores(matrix, 0.75, pattern="2x2")["a"]
+    assert masks.from_scores(matrix, 0.5, pattern="columns")["a"].equal(torch.tensor([False, False, True, True]).expand(4, 4))
+    blocks = masks.from_scores(matrix, 0.75, pattern="2x2")["a"]
     assert blocks[2:, 2:].all() and int(blocks.sum()) == 4
-    assert from_scores(matrix, 0.5, pattern="2:4")["a"].equal(n_of_m(matrix, 2, 4)["a"])
+    assert masks.from_scores(matrix, 0.5, pattern="2:4")["a"].equal(masks.n_of_m(matrix, 2, 4)["a"])

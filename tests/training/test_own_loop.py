@@ -193,6 +193,14 @@ def test_an_epoch_without_a_flip_is_said_with_the_numbers(masked, loader):
         budget.end_epoch()  # once is enough
 
 
+def test_an_unknown_rate_is_to_be_raised_by_a_factor(masked, loader):
+    model = masked()
+    budget = sp.Budget(model, kind="none")
+    train(model, loader, steps=4, logit_lr=1e-3)
+    with pytest.warns(StuckMaskWarning, match=r"factor of about \d{3,4}$"):
+        budget.end_epoch()
+
+
 def test_logits_that_no_optimiser_has_are_suspected(masked):
     with pytest.warns(StuckMaskWarning, match="parameter_groups"):
         sp.Budget(masked()).end_epoch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import stochprune as sp
@@ -49,4 +50,8 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "nn.fused_masking": lambda: {"model": masked()},
         "nn.sampling": lambda: {"model": masked(), "enabled": True},
         "nn.semi_structured": lambda: {"model": dense()},
+        "nn.SparseLinear": lambda: {"in_features": 4, "out_features": 3, "bias": True},
+        "nn.sparsify": lambda: {"model": dense()},
+        "save_sparse": lambda: {"model": dense(), "path": Path("model.safetensors")},
+        "load_sparse": lambda: {"path": Path("model.safetensors"), "model": dense()},
     }
