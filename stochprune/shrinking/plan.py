@@ -19,7 +19,7 @@ class Plan:
     Attributes:
         group: int64 by label, the smallest label of its group.
         removed: bool by label.
-        reasons: by group, why it stays although no unit of it is live.
+        reasons: by group, the first reason why it stays.
     """
 
     flow: Flow
@@ -51,9 +51,9 @@ class Plan:
     def keep(self, labels: Tensor, reason: str) -> bool:
         """Keep the groups of units; return whether one of them was to go."""
         labels = compact(labels).flatten().unique().cpu()
+        for group in self.group[labels].unique().tolist():
+            self.reasons.setdefault(group, reason)
         groups = self.group[labels[self.removed[labels]]].unique()
-        for group in groups.tolist():
-            self.reasons[group] = reason
         if len(groups):
             gone = torch.zeros_like(self.removed)
             gone[groups] = True

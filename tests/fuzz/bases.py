@@ -205,6 +205,7 @@ def layers() -> dict[str, Callable[[], dict[str, Any]]]:
             "pattern": None,
             "seed": 0,
         },
+        "shrink": lambda: {"model": dense(), "example_inputs": inputs(2)},
         "nn.harden": lambda: {"model": masked(), "sparsity": 0.25, "scope": "global"},
         "nn.gate_branches": lambda: {"model": dense(), "names": "1", "keep": 0.9, "seed": 0},
         "nn.drop_branches": lambda: {"model": sp.nn.gate_branches(dense(), "1", 0.9)},
@@ -469,6 +470,7 @@ def calls() -> dict[str, Callable[[], dict[str, Any]]]:
 # Records that the package gives out and nobody makes, exceptions and types.
 NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult", "IMPRound"}
 NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer", "Subset", "Split"}
+NO_CALL |= {"ShrinkReport"}
 NO_CALL |= {"one_launch", "many_draws"}  # deprecated aliases
 
 

@@ -267,7 +267,7 @@ REFUSED = {
     weight_read: "both",
     weight_computed: "linear",
     detour: "numpy",
-    with_input: "in use",
+    with_input: "fixed size",
     with_noise: "dropout",
 }
 
@@ -315,6 +315,8 @@ def test_outputs_in_objects_are_seen() -> None:
         ("linear", torch.zeros(1, 2), TypeError),
         (nn.Linear(2, 2), [], ValueError),
         (nn.Linear(2, 2), None, ValueError),
+        (nn.Linear(2, 2), torch.zeros(0, 2), ValueError),
+        (nn.Linear(2, 2), torch.zeros(1, 3), ValueError),
         (Net(lambda self, x: None, a=nn.Linear(2, 2)), torch.zeros(1, 2), ValueError),
         (nn.Sequential(sp.nn.MaskedLinear(2, 2, stream=1)), torch.zeros(1, 2), ValueError),
     ],
