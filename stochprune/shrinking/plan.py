@@ -128,10 +128,8 @@ class Constants:
         size = torch.maximum(low.abs(), high.abs())
         self.uniform = known & (high - low <= 1e-6 * size)
         self.values = torch.where(known, data[0], 0.0)
-        same = [m for m in plan.flow.mixings if m.weight is mixing.weight]
-        needed = torch.stack([m.y.needed.movedim(axis, -1).flatten(0, -2).any(0) for m in same]).any(0)
-        needed &= ~plan.gone(mixing.rows)
-        uses = used(mixing.weight, mixing.row, mixing.column)[needed].any(0)
+        # Of all rows that stay: a constant row counts too, since what reads it computes with it.
+        uses = used(mixing.weight, mixing.row, mixing.column)[~plan.gone(mixing.rows)].any(0)
         self.folded = plan.gone(mixing.cols) & known & (size > 0) & uses
         # Another layer may hold the same bias, which then can take no constants.
         if mixing.bias is None:
