@@ -32,7 +32,7 @@ from stochprune.runs.results import versions
 from stochprune.seeding import generator
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-ROUNDS, BATCHES, THREADS, RUNTIMES = 21, (1, 16), (1, 2), ("PyTorch", "ONNX Runtime")
+ROUNDS, BATCHES, THREADS, RUNTIMES = 15, (1, 16), (1, 2), ("PyTorch", "ONNX Runtime")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-20": lambda: resnet20(seed=0),
     "VGG-16": lambda: vgg16(seed=0),
@@ -82,8 +82,8 @@ def pruned(model: nn.Module) -> nn.Module:
     return sp.harden(sp.convert(model, masks_of(model), pattern="rows")).eval()
 
 
-def runner(model: nn.Module, runtime: str, threads: int) -> Callable[[Tensor], Any]:
-    """Return a function that runs a model on a batch with a number of threads."""
+def runner(model: nn.Module, exported: bytes, runtime: str, threads: int) -> Callable[[Tensor], Any]:
+    """Return a function that runs a model, or what was exported of it, on a batch with a number of threads."""
     if runtime == "PyTorch":
 
         def run(x: Tensor) -> Any:
@@ -92,25 +92,29 @@ def runner(model: nn.Module, runtime: str, threads: int) -> Callable[[Tensor], A
                 return model(x)
 
         return run
-    x = torch.zeros(2, 3, 32, 32)
-    any_batch = ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=any_batch)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    content = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x.numpy()})
+
+
+def export(model: nn.Module) -> bytes:
+    """Return a model in ONNX, for batches of any size."""
+    x, any_batch = torch.zeros(2, 3, 32, 32), ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=any_batch)
+    return program.model_proto.SerializeToString()
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Return parameters, MACs and times in milliseconds of one network before and after."""
     before = pruned(NETWORKS[name]())
     after, report = sp.shrink(before, torch.linspace(-1, 1, 2 * 3072).view(2, 3, 32, 32).sin())
+    exported = [(model, export(model)) for model in (before, after)]
     cases = []
     for runtime in RUNTIMES:
         for threads in THREADS:
-            runners = [runner(model, runtime, threads) for model in (before, after)]
+            runners = [runner(*model, runtime, threads) for model in exported]
             for batch in BATCHES:
                 x = torch.linspace(-1, 1, batch * 3072).view(batch, 3, 32, 32).sin()
                 times: tuple[list[float], list[float]] = ([], [])

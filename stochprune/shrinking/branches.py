@@ -76,8 +76,8 @@ def without_modules(flow: Flow, works: Callable[[nn.Module], bool]) -> tuple[nn.
 
 def _rest(value: Value, like_input: bool) -> nn.Module:
     """Return what is left of a module with this output."""
-    if not bool(value.needed.any()):
-        return nn.Identity()
+    if not bool(value.known.all()):
+        return nn.Identity()  # nothing needs it
     data = value.data[:1]
     for dim in range(1, data.dim()):
         if bool((data == data.narrow(dim, 0, 1)).all()):

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from stochprune.nn.masked_transposed import is_transformers_conv1d
 from stochprune.shrinking.flow import Mixing, locations
 from stochprune.shrinking.plan import Constants, Plan, kept_indices, kept_shape
 
@@ -120,6 +121,9 @@ def _set_sizes(module: nn.Module) -> None:
         first, second = weight.shape[:2]
         sizes = (first, second * module.groups) if module.transposed else (second * module.groups, first)
         module.in_channels, module.out_channels = sizes
+    if is_transformers_conv1d(module):
+        for name, size in zip(("nx", "nf"), weight.shape, strict=True):
+            setattr(module, name, size)
     for kind, names in _SIZES.items():
         if isinstance(module, kind):
             for name, size in zip(names, weight.shape, strict=False):

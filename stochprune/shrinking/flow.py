@@ -135,7 +135,7 @@ class Flow(Recorder):
         for pull in reversed(self._pulls):
             pull()
         for call, values, outs in self.strange:
-            if any(bool(out.needed.any()) for out in outs):
+            if any(bool(out.live.any()) for out in outs):
                 for value in values:
                     self.lock(value.labels, f"goes into {call.where}, which shrink has no rule for")
         return self

@@ -19,7 +19,7 @@ class Plan:
     Attributes:
         group: int64 by label, the smallest label of its group.
         removed: bool by label.
-        reasons: by group, why it stays although no unit of it is live.
+        reasons: by group, the first reason why it stays.
     """
 
     flow: Flow
@@ -51,9 +51,9 @@ class Plan:
     def keep(self, labels: Tensor, reason: str) -> bool:
         """Keep the groups of units; return whether one of them was to go."""
         labels = compact(labels).flatten().unique().cpu()
+        for group in self.group[labels].unique().tolist():
+            self.reasons.setdefault(group, reason)
         groups = self.group[labels[self.removed[labels]]].unique()
-        for group in groups.tolist():
-            self.reasons[group] = reason
         if len(groups):
             gone = torch.zeros_like(self.removed)
             gone[groups] = True
@@ -128,10 +128,8 @@ class Constants:
         size = torch.maximum(low.abs(), high.abs())
         self.uniform = known & (high - low <= 1e-6 * size)
         self.values = torch.where(known, data[0], 0.0)
-        same = [m for m in plan.flow.mixings if m.weight is mixing.weight]
-        needed = torch.stack([m.y.needed.movedim(axis, -1).flatten(0, -2).any(0) for m in same]).any(0)
-        needed &= ~plan.gone(mixing.rows)
-        uses = used(mixing.weight, mixing.row, mixing.column)[needed].any(0)
+        # Of all rows that stay: a constant row counts too, since what reads it computes with it.
+        uses = used(mixing.weight, mixing.row, mixing.column)[~plan.gone(mixing.rows)].any(0)
         self.folded = plan.gone(mixing.cols) & known & (size > 0) & uses
         # Another layer may hold the same bias, which then can take no constants.
         if mixing.bias is None:

@@ -48,13 +48,18 @@ def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, ShrinkRepo
 
     Raises:
         TypeError: a model that is not a module.
-        ValueError: a model with masked layers or gated branches, inputs or outputs without a tensor.
+        ValueError: a model with masked layers or gated branches, inputs or outputs without a tensor, empty or sparse
+            inputs, inputs on which the model fails.
         RuntimeError: the smaller model's outputs on the example inputs differ from those of the model by more than 1e-5
             of the largest (eight times the dtype's precision, where that is more).
     """
     _check(model, example_inputs)
     original = copy.deepcopy(model).eval()
-    reference = _outputs(original, example_inputs)
+    try:
+        reference = _outputs(original, example_inputs)
+    except Exception as error:
+        name = type(model).__name__
+        raise ValueError(f"shrink: {name} fails on the example inputs: {type(error).__name__}: {error}") from error
     if not reference:
         raise ValueError(f"shrink: {type(model).__name__} returned no tensor for the example inputs")
     smaller = copy.deepcopy(original)
@@ -88,9 +93,11 @@ def _check(model: nn.Module, example_inputs: Any) -> None:
             raise ValueError(
                 f"shrink: {name or 'the model'} ({type(module).__name__}) is masked: call stochprune.harden first"
             )
-    if not tensors_in(example_inputs):
+    tensors = tensors_in(example_inputs)
+    if not tensors or any(not tensor.numel() or tensor.layout != torch.strided for tensor in tensors):
         raise ValueError(
-            f"shrink: example_inputs must be a tensor, or a tuple or a dictionary with one, got {example_inputs!r}"
+            f"shrink: example_inputs must be a dense tensor with one example or more, or a tuple or a dictionary of "
+            f"these, got {example_inputs!r}"
         )
 
 

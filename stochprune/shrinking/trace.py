@@ -41,11 +41,13 @@ def apply_rule(flow: Flow, call: Call) -> Result:
 def _strange(flow: Flow, call: Call) -> Result:
     """Needs go back from any result to all arguments, and the units of these stay."""
     values = [flow.value(tensor) for tensor in tensors_in((call.args, call.kwargs))]
-    outs = [flow.fixed(tensor) for tensor in tensors_in(call.out)]
+    # A function of constants gives constants, unless it is random or leaves memory as it is.
+    known = bool(values) and not _RANDOM.search(call.name) and all(bool(value.known.all()) for value in values)
+    outs = [flow.fixed(tensor, known) for tensor in tensors_in(call.out)]
     flow.strange.append((call, values, outs))
 
     def pull() -> None:
-        if any(bool(out.needed.any()) for out in outs):
+        if any(bool(out.live.any()) for out in outs):
             for value in values:
                 value.needed.fill_(True)
 
@@ -89,6 +91,9 @@ RULES: dict[str, Rule] = {
     **_rules(products.attention, "bmm scaled_dot_product_attention"),
     **_rules(products.convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
 }
+_RANDOM = re.compile(
+    "rand|bernoulli|binomial|cauchy|dropout|empty|exponential|geometric|multinomial|normal|poisson|uniform"
+)
 _READS = {
     "item",
     "tolist",

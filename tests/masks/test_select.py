@@ -193,7 +193,9 @@ def test_groups_are_ranked_by_their_mean_score():
     assert found["f"].flatten(1).all(1).tolist() == [False, True] and found["f"].shape == scores["f"].shape
 
     matrix = {"a": torch.arange(16.0).view(4, 4)}
-    assert masks.from_scores(matrix, 0.5, pattern="columns")["a"].equal(torch.tensor([False, False, True, True]).expand(4, 4))
+    assert masks.from_scores(matrix, 0.5, pattern="columns")["a"].equal(
+        torch.tensor([False, False, True, True]).expand(4, 4)
+    )
     blocks = masks.from_scores(matrix, 0.75, pattern="2x2")["a"]
     assert blocks[2:, 2:].all() and int(blocks.sum()) == 4
     assert masks.from_scores(matrix, 0.5, pattern="2:4")["a"].equal(masks.n_of_m(matrix, 2, 4)["a"])

@@ -145,6 +145,26 @@ def test_modes_and_buffers_are_those_of_the_model() -> None:
     assert len(smaller[1].running_mean) == smaller[1].num_features == smaller[0].out_channels == 6
 
 
+def test_the_transposed_linear_layers_of_transformers() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    model = nn.Sequential(zero(conv1d(6, 4), 0, 3, columns=True), nn.GELU(), conv1d(2, 6))
+    nn.init.normal_(model[0].bias)
+    smaller, _ = sp.shrink(model, torch.randn(2, 5, 4))
+    assert smaller[0].nf == 4 and smaller[2].weight.shape == (4, 2)
+    assert_equal(model, smaller, torch.randn(3, 2, 4))
+
+
+def test_functions_of_constants_need_no_rule() -> None:
+    model = Net(
+        lambda self, x: self.out(self.a(x) * torch.ones(5).cumsum(0)[2:3]),
+        a=zero(nn.Linear(4, 6), 0),
+        out=nn.Linear(6, 2),
+    )
+    smaller, _ = sp.shrink(model, torch.randn(2, 4))
+    assert smaller.out.in_features == 5
+    assert_equal(model, smaller, torch.randn(3, 4))
+
+
 def test_frozen_parameters_stay_frozen() -> None:
     model, x = built("mlp ReLU")
     model[0].requires_grad_(False)
@@ -267,7 +287,7 @@ REFUSED = {
     weight_read: "both",
     weight_computed: "linear",
     detour: "numpy",
-    with_input: "in use",
+    with_input: "fixed size",
     with_noise: "dropout",
 }
 
@@ -315,6 +335,8 @@ def test_outputs_in_objects_are_seen() -> None:
         ("linear", torch.zeros(1, 2), TypeError),
         (nn.Linear(2, 2), [], ValueError),
         (nn.Linear(2, 2), None, ValueError),
+        (nn.Linear(2, 2), torch.zeros(0, 2), ValueError),
+        (nn.Linear(2, 2), torch.zeros(1, 3), ValueError),
         (Net(lambda self, x: None, a=nn.Linear(2, 2)), torch.zeros(1, 2), ValueError),
         (nn.Sequential(sp.nn.MaskedLinear(2, 2, stream=1)), torch.zeros(1, 2), ValueError),
     ],
