@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.nn.masked_module import MaskedParameter
 
 
 @contextlib.contextmanager
@@ -35,8 +36,9 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
     Raises:
         TypeError: a model that is not a module, ``draws`` that is not an integer.
         ValueError: no masked layer; ``draws`` below 1; inside ``fused_masking`` or another ``batched_samples``; a layer
-            under local reparameterisation. In a forward: no tensor with a batch, one that ``draws`` does not divide, a
-            layer whose input has another first dimension.
+            under local reparameterisation; a masked attention, recurrent or other
+            :class:`stochprune.nn.MaskedModule`. In a forward: no tensor with a batch, one that ``draws`` does not
+            divide, a layer whose input has another first dimension.
     """
     layers = layers_of("batched_samples", model)
     if isinstance(draws, bool) or not isinstance(draws, int):
@@ -51,6 +53,12 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
     if draws == 1:
         yield model
         return
+    for name, layer in layers.items():
+        if isinstance(layer, MaskedParameter):
+            raise ValueError(
+                f"batched_samples: {name} belongs to an attention, recurrent or other module that runs under one mask "
+                f"at a time: make {draws} separate forward passes"
+            )
     names = {layer: name for name, layer in layers.items()}
     batch = 0
 

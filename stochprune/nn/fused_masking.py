@@ -14,8 +14,9 @@ from stochprune.nn.layer import MaskedLayer, layers_of
 from stochprune.nn.mask_source import MaskSource, override_weights
 from stochprune.nn.masked_conv import CONVOLUTIONS
 from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.nn.masked_module import MaskedParameter
 
-_KINDS = {MaskedLinear, *CONVOLUTIONS}  # and no subclass, whose masks may be of another kind
+_KINDS = {MaskedLinear, *CONVOLUTIONS, MaskedParameter}  # and no subclass, whose masks may be of another kind
 
 
 class _Shared:
@@ -75,7 +76,7 @@ class _Shared:
 
 @contextlib.contextmanager
 def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
-    """Run the linear and convolutional layers of a model under masks that are sampled in one launch::
+    """Run the layers of a model under masks that are sampled in one launch::
 
         with sp.nn.fused_masking(model):
             loss = loss_fn(model(x), y)

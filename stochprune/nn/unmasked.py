@@ -9,8 +9,9 @@ from collections.abc import Collection
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from stochprune.nn.layer import MaskedLayer
-from stochprune.nn.selection import Selectors, find_obstacles, inside, wanted
+from stochprune.nn.layer import MaskedLayer, masked_layers
+from stochprune.nn.obstacles import find_obstacles, inside
+from stochprune.nn.selection import Selectors, wanted
 
 MATTERS = 1.0
 """The per cent of a model's parameters from which on its unmasked weights are worth a warning."""
@@ -21,7 +22,11 @@ class UnmaskedWeightsWarning(UserWarning):
 
 
 def warn_of_unmasked(
-    model: nn.Module, masked: Collection[Tensor], include: Selectors | None, exclude: Selectors | None
+    model: nn.Module,
+    masked: Collection[Tensor],
+    include: Selectors | None,
+    exclude: Selectors | None,
+    allow_subclasses: bool,
 ) -> None:
     """Warn once where weights of two dimensions and more that the user wants masked are not, such as experts [E, N, K].
 
@@ -31,9 +36,10 @@ def warn_of_unmasked(
     Args:
         model: the model before its layers are replaced.
         masked: the weights that get masks.
-        include, exclude: as given to convert.
+        include, exclude, allow_subclasses: as given to convert.
     """
-    decided, obstacles = {id(weight) for weight in masked}, find_obstacles(model)
+    earlier = [layer.weight for layer in masked_layers(model).values()]
+    decided, obstacles = {id(weight) for weight in (*masked, *earlier)}, find_obstacles(model, allow_subclasses)
     names: dict[Tensor, list[str]] = {}
     total = 0
     for prefix, module in model.named_modules():
@@ -57,8 +63,8 @@ def warn_of_unmasked(
     )
     warnings.warn(
         f"convert: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer stands "
-        f"for their modules: {listing}. Write these modules with layers of torch to mask them, or exclude them by "
-        f"these names to leave them dense without this warning",
+        f"for their modules: {listing}. To mask them, register a masked type (stochprune.nn.register) or write these "
+        f"modules with layers of torch; to leave them dense without this warning, exclude them by these names",
         UnmaskedWeightsWarning,
         stacklevel=3,
     )
