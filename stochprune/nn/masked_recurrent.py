@@ -38,45 +38,39 @@ class _MaskedRecurrent(MaskedModule, nn.RNNBase):
 
 
 class MaskedRNN(_MaskedRecurrent, nn.RNN):
-    __doc__ = _MaskedRecurrent.__doc__
+    """``nn.RNN`` under masked weights: a forward has one mask of each weight, for all its time steps."""
+
     dense_type = nn.RNN
 
 
 class MaskedLSTM(_MaskedRecurrent, nn.LSTM):
-    __doc__ = _MaskedRecurrent.__doc__
+    """``nn.LSTM`` likewise; ``weight_hr_l*`` of projections is masked too."""
+
     dense_type = nn.LSTM
 
 
 class MaskedGRU(_MaskedRecurrent, nn.GRU):
-    __doc__ = _MaskedRecurrent.__doc__
+    """``nn.GRU`` likewise."""
+
     dense_type = nn.GRU
 
 
-class _MaskedCell(MaskedModule):
-    """Torch's recurrent cell under masked ``weight_ih`` and ``weight_hh``.
+class MaskedRNNCell(MaskedModule, nn.RNNCell):
+    """``nn.RNNCell`` under masked weights: each call has masks of its own, and so each time step."""
 
-    Each call has masks of its own, so each time step has.
-
-    Shape:
-        as in torch's module.
-    """
-
-    weights = ("weight_ih", "weight_hh")
+    dense_type, weights = nn.RNNCell, ("weight_ih", "weight_hh")
 
 
-class MaskedRNNCell(_MaskedCell, nn.RNNCell):
-    __doc__ = _MaskedCell.__doc__
-    dense_type = nn.RNNCell
+class MaskedLSTMCell(MaskedModule, nn.LSTMCell):
+    """``nn.LSTMCell`` likewise."""
+
+    dense_type, weights = nn.LSTMCell, ("weight_ih", "weight_hh")
 
 
-class MaskedLSTMCell(_MaskedCell, nn.LSTMCell):
-    __doc__ = _MaskedCell.__doc__
-    dense_type = nn.LSTMCell
+class MaskedGRUCell(MaskedModule, nn.GRUCell):
+    """``nn.GRUCell`` likewise."""
 
-
-class MaskedGRUCell(_MaskedCell, nn.GRUCell):
-    __doc__ = _MaskedCell.__doc__
-    dense_type = nn.GRUCell
+    dense_type, weights = nn.GRUCell, ("weight_ih", "weight_hh")
 
 
 RECURRENT: tuple[type[MaskedModule], ...] = (
