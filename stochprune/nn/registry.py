@@ -19,8 +19,8 @@ from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transform
 Masked = type[MaskedLayer] | type[MaskedModule]
 
 _LAYERS: tuple[Masked, ...] = (MaskedLinear, *CONVOLUTIONS, MaskedEmbedding)
-_MODULES: tuple[Masked, ...] = (MaskedMultiheadAttention, *RECURRENT, MaskedBilinear)
-_MASKED: dict[type[nn.Module], Masked] = {kind.dense_type: kind for kind in (*_LAYERS, *_MODULES)}
+MODULES: tuple[type[MaskedModule], ...] = (MaskedMultiheadAttention, *RECURRENT, MaskedBilinear)
+_MASKED: dict[type[nn.Module], Masked] = {kind.dense_type: kind for kind in (*_LAYERS, *MODULES)}
 _HARMLESS = {"__init__", "__doc__", "__module__", "__qualname__", "__annotations__", "__constants__", "__parameters__"}
 _HARMLESS |= {"__static_attributes__", "__firstlineno__", "__orig_bases__", "__annotate_func__", "__annotate__"}
 _HARMLESS |= {"__annotations_cache__", "extra_repr", "reset_parameters", "_reset_parameters"}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import stochprune as sp
 from stochprune.data import Batches, Dataset
 from stochprune.data.splits import Subset, split
+from stochprune.nn import registry
 from stochprune.pac_bayes import CertifyConfig, Prior, PriorConfig, RunConfig, SelfBoundConfig, make_posterior
 from stochprune.training import FinetuneConfig, IMPConfig, SoftThresholdConfig, WeightConfig
 
@@ -174,6 +175,10 @@ def functions() -> dict[str, Callable[[], dict[str, Any]]]:
     }
 
 
+# Made from a dense module alone.
+MASKED_MODULES = sorted(kind.__name__ for kind in registry.MODULES) + ["MaskedModule"]
+
+
 def layers() -> dict[str, Callable[[], dict[str, Any]]]:
     options = {"keep": 0.9, "estimator": "straight_through", "temperature": 1.0, "seed": 0, "stream": 3}
     wide = {"in_features": 8, "out_features": 4, "bias": True, **options}
@@ -185,6 +190,8 @@ def layers() -> dict[str, Callable[[], dict[str, Any]]]:
         "nn.MaskedLinear": lambda: dict(wide),
         "nn.MaskedTransposedLinear": lambda: {"nf": 4, "nx": 8, **options},
         "nn.MaskedEmbedding": lambda: dict(shape),
+        **{f"nn.{name}": lambda: dict(options) for name in MASKED_MODULES},
+        "nn.register": lambda: {"dense_type": nn.Linear, "masked_type": sp.nn.MaskedLinear},
         "nn.NMMaskedLinear": lambda: without(wide | {"pattern": "2:4"}, "estimator", "temperature", "keep"),
         "nn.StructuredMaskedLinear": lambda: wide | {"structure": "rows"},
         "nn.GatedBranch": lambda: {"branch": sp.models.mlp((6, 6), seed=0), "keep": 0.9},
@@ -203,6 +210,7 @@ def layers() -> dict[str, Callable[[], dict[str, Any]]]:
             "include": None,
             "exclude": None,
             "pattern": None,
+            "allow_subclasses": False,
             "seed": 0,
         },
         "nn.harden": lambda: {"model": masked(), "sparsity": 0.25, "scope": "global"},

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import worker
-from tests.fuzz.bases import bases, public
+from tests.fuzz.bases import MASKED_MODULES, bases, public
 
 ROOT = Path(__file__).parents[2]
 CALLS, SEED = 400, 20211021
 # These name a file or a model that the fuzz does not have, or devices that are not there.
 REFUSED = {"data.cifar10", "data.load", "data.mnist", "pac_bayes.load_certificate", "pac_bayes.replay"}
 REFUSED |= {"pac_bayes.run_certify", "pac_bayes.rerun", "nn.semi_structured", "nn.MaskedTransposedLinear"}
+REFUSED |= {f"nn.{name}" for name in MASKED_MODULES}
 
 
 def test_every_public_function_is_drawn():

@@ -98,7 +98,7 @@ FAMILIES = _vision(
     ("cait_xxs24_224", 32, {**SMALL_VIT, "depth": 2}),
     ("coat_tiny", 64, {"img_size": 64}),
     ("convit_tiny", 32, {**SMALL_VIT, "embed_dim": 12, "local_up_to_layer": 1}),
-    ("convmixer_768_32", 64, {"dim": 32, "depth": 2}),
+    ("convmixer_768_32", 64),
     ("crossvit_tiny_240", 240),
     ("cspresnet50", 64),
     ("davit_tiny", 64),
@@ -107,19 +107,25 @@ FAMILIES = _vision(
     ("dpn48b", 64),
     ("edgenext_xx_small", 64),
     ("efficientformer_l1", 224),
-    ("eva02_tiny_patch14_224", 28, {"img_size": 28, "patch_size": 14, "depth": 2}),
+    (
+        "eva02_tiny_patch14_224",
+        28,
+        {"img_size": 28, "patch_size": 14, "depth": 2},
+        {},
+        ("timm.models.eva.EvaAttention", ("qkv.weight",)),
+    ),
     ("fastvit_t8", 64),
     ("focalnet_tiny_srf", 64),
     ("gcvit_xxtiny", 224),
-    ("ghostnet_050", 64),
+    ("ghostnet_050", 64, {}, SUBCLASSES),
     ("hrnet_w18_small", 64),
     ("inception_next_tiny", 64),
     ("levit_128s", 224),
-    ("lcnet_035", 64),
-    ("mixer_s32_224", 32, {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 24}),
+    ("lcnet_035", 64, {}, SUBCLASSES),
+    ("mixer_s32_224", 64, {"img_size": 64}),
     ("mobilevit_xxs", 64),
     ("mvitv2_tiny", 64, {"img_size": 64}),
-    ("dm_nfnet_f0", 64, {}, SUBCLASSES),
+    ("nf_regnet_b0", 64),
     ("pit_ti_224", 64, {"img_size": 64}),
     ("poolformer_s12", 64),
     ("pvt_v2_b0", 64),
@@ -133,8 +139,8 @@ FAMILIES = _vision(
     ("sequencer2d_s", 64),
     ("seresnet18", 64),
     ("skresnet18", 64),
-    ("starnet_s1", 64),
-    ("tf_efficientnet_b0", 64, {}, SUBCLASSES),
+    ("starnet_s1", 64, {}, SUBCLASSES),
+    ("tf_efficientnet_b0", 64, {}, SUBCLASSES, ("timm.layers.Conv2dSame", ("weight",))),
     ("tnt_s_legacy_patch16_224", 64, {"img_size": 64}),
     ("tresnet_m", 64),
     ("twins_pcpvt_small", 64),
@@ -144,6 +150,7 @@ FAMILIES = _vision(
     ("xception41", 64),
     ("xcit_nano_12_p16_224", 64, {"img_size": 64}),
 )
+REFUSED = ("nf_regnet_b0",)  # it standardises its weights, which would move the zeros of a mask
 EVERYDAY = (
     *("alexnet", "mnasnet0_5", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5"),
     *("lcnet_035", "mixer_s32_224", "vit_tiny_patch16_224"),
@@ -186,7 +193,7 @@ def registered(row: Row, family: Family) -> Iterator[None]:
     dense = getattr(importlib.import_module(module), name)
     before = dict(registry._MASKED)
     sp.nn.register(dense, type(f"Masked{name}", (sp.nn.MaskedModule, dense), {"dense_type": dense, "weights": weights}))
-    row.way = f"a `MaskedModule` with weights {', '.join(weights)} is registered for {path}, which reads them itself"
+    row.way = f"a `MaskedModule` with weights {', '.join(weights)} for {path}, whose forward is its own"
     try:
         yield
     finally:
@@ -215,9 +222,10 @@ def _convert(row: Row, model: nn.Module, way: dict[str, Any]) -> None:
     try:
         sp.convert(model, keep_kept=0.9)
     except ValueError as error:
-        row.refused, row.way = str(error), ", ".join(f"{name}={value!r}" for name, value in way.items())
         if not way:
             raise
+        options = ", ".join(f"`{name}={value!r}`" for name, value in way.items())
+        row.refused, row.way = str(error), f"{row.way}; {options}" if row.way else options
         sp.convert(model, keep_kept=0.9, **way)
     layers = sp.nn.masked_layers(model)
     row.layers = len(layers)
@@ -285,7 +293,8 @@ What was not seen: accuracy after training, pretrained weights, GPUs.
 def reasons(row: dict[str, Any]) -> str:
     if row["reason"]:
         return row["reason"]
-    return row["way"] if not row["refused"] else f"with `{row['way']}`; without it: {row['refused']}"
+    refused = f"; without options: {row['refused']}" if row["refused"] else ""
+    return row["way"] + refused
 
 
 def page(rows: list[dict[str, Any]]) -> str:
