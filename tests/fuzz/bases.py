@@ -176,7 +176,7 @@ def functions() -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 # Made from a dense module alone.
-MASKED_MODULES = sorted(kind.__name__ for kind in registry.MODULES) + ["MaskedModule"]
+MASKED_MODULES = [*sorted(kind.__name__ for kind in registry.MODULES), "MaskedModule"]
 
 
 def layers() -> dict[str, Callable[[], dict[str, Any]]]:

@@ -140,7 +140,7 @@ FAMILIES = _vision(
     ("seresnet18", 64),
     ("skresnet18", 64),
     ("starnet_s1", 64, {}, SUBCLASSES),
-    ("tf_efficientnet_b0", 64, {}, SUBCLASSES, ("timm.layers.Conv2dSame", ("weight",))),
+    ("tf_efficientnet_b0", 64, {}, {}, ("timm.layers.Conv2dSame", ("weight",))),
     ("tnt_s_legacy_patch16_224", 64, {"img_size": 64}),
     ("tresnet_m", 64),
     ("twins_pcpvt_small", 64),
@@ -193,7 +193,9 @@ def registered(row: Row, family: Family) -> Iterator[None]:
     dense = getattr(importlib.import_module(module), name)
     before = dict(registry._MASKED)
     sp.nn.register(dense, type(f"Masked{name}", (sp.nn.MaskedModule, dense), {"dense_type": dense, "weights": weights}))
-    row.way = f"a `MaskedModule` with weights {', '.join(weights)} for {path}, whose forward is its own"
+    row.way = f"with `MaskedModule` registered for `{path}`, weights `{weights!r}`"
+    if any("." in weight for weight in weights):
+        row.way += "; it reads these weights of its children itself, so that convert alone masks them without effect"
     try:
         yield
     finally:
@@ -225,7 +227,7 @@ def _convert(row: Row, model: nn.Module, way: dict[str, Any]) -> None:
         if not way:
             raise
         options = ", ".join(f"`{name}={value!r}`" for name, value in way.items())
-        row.refused, row.way = str(error), f"{row.way}; {options}" if row.way else options
+        row.refused, row.way = str(error), f"with {options}"
         sp.convert(model, keep_kept=0.9, **way)
     layers = sp.nn.masked_layers(model)
     row.layers = len(layers)
@@ -293,7 +295,7 @@ What was not seen: accuracy after training, pretrained weights, GPUs.
 def reasons(row: dict[str, Any]) -> str:
     if row["reason"]:
         return row["reason"]
-    refused = f"; without options: {row['refused']}" if row["refused"] else ""
+    refused = f"; without it: {row['refused']}" if row["refused"] else ""
     return row["way"] + refused
 
 
