@@ -18,7 +18,7 @@ from stochprune.nn.nm import NMMaskedLinear
 from stochprune.nn.registry import Masked, masked_type
 from stochprune.nn.selection import Group, Selectors, select
 from stochprune.nn.structured import FILTERS, StructuredMaskedLinear
-from stochprune.nn.unmasked import warn_of_unmasked
+from stochprune.nn.unmasked import warn_of_readers, warn_of_unmasked
 
 
 def convert(
@@ -48,8 +48,8 @@ def convert(
     ``nn.MultiheadAttention``, recurrent modules and their cells, ``Conv1D`` of transformers, and what
     :func:`stochprune.nn.register` adds. Embeddings are converted only if they share their weight with one of these, or
     if ``masks`` or ``include`` name them. Parametrised layers, and subclasses whose forward is their own, are refused
-    by name, unless they are excluded. A mask acts in the forward of its layer: exclude layers whose weight the model
-    reads itself, as in ``F.linear(x, layer.weight)``.
+    by name, unless they are excluded. A mask acts in the forward of its layer: where a module reads the weight of a
+    layer itself, as in ``F.linear(x, self.layer.weight)``, exclude the layer or register the module.
 
     Args:
         model: the model. If it is itself a layer, the masked layer is returned.
@@ -75,7 +75,8 @@ def convert(
 
     Warns:
         UnmaskedWeightsWarning: weights get no mask because their modules are not layers of torch, and they are at least
-            1 % of all parameters; the message lists them with their shares. No warning if ``masks`` are given.
+            1 % of all parameters; the message lists them with their shares. No warning if ``masks`` are given. Or the
+            forward of a module reads the weight of a masked child itself, past the mask.
 
     Raises:
         TypeError: an argument of another type.
@@ -91,6 +92,7 @@ def convert(
     streams = rng.streams(prefix + weight for weight in names)
     if masks is None:
         warn_of_unmasked(model, [group.weight for group in groups], include, exclude, allow_subclasses)
+    warn_of_readers(model, {name: layer for group in groups for name, layer in group.layers.items()})
     replacements: dict[nn.Module, nn.Module] = {}
     for group in groups:
         keep = keep_kept if masks is None else _probabilities(group, masks, keep_kept, keep_pruned)

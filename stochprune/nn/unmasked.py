@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -68,6 +69,47 @@ def warn_of_unmasked(
         UnmaskedWeightsWarning,
         stacklevel=3,
     )
+
+
+def warn_of_readers(model: nn.Module, masked: Mapping[str, nn.Module]) -> None:
+    """Warn once of modules whose forward reads the weight of a masked child itself, which runs past the mask.
+
+    Read from the source of the forward, as in ``F.linear(x, self.qkv.weight)``; where there is none, nothing is said.
+
+    Args:
+        model: the model before its layers are replaced.
+        masked: the layers that get masks, by the names of their weights.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
+    sources: dict[type, str] = {}
+    for weight, layer in masked.items():
+        parent, _, child = weight.rpartition(".")[0].rpartition(".")
+        reader = model.get_submodule(parent)
+        # An encoder layer of torch reads them on its fast path alone, which convert forbids.
+        if not child or layer is reader or isinstance(reader, nn.TransformerEncoderLayer):
+            continue
+        if type(reader) not in sources:
+            sources[type(reader)] = _source(reader)
+        source = sources[type(reader)]
+        if re.search(rf"(?<!isinstance\()self\.{child}\.weight\b(?!\.(dtype|device|shape|size|ndim))", source):
+            first, names = found.setdefault(type(reader).__qualname__, (parent, []))
+            names += [f"{child}.weight"] if first == parent else []
+    if found:
+        listing = "; ".join(f"{', '.join(names)} of {kind}, such as {name}" for kind, (name, names) in found.items())
+        warnings.warn(
+            f"convert: these modules read the weights of their children themselves, past the masks: {listing}. "
+            f"Register a masked module for each (stochprune.nn.register), or exclude these weights",
+            UnmaskedWeightsWarning,
+            stacklevel=3,
+        )
+
+
+def _source(module: nn.Module) -> str:
+    """The source of a module's forward; nothing where Python has none."""
+    try:
+        return inspect.getsource(type(module).forward)
+    except (OSError, TypeError):
+        return ""
 
 
 def _is_weight(module: nn.Module, parameter: Tensor) -> bool:

@@ -152,7 +152,7 @@ FAMILIES = _vision(
 )
 REFUSED = ("nf_regnet_b0",)  # it standardises its weights, which would move the zeros of a mask
 EVERYDAY = (
-    *("alexnet", "mnasnet0_5", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5"),
+    *("pvt_v2_b0", "mnasnet0_5", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5"),
     *("lcnet_035", "mixer_s32_224", "vit_tiny_patch16_224"),
 )
 
@@ -195,7 +195,7 @@ def registered(row: Row, family: Family) -> Iterator[None]:
     sp.nn.register(dense, type(f"Masked{name}", (sp.nn.MaskedModule, dense), {"dense_type": dense, "weights": weights}))
     row.way = f"with `MaskedModule` registered for `{path}`, weights `{weights!r}`"
     if any("." in weight for weight in weights):
-        row.way += "; it reads these weights of its children itself, so that convert alone masks them without effect"
+        row.way += "; it reads these weights of its children itself, past their masks, and convert warns of it"
     try:
         yield
     finally:

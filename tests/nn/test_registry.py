@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,6 +119,34 @@ def test_a_subclass_that_overrides_nothing_needs_no_permission():
     expected = model(x)
     torch.testing.assert_close(sp.convert(model).eval()(x), expected)
     torch.testing.assert_close(F.relu(sp.harden(model)(x)), F.relu(expected))
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.linear(x, self.qkv.weight).to(self.out.weight.dtype))
+
+
+class MaskedReader(sp.nn.MaskedModule, Reader):
+    dense_type, weights = Reader, ("qkv.weight",)
+
+
+def test_a_module_that_reads_the_weight_of_a_child_is_told_until_it_is_registered():
+    def build() -> nn.Module:
+        return initialised(lambda: nn.Sequential(Reader(), nn.TransformerEncoderLayer(4, 2, 4)), 0)
+
+    with pytest.warns(sp.nn.UnmaskedWeightsWarning, match=r"qkv\.weight of Reader, such as 0\.") as caught:
+        sp.convert(build())
+    assert caught[0].filename == __file__ and len(caught) == 1 and "out.weight" not in str(caught[0].message)
+    sp.nn.register(Reader, MaskedReader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = sp.convert(build())[0]
+    model(numbers(3, 4)).sum().backward()
+    assert all(layer.mask_logits.grad.any() for layer in sp.nn.masked_layers(model).values())
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
