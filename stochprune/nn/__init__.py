@@ -8,7 +8,8 @@ from stochprune.nn.fused_masking import fused_masking
 from stochprune.nn.gated_branch import GatedBranch, drop_branches, expected_cost, gate_branches
 from stochprune.nn.harden import harden
 from stochprune.nn.kl import layer_kl
-from stochprune.nn.layer import masked_layers
+from stochprune.nn.masked_attention import MaskedMultiheadAttention
+from stochprune.nn.masked_bilinear import MaskedBilinear
 from stochprune.nn.masked_conv import (
     MaskedConv1d,
     MaskedConv2d,
@@ -19,8 +20,19 @@ from stochprune.nn.masked_conv import (
 )
 from stochprune.nn.masked_embedding import MaskedEmbedding
 from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.nn.masked_module import MaskedModule
+from stochprune.nn.masked_recurrent import (
+    MaskedGRU,
+    MaskedGRUCell,
+    MaskedLSTM,
+    MaskedLSTMCell,
+    MaskedRNN,
+    MaskedRNNCell,
+)
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
+from stochprune.nn.members import masked_layers
 from stochprune.nn.nm import NMMaskedLinear
+from stochprune.nn.registry import register
 from stochprune.nn.sampling import sampling
 from stochprune.nn.semi_structured import semi_structured
 from stochprune.nn.sparse_linear import SparseLinear
@@ -38,6 +50,7 @@ __all__ = [
     "FilterMaskedConv2d",
     "FilterMaskedConv3d",
     "GatedBranch",
+    "MaskedBilinear",
     "MaskedConv1d",
     "MaskedConv2d",
     "MaskedConv3d",
@@ -45,7 +58,15 @@ __all__ = [
     "MaskedConvTranspose2d",
     "MaskedConvTranspose3d",
     "MaskedEmbedding",
+    "MaskedGRU",
+    "MaskedGRUCell",
+    "MaskedLSTM",
+    "MaskedLSTMCell",
     "MaskedLinear",
+    "MaskedModule",
+    "MaskedMultiheadAttention",
+    "MaskedRNN",
+    "MaskedRNNCell",
     "MaskedTransposedLinear",
     "NMMaskedLinear",
     "SparseLinear",
@@ -63,6 +84,7 @@ __all__ = [
     "many_draws",
     "masked_layers",
     "one_launch",
+    "register",
     "sampling",
     "semi_structured",
     "sparsify",

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from stochprune import functional
-from stochprune.nn.layer import layers_of
 from stochprune.nn.mask_source import MaskSource, override_weights
+from stochprune.nn.members import layers_of
 
 
 def antithetic_gradients(

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.masked_module import MaskedParameter
+from stochprune.nn.members import layers_of
 
 
 @contextlib.contextmanager
@@ -35,8 +37,9 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
     Raises:
         TypeError: the model is not a module, or ``draws`` is not an integer.
         ValueError: the model has no masked layer; ``draws`` is below 1; the context is inside ``fused_masking`` or
-            another ``batched_samples``; a layer is under local reparameterisation. In a forward pass: no argument has a
-            batch, ``draws`` does not divide the batch, or a layer's input has another first dimension.
+            another ``batched_samples``; a layer is under local reparameterisation, or is a
+            masked attention, recurrent or other :class:`stochprune.nn.MaskedModule`. In a forward pass: no argument has
+            a batch, ``draws`` does not divide the batch, or a layer's input has another first dimension.
     """
     layers = layers_of("batched_samples", model)
     if isinstance(draws, bool) or not isinstance(draws, int):
@@ -51,6 +54,12 @@ def batched_samples(model: nn.Module, draws: int) -> Iterator[nn.Module]:
     if draws == 1:
         yield model
         return
+    for name, layer in layers.items():
+        if isinstance(layer, MaskedParameter):
+            raise ValueError(
+                f"batched_samples: {name} belongs to an attention, recurrent or other module that runs under one mask "
+                f"at a time: make {draws} separate forward passes"
+            )
     names = {layer: name for name, layer in layers.items()}
     batch = 0
 

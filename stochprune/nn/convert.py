@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import rng
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.nn.masked_module import MaskedModule
 from stochprune.nn.nm import NMMaskedLinear
-from stochprune.nn.selection import Group, Selectors, masked_type, select
+from stochprune.nn.registry import Masked, masked_type
+from stochprune.nn.selection import Group, Selectors, select
 from stochprune.nn.structured import FILTERS, StructuredMaskedLinear
-from stochprune.nn.unmasked import warn_of_unmasked
+from stochprune.nn.unmasked import warn_of_readers, warn_of_unmasked
 
 
 def convert(
@@ -27,10 +30,11 @@ def convert(
     include: Selectors | None = None,
     exclude: Selectors | None = None,
     pattern: str | None = None,
+    allow_subclasses: bool = False,
     seed: int = 0,
     name: str = "",
 ) -> nn.Module:
-    """Replace the linear and convolutional layers of a model by masked ones, in place.
+    """Replace the layers of a model that have weight matrices by masked ones, in place.
 
     The masked layers use the same parameters and hooks, without copies. A shared layer stays one layer. Layers that
     share a weight also share its logits and its stream, so they have one mask. A stream is computed from the qualified
@@ -40,10 +44,12 @@ def convert(
         sp.convert(generator, seed=0, name="generator")
         sp.convert(discriminator, seed=0, name="discriminator")
 
-    Converted are linear, convolutional and transposed convolutional layers and ``Conv1D`` of transformers. Embeddings
-    are converted only if they share their weight with one of these, or if ``masks`` or ``include`` name them.
-    Attention, recurrent and parametrised layers of torch are refused by name, unless they are excluded. A mask acts in
-    the forward of its layer: exclude layers whose weight the model reads itself, as in ``F.linear(x, layer.weight)``.
+    Converted are linear, convolutional and transposed convolutional layers, ``nn.Bilinear``, the projections of
+    ``nn.MultiheadAttention``, recurrent modules and their cells, ``Conv1D`` of transformers, and what
+    :func:`stochprune.nn.register` adds. Embeddings are converted only if they share their weight with one of these, or
+    if ``masks`` or ``include`` name them. Parametrised layers, and subclasses whose forward is their own, are refused
+    by name, unless they are excluded. A mask acts in the forward of its layer: where a module reads the weight of a
+    layer itself, as in ``F.linear(x, self.layer.weight)``, exclude the layer or register the module.
 
     Args:
         model: the model. If it is itself a layer, the masked layer is returned.
@@ -51,11 +57,15 @@ def convert(
             one name of a tied weight is enough. Without masks all weights count as kept.
         keep_kept, keep_pruned: the initial keep probabilities of the weights that the mask keeps and prunes.
         include, exclude: shell patterns on weight names, or types of the layer or of a module around it. Only weights
-            that match ``include`` and not ``exclude`` are converted; a tied weight matches by any of its names.
+            that match ``include`` and not ``exclude`` are converted; a tied weight matches by any of its names. A
+            pattern that fits no weight is refused.
         pattern: for linear layers, masks that keep n of every m neighbours (``"2:4"``, see
             :class:`stochprune.nn.NMMaskedLinear`) or whole ``"rows"``, ``"columns"`` or blocks such as ``"16x16"``
             (:class:`stochprune.nn.StructuredMaskedLinear`); ``"rows"`` are the filters of convolutions too
             (:class:`stochprune.nn.FilterMaskedConv2d`). Other layers must be excluded.
+        allow_subclasses: treat a subclass of a layer, such as ``timm.layers.Linear``, like the layer itself. It must
+            compute what the layer computes; ``harden`` returns the layer. Subclasses that override nothing need no
+            permission.
         seed: the seed of the run, 0 .. 2^64 - 1.
         name: the name of the model, a prefix of its weights' names in streams: ``"generator.0.weight"``. Streams are
             not in the state_dict, so use the same name when you load a checkpoint.
@@ -65,32 +75,43 @@ def convert(
 
     Warns:
         UnmaskedWeightsWarning: weights get no mask because their modules are not layers of torch, and they are at least
-            1 % of all parameters; the message lists them with their shares. No warning if ``masks`` are given.
+            1 % of all parameters; the message lists them with their shares. No warning if ``masks`` are given. Or the
+            forward of a module reads the weight of a masked child itself, past the mask.
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a mask whose name or shape fits no layer, different masks for one tied weight, a layer that cannot
-            be masked, a weight tied to such a layer, nothing to convert, or probabilities outside (0, 1).
+        ValueError: a pattern that fits no weight, a mask whose name or shape fits no layer, different masks for one
+            tied weight, a layer that cannot be masked, a weight tied to such a layer, nothing to convert, or
+            probabilities outside (0, 1).
     """
     _check_arguments(model, masks, keep_kept, keep_pruned, pattern, name)
-    groups, names = select(model, masks, include, exclude)
+    if not isinstance(allow_subclasses, bool):
+        raise TypeError(f"convert: allow_subclasses must be True or False, got {allow_subclasses!r}")
+    groups, names = select(model, masks, include, exclude, allow_subclasses)
     prefix = f"{name}." if name else ""
     streams = rng.streams(prefix + weight for weight in names)
     if masks is None:
-        warn_of_unmasked(model, [group.weight for group in groups], include, exclude)
+        warn_of_unmasked(model, [group.weight for group in groups], include, exclude, allow_subclasses)
+    warn_of_readers(model, {name: layer for group in groups for name, layer in group.layers.items()})
     replacements: dict[nn.Module, nn.Module] = {}
     for group in groups:
         keep = keep_kept if masks is None else _probabilities(group, masks, keep_kept, keep_pruned)
         first: MaskedLayer | None = None
         for weight, layer in group.layers.items():
             kind, own = _kind(weight, layer, pattern)
+            options = {"seed": seed, "stream": streams[prefix + weight], **own}
             try:
-                masked = kind.from_dense(layer, keep, seed=seed, stream=streams[prefix + weight], **own)
+                if issubclass(kind, MaskedModule):
+                    twin = replacements.get(layer) or kind.from_dense(layer, names=())
+                    assert isinstance(twin, MaskedModule)
+                    replacements[layer] = twin
+                    masked: MaskedLayer = twin.mask_weight(group.local[weight], keep, **options)
+                else:
+                    masked = replacements[layer] = kind.from_dense(layer, keep, **options)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"convert: {weight}: {error}") from error
             first = first or masked
             masked.mask_logits, masked.stream = first.mask_logits, first.stream
-            replacements[layer] = masked
     return _replace(model, replacements)
 
 
@@ -117,7 +138,7 @@ def _check_arguments(
             raise ValueError(f"convert: {argument} must lie strictly between 0 and 1, got {keep}")
 
 
-def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[type[MaskedLayer], dict[str, Any]]:
+def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[Masked, dict[str, Any]]:
     """Return the masked type for a dense layer, and the arguments that only this type takes."""
     kind = masked_type(layer)
     assert kind is not None
@@ -148,11 +169,19 @@ def _probabilities(group: Group, masks: Mapping[str, Tensor], keep_kept: float, 
 
 
 def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    for parent in list(model.modules()):
+    roots = model, *replacements.values()  # a masked module may hold layers that are replaced too
+    for parent in dict.fromkeys(module for root in roots for module in root.modules()):
         for name, child in parent._modules.items():  # named_children() would pass over a layer's second name
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
                 if isinstance(parent, nn.TransformerEncoderLayer):
-                    # torch's fast path reads the layers' weights directly; it is used only if this number allows it.
-                    parent.activation_relu_or_gelu = 0
+                    parent.activation_relu_or_gelu = _fast_path(parent)
     return replacements.get(model, model)
+
+
+def _fast_path(layer: nn.TransformerEncoderLayer) -> int:
+    """The number that lets torch read the weights of a whole encoder layer directly; 0, under masks, forbids it."""
+    if any(isinstance(module, MaskedLayer) for module in layer.modules()):
+        return 0
+    numbers = {F.relu: 1, nn.ReLU: 1, F.gelu: 2, nn.GELU: 2}
+    return numbers.get(layer.activation, numbers.get(type(layer.activation), 0))

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from stochprune.functional import masked_weights
-from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.mask_source import MaskSource, override_weights
 from stochprune.nn.masked_conv import CONVOLUTIONS
 from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.nn.masked_module import MaskedParameter
+from stochprune.nn.members import layers_of
 
-_KINDS = {MaskedLinear, *CONVOLUTIONS}  # without subclasses, whose masks may be of another kind
+_KINDS = {MaskedLinear, *CONVOLUTIONS, MaskedParameter}  # without subclasses, whose masks may be of another kind
 
 
 class _Shared:
@@ -75,7 +77,7 @@ class _Shared:
 
 @contextlib.contextmanager
 def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
-    """Run the linear and convolutional layers of a model under masks that are sampled in one launch::
+    """Run the layers of a model under masks that are sampled in one launch::
 
         with sp.nn.fused_masking(model):
             loss = loss_fn(model(x), y)

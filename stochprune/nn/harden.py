@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from stochprune.masks.select import check_cut, emptied, from_scores, why_empty
 from stochprune.nn.convert import _replace
 from stochprune.nn.gated_branch import gated_branches
-from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.masked_module import MaskedModule, MaskedParameter
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
-from stochprune.nn.selection import COMPUTED
+from stochprune.nn.members import layers_of
+from stochprune.nn.obstacles import COMPUTED
 
 
 def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global") -> nn.Module:
@@ -46,7 +48,7 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
     if gates := gated_branches(model):
         raise ValueError(f"harden: {', '.join(gates)} are gated branches: call drop_branches(model) first")
     for name, layer in layers.items():
-        if layer._parameters.get("weight") is None:
+        if not isinstance(layer.weight, nn.Parameter):
             raise ValueError(f"harden: {name} ({type(layer).__name__}) {COMPUTED}")
     first = {id(layer.weight): name for name, layer in reversed(layers.items())}
     once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
@@ -56,13 +58,16 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
             raise ValueError(f"harden: {count} of {of} mask_logits of {name} are NaN: go back to an earlier checkpoint")
     _warn_of_idle(layers, first)
     masks = _of_evaluation(once) if sparsity is None else _of_sparsity(once, sparsity, scope)
+    weights = {id(layer.weight): layer.hardened_parameter(masks[name]) for name, layer in once.items()}
     replacements: dict[nn.Module, nn.Module] = {}
-    weights: dict[int, Tensor] = {}
     for layer in layers.values():
-        dense = layer.to_dense(masks[first[id(layer.weight)]])
-        assert isinstance(dense.weight, Tensor)
-        dense.weight = weights.setdefault(id(layer.weight), dense.weight)
-        replacements[layer] = dense
+        if not isinstance(layer, MaskedParameter):
+            replacements[layer] = dense = layer.to_dense(masks[first[id(layer.weight)]])
+            dense.weight = weights[id(layer.weight)]
+    for module in model.modules():
+        if isinstance(module, MaskedModule):
+            own = {name: weights[id(layer.weight)] for name, layer in module.masks().items()}
+            replacements[module] = module.with_weights(own)
     return _replace(model, replacements)
 
 

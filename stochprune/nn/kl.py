@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from stochprune.nn.layer import layers_of
+from stochprune.nn.members import layers_of
 
 
 def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> dict[str, Tensor]:

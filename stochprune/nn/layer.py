@@ -131,7 +131,7 @@ class MaskedLayer(MaskSource):
             settings["bias"] = self.bias is not None
         with torch.device("meta"):  # parameters are set below
             dense = self.dense_type(**settings)
-        dense.weight = nn.Parameter(self.hardened_weight(mask), requires_grad=self.weight.requires_grad)
+        dense.weight = self.hardened_parameter(mask)
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         _move_hooks(self, dense)
@@ -145,6 +145,10 @@ class MaskedLayer(MaskSource):
     def dense_name(cls) -> str:
         """Return the name of the dense layer type that this layer replaces."""
         return f"torch.nn.{cls.dense_type.__name__}"
+
+    def weight_name(self, module: str) -> str:
+        """Return the qualified name of the weight of this layer, which is called ``module`` in its model."""
+        return f"{module}.weight" if module else "weight"
 
     def _configure(self) -> None:
         """Set the arguments that only this layer type has; the layer has no parameters yet."""
@@ -170,17 +174,36 @@ class MaskedLayer(MaskSource):
         seed: int,
         stream: int | None,
     ) -> None:
-        weight = dense.weight
-        assert isinstance(weight, Tensor)
-        check_estimator(type(self).__name__, estimator, temperature)
-        self._blank = weight.is_meta
-        self.weight, self.mask_logits = weight, nn.Parameter(self._initial_logits(keep, weight))
+        assert isinstance(dense.weight, Tensor)
+        self.weight = dense.weight
+        self._start_mask(
+            self.weight,
+            keep,
+            estimator=estimator,
+            temperature=temperature,
+            seed=seed,
+            stream=rng.stream("weight") if stream is None else stream,
+        )
         self.register_parameter("bias", getattr(dense, "bias", None))
         for name in self.settings:
             if name != "bias":
                 setattr(self, name, getattr(dense, name))
         _move_hooks(dense, self)
-        stream = rng.stream("weight") if stream is None else stream
+
+    def _start_mask(
+        self,
+        weight: Tensor,
+        keep: float | Tensor,
+        *,
+        stream: int,
+        estimator: str = "straight_through",
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Take the logits of ``weight``, and the address of its masks."""
+        check_estimator(type(self).__name__, estimator, temperature)
+        self._blank = weight.is_meta
+        self.mask_logits = nn.Parameter(self._initial_logits(keep, weight))
         self._start_source(seed=seed, stream=stream, estimator=estimator, temperature=temperature, device=weight.device)
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
@@ -279,6 +302,10 @@ class MaskedLayer(MaskSource):
             weight = weight * gate.to(weight.dtype)
         return torch.where(gate > 0 if mask is None else mask, weight, 0.0)
 
+    def hardened_parameter(self, mask: Tensor | None = None) -> nn.Parameter:
+        """Return :meth:`hardened_weight` as a parameter that is trained if the weight is."""
+        return nn.Parameter(self.hardened_weight(mask), requires_grad=self.weight.requires_grad)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         names = ("mask_logits", "mask_seed", "mask_draw")
         if self._blank:  # the layer has no values to keep, so torch reports the keys that the checkpoint lacks
@@ -295,7 +322,10 @@ class MaskedLayer(MaskSource):
     def extra_repr(self) -> str:
         logits = self.mask_logits.detach()
         keep = "?" if logits.is_meta or not logits.numel() else f"{torch.sigmoid(logits.float()).mean().item():.4g}"
-        return f"{self.dense_type.extra_repr(self)}, keep={keep}, estimator={self.estimator}"
+        return f"{self._dense_repr()}, keep={keep}, estimator={self.estimator}"
+
+    def _dense_repr(self) -> str:
+        return self.dense_type.extra_repr(self)
 
 
 def logits_of(op: str, keep: float | Tensor, weight: Tensor) -> Tensor:
@@ -315,29 +345,3 @@ def logits_of(op: str, keep: float | Tensor, weight: Tensor) -> Tensor:
 def _move_hooks(old: nn.Module, new: nn.Module) -> None:
     for name in HOOKS:
         setattr(new, name, getattr(old, name))
-
-
-def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    """Return the masked layers of a model by the qualified name of their weight, each shared layer once."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"masked_layers: model must be a torch.nn.Module, got {type(model).__name__}")
-    return {
-        f"{name}.weight" if name else "weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, MaskedLayer)
-    }
-
-
-def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
-    """Return the masked layers of a model by weight name; ``op`` is the public function that error messages name.
-
-    Raises:
-        TypeError: the model is not a module.
-        ValueError: the model has no masked layer.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = masked_layers(model)
-    if not layers:
-        raise ValueError(f"{op}: {type(model).__name__} has no masked layer: stochprune.convert makes them")
-    return layers

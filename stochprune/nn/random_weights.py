@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from stochprune import functional
 from stochprune.nn.convert import _replace
-from stochprune.nn.layer import MaskedLayer, _move_hooks, masked_layers
+from stochprune.nn.layer import MaskedLayer, _move_hooks
 from stochprune.nn.masked_conv import MaskedConv1d, MaskedConv2d, MaskedConv3d, _MaskedConv
 from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.nn.members import masked_layers
 
 Random = TypeVar("Random", bound="RandomLayer")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from stochprune.nn.layer import layers_of
+from stochprune.nn.members import layers_of
 
 
 @contextlib.contextmanager

@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from stochprune.nn.layer import MaskedLayer, masked_layers
-from stochprune.nn.masked_conv import CONVOLUTIONS
-from stochprune.nn.masked_embedding import MaskedEmbedding, embedding_obstacle
-from stochprune.nn.masked_linear import MaskedLinear
-from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transformers_conv1d
+from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.masked_module import MaskedModule
+from stochprune.nn.masked_transposed import MaskedTransposedLinear
+from stochprune.nn.members import masked_layers
+from stochprune.nn.obstacles import find_obstacles
+from stochprune.nn.registry import masked_type, weights_of
 
 Selectors = str | type | Sequence[str | type]
 
-_TYPES: tuple[type[MaskedLayer], ...] = (MaskedLinear, *CONVOLUTIONS, MaskedEmbedding)
-_MASKED: dict[type[nn.Module], type[MaskedLayer]] = {kind.dense_type: kind for kind in _TYPES}
-COMPUTED = "has a weight that is computed (weight_norm, spectral_norm, prune): make it permanent first"
-_FUSED = "runs in one fused function of torch that takes its weights as they are"
-_REFUSED = {
-    nn.MultiheadAttention: f"{_FUSED}; write the attention with nn.Linear and F.scaled_dot_product_attention",
-    nn.RNNBase: f"{_FUSED}, over all time steps at once",
-    nn.RNNCellBase: _FUSED,
-    nn.Bilinear: "has a weight of three dimensions whose product is no matrix product",
-}
+_TABLES = nn.Embedding, nn.EmbeddingBag
 
 
 @dataclass
 class Group:
-    """The layers that share one weight, by their names of it; tied layers are converted together or not at all."""
+    """The modules that hold one weight, by its names; tied layers are converted together or not at all."""
 
     weight: Tensor
     layers: dict[str, nn.Module] = field(default_factory=dict)
-
-
-def masked_type(layer: nn.Module) -> type[MaskedLayer] | None:
-    """Return the masked layer type for a dense layer, or None. A subclass has none, since its forward may differ."""
-    return MaskedTransposedLinear if is_transformers_conv1d(layer) else _MASKED.get(type(layer))
-
-
-def weight_name(module: str) -> str:
-    """Return the qualified name of the weight of the module called ``module``."""
-    return f"{module}.weight" if module else "weight"
+    local: dict[str, str] = field(default_factory=dict)  # what the module calls the weight: "weight", "out_proj.weight"
 
 
 def select(
-    model: nn.Module, masks: Mapping[str, Tensor] | None, include: Selectors | None, exclude: Selectors | None
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None,
+    include: Selectors | None,
+    exclude: Selectors | None,
+    allow_subclasses: bool = False,
 ) -> tuple[list[Group], list[str]]:
     """Return the weights to convert, and the names of all weights that could be converted.
 
@@ -56,49 +43,85 @@ def select(
     is every weight, except embeddings that no other layer shares. With ``masks``, it is the weights that they name.
 
     Raises:
-        ValueError: a chosen layer cannot be masked, a mask has no layer, a weight is tied to a parameter that cannot be
-            masked, or no layer is left.
+        ValueError: a pattern fits no weight, a chosen layer cannot be masked, a mask has no layer, a weight is tied to
+            a parameter that cannot be masked, or no layer is left.
     """
-    _check_selectors("include", include)
-    _check_selectors("exclude", exclude)
-    groups: dict[int, Group] = {}
-    obstacles = find_obstacles(model)
-    for name, module in model.named_modules():
-        if masked_type(module) is not None and _obstacle(module) is None:
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            groups.setdefault(id(weight), Group(weight)).layers[weight_name(name)] = module
+    obstacles = find_obstacles(model, allow_subclasses)
+    groups = _groups(model, obstacles)
+    names = [name for group in groups for name in group.layers]
+    _check_selectors(model, obstacles, names, include, exclude)
 
     def chosen(names: Sequence[str], default: bool) -> bool:
         return wanted(model, names, include, exclude, default)
 
     found = []
-    for group in groups.values():
+    for group in groups:
         lone_table = all(isinstance(layer, nn.Embedding) for layer in group.layers.values())
         if chosen([*group.layers], default=masks is not None or not lone_table):
             found.append(group)
     if masks is None:
         for name, reason in obstacles.items():
             layer = model.get_submodule(name)
-            if chosen(_weights_of(model, name), default=not isinstance(layer, nn.Embedding)):
+            if chosen(_weights_in(model, name), default=not isinstance(layer, _TABLES)):
                 where = f"{name or 'the model'} ({type(layer).__name__})"
                 raise ValueError(f"convert: {where} {reason}. Or exclude it, by name or by type")
     else:
-        names = [name for group in found for name in group.layers]
-        for name in sorted(set(masks) - set(names)):
-            outer = next((outer for outer in obstacles if name in _weights_of(model, outer)), None)
+        left = [name for group in found for name in group.layers]
+        for name in sorted(set(masks) - set(left)):
+            outer = next((outer for outer in obstacles if name in _weights_in(model, outer)), None)
             if outer is not None:
                 raise ValueError(f"convert: {name} cannot be masked: {outer or 'the model'} {obstacles[outer]}")
             if name in masked_layers(model):
                 raise ValueError(f"convert: {name} is masked already; leave it out, or harden the model first")
-            raise ValueError(f"convert: no layer to convert has the weight {name!r}; there are: {', '.join(names)}")
+            raise ValueError(f"convert: no layer to convert has the weight {name!r}; there are: {', '.join(left)}")
         found = [group for group in found if not masks.keys().isdisjoint(group.layers)]
     if not found:
-        raise ValueError(
-            f"convert: no layer is left to convert: {_why_nothing(model, groups.values(), include, exclude)}"
-        )
+        raise ValueError(f"convert: no layer is left to convert: {_why_nothing(model, groups, include, exclude)}")
     _refuse_strange_ties(model, found)
-    return found, [name for group in groups.values() for name in group.layers]
+    return found, names
+
+
+def maskable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that can be masked, without embeddings, and the masked ones; a tied one by its first name."""
+    obstacles, masked = find_obstacles(model), masked_layers(model)
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for name, site in _sites(model).items():
+        free = site.prefix not in obstacles and not isinstance(site.module, MaskedModule | nn.Embedding)
+        if (free or name in masked) and isinstance(site.weight, nn.Parameter) and id(site.weight) not in seen:
+            seen.add(id(site.weight))
+            found[name] = site.weight
+    return found
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where a weight is: the module that reads it, that module's name, and what it calls the weight."""
+
+    prefix: str
+    module: nn.Module
+    local: str
+    weight: Tensor | None
+
+
+def _sites(model: nn.Module) -> dict[str, _Site]:
+    """The weights of a model by name. A child whose weight an outer module reads itself belongs to that module."""
+    found: dict[str, _Site] = {}
+    for prefix, module in model.named_modules():
+        for local, weight in weights_of(module).items():
+            found.setdefault(f"{prefix}.{local}" if prefix else local, _Site(prefix, module, local, weight))
+    return found
+
+
+def _groups(model: nn.Module, obstacles: Collection[str]) -> list[Group]:
+    """The weights that could be converted."""
+    groups: dict[int, Group] = {}
+    for name, site in _sites(model).items():
+        masked = isinstance(site.module, MaskedLayer | MaskedModule)
+        if site.weight is not None and site.prefix not in obstacles and not masked:
+            group = groups.setdefault(id(site.weight), Group(site.weight))
+            group.layers[name], group.local[name] = site.module, site.local
+    return [*groups.values()]
 
 
 def wanted(
@@ -110,13 +133,37 @@ def wanted(
     return exclude is None or not any(_matches(model, name, exclude) for name in names)
 
 
-def _check_selectors(argument: str, selectors: Selectors | None) -> None:
-    several = [] if selectors is None else [selectors] if isinstance(selectors, str | type) else selectors
-    if not isinstance(several, Sequence) or not all(isinstance(selector, str | type) for selector in several):
-        raise TypeError(
-            f"convert: {argument} must be a pattern such as 'encoder.*', a type such as torch.nn.Conv2d, or a list of "
-            f"these, got {selectors!r}"
-        )
+def _check_selectors(
+    model: nn.Module,
+    obstacles: Collection[str],
+    maskable: Sequence[str],
+    include: Selectors | None,
+    exclude: Selectors | None,
+) -> None:
+    """Refuse what is no pattern and no type, and patterns that fit nothing: they are misspelt."""
+    refused = [name for outer in obstacles for name in _weights_in(model, outer)]
+    others = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for argument, selectors, names in (
+        ("include", include, [*maskable, *refused]),
+        ("exclude", exclude, [*maskable, *refused, *others]),
+    ):
+        several = [] if selectors is None else [selectors] if isinstance(selectors, str | type) else selectors
+        if not isinstance(several, Sequence) or not all(isinstance(selector, str | type) for selector in several):
+            raise TypeError(
+                f"convert: {argument} must be a pattern such as 'encoder.*', a type such as torch.nn.Conv2d, or a list "
+                f"of these, got {selectors!r}"
+            )
+        for pattern in several:
+            if isinstance(pattern, str) and not fnmatch.filter(names, pattern):
+                raise ValueError(f"convert: {argument} {pattern!r} fits no weight{_hint(pattern, names, others)}")
+
+
+def _hint(pattern: str, names: Sequence[str], others: Sequence[str]) -> str:
+    """What the author of a pattern that fits none of ``names`` may have meant."""
+    if dense := fnmatch.filter(others, pattern):
+        return f" that can be masked, only {', '.join(dense[:3])}"
+    near = difflib.get_close_matches(pattern, dict.fromkeys(names), n=3, cutoff=0.0)
+    return f"; the nearest names are: {', '.join(near)}" if near else ""
 
 
 def _why_nothing(
@@ -132,45 +179,11 @@ def _why_nothing(
     return f"{type(model).__name__} has no linear or convolutional layer of torch"
 
 
-def find_obstacles(model: nn.Module) -> dict[str, str]:
-    """Return the reason for each layer that cannot be masked, by name; layers inside such a layer are left out."""
-    obstacles: dict[str, str] = {}
-    for name, module in model.named_modules():
-        reason = _obstacle(module)
-        if reason and not any(inside(name, outer) for outer in obstacles):
-            obstacles[name] = reason
-    return obstacles
-
-
-def _obstacle(module: nn.Module) -> str | None:
-    """Return why a layer cannot be masked; None if it can, or if it is of no type that has masked layers."""
-    for kind, reason in _REFUSED.items():
-        if isinstance(module, kind):
-            return reason
-    base = next((kind.__name__ for kind in _MASKED if isinstance(module, kind)), None)
-    if base is None:
-        return None
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        return "is lazy: run the model once first"
-    if parametrize.is_parametrized(module) or module._parameters.get("weight") is None:
-        return COMPUTED
-    if not module.weight.is_floating_point():  # type: ignore[operator]
-        return f"has a weight of {module.weight.dtype}: convert the model before it is quantised"
-    if masked_type(module) is None:
-        return f"is a subclass of {base}, whose forward may differ"
-    return embedding_obstacle(module) if isinstance(module, nn.Embedding) else None
-
-
-def inside(name: str, outer: str) -> bool:
-    """Return True if the module or parameter ``name`` is ``outer`` or lies in it."""
-    return not outer or name == outer or name.startswith(f"{outer}.")
-
-
-def _weights_of(model: nn.Module, name: str) -> list[str]:
+def _weights_in(model: nn.Module, name: str) -> list[str]:
     """Return the names by which selectors may match a layer that cannot be masked: its parameters, and ``weight``."""
     prefix = f"{name}." if name else ""
     parameters = model.get_submodule(name).named_parameters(remove_duplicate=False)
-    return [weight_name(name), *(f"{prefix}{parameter}" for parameter, _ in parameters)]
+    return [f"{prefix}weight", *(f"{prefix}{parameter}" for parameter, _ in parameters)]
 
 
 def _matches(model: nn.Module, name: str, selectors: Selectors) -> bool:
@@ -199,8 +212,8 @@ def _refuse_strange_ties(model: nn.Module, groups: Sequence[Group]) -> None:
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
             owner = owners.get(id(parameter))
-            if owner is not None and (name != "weight" or module not in owner.layers.values()):
-                other = f"{prefix}.{name}" if prefix else name
+            other = f"{prefix}.{name}" if prefix else name
+            if owner is not None and other not in owner.layers:
                 raise ValueError(
                     f"convert: {next(iter(owner.layers))} is tied to {other}, which cannot be masked; exclude it"
                 )

@@ -10,8 +10,9 @@ from torch import nn
 from stochprune import backends
 from stochprune.arguments import checked
 from stochprune.nn.convert import _replace
-from stochprune.nn.layer import _move_hooks, masked_layers
-from stochprune.nn.selection import COMPUTED
+from stochprune.nn.layer import _move_hooks
+from stochprune.nn.members import masked_layers
+from stochprune.nn.obstacles import COMPUTED
 from stochprune.nn.sparse_linear import SparseLinear
 from stochprune.sparse_rows import WIDEST
 

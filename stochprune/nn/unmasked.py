@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from stochprune.nn.layer import MaskedLayer
-from stochprune.nn.selection import Selectors, find_obstacles, inside, wanted
+from stochprune.nn.members import masked_layers
+from stochprune.nn.obstacles import find_obstacles, inside
+from stochprune.nn.selection import Selectors, wanted
 
 MATTERS = 1.0
 """The per cent of a model's parameters from which on its unmasked weights are worth a warning."""
@@ -21,7 +24,11 @@ class UnmaskedWeightsWarning(UserWarning):
 
 
 def warn_of_unmasked(
-    model: nn.Module, masked: Collection[Tensor], include: Selectors | None, exclude: Selectors | None
+    model: nn.Module,
+    masked: Collection[Tensor],
+    include: Selectors | None,
+    exclude: Selectors | None,
+    allow_subclasses: bool,
 ) -> None:
     """Warn once where weights of two dimensions and more that the user wants masked are not, such as experts [E, N, K].
 
@@ -31,9 +38,10 @@ def warn_of_unmasked(
     Args:
         model: the model before its layers are replaced.
         masked: the weights that get masks.
-        include, exclude: as given to convert.
+        include, exclude, allow_subclasses: as given to convert.
     """
-    decided, obstacles = {id(weight) for weight in masked}, find_obstacles(model)
+    earlier = [layer.weight for layer in masked_layers(model).values()]
+    decided, obstacles = {id(weight) for weight in (*masked, *earlier)}, find_obstacles(model, allow_subclasses)
     names: dict[Tensor, list[str]] = {}
     total = 0
     for prefix, module in model.named_modules():
@@ -57,11 +65,52 @@ def warn_of_unmasked(
     )
     warnings.warn(
         f"convert: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer stands "
-        f"for their modules: {listing}. Write these modules with layers of torch to mask them, or exclude them by "
-        f"these names to leave them dense without this warning",
+        f"for their modules: {listing}. To mask them, register a masked type (stochprune.nn.register) or write these "
+        f"modules with layers of torch; to leave them dense without this warning, exclude them by these names",
         UnmaskedWeightsWarning,
         stacklevel=3,
     )
+
+
+def warn_of_readers(model: nn.Module, masked: Mapping[str, nn.Module]) -> None:
+    """Warn once of modules whose forward reads the weight of a masked child itself, which runs past the mask.
+
+    Read from the source of the forward, as in ``F.linear(x, self.qkv.weight)``; where there is none, nothing is said.
+
+    Args:
+        model: the model before its layers are replaced.
+        masked: the layers that get masks, by the names of their weights.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
+    sources: dict[type, str] = {}
+    for weight, layer in masked.items():
+        parent, _, child = weight.rpartition(".")[0].rpartition(".")
+        reader = model.get_submodule(parent)
+        # An encoder layer of torch reads them on its fast path alone, which convert forbids.
+        if not child or layer is reader or isinstance(reader, nn.TransformerEncoderLayer):
+            continue
+        if type(reader) not in sources:
+            sources[type(reader)] = _source(reader)
+        source = sources[type(reader)]
+        if re.search(rf"(?<!isinstance\()self\.{child}\.weight\b(?!\.(dtype|device|shape|size|ndim))", source):
+            first, names = found.setdefault(type(reader).__qualname__, (parent, []))
+            names += [f"{child}.weight"] if first == parent else []
+    if found:
+        listing = "; ".join(f"{', '.join(names)} of {kind}, such as {name}" for kind, (name, names) in found.items())
+        warnings.warn(
+            f"convert: these modules read the weights of their children themselves, past the masks: {listing}. "
+            f"Register a masked module for each (stochprune.nn.register), or exclude these weights",
+            UnmaskedWeightsWarning,
+            stacklevel=3,
+        )
+
+
+def _source(module: nn.Module) -> str:
+    """The source of a module's forward; nothing where Python has none."""
+    try:
+        return inspect.getsource(type(module).forward)
+    except (OSError, TypeError):
+        return ""
 
 
 def _is_weight(module: nn.Module, parameter: Tensor) -> bool:

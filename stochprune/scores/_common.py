@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from stochprune.arguments import checked
 from stochprune.data.pairs import pairs
-from stochprune.nn import masked_layers
+from stochprune.nn.selection import maskable_weights
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Examples = Iterable[tuple[Tensor, Tensor]]
@@ -21,7 +21,6 @@ Loss = LossFunction | None
 Data = Examples | None
 """Scores that need no data accept None for both."""
 
-PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 Score = Callable[..., dict[str, Tensor]]
 """``(model, loss_fn, batches, **options)``, with None for ``loss_fn`` and ``batches`` where a score needs no data."""
@@ -29,22 +28,15 @@ Score = Callable[..., dict[str, Tensor]]
 
 @checked
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights of linear, convolutional and masked layers by qualified name, tied weights once.
+    """Return the weights that :func:`stochprune.convert` masks and those that it has masked, by qualified name.
 
-    Subclasses of torch's layers are left out, because they may use their weight in another way. Layers under
-    ``torch.nn.utils.parametrize`` are left out too, because their weight is not a parameter.
+    Tied weights are listed once. Embeddings are left out, and so is what convert refuses: subclasses with a forward of
+    their own, which may use their weight in another way, and weights that are computed (weight_norm and others).
 
     Raises:
         ValueError: the model has no such weights.
     """
-    masked = masked_layers(model)
-    weights: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    for module_name, module in model.named_modules():
-        name = f"{module_name}.weight" if module_name else "weight"
-        if (type(module) in PRUNABLE or name in masked) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            weights[name] = module.weight
+    weights = maskable_weights(model)
     if not weights:
         raise ValueError(f"{type(model).__name__} has no linear, convolutional or masked layer to prune")
     return weights

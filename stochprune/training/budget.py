@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from stochprune import functional
 from stochprune.arguments import checked
-from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.members import layers_of
 from stochprune.training.constraint import Constraint
 from stochprune.training.flips import Flips
 from stochprune.training.groups import LOGITS

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from stochprune.arguments import checked
-from stochprune.nn.layer import layers_of
+from stochprune.nn.members import layers_of
 from stochprune.runs.config import POSITIVE
 
 LOGITS, WEIGHTS = "logits", "weights"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from stochprune import functional
 from stochprune.arguments import checked
 from stochprune.nn.kl import layer_kl
-from stochprune.nn.layer import MaskedLayer, layers_of
+from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.members import layers_of
 from stochprune.runs.config import LIMIT
 
 

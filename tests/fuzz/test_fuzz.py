@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import worker
+from tests.fuzz.arguments.layers import MASKED_MODULES
 from tests.fuzz.bases import bases, public
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,7 @@ REFUSED |= {
     "nn.semi_structured",
     "nn.MaskedTransposedLinear",
 }
+REFUSED |= {f"nn.{name}" for name in MASKED_MODULES}
 
 
 def test_every_public_function_has_a_base_call():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 
 import pytest
@@ -12,8 +11,8 @@ from torch import nn
 
 import stochprune as sp
 from stochprune import functional, rng
-from stochprune.nn import GatedBranch, antithetic_gradients, masked_layers
-from tests.nn.zoo import ZOO, make
+from stochprune.nn import antithetic_gradients, masked_layers
+from tests.nn.zoo import ZOO, make, plain
 
 
 def network(pattern=None):
@@ -87,31 +86,28 @@ COUNTED = [name for name in ZOO if not name.startswith(("n:m", "random", "spike"
 DRAWS = 120
 
 
-def the_layer(module):
-    ((name, layer),) = masked_layers(module).items()
-    return name, layer
+def like_logits(values, module):
+    """Values of all logits, one after the other, by weight name in the shapes of the logits."""
+    logits = {name: layer.mask_logits for name, layer in masked_layers(module).items()}
+    parts = values.split([logit.numel() for logit in logits.values()])
+    return {name: part.view(logits[name].shape) for name, part in zip(logits, parts, strict=True)}
 
 
-def exact_gradient(module, layer, loss):
+def exact_gradients(module, loss):
     """q (1 - q) (E[loss | kept] - E[loss | pruned]) of each logit, by counting all masks, through plain layers."""
-    count = layer.mask_logits.numel()
-    assert count <= 4
-    q = rng.threshold_from_logits(layer.mask_logits.detach()).flatten().double() / rng.LEVELS
+    logits = torch.cat([layer.mask_logits.detach().flatten() for layer in masked_layers(module).values()])
+    count = len(logits)
+    assert count <= 8
+    q = rng.threshold_from_logits(logits).double() / rng.LEVELS
     means = torch.zeros(2, count, dtype=torch.float64)
     for bits in itertools.product((0.0, 1.0), repeat=count):
-        kept = torch.tensor(bits, dtype=torch.float64)
-        mask = layer.of_weight(kept.bool().view(layer.mask_logits.shape))
-        if isinstance(module, GatedBranch):
-            plain = copy.deepcopy(module.branch)
-            run = lambda x, plain=plain, z=kept: z.float() * plain(x)  # noqa: E731
-        else:
-            run = layer.to_dense(mask)
-        probabilities = torch.where(kept.bool(), q, 1 - q)
-        value = float(loss(run))
+        kept = torch.tensor(bits).bool()
+        probabilities = torch.where(kept, q, 1 - q)
+        value = float(loss(plain(module, like_logits(kept, module))))
         for i in range(count):
             others = probabilities.prod() / probabilities[i]
             means[int(bits[i]), i] += others * value
-    return (q * (1 - q) * (means[1] - means[0])).view(layer.mask_logits.shape)
+    return like_logits(q * (1 - q) * (means[1] - means[0]), module)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -119,27 +115,30 @@ def exact_gradient(module, layer, loss):
 def test_the_mean_over_draws_is_the_exact_gradient(name, mode):
     module, x = make(name)
     module.train(mode == "train")
-    key, layer = the_layer(module)
+    layers = masked_layers(module)
     with torch.no_grad():
         target = torch.ones_like(module(x))
-    layer.mask_draw.fill_(7)
+    for layer in layers.values():
+        layer.mask_draw.fill_(7)
 
     def loss(m):
         return (m(x) - target).square().mean()
 
     with torch.no_grad():
-        exact = exact_gradient(module, layer, loss)
-        found = torch.stack([antithetic_gradients(module, loss, draw=draw)[key].double() for draw in range(DRAWS)])
-    assert int(layer.mask_draw) == 7 and layer.weight_override is None
-    error = (found.mean(0) - exact).abs()
-    assert bool((error <= 5 * found.std(0) / DRAWS**0.5 + 1e-6).all()), (found.mean(0), exact)
-    assert float(exact.abs().max()) > 1e-3  # there is something to be found
+        exact = exact_gradients(module, loss)
+        draws = [antithetic_gradients(module, loss, draw=draw) for draw in range(DRAWS)]
+    assert all(int(layer.mask_draw) == 7 and layer.weight_override is None for layer in layers.values())
+    for key, expected in exact.items():
+        found = torch.stack([grads[key].double() for grads in draws])
+        error = (found.mean(0) - expected).abs()
+        assert bool((error <= 5 * found.std(0) / DRAWS**0.5 + 1e-6).all()), (key, found.mean(0), expected)
+    assert max(float(expected.abs().max()) for expected in exact.values()) > 1e-3  # there is something to be found
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_loss_that_raises_leaves_the_layers_as_they_were(name):
     module, x = make(name)
-    _, layer = the_layer(module)
+    layer = next(iter(masked_layers(module).values()))
 
     def loss(m):
         m(x)
@@ -154,7 +153,7 @@ def test_a_loss_that_raises_leaves_the_layers_as_they_were(name):
 @pytest.mark.parametrize("name", sorted(set(ZOO) - set(COUNTED)))
 def test_layers_of_other_randomness_are_refused_by_name(name):
     module, x = make(name)
-    _, layer = the_layer(module)
+    layer = next(iter(masked_layers(module).values()))
     with pytest.raises(ValueError, match=type(layer).__name__):
         antithetic_gradients(module, lambda m: m(x).sum(), draw=0)
     assert int(layer.mask_draw) == 0

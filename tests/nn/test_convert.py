@@ -130,7 +130,7 @@ def test_harden_to_a_sparsity(generator, scope):
         ),
         ({"masks": {"body.0.weight": torch.ones(30, 20)}}, "got torch.float32"),
         ({"masks": {"body.0.weight": [[True]]}}, "got a list"),
-        ({"include": "nothing*"}, "no layer"),
+        ({"include": "nothing*"}, r"'nothing\*'.*weight"),
         (
             {
                 "masks": {

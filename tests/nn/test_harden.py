@@ -131,7 +131,7 @@ MASKED = [name for name in ZOO if not name.startswith(("random", "spike"))]  # t
 def test_nan_logits_prune_nothing_silently(name, estimator):
     """Evaluation propagates them or refuses, and gate and harden refuse; finite logits give what the gate says."""
     model, x = make(name)
-    ((key, layer),) = sp.nn.masked_layers(model.eval()).items()
+    key, layer = next(iter(sp.nn.masked_layers(model.eval()).items()))
     layer.estimator = estimator
     with torch.no_grad():
         layer.mask_logits.copy_(numbers(*layer.mask_logits.shape))

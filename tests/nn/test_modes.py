@@ -14,6 +14,7 @@ import stochprune as sp
 from tests.nn.zoo import ZOO, make
 
 NO_COMPILE = {"gated branch"}  # its number of branches depends on values
+NO_COMPILE |= {"rnn", "lstm", "gru"}  # torch.compile runs torch's recurrent modules as they are, between two graphs
 
 
 def prepared(name: str, training: bool) -> tuple[nn.Module, Tensor]:
@@ -87,6 +88,16 @@ def test_compiled(compiler, name, training):
             assert (got is None) == (want is None)
             if want is not None:
                 torch.testing.assert_close(got, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_recurrent_modules_between_compiled_graphs(compiler, name):
+    module, x = prepared(name, True)
+    other = copy.deepcopy(module)
+    run = torch.compile(nn.Sequential(module, nn.Tanh()), backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(run(x), other(x).tanh())
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d"])

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import stochprune as sp
-from stochprune.nn import MaskedConv2d, MaskedEmbedding, MaskedLinear, StructuredMaskedLinear
+from stochprune.nn import MaskedConv2d, MaskedEmbedding, MaskedLinear, MaskedModule, StructuredMaskedLinear
+from stochprune.nn.layer import MaskedLayer
 from tests.nn.zoo import make, numbers
 from tests.refusals import Row, each_row
 
@@ -43,6 +44,29 @@ def loss(model):
     return model(numbers(2, 4)).sum()
 
 
+class Table(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class Doubled(MaskedLinear):
+    dense_type = nn.Linear
+
+
+class NoWeights(MaskedModule, Table):
+    dense_type = Table
+    weights = "table"
+
+
+class NotDense(MaskedModule):
+    dense_type = Table
+    weights = ("table",)
+
+
+class NoForward(MaskedLayer):
+    dense_type = Table
+
+
 TABLE: dict[str, list[Row]] = {
     "antithetic_gradients": [
         (("model", loss), {"draw": 0}, TypeError, "model .* str"),
@@ -63,7 +87,7 @@ TABLE: dict[str, list[Row]] = {
         ((dense(), {"0.weight": torch.ones(4, 3).bool()}), {}, ValueError, r"0\.weight .*\(4, 3\)"),
         ((dense(), {"0.weight": None}), {}, ValueError, r"0\.weight .*NoneType"),
         ((dense(), {}), {}, ValueError, "no layer"),
-        ((dense(),), {"include": "encoder.*"}, ValueError, r"'encoder\.\*' .* 0\.weight, 1\.weight"),
+        ((dense(),), {"include": "encoder.*"}, ValueError, r"include 'encoder\.\*' .*[01]\.weight, [01]\.weight"),
         ((dense(),), {"exclude": "*"}, ValueError, r"exclude '\*'"),
         ((dense(),), {"include": 5}, TypeError, "include .*5"),
         ((dense(),), {"exclude": [nn.Linear(1, 1, device="meta")]}, TypeError, "exclude .*Linear"),
@@ -133,6 +157,16 @@ TABLE: dict[str, list[Row]] = {
         (("model",), {}, TypeError, "model .* str"),
         ((dense(),), {}, ValueError, "Sequential has no masked layer"),
     ],
+    "register": [
+        (("Linear", MaskedLinear), {}, TypeError, "dense_type .*'Linear'"),
+        ((nn.Linear, nn.Linear), {}, TypeError, "masked_type .*Linear"),
+        ((MaskedLinear, MaskedConv2d), {}, TypeError, "dense_type .*MaskedLinear"),
+        ((nn.Linear, MaskedConv2d), {}, ValueError, "MaskedConv2d .*dense_type = Linear"),
+        ((nn.Linear, Doubled), {}, ValueError, "MaskedLinear .*Linear"),
+        ((Table, NoWeights), {}, ValueError, "NoWeights .*weights .*'table'"),
+        ((Table, NotDense), {}, ValueError, "NotDense .*Table"),
+        ((Table, NoForward), {}, ValueError, "NoForward .*settings"),
+    ],
     "sampling": [
         (("model",), {}, TypeError, "model .* str"),
         ((dense(),), {}, ValueError, "Sequential has no masked layer"),
@@ -154,10 +188,14 @@ TABLE: dict[str, list[Row]] = {
     "GatedBranch": [(("branch",), {}, TypeError, "branch .* str")],
 }
 SIZES = {"Conv1d": (1, 2, 2), "Conv2d": (1, 2, 2), "Conv3d": (1, 2, 2), "Linear": (8, 8), "Embedding": (4, 4)}
+FROM_DENSE = {  # made from a dense module alone
+    "MaskedTransposedLinear",
+    *(name for name in sp.nn.__all__ if name.startswith("Masked") and issubclass(getattr(sp.nn, name), MaskedModule)),
+}
 LAYERS = {
     name: next((size for end, size in SIZES.items() if name.endswith(end)), (1, 2, 2))
     for name in sp.nn.__all__
-    if "Masked" in name and name != "MaskedTransposedLinear"  # which is made from a dense layer alone
+    if "Masked" in name and name not in FROM_DENSE
 }
 OPTIONS = [
     ({"keep": "0.5"}, TypeError, "keep .*'0.5'"),
@@ -194,7 +232,7 @@ def test_refusals_of_layers(name, options):
         getattr(sp.nn, name)(*LAYERS[name], **given)
 
 
-@pytest.mark.parametrize("name", [*LAYERS, "MaskedTransposedLinear"])
+@pytest.mark.parametrize("name", [*LAYERS, *sorted(FROM_DENSE - {"MaskedModule"})])
 def test_a_dense_layer_of_another_type_is_refused(name):
     kind = getattr(sp.nn, name)
     other = nn.LayerNorm(4)
@@ -229,4 +267,4 @@ def test_every_public_name_has_its_refusals():
     functions = {name for name in sp.nn.__all__ if inspect.isroutine(getattr(sp.nn, name))}
     classes = set(sp.nn.__all__) - functions
     assert functions - {"many_draws", "one_launch"} <= set(TABLE)  # aliases of an earlier version
-    assert classes == {*LAYERS, "MaskedTransposedLinear", "SparseLinear", "GatedBranch", "UnmaskedWeightsWarning"}
+    assert classes == {*LAYERS, *FROM_DENSE, "SparseLinear", "GatedBranch", "UnmaskedWeightsWarning"}

@@ -235,8 +235,7 @@ def test_families_of_transformers(name, transformers):
         filled(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", sp.nn.UnmaskedWeightsWarning)  # positions of so small models
-            # EfficientNet's depthwise convolution is a subclass of torch's, which convert refuses by name.
-            sp.convert(model, keep_kept=0.8, exclude="*.depthwise_conv.depthwise_conv.*")
+            sp.convert(model, keep_kept=0.8)
         tokens = torch.arange(12).view(2, 6) % 30 + 2
         size = config.image_size if hasattr(config, "image_size") else 32
         x = torch.from_numpy(generator(1, "images").standard_normal((2, 3, size, size))).float()

@@ -86,7 +86,6 @@ FAMILIES = {  # model, configuration, its options
     "BertForMaskedLM": ("BertConfig", SMALL),
     "LlamaForCausalLM": ("LlamaConfig", SMALL),
     "T5ForConditionalGeneration": ("T5Config", {}),
-    "MambaForCausalLM": ("MambaConfig", SMALL),
     "ViTForImageClassification": ("ViTConfig", SMALL),
     "SwinForImageClassification": ("SwinConfig", {}),
     "CLIPModel": ("CLIPConfig", {}),
@@ -101,6 +100,13 @@ def test_ordinary_families_of_transformers_give_no_line(name, transformers):
     with torch.device("meta"):
         model = getattr(transformers, name)(getattr(transformers, config)(**options))
     assert not lines(model)
+
+
+def test_mamba_reads_the_weights_of_its_children(transformers):
+    with torch.device("meta"):
+        model = transformers.MambaForCausalLM(transformers.MambaConfig(**SMALL))
+    (line,) = lines(model)
+    assert "dt_proj.weight" in line and "backbone.layers.0.mixer" in line and "in_proj.weight" not in line
 
 
 MIXTURES = {

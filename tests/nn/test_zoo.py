@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import stochprune as sp
+from stochprune.nn import MaskedModule
 from stochprune.nn.layer import MaskedLayer
 from tests.nn.zoo import ZOO, make
 
@@ -17,18 +17,21 @@ def kinds(base: type) -> set[type]:
 
 
 def test_every_layer_type_is_in_the_zoo():
-    present = {type(layer) for name in ZOO for layer in sp.nn.masked_layers(make(name)[0]).values()}
-    leaves = {kind for kind in kinds(MaskedLayer) if kind.__module__.startswith("stochprune.")}
+    modules = [module for name in ZOO for module in make(name)[0].modules()]
+    present = {type(module) for module in modules if isinstance(module, MaskedLayer | MaskedModule)}
+    leaves = {kind for base in (MaskedLayer, MaskedModule) for kind in kinds(base)}
+    leaves = {kind for kind in leaves if kind.__module__.startswith("stochprune.")}
     leaves = {kind for kind in leaves if not kind.__name__.startswith("_") and kind.__name__ not in ABSTRACT}
     assert leaves == present
 
 
-ABSTRACT = {"MaskedLayer", "RandomLayer"}
+ABSTRACT = {"MaskedLayer", "MaskedModule", "RandomLayer"}
 
 
 def test_no_layer_has_a_forward_of_its_own():
     """The base's forward handles given weights, thresholds and draws; a forward of its own could forget one."""
-    assert not [kind for kind in kinds(MaskedLayer) if kind.forward is not MaskedLayer.forward]
+    for base in (MaskedLayer, MaskedModule):
+        assert not [kind for kind in kinds(base) if kind.forward is not base.forward]
 
 
 @pytest.mark.parametrize("name", ZOO)

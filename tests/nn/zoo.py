@@ -1,6 +1,6 @@
 """Every type of masked layer, small, with an input: what holds for all of them is tested over this table.
 
-A layer type that is not in it fails ``test_zoo``. Layers have at most four logits, so that their masks can be counted.
+A type that is not in it fails ``test_zoo``. Each module has at most eight logits, so that its masks can be counted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,18 @@ import torch
 from torch import Tensor, nn
 
 import stochprune as sp
+from stochprune.nn import (
+    GatedBranch,
+    MaskedBilinear,
+    MaskedGRU,
+    MaskedGRUCell,
+    MaskedLSTM,
+    MaskedLSTMCell,
+    MaskedModule,
+    MaskedMultiheadAttention,
+    MaskedRNN,
+    MaskedRNNCell,
+)
 from stochprune.nn.random_weights import RANDOM
 from stochprune.seeding import generator
 
@@ -39,6 +51,39 @@ def _gated() -> nn.Module:
     return sp.nn.GatedBranch(sp.nn.MaskedLinear(2, 2, keep=0.6, stream=1).to_dense(), keep=0.6)
 
 
+class Applied(nn.Module):
+    """A module of several inputs and outputs: given the same input that many times, its first output."""
+
+    def __init__(self, module: nn.Module, inputs: int = 1) -> None:
+        super().__init__()
+        self.module, self.inputs = module, inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.module(*[x] * self.inputs)
+        return y[0] if isinstance(y, tuple) else y
+
+
+def _applied(kind: type[MaskedModule], *sizes: int, inputs: int = 1, **options: object) -> nn.Module:
+    with torch.device("meta"):
+        dense = kind.dense_type(*sizes, **options)
+    dense.to_empty(device="cpu")
+    for name, parameter in dense.named_parameters():
+        parameter.detach().copy_(numbers(*parameter.shape, seed=len(name)))
+    return Applied(kind.from_dense(dense, 0.6), inputs)
+
+
+def plain(module: nn.Module, masks: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """The module under these masks of its logits, by weight name, through plain layers of torch."""
+    if isinstance(module, GatedBranch):
+        (gate,) = masks.values()
+        return lambda x: gate.float() * module.branch(x)
+    if isinstance(module, Applied):
+        local = {name.removeprefix("module."): mask for name, mask in masks.items()}
+        return Applied(module.module.to_dense(local), module.inputs)
+    (mask,) = masks.values()
+    return module.to_dense(module.of_weight(mask))
+
+
 Case = tuple[Callable[[], nn.Module], tuple[int, ...]]  # how to make the module, and the shape of one example
 ZOO: dict[str, Case] = {
     "linear": (lambda: sp.nn.MaskedLinear(2, 2, keep=0.6), (2,)),
@@ -64,6 +109,14 @@ ZOO: dict[str, Case] = {
     "filters of conv1d": (lambda: sp.nn.FilterMaskedConv1d(1, 3, 2, keep=0.6), (1, 4)),
     "filters of conv2d": (lambda: sp.nn.FilterMaskedConv2d(1, 3, 2, padding=1, keep=0.6), (1, 3, 3)),
     "filters of conv3d": (lambda: sp.nn.FilterMaskedConv3d(1, 3, 2, bias=False, keep=0.6), (1, 3, 3, 3)),
+    "attention": (lambda: _applied(MaskedMultiheadAttention, 1, 1, inputs=3, batch_first=True), (3, 1)),
+    "rnn": (lambda: _applied(MaskedRNN, 2, 1, batch_first=True), (3, 2)),
+    "lstm": (lambda: _applied(MaskedLSTM, 1, 1, batch_first=True), (3, 1)),
+    "gru": (lambda: _applied(MaskedGRU, 1, 1, batch_first=True), (3, 1)),
+    "rnn cell": (lambda: _applied(MaskedRNNCell, 2, 1), (2,)),
+    "lstm cell": (lambda: _applied(MaskedLSTMCell, 1, 1), (1,)),
+    "gru cell": (lambda: _applied(MaskedGRUCell, 1, 1), (1,)),
+    "bilinear": (lambda: _applied(MaskedBilinear, 2, 2, 1, inputs=2), (2,)),
     "gated branch": (_gated, (2,)),
     "random linear": (lambda: _random(sp.nn.MaskedLinear(2, 2, keep=0.6), False), (2,)),
     "random conv1d": (lambda: _random(sp.nn.MaskedConv1d(1, 2, 2, keep=0.6), False), (1, 4)),
@@ -72,6 +125,8 @@ ZOO: dict[str, Case] = {
     "spike and slab linear": (lambda: _random(sp.nn.MaskedLinear(2, 2, keep=0.6), True), (2,)),
     "spike and slab conv2d": (lambda: _random(sp.nn.MaskedConv2d(1, 2, (1, 2), keep=0.6), True), (1, 3, 4)),
 }
+MODULES = {"attention", "rnn", "lstm", "gru", "rnn cell", "lstm cell", "gru cell", "bilinear"}
+"""Those that run the forward of torch's module, and so return what it returns, under weights that are masked before."""
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:

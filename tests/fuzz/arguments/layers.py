@@ -6,8 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import stochprune as sp
+from stochprune.nn import registry
 from tests.fuzz.arguments.objects import dense, inputs, masked, masks, names, without
+
+# Made from a dense module alone.
+MASKED_MODULES = [*sorted(kind.__name__ for kind in registry.MODULES), "MaskedModule"]
 
 
 def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
@@ -21,6 +27,8 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "nn.MaskedLinear": lambda: dict(wide),
         "nn.MaskedTransposedLinear": lambda: {"nf": 4, "nx": 8, **options},
         "nn.MaskedEmbedding": lambda: dict(shape),
+        **{f"nn.{name}": lambda: dict(options) for name in MASKED_MODULES},
+        "nn.register": lambda: {"dense_type": nn.Linear, "masked_type": sp.nn.MaskedLinear},
         "nn.NMMaskedLinear": lambda: without(wide | {"pattern": "2:4"}, "estimator", "temperature", "keep"),
         "nn.StructuredMaskedLinear": lambda: wide | {"structure": "rows"},
         "nn.GatedBranch": lambda: {"branch": sp.models.mlp((6, 6), seed=0), "keep": 0.9},
@@ -39,6 +47,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
             "include": None,
             "exclude": None,
             "pattern": None,
+            "allow_subclasses": False,
             "seed": 0,
         },
         "nn.harden": lambda: {"model": masked(), "sparsity": 0.25, "scope": "global"},
@@ -52,6 +61,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "nn.semi_structured": lambda: {"model": dense()},
         "nn.SparseLinear": lambda: {"in_features": 4, "out_features": 3, "bias": True},
         "nn.sparsify": lambda: {"model": dense()},
+        "shrink": lambda: {"model": dense(), "example_inputs": inputs(2)},
         "save_sparse": lambda: {"model": dense(), "path": Path("model.safetensors")},
         "load_sparse": lambda: {"path": Path("model.safetensors"), "model": dense()},
     }

@@ -1,0 +1,31 @@
+"""The masked layers of a model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stochprune.nn.layer import MaskedLayer
+
+
+def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
+    """Return the masked layers of a model by the qualified name of their weight, each shared layer once."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"masked_layers: model must be a torch.nn.Module, got {type(model).__name__}")
+    return {
+        module.weight_name(name): module for name, module in model.named_modules() if isinstance(module, MaskedLayer)
+    }
+
+
+def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
+    """Return the masked layers of a model by weight name; ``op`` is the public function that error messages name.
+
+    Raises:
+        TypeError: the model is not a module.
+        ValueError: the model has no masked layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+    layers = masked_layers(model)
+    if not layers:
+        raise ValueError(f"{op}: {type(model).__name__} has no masked layer: stochprune.convert makes them")
+    return layers
