@@ -21,8 +21,10 @@ def cut(plan: Plan) -> nn.Module:
     state = {key: tensors[key].detach() for key in flow.dims if key in tensors}
     folded: set[int] = set()
     for mixing in flow.mixings:
-        if not mixing.grouped and id(mixing.weight) not in folded and _fold(plan, mixing, state, model):
-            folded.add(id(mixing.weight))
+        # A layer that runs twice has one bias, which takes its constants once.
+        taker = id(mixing.weight if mixing.bias is None else mixing.bias)
+        if not mixing.grouped and taker not in folded and _fold(plan, mixing, state, model):
+            folded.add(taker)
     for key, tensor in state.items():
         for dim, labels in flow.dims[key].items():
             tensor = _without(plan, tensor, dim, labels)

@@ -94,7 +94,7 @@ class Plan:
         kept = self.keep(
             mixing.cols[constant.folded & ~constant.uniform], f"is a constant that differs over positions in {where}"
         )
-        for other in others:
+        for other in [m for m in others if m.row == mixing.row]:
             theirs = Constants(self, other)
             differ = (constant.values - theirs.values).abs() > 1e-6 * constant.values.abs()
             reason = f"is another constant in another call of {mixing.call.module}"
