@@ -52,7 +52,9 @@ def main() -> None:
     sp.harden(model, sparsity=0.5, scope="layer")
     print(f"half of the filters pruned: {error(model, data):.1f} % error")
 
-    smaller, report = sp.shrink(model, data.test_x[:2])
+    smaller = sp.shrink(model, data.test_x[:2])
+
+    report = smaller.shrink_report
     print(report)
     before, after = milliseconds(model, data.test_x), milliseconds(smaller, data.test_x)
     print(f"{len(data.test_x)} images: {before:.1f} ms before, {after:.1f} ms after")

@@ -85,7 +85,7 @@ class MaskedLayer(MaskSource):
         # skip_init, because the constructor would use torch's global generator.
         try:
             dense = nn.utils.skip_init(self.dense_type, *args, device=device or "cpu", dtype=dtype, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             layer = f"{type(self).__name__}: torch.nn.{self.dense_type.__name__}"
             raise ValueError(f"{layer} does not take {args} {kwargs} device={device} dtype={dtype}: {error}") from error
         self._adopt(dense, keep, estimator=estimator, temperature=temperature, seed=seed, stream=stream)

@@ -10,6 +10,7 @@ import math
 
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers
+from stochprune.runs.config import LIMIT
 from stochprune.training.budget import Budget
 from stochprune.training.schedules import cubic
 from stochprune.training.state import State
@@ -34,9 +35,10 @@ class Annealing:
         for which, value in (("start", start), ("end", end)):
             if not (math.isfinite(value) and self.allows(value)):
                 raise ValueError(f"{type(self).__name__}: {which} must be {self.rule}, got {value}")
-        if steps < 1 or begin < 0:
+        if not 1 <= steps < LIMIT or not 0 <= begin < LIMIT:
             raise ValueError(
-                f"{type(self).__name__}: steps must be at least 1 and begin at least 0, got {steps} and {begin}"
+                f"{type(self).__name__}: steps must be at least 1, begin at least 0 and both below 2^64, got {steps} and "
+                f"{begin}"
             )
         self.start, self.end, self.steps, self.begin = start, end, steps, begin
 

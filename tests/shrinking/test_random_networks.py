@@ -81,9 +81,10 @@ def test_outputs_stay_on_other_inputs(seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = trained(Random(random.Random(seed))).eval()
-        smaller, report = sp.shrink(model, torch.randn(2, 3, 8, 8))
+        smaller = sp.shrink(model, torch.randn(2, 3, 8, 8))
+        report = smaller.shrink_report
         x = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
         expected, found = model(x), smaller(x)
     assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
-    assert sp.shrink(smaller, x)[1].parameters == (report.parameters[1], report.parameters[1])
+    assert sp.shrink(smaller, x).shrink_report.parameters == (report.parameters[1], report.parameters[1])

@@ -40,28 +40,30 @@ def assert_equal(model: nn.Module, smaller: nn.Module, *inputs: Tensor) -> None:
 def test_outputs_stay_and_parameters_go(name: str) -> None:
     model, x = built(name)
     before = copy.deepcopy(model.state_dict())
-    smaller, report = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
+    report = smaller.shrink_report
     assert_equal(model, smaller, torch.randn(7, *x.shape[1:]))
     assert report.parameters[1] == sum(p.numel() for p in smaller.parameters()) == CASES[name][2]
     assert report.macs[1] <= report.macs[0] and str(report)
     assert (report.changed == {} and report.removed == ()) == (report.parameters[0] == report.parameters[1])
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
-    again, second = sp.shrink(smaller, x)
+    again = sp.shrink(smaller, x)
+    second = again.shrink_report
     assert second.parameters[0] == second.parameters[1] and again is not smaller
 
 
 @pytest.mark.parametrize("name", ["vgg", "encoder", "multihead", "groups", "depthwise", "vit", "branch"])
 def test_shrunk_models_are_plain_models(name: str) -> None:
     model, x = built(name)
-    smaller, _ = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
     copies = [copy.deepcopy(smaller), torch.export.export(smaller, (x,)).module()]
     if name not in ("multihead", "branch"):  # functions written in a lambda or nested do not pickle
         copies.append(pickle.loads(pickle.dumps(smaller)))
         file = io.BytesIO()
         torch.save(smaller.state_dict(), file)
         file.seek(0)
-        other, _ = sp.shrink(trained(CASES[name][0]()).eval(), x)
+        other = sp.shrink(trained(CASES[name][0]()).eval(), x)
         other.load_state_dict(torch.load(file))
         copies.append(other)
     for other in copies:
@@ -75,7 +77,7 @@ def test_shrunk_models_are_plain_models(name: str) -> None:
 @pytest.mark.parametrize("name", ["vgg", "vit", "multihead"])
 def test_shrunk_models_compile(name: str) -> None:
     model, x = built(name)
-    smaller, _ = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
     assert_equal(smaller, torch.compile(smaller, fullgraph=True, backend="aot_eager"), x)
 
 
@@ -84,7 +86,7 @@ def test_shrunk_models_export_to_onnx(name: str) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model, x = built(name)
-    smaller, _ = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
     program = torch.onnx.export(smaller, (x,), dynamo=True, verbose=False)
     session = runtime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -95,7 +97,8 @@ def test_shrunk_models_export_to_onnx(name: str) -> None:
 def test_language_models_with_tied_weights() -> None:
     model = small_gpt()
     tokens = torch.arange(10).reshape(2, 5) % 7
-    smaller, report = sp.shrink(model, tokens)
+    smaller = sp.shrink(model, tokens)
+    report = smaller.shrink_report
     assert_equal(model, smaller, (tokens + 3) % 7)
     assert smaller.head.weight is smaller.token.weight and smaller.token.weight.shape == (7, 12)
     attention = smaller.blocks[0].attention
@@ -111,7 +114,7 @@ def test_masked_models_are_pruned_hardened_and_shrunk() -> None:
     sp.convert(model, keep, pattern="rows")
     with pytest.raises(ValueError, match=r"FilterMaskedConv2d.*harden"):
         sp.shrink(model, torch.zeros(1, 3, 4, 4))
-    smaller, _ = sp.shrink(sp.harden(model), torch.randn(2, 3, 4, 4))
+    smaller = sp.shrink(sp.harden(model), torch.randn(2, 3, 4, 4))
     assert smaller[3].out_features == 2 and smaller[0].out_channels <= 4
     assert_equal(model, smaller, torch.randn(5, 3, 4, 4))
 
@@ -122,14 +125,15 @@ def test_gated_branches_are_dropped_first() -> None:
     with pytest.raises(ValueError, match=r"branch.*drop_branches"):
         sp.shrink(block, torch.zeros(1, 3))
     sp.nn.drop_branches(block)
-    assert sp.shrink(block, torch.randn(2, 3))[1].parameters[1] == 0
+    assert sp.shrink(block, torch.randn(2, 3)).shrink_report.parameters[1] == 0
 
 
 def test_a_constant_unit_of_a_shared_layer_goes_where_its_constants_agree() -> None:
     model, x = built("shared")
     with torch.no_grad():
         model.a.bias[1] = model.shared.bias[1]
-    smaller, report = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
+    report = smaller.shrink_report
     assert smaller.shared.weight.shape == (5, 5) and report.parameters[1] == 25 + 30 + 12
     assert_equal(model, smaller, torch.randn(4, 4))
 
@@ -139,7 +143,7 @@ def test_modes_and_buffers_are_those_of_the_model() -> None:
     model.train()
     model[1].eval()
     state = [(name, tensor.clone()) for name, tensor in model.named_buffers()]
-    smaller, _ = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
     assert smaller.training and smaller[0].training and not smaller[1].training
     assert all(torch.equal(tensor, model.get_buffer(name)) for name, tensor in state)
     assert len(smaller[1].running_mean) == smaller[1].num_features == smaller[0].out_channels == 6
@@ -149,7 +153,7 @@ def test_the_transposed_linear_layers_of_transformers() -> None:
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     model = nn.Sequential(zero(conv1d(6, 4), 0, 3, columns=True), nn.GELU(), conv1d(2, 6))
     nn.init.normal_(model[0].bias)
-    smaller, _ = sp.shrink(model, torch.randn(2, 5, 4))
+    smaller = sp.shrink(model, torch.randn(2, 5, 4))
     assert smaller[0].nf == 4 and smaller[2].weight.shape == (4, 2)
     assert_equal(model, smaller, torch.randn(3, 2, 4))
 
@@ -160,7 +164,7 @@ def test_functions_of_constants_need_no_rule() -> None:
         a=zero(nn.Linear(4, 6), 0),
         out=nn.Linear(6, 2),
     )
-    smaller, _ = sp.shrink(model, torch.randn(2, 4))
+    smaller = sp.shrink(model, torch.randn(2, 4))
     assert smaller.out.in_features == 5
     assert_equal(model, smaller, torch.randn(3, 4))
 
@@ -168,13 +172,13 @@ def test_functions_of_constants_need_no_rule() -> None:
 def test_frozen_parameters_stay_frozen() -> None:
     model, x = built("mlp ReLU")
     model[0].requires_grad_(False)
-    smaller, _ = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
     assert not smaller[0].weight.requires_grad and smaller[2].weight.requires_grad
 
 
 def test_a_layer_without_bias_gets_one_for_the_constants() -> None:
     model = nn.Sequential(zero(nn.Linear(4, 5), 1), nn.Tanh(), nn.Linear(5, 3, bias=False))
-    smaller, _ = sp.shrink(model, torch.randn(2, 4))
+    smaller = sp.shrink(model, torch.randn(2, 4))
     assert smaller[2].bias is not None and smaller[2].in_features == 4
     assert_equal(model, smaller, torch.randn(3, 4))
 
@@ -182,7 +186,8 @@ def test_a_layer_without_bias_gets_one_for_the_constants() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     model, x = built("vgg")
-    smaller, report = sp.shrink(model.to(dtype), x.to(dtype))
+    smaller = sp.shrink(model.to(dtype), x.to(dtype))
+    report = smaller.shrink_report
     assert report.parameters[1] == CASES["vgg"][2] and {p.dtype for p in smaller.parameters()} == {dtype}
 
 
@@ -195,7 +200,7 @@ def test_cross_attention_with_a_mask() -> None:
     nn.init.normal_(layer.in_proj_bias)
     model = Net(forward, attention=layer)
     zero(layer.out_proj, 0, 1, 2, columns=True)
-    smaller, _ = sp.shrink(model, (torch.randn(4, 2, 12), torch.randn(3, 2, 5)))
+    smaller = sp.shrink(model, (torch.randn(4, 2, 12), torch.randn(3, 2, 5)))
     assert smaller.attention.num_heads == 3 and smaller.attention.k_proj.weight.shape == (9, 5)
     assert_equal(model, smaller, torch.randn(4, 6, 12), torch.randn(3, 6, 5))
 
@@ -203,7 +208,7 @@ def test_cross_attention_with_a_mask() -> None:
 def test_attention_whose_weights_are_used_keeps_its_heads() -> None:
     layer = multihead(batch_first=True)
     model = Net(lambda self, x: self.attention(x, x, x)[1], attention=layer)
-    smaller, _ = sp.shrink(model, torch.randn(2, 5, 12))
+    smaller = sp.shrink(model, torch.randn(2, 5, 12))
     assert_equal(model, smaller, torch.randn(3, 5, 12))
 
 
@@ -296,7 +301,8 @@ REFUSED = {
 def test_units_stay_where_they_cannot_go_and_the_report_says_why(forward) -> None:
     model = Net(forward, a=zero(nn.Linear(4, 6), 0, 1), out=nn.Linear(6, 2)).eval()
     x = torch.randn(2, 4)
-    smaller, report = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
+    report = smaller.shrink_report
     assert [p.shape for p in smaller.parameters()] == [p.shape for p in model.parameters()]
     assert sum(kept.units for kept in report.kept if kept.layer == "a") >= 2 or forward is weight_computed
     assert any(REFUSED[forward] in kept.reason for kept in report.kept) or forward is weight_computed
@@ -325,7 +331,9 @@ def test_outputs_in_objects_are_seen() -> None:
             y = self.a(x)
             return Output(y, self.b(y))
 
-    smaller, report = sp.shrink(Model(), torch.randn(2, 4))
+    smaller = sp.shrink(Model(), torch.randn(2, 4))
+
+    report = smaller.shrink_report
     assert report.parameters[0] == report.parameters[1] and smaller.a.out_features == 6
 
 

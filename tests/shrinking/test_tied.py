@@ -31,7 +31,7 @@ def test_shared_weights(forward: Callable[..., Tensor], left: int) -> None:
         if forward is two_biases:
             model.c.weight = model.b.weight
         x, other = torch.randn(2, 4), torch.randn(3, 4)
-    smaller, _ = sp.shrink(model, x)
+    smaller = sp.shrink(model, x)
     assert smaller.a.out_features == left
     assert forward is both_directions or smaller.b.weight is smaller.c.weight
     with torch.no_grad():
