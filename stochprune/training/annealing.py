@@ -37,8 +37,8 @@ class Annealing:
                 raise ValueError(f"{type(self).__name__}: {which} must be {self.rule}, got {value}")
         if not 1 <= steps < LIMIT or not 0 <= begin < LIMIT:
             raise ValueError(
-                f"{type(self).__name__}: steps must be at least 1, begin at least 0 and both below 2^64, got {steps} and "
-                f"{begin}"
+                f"{type(self).__name__}: steps must be at least 1, begin at least 0 and both below 2^64, "
+                f"got {steps} and {begin}"
             )
         self.start, self.end, self.steps, self.begin = start, end, steps, begin
 
