@@ -28,13 +28,16 @@ def commands() -> list[str]:
     return sorted({line.split("#")[0].strip() for line in lines if line.startswith("stochprune ")})
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     with torch.random.fork_rng():  # a reader's tensors may come from torch's own generator
         for code in blocks(ROOT / "README.md", "python"):
             exec(code, names)
     model, y = names["model"], names["y"]
+    printed, report = capsys.readouterr().out.splitlines(), blocks(ROOT / "README.md", "text")[0].splitlines()
+    assert [line for line in printed if " x " in line] == [line for line in report if " x " in line]
+    assert names["error"](names["smaller"]) < 8
     pruned = [module.weight == 0 for module in model.modules() if type(module) is torch.nn.Linear]
     assert sum(int(zeros.sum()) for zeros in pruned) == round(0.95 * sum(zeros.numel() for zeros in pruned))
     assert y.shape == (8, 10) and y.isfinite().all()
