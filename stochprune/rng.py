@@ -268,14 +268,7 @@ def _coordinates(
         except RuntimeError as error:
             raise ValueError(f"{op}: device must name a device such as cpu or cuda:0, got {device!r}") from error
     check_address(
-        op,
-        seed=seed,
-        draw=draw,
-        stream=stream,
-        rows=rows,
-        cols=cols,
-        row_offset=row_offset,
-        col_offset=col_offset,
+        op, seed=seed, draw=draw, stream=stream, rows=rows, cols=cols, row_offset=row_offset, col_offset=col_offset
     )
     if isinstance(draw, Tensor) and draw.numel() != 1:
         raise ValueError(f"{op}: one draw at a time, got {draw.numel()}")

@@ -14,13 +14,7 @@ from stochprune.native.workspace import fresh
 
 
 def masked_weight(
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    dtype: torch.dtype,
-    rows: Rows = None,
-    memo: Memo = None,
+    weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None, memo: Memo = None
 ) -> Tensor:
     """As :func:`stochprune.reference.masked_weight`, in the shared workspace; ``memo`` gets hard masks as bits."""
     layer = masked(weight, logits, mask, rows)
@@ -32,14 +26,7 @@ def masked_weight(
 
 
 def weight_grad(
-    grad: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    needs: Needs2,
-    rows: Rows = None,
-    memo: Memo = None,
+    grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs2, rows: Rows = None, memo: Memo = None
 ) -> Grads2:
     """As :func:`stochprune.reference.weight_grad`."""
     grad, shape = grad.contiguous(), grad.shape[1:]
