@@ -93,5 +93,5 @@ class Address(NamedTuple):
         """Return the mask of one draw; raise ValueError if there are several draws."""
         mask = self.mask(op, device, rows, cols)
         if len(mask.draw) != 1:
-            raise ValueError(f"{op}: draw must be one number, got {len(mask.draw)} draws; call the function for each")
+            raise ValueError(f"{op}: draw must be one draw, got {len(mask.draw)} draws; call the function for each")
         return mask

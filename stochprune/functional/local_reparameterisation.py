@@ -132,7 +132,7 @@ _local = Op("local_reparameterisation", _SCHEMAS, _forward, _backward, fakes=_FA
 
 def _one_draw(op: str, at: Address) -> Address:
     if isinstance(at.draw, Tensor) and at.draw.numel() != 1:
-        raise ValueError(f"{op}: draw must be one number, got {at.draw.numel()} draws; samples takes several")
+        raise ValueError(f"{op}: draw must be one draw, got {at.draw.numel()} draws; samples takes several")
     return at
 
 
