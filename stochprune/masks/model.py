@@ -29,18 +29,19 @@ def of(model: nn.Module) -> dict[str, Tensor]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"masks.of: model must be a torch.nn.Module, got {type(model).__name__}")
-    found: dict[Tensor, tuple[str, Tensor]] = {}
-    for prefix, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() < 2 or weight in found:
-            continue
-        masked = hasattr(module, "mask_logits")
-        mask = module.mask() if masked else weight.detach() != 0
-        kept = int(mask.count_nonzero())
-        if masked or (kept and (type(module) in LAYERS or kept < mask.numel())):
-            found[weight] = (f"{prefix}.weight" if prefix else "weight", mask)
+    masked = {module.weight: module for module in model.modules() if hasattr(module, "mask_logits")}
+    usual = {module.weight for module in model.modules() if type(module) in LAYERS}
+    found = {}
+    for name, weight in model.named_parameters():
+        if weight in masked:
+            found[name] = masked[weight].mask()
+        elif weight.dim() >= 2:
+            mask = weight.detach() != 0
+            kept = int(mask.count_nonzero())
+            if kept and (weight in usual or kept < mask.numel()):
+                found[name] = mask
     if not found:
         raise ValueError(
             f"masks.of: {type(model).__name__} has no linear, convolutional or masked layer, and no weight with zeros"
         )
-    return dict(found.values())
+    return found

@@ -54,3 +54,14 @@ def test_a_tied_weight_has_its_first_name() -> None:
     assert [*sp.masks.of(sp.convert(model))] == ["0.weight", "3.weight"]
     model[3].weight.data[0, 0] = 0
     assert [*sp.masks.of(model)] == ["0.weight", "3.weight"]
+
+
+def test_attention_and_recurrent_modules_have_the_masks_of_their_weights() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2, device="meta"), "rnn": nn.GRU(4, 3, device="meta")})
+    model.to_empty(device="cpu")
+    numbers = generator(4, "masks of a model")
+    for parameter in model.parameters():
+        parameter.data = torch.from_numpy(numbers.uniform(0.1, 1.0, tuple(parameter.shape))).float()
+    masks = sp.masks.from_scores(sp.scores.magnitude(model), 0.5)
+    assert same(sp.masks.of(sp.convert(model, masks)), masks)
+    assert same(sp.masks.of(sp.harden(model)), masks) and len(masks) == 4

@@ -5,17 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
+import stochprune as sp
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.random_weights import RANDOM
-from tests.nn.zoo import ZOO, make
+from tests.nn.zoo import MODULES, ZOO, Applied, make
 
-MASKED = [name for name in ZOO if not name.startswith(("random", "spike", "gated"))]
+MASKED = [name for name in ZOO if not name.startswith(("random", "spike", "gated")) and name not in MODULES]
 
 
 def test_only_random_weights_and_gates_are_left_out():
     random = {*RANDOM.values()}
     left = {name for name in ZOO if not isinstance(make(name)[0], MaskedLayer) or type(make(name)[0]) in random}
     assert left == ZOO.keys() - {*MASKED}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_the_masks_of_a_module_are_those_of_its_forward(name):
+    outer, x = make(name)
+    masks = {weight: layer.mask(0) for weight, layer in sp.nn.masked_layers(outer.module).items()}
+    torch.testing.assert_close(outer(x), Applied(outer.module.to_dense(masks), outer.inputs)(x))
 
 
 @pytest.mark.parametrize("name", MASKED)
