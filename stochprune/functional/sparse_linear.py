@@ -45,14 +45,15 @@ def sparse_linear(x: Tensor, rows: SparseRows, in_features: int, bias: Tensor | 
         bias: float32 [N], or None.
 
     Raises:
-        TypeError: x or the values are not float32.
+        TypeError: x, the values or the bias are not float32.
         ValueError: x has another last dimension, or lies on another device.
         RuntimeError: x requires a gradient.
     """
     values = rows.values
     fits = x.dtype is torch.float32 is values.dtype and x.device == values.device and x.shape[-1:] == (in_features,)
+    fits = fits and (bias is None or bias.dtype is torch.float32)
     if not fits or _is_differentiated(x):
-        _refuse(x, values, in_features)
+        _refuse(x, values, in_features, bias)
     if x.dim() != 2:
         y = sparse_linear(x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0), rows, in_features, bias)
         return y.view(*x.shape[:-1], y.shape[1])
@@ -76,10 +77,10 @@ def _is_plain(x: Tensor, values: Tensor) -> bool:
     return type(x) is Tensor is type(values) and torch._C._functorch.peek_interpreter_stack() is None
 
 
-def _refuse(x: Tensor, values: Tensor, in_features: int) -> None:
+def _refuse(x: Tensor, values: Tensor, in_features: int, bias: Tensor | None) -> None:
     """Raise what is wrong."""
-    for name, tensor in (("x", x), ("the weight", values)):
-        if tensor.dtype != torch.float32:
+    for name, tensor in (("x", x), ("the weight", values), ("the bias", bias)):
+        if tensor is not None and tensor.dtype != torch.float32:
             raise TypeError(
                 f"{_OP}: {name} is {tensor.dtype}, the product is one of float32: convert it with .float(), or use "
                 f"to_linear() for other dtypes"

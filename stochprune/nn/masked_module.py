@@ -35,6 +35,10 @@ class MaskedParameter(MaskedLayer):
         nn.Module.__init__(self)
         self.name = name
         self._owner = (module,)  # a tuple, because a module would become a child, and so a circle
+        if self.weight.dim() < 2:
+            raise ValueError(
+                f"MaskedParameter: {name} must have two dimensions or more, got {tuple(self.weight.shape)}"
+            )
         self._start_mask(self.weight, keep, **options)
         self.register_parameter("bias", None)
 
@@ -138,8 +142,11 @@ class MaskedModule(nn.Module):
 
     def mask_weight(self, name: str, keep: float | Tensor, **options: Any) -> MaskedParameter:
         """Give a weight a mask; ``options``: seed, stream, estimator and temperature."""
+        key = name.replace(".", "_")
+        if key in self.weight_masks:
+            raise ValueError(f"{type(self).__name__}: {name} and another weight are both called weight_masks.{key}")
         mask = MaskedParameter(self, name, keep, **options).train(self.training)
-        self.weight_masks[name.replace(".", "_")] = mask
+        self.weight_masks[key] = mask
         return mask
 
     def masks(self) -> dict[str, MaskedParameter]:

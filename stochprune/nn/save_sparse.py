@@ -9,6 +9,7 @@ from typing import overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stochprune.arguments import checked
 from stochprune.extras import extra
@@ -32,7 +33,7 @@ def save_sparse(model: nn.Module, path: str | Path) -> None:
     Raises:
         MissingExtraError: safetensors is not installed.
         TypeError: not a module, or its state holds something else than dense tensors.
-        ValueError: a tensor on the meta device, or one whose name is taken.
+        ValueError: a tensor without values (on the meta device, lazy), or one whose name is taken.
         OSError: the file cannot be written.
     """
     with extra("files", "save_sparse"):
@@ -43,8 +44,9 @@ def save_sparse(model: nn.Module, path: str | Path) -> None:
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             what = str(value.layout) if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"save_sparse: {name} is {what}, the file holds dense tensors; remove it from the state")
-        if value.is_meta:
-            raise ValueError(f"save_sparse: {name} lies on the meta device and holds no values; load them first")
+        if value.is_meta or is_lazy(value):
+            where = "is not initialised" if is_lazy(value) else "lies on the meta device"
+            raise ValueError(f"save_sparse: {name} {where} and holds no values; load them, or run the model, first")
     contents = encode(state)
     try:
         content = save(contents.stored, contents.metadata)
@@ -99,7 +101,7 @@ def _read(path: str | Path) -> Contents:
             return Contents({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated, damaged or not a safetensors file: {error}") from error
-    except (OSError, ValueError) as error:  # ValueError: an invalid file name
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # an invalid file name; sizes that torch refuses
         raise CheckpointError(f"{str(path)!r} cannot be read as a sparse file: {error}") from error
 
 
@@ -111,8 +113,9 @@ def _check_model(path: str | Path, model: nn.Module, entries: dict[str, Entry]) 
         raise ValueError(f"load_sparse: {path} is of another model: only {where} has {', '.join(names[:5])}")
     for name, entry in entries.items():
         own = state[name]
-        if not isinstance(own, Tensor) or own.is_meta:
-            raise ValueError(f"load_sparse: {name} of the model holds no values: call to_empty(device='cpu') first")
+        if not isinstance(own, Tensor) or own.is_meta or is_lazy(own):
+            way = "run the model once" if is_lazy(own) else "call to_empty(device='cpu')"
+            raise ValueError(f"load_sparse: {name} of the model holds no values: {way} first")
         if (tuple(own.shape), own.dtype) != (entry.shape, entry.dtype):
             raise ValueError(
                 f"load_sparse: {name} is {entry.dtype} {entry.shape} in {path} and {own.dtype} {tuple(own.shape)} in "

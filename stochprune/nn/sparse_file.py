@@ -125,7 +125,7 @@ def decode(stored: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> dict[s
 def _compressed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Return what is stored of a tensor: the smaller of both ways."""
     # A copy, for safetensors refuses tensors that share memory.
-    dense = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    dense = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format).resolve_conj().resolve_neg()
     bits = _BITS.get(dense.element_size())
     if bits is None:  # complex128
         return {name: dense}
@@ -170,7 +170,7 @@ def _too_large(shape: tuple[int, ...]) -> bool:
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.device, tensor.data_ptr(), tensor.stride()
+    return tensor.device, tensor.data_ptr(), tensor.stride(), tensor.is_conj(), tensor.is_neg()
 
 
 def _digest(tensors: str, stored: Mapping[str, Tensor]) -> str:

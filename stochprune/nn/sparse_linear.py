@@ -128,6 +128,17 @@ class SparseLinear(nn.Module):
             for name in ("values", "columns"):
                 setattr(self, name, getattr(self, name).new_empty(given[name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for name, tensor in self._buffers.items():  # assign=True takes tensors as they are; the kernel reads no strides
+            self._buffers[name] = None if tensor is None else tensor.contiguous()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's pickle of uint16 tensors cannot be read back.
+        columns = self.columns.view(torch.int16)
+        return {**self.__dict__, "_buffers": {**self._buffers, "columns": columns}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.columns = self.columns.view(torch.uint16)
 
     def _why_not(self, given: dict[str, Tensor]) -> str | None:
         if missing := set(SparseRows._fields) - set(given):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import stochprune as sp
 from stochprune.seeding import generator
@@ -56,12 +57,54 @@ def test_a_tied_weight_has_its_first_name() -> None:
     assert [*sp.masks.of(model)] == ["0.weight", "3.weight"]
 
 
-def test_attention_and_recurrent_modules_have_the_masks_of_their_weights() -> None:
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2, device="meta"), "rnn": nn.GRU(4, 3, device="meta")})
-    model.to_empty(device="cpu")
-    numbers = generator(4, "masks of a model")
-    for parameter in model.parameters():
-        parameter.data = torch.from_numpy(numbers.uniform(0.1, 1.0, tuple(parameter.shape))).float()
-    masks = sp.masks.from_scores(sp.scores.magnitude(model), 0.5)
-    assert same(sp.masks.of(sp.convert(model, masks)), masks)
-    assert same(sp.masks.of(sp.harden(model)), masks) and len(masks) == 4
+class Recurrent(nn.Module):
+    """A model whose weights have names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.bilinear = nn.Bilinear(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.lstm(x)[0]
+        z = self.attention(y, y, y)[0].mean(1)
+        out: torch.Tensor = self.bilinear(z, z)
+        return out
+
+
+def recurrent() -> Recurrent:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Recurrent()
+
+
+def test_weights_of_attention_and_recurrent_modules_have_masks() -> None:
+    model = recurrent()
+    masks = sp.masks.from_scores(sp.scores.magnitude(model), 0.7)
+    assert {"lstm.weight_hh_l0", "attention.in_proj_weight", "bilinear.weight"} < set(masks)
+    sp.convert(model, masks)
+    assert same(sp.masks.of(model), masks)
+    assert same(sp.masks.of(sp.harden(model)), masks)
+
+
+def test_prune_finetune_leaves_their_pruned_weights_at_zero() -> None:
+    x = torch.from_numpy(generator(3, "x").normal(size=(16, 4, 6))).float()
+    config = sp.training.FinetuneConfig(epochs=1)
+    model = sp.prune_finetune(recurrent(), [(x, torch.arange(16) % 3)], sparsity=0.7, config=config)
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    assert zeros == round(0.7 * sum(weight.numel() for weight in weights))
+
+
+def test_what_torch_pruned_has_one_name() -> None:
+    model = network()
+    prune.l1_unstructured(model[3], "weight", 0.5)
+    assert set(sp.masks.of(model)) == {"0.weight", "3.weight"}
+
+
+def test_weights_without_values_are_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"0\.weight.*meta"):
+        sp.masks.of(model)

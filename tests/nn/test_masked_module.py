@@ -206,3 +206,22 @@ def test_modules_are_made_from_dense_ones():
         sp.nn.MaskedLSTM(8, 6)
     with pytest.raises(TypeError, match=r"weight_hh_l0 .*module"):
         sp.convert(initialised(lambda: nn.LSTM(E, 6), 0)).weight_masks["weight_hh_l0"].to_dense()
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Module()
+        self.a.register_parameter("up", nn.Parameter(torch.ones(2, 2)))
+        self.a_up = nn.Parameter(torch.ones(2, 2))
+        self.gain = nn.Parameter(torch.ones(2))
+
+
+class MaskedParts(sp.nn.MaskedModule, Parts):
+    dense_type = Parts
+
+
+@pytest.mark.parametrize("names, what", [(("a.up", "a_up"), r"a_up.*weight_masks\.a_up"), (("gain",), r"gain.*\(2,\)")])
+def test_weights_that_cannot_have_a_mask_are_refused_at_once(names, what):
+    with pytest.raises(ValueError, match=what):
+        MaskedParts.from_dense(Parts(), names=names)

@@ -130,6 +130,14 @@ def test_parts_of_one_memory_that_differ_are_stored_each(path, generator):
     assert same(sp.load_sparse(path), tensors)
 
 
+def test_conjugates_and_negatives_of_one_memory_are_stored_each(path):
+    """They share memory, strides and dtype with what they negate."""
+    z = torch.complex(torch.eye(40), -torch.eye(40))
+    tensors = {"z": z, "conjugate": z.conj(), "imaginary": z.imag, "negative": z.conj().imag}
+    sp.save_sparse(Holder(**tensors), path)
+    assert same(sp.load_sparse(path), {name: t.resolve_conj().resolve_neg() for name, t in tensors.items()})
+
+
 def test_a_hardened_model_runs_as_before(path, generator):
     model = sp.harden(sp.convert(hardened(generator)), 0.9).eval()
     sp.save_sparse(model, path)
@@ -280,9 +288,11 @@ def test_other_files_are_refused(path, unchanged):
     torch.save(unchanged.state_dict(), path)
     with pytest.raises(CheckpointError):
         sp.load_sparse(path, unchanged)
-    path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
-    with pytest.raises(CheckpointError):
-        sp.load_sparse(path, unchanged)
+    overflow = b'{"w":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    for content in (struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", len(overflow)) + overflow):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            sp.load_sparse(path, unchanged)
     for absent in (path.parent / "absent", path.parent, "a\0b"):
         with pytest.raises(CheckpointError):
             sp.load_sparse(absent, unchanged)

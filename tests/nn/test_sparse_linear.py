@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import threading
 
 import pytest
@@ -83,12 +84,26 @@ def test_state_copies_and_pickles():
         blank = SparseLinear(30, 20)
     blank.load_state_dict(state, assign=True)
     assert torch.equal(blank(x), expected)
-    assert torch.equal(copy.deepcopy(sparse)(x), expected)
+    for copied in (copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))):
+        assert torch.equal(copied(x), expected) and copied.columns.dtype == torch.uint16
     whole = io.BytesIO()
     torch.save(sparse, whole)
     whole.seek(0)
     assert torch.equal(torch.load(whole, weights_only=False)(x), expected)
     assert torch.equal(SparseLinear(30, 20, bias=False)(x), torch.zeros(4, 20))
+
+
+@pytest.mark.parametrize("name", ["values", "columns", "first", "bias"])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_with_strides_loads(name, assign):
+    """The kernel reads memory as it lies, and assign=True takes the tensors themselves."""
+    sparse, x = SparseLinear.from_linear(linear(20, 30)), numbers(4, 30)
+    state = sparse.state_dict()
+    strided = torch.stack([state[name], torch.zeros_like(state[name])], 1)[:, 0]
+    assert not strided.is_contiguous()
+    other = SparseLinear(30, 20)
+    other.load_state_dict({**state, name: strided}, assign=assign)
+    assert torch.equal(other(x), sparse(x))
 
 
 BROKEN = {
@@ -157,6 +172,10 @@ def test_what_it_does_not_take():
             sparse(x.to(dtype))
     with pytest.raises(TypeError, match=r"weight is torch\.bfloat16"):
         copy.deepcopy(sparse).bfloat16()(x)
+    wide = linear(6, 7)
+    wide.bias.data = wide.bias.data.double()
+    with pytest.raises(TypeError, match=r"bias is torch\.float64"):
+        SparseLinear.from_linear(wide)(x)
     for shape in ((2, 6), (7, 1), ()):
         with pytest.raises(ValueError, match=r"\.\.\., 7\]"):
             sparse(numbers(*shape))
