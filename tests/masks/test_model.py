@@ -54,3 +54,21 @@ def test_a_tied_weight_has_its_first_name() -> None:
     assert [*sp.masks.of(sp.convert(model))] == ["0.weight", "3.weight"]
     model[3].weight.data[0, 0] = 0
     assert [*sp.masks.of(model)] == ["0.weight", "3.weight"]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.lstm = nn.LSTM(8, 6)
+
+
+def test_weights_with_other_names_count() -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = Recurrent()
+    names = {f"attention.{name}" for name in ("in_proj_weight", "out_proj.weight")}
+    names |= {f"lstm.{name}" for name in ("weight_ih_l0", "weight_hh_l0")}
+    masks = sp.masks.from_scores({name: model.get_parameter(name).detach().abs() for name in names}, 0.5)
+    sp.convert(model, masks)
+    assert same(sp.masks.of(model), masks)
+    assert same(sp.masks.of(sp.harden(model)), masks)
