@@ -87,7 +87,7 @@ def cut(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 def _first_names(layers: Mapping[str, MaskedLayer]) -> dict[int, str]:
     """Return the first name of each weight, by its id."""
-    return {id(layer.weight): name for name, layer in reversed(layers.items())}
+    return {id(layer.weight): name for name, layer in reversed([*layers.items()])}
 
 
 def _warn_of_idle(layers: Mapping[str, MaskedLayer], first: Mapping[int, str]) -> None:
