@@ -43,6 +43,14 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
             with a fixed sparsity (n:m), an unknown scope, a weight that is computed (weight_norm, spectral_norm,
             prune), or a layer left without weights.
     """
+    return cut(model, masks_to_cut(model, sparsity, scope))
+
+
+def masks_to_cut(model: nn.Module, sparsity: float | None, scope: str) -> dict[str, Tensor]:
+    """Return the masks that :func:`harden` cuts, bool by weight name, of the weights' shapes; tied weights count once.
+
+    A weight that is kept may be exactly 0, so the weights of the hardened model do not tell its masks.
+    """
     check_cut("harden", 0.0 if sparsity is None else sparsity, scope)
     layers = layers_of("harden", model)
     if gates := gated_branches(model):
@@ -50,15 +58,21 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
     for name, layer in layers.items():
         if not isinstance(layer.weight, nn.Parameter):
             raise ValueError(f"harden: {name} ({type(layer).__name__}) {COMPUTED}")
-    first = {id(layer.weight): name for name, layer in reversed(layers.items())}
+    first = _first_names(layers)
     once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
     for name, layer in once.items():
         if count := int(layer.mask_logits.isnan().sum()):
             of = layer.mask_logits.numel()
             raise ValueError(f"harden: {count} of {of} mask_logits of {name} are NaN: go back to an earlier checkpoint")
     _warn_of_idle(layers, first)
-    masks = _of_evaluation(once) if sparsity is None else _of_sparsity(once, sparsity, scope)
-    weights = {id(layer.weight): layer.hardened_parameter(masks[name]) for name, layer in once.items()}
+    return _of_evaluation(once) if sparsity is None else _of_sparsity(once, sparsity, scope)
+
+
+def cut(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Replace the masked layers by plain ones under the masks of :func:`masks_to_cut`, in place; return the model."""
+    layers = layers_of("harden", model)
+    first = _first_names(layers)
+    weights = {id(layers[name].weight): layers[name].hardened_parameter(mask) for name, mask in masks.items()}
     replacements: dict[nn.Module, nn.Module] = {}
     for layer in layers.values():
         if not isinstance(layer, MaskedParameter):
@@ -71,6 +85,11 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
     return _replace(model, replacements)
 
 
+def _first_names(layers: Mapping[str, MaskedLayer]) -> dict[int, str]:
+    """Return the first name of each weight, by its id."""
+    return {id(layer.weight): name for name, layer in reversed([*layers.items()])}
+
+
 def _warn_of_idle(layers: Mapping[str, MaskedLayer], first: Mapping[int, str]) -> None:
     """Warn of weights whose layers never sampled a mask although others did; ``first`` names each weight."""
     drew = {first[id(layer.weight)] for layer in layers.values() if int(layer.mask_draw) or layer.sample is False}
@@ -79,7 +98,7 @@ def _warn_of_idle(layers: Mapping[str, MaskedLayer], first: Mapping[int, str]) -
         warnings.warn(
             f"harden: {', '.join(idle)} never ran under a mask, as other layers did: where a model reads a layer's "
             f"weight itself, as in F.linear(x, layer.weight), it is not masked. Exclude such layers in convert",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -97,13 +116,13 @@ def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
             f"harden: nothing is pruned: {int((q < 0.5).sum())} of {q.numel()} probabilities of keeping lie below one "
             f"half (mean {q.mean():.4f}, smallest {q.min():.4f}); give a sparsity, such as harden(model, 0.9), "
             f"or train longer, or with a price on kept weights",
-            stacklevel=3,
+            stacklevel=4,
         )
     return masks
 
 
 def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str) -> dict[str, Tensor]:
-    """Return the masks of the highest logits by weight name, of the logits' shape."""
+    """Return the masks of the highest logits by weight name."""
     for name, layer in layers.items():
         if layer.own_sparsity:
             kind = type(layer).__name__
@@ -118,13 +137,13 @@ def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str)
     logits = {name: rows_first(name, layer.mask_logits.detach()) for name, layer in layers.items()}
     magnitudes = {name: layer.of_logits(layer.weight.detach().abs()) for name, layer in layers.items()}
     ties = {name: rows_first(name, values) for name, values in magnitudes.items()}
-    cut = from_scores(logits, sparsity, scope, ties=ties, allow_empty=True)
-    masks = {name: rows_first(name, mask) for name, mask in cut.items()}
+    kept = from_scores(logits, sparsity, scope, ties=ties, allow_empty=True)
+    masks = {name: rows_first(name, mask) for name, mask in kept.items()}
     if empty := emptied(masks):
         raise ValueError(f"harden: {why_empty('logit', logits, empty, sparsity, scope)}")
     if sparsity > 0 and all(bool(mask.all()) for mask in masks.values()):
         warnings.warn(
             f"harden: nothing is pruned: a sparsity of {sparsity} rounds to no weight of a {scope}; give a larger one",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return masks
+    return {name: layers[name].of_weight(mask) for name, mask in masks.items()}

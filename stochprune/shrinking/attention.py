@@ -101,12 +101,14 @@ def open_attention(model: nn.Module) -> dict[str, nn.MultiheadAttention]:
     Subclasses, layers with ``bias_k`` or ``add_zero_attn``, and layers that share parameters stay.
     """
     holders = [id(p) for m in model.modules() for p in m._parameters.values() if p is not None]
-    replaced = {}
-    for name, module in [*model.named_modules()]:
-        plain = type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
-        if plain and name and all(holders.count(id(p)) == 1 for p in module.parameters()):
+    replaced: dict[str, nn.MultiheadAttention] = {}
+    opened: dict[nn.Module, Attention] = {}  # a layer may have several names
+    for name, module in [*model.named_modules(remove_duplicate=False)]:
+        if type(module) is not nn.MultiheadAttention or module.bias_k is not None or module.add_zero_attn:
+            continue
+        if name and all(holders.count(id(p)) == 1 for p in module.parameters()):
             replaced[name] = module
-            model.set_submodule(name, Attention(module))
+            model.set_submodule(name, opened.setdefault(module, Attention(module)))
     for encoder in _encoders(model).values():
         encoder.use_nested_tensor = False  # torch's fused path reads the layers' weights directly
     return replaced

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stochprune.shrinking.recorder import Call, ModuleCall, Recorder, call_model, tensors_in
+from stochprune.shrinking.recorder import Call, ModuleCall, Recorder, call_model, copied, tensors_in
 
 Pull = Callable[[], None]
 Result = tuple[list["Value"], Pull | None]  # the values of a call's results, and how needs go back to its arguments
@@ -91,6 +91,7 @@ class Flow(Recorder):
             if it takes part in sums and the like.
         counts: attributes of modules that count units, such as ``groups`` of a convolution, with the units' labels.
         origins: modules with the labels of their units, and their results.
+        moves: by index in ``calls``, the values whose elements a call moves.
         strange: calls of functions without a rule, with the values of arguments and results.
         tables: ids of weights that embeddings read.
         refusal: why the whole model stays as it is; None if it may be shrunk.
@@ -106,6 +107,7 @@ class Flow(Recorder):
     dims: dict[int, dict[int | None, Tensor]] = field(default_factory=dict)
     counts: list[tuple[str, str, Tensor]] = field(default_factory=list)
     origins: list[tuple[str, Tensor, Value]] = field(default_factory=list)
+    moves: dict[int, list[Value]] = field(default_factory=dict)
     strange: list[tuple[Call, list[Value], list[Value]]] = field(default_factory=list)
     tables: set[int] = field(default_factory=set)
     refusal: str | None = None
@@ -124,6 +126,7 @@ class Flow(Recorder):
 
     def trace(self, example_inputs: Any) -> Flow:
         """Run the model on the example inputs, forward, then find backwards what the outputs need."""
+        example_inputs = copied(example_inputs)
         for tensor in tensors_in(example_inputs):
             self._set(tensor, self.fixed(tensor))
         with self.recording():

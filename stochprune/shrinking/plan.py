@@ -168,6 +168,15 @@ def kept_shape(plan: Plan, value: Value) -> tuple[int, ...]:
     )
 
 
+def kept_part(plan: Plan, value: Value, tensor: Tensor) -> Tensor:
+    """Return the elements of a tensor of a value's shape that are left of it after the cut."""
+    small = compact(value.labels)
+    for d, index in enumerate(kept_indices(~plan.gone(small))):
+        if len(index) < small.shape[d]:
+            tensor = tensor.index_select(d, index)
+    return tensor
+
+
 def components(count: int, pairs: list[Tensor]) -> Tensor:
     """Return the smallest label of each label's connected component, int64 [count], from pairs [2, P] of labels."""
     group = torch.arange(count)

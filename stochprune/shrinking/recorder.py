@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 # Methods behind operators: x + y, y + x and x += y are all add.
@@ -162,3 +163,8 @@ def call_model(model: nn.Module, example_inputs: Any) -> Any:
     if isinstance(example_inputs, tuple | list):
         return model(*example_inputs)
     return model(example_inputs)
+
+
+def copied(example_inputs: Any) -> Any:
+    """Return the example inputs with copies of their tensors, for a model that may write into its input."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), example_inputs)

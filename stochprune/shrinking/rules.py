@@ -7,12 +7,13 @@ results back to the arguments. It returns None for a call that it does not cover
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stochprune.shrinking.flow import Flow, Result, compact, vary
+from stochprune.shrinking.flow import Flow, Result, Value, compact, vary
 from stochprune.shrinking.recorder import Call, tensors_in
 
 DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
@@ -91,27 +92,33 @@ def movement(flow: Flow, call: Call) -> Result | None:
     others = tensors_in((call.args[1:], call.kwargs))
     if not call.name.endswith("_as") and not all(bool(flow.value(t).known.all()) for t in others):
         return None
-    labels = _moved(call, [value.labels for value in values])
-    known = _moved(call, [value.known for value in values])
+    labels = moved_by(call, [value.labels for value in values])
+    known = moved_by(call, [value.known for value in values])
     results = tensors_in(call.out)
     outs = [flow.made(t, of_label, of_known) for t, of_label, of_known in zip(results, labels, known, strict=True)]
+    flow.moves[len(flow.calls) - 1] = values
 
     def pull() -> None:
-        starts = torch.tensor([0, *(v.needed.numel() for v in values)]).cumsum(0).tolist()
-        ids = [
-            torch.arange(a, b, device=v.needed.device).reshape(v.needed.shape)
-            for a, b, v in zip(starts, starts[1:], values, strict=False)
-        ]
-        flat = torch.zeros(starts[-1], dtype=torch.bool, device=results[0].device)
-        for out, source in zip(outs, _moved(call, ids), strict=True):
+        ids = element_ids(values)
+        flat = torch.zeros(sum(each.numel() for each in ids), dtype=torch.bool, device=results[0].device)
+        for out, source in zip(outs, moved_by(call, ids), strict=True):
             flat[source[out.live]] = True
-        for a, b, value in zip(starts, starts[1:], values, strict=False):
-            value.needed |= flat[a:b].reshape(value.needed.shape)
+        for each, value in zip(ids, values, strict=True):
+            value.needed |= flat[each]
 
     return outs, pull
 
 
-def _moved(call: Call, tensors: list[Tensor]) -> list[Tensor]:
+def element_ids(values: list[Value]) -> list[Tensor]:
+    """Return another integer for each element of some tensors, int64 of their shapes."""
+    starts = [0, *accumulate(value.needed.numel() for value in values)]
+    return [
+        torch.arange(a, b, device=v.needed.device).reshape(v.needed.shape)
+        for a, b, v in zip(starts, starts[1:], values, strict=False)
+    ]
+
+
+def moved_by(call: Call, tensors: list[Tensor]) -> list[Tensor]:
     """Call a function that moves elements on other tensors of the same shapes."""
     first = tensors[0] if isinstance(call.args[0], Tensor) else tensors
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,10 +18,11 @@ from stochprune.shrinking.attention import close_attention, open_attention
 from stochprune.shrinking.branches import without_modules
 from stochprune.shrinking.edit import cut
 from stochprune.shrinking.flow import Flow
-from stochprune.shrinking.plan import Plan, kept_shape
-from stochprune.shrinking.recorder import Recorder, call_model, tensors_in, unchanged_random_state
+from stochprune.shrinking.plan import Plan, kept_part, kept_shape
+from stochprune.shrinking.recorder import Call, Recorder, call_model, copied, tensors_in, unchanged_random_state
 from stochprune.shrinking.report import Kept, ShrinkReport
-from stochprune.shrinking.trace import trace
+from stochprune.shrinking.rules import element_ids, moved_by
+from stochprune.shrinking.trace import takes_sizes, trace
 
 TOLERANCE = 1e-5
 REPETITIONS = 5
@@ -133,24 +135,48 @@ def _lock_around(plan: Plan, at: int) -> None:
 
 
 def _first_difference(plan: Plan, smaller: nn.Module, example_inputs: Any) -> int | None:
-    """Return the index of the first call whose results have not the shapes planned for; None if all have."""
-    recorder = Recorder(smaller)
+    """Return the index of the first call whose results have other shapes or elements than planned; None if none has."""
+    recorder, inputs = Recorder(smaller), copied(example_inputs)
     try:
         with recorder.recording():
-            call_model(smaller, example_inputs)
+            call_model(smaller, inputs)
     except Exception:  # whatever a model raises on sizes that it does not expect
         return min(len(recorder.calls), len(plan.flow.calls)) - 1
     for at, values in enumerate(plan.flow.values):
+        if at == len(recorder.calls) or recorder.calls[at].name != plan.flow.calls[at].name:
+            return at
         shapes = [tuple(tensor.shape) for tensor in tensors_in(recorder.calls[at].out)]
-        if shapes != [kept_shape(plan, value) for value in values]:
+        if shapes != [kept_shape(plan, value) for value in values] or not _as_planned(plan, at, recorder.calls[at]):
             return at
     return None
 
 
+def _as_planned(plan: Plan, at: int, call: Call) -> bool:
+    """Return True if a call of the smaller model, whose shapes are right, uses the numbers and elements planned for.
+
+    After the cut ``x[:, 3]`` may be what ``x[:, 4]`` was, and ``x / x.shape[1]`` another quotient.
+    """
+    before = plan.flow.calls[at]
+    if at not in plan.flow.moves:
+        return takes_sizes(call) or _numbers((call.args, call.kwargs)) == _numbers((before.args, before.kwargs))
+    sources = plan.flow.moves[at]
+    ids = element_ids(sources)
+    planned = [
+        kept_part(plan, value, moved) for value, moved in zip(plan.flow.values[at], moved_by(before, ids), strict=True)
+    ]
+    parts = [kept_part(plan, value, each) for value, each in zip(sources, ids, strict=True)]
+    return all(map(torch.equal, planned, moved_by(call, parts)))
+
+
+def _numbers(arguments: Any) -> list[Any]:
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, int | float | complex)]
+
+
 def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     """Return the tensors in a model's output. Recording keeps torch from its fused functions, which round otherwise."""
+    inputs = copied(example_inputs)
     with Recorder(model).recording():
-        return [tensor.clone() for tensor in tensors_in(call_model(model, example_inputs))]
+        return [tensor.clone() for tensor in tensors_in(call_model(model, inputs))]
 
 
 def _try(model: nn.Module, example_inputs: Any) -> list[Tensor]:
@@ -208,7 +234,7 @@ def _milliseconds(model: nn.Module, smaller: nn.Module, example_inputs: Any) -> 
     """Return the time of a forward pass of both models: the fastest of a few, in which the models take turns."""
     timers = []
     for each in (model, smaller):
-        run = partial(call_model, copy.deepcopy(each).eval(), example_inputs)
+        run = partial(call_model, copy.deepcopy(each).eval(), copied(example_inputs))
         timers.append(Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()))
     with torch.no_grad(), unchanged_random_state(model):
         times = [[1e3 * timer.timeit(1).mean for timer in timers] for _ in range(REPETITIONS)]
@@ -223,7 +249,7 @@ def _parameters(model: nn.Module) -> int:
 def _macs(model: nn.Module, example_inputs: Any) -> int:
     model = copy.deepcopy(model).eval()
     with Recorder(model).recording(), FlopCounterMode(display=False) as counter:
-        call_model(model, example_inputs)
+        call_model(model, copied(example_inputs))
     return counter.get_total_flops() // 2
 
 

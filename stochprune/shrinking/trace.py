@@ -32,10 +32,19 @@ def apply_rule(flow: Flow, call: Call) -> Result:
         elif not constant:
             flow.refuse(f"reads the value of a tensor ({call.where}), so that other inputs may take another path")
         return [], None
-    rule = RULES.get(call.name)
-    if rule is None and re.search(r"_pool\dd?$|^interpolate$|^pad$", call.name):
-        rule = rules.spatial
+    rule = _rule_of(call)
     return (rule and rule(flow, call)) or _strange(flow, call)
+
+
+def takes_sizes(call: Call) -> bool:
+    """Return True if the numbers among a call's arguments may be sizes, which a cut changes."""
+    sized = rules.movement, rules.constants, rules.channels, rules.layer_norm, products.convolution
+    return _rule_of(call) in sized
+
+
+def _rule_of(call: Call) -> Rule | None:
+    spatial = re.search(r"_pool\dd?$|^interpolate$|^pad$", call.name)
+    return RULES.get(call.name, rules.spatial if spatial else None)
 
 
 def _strange(flow: Flow, call: Call) -> Result:

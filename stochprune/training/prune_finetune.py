@@ -8,11 +8,11 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import nn
 
-from stochprune import masks as mask_tools
 from stochprune import scores
 from stochprune.arguments import checked
 from stochprune.masks.select import check_cut, from_scores
-from stochprune.nn import convert, harden, masked_layers
+from stochprune.nn import convert
+from stochprune.nn.harden import cut, masks_to_cut
 from stochprune.nn.selection import Selectors, wanted
 from stochprune.runs.run import run_folder
 from stochprune.training.batch_loss import LossFunction
@@ -84,14 +84,13 @@ def prune_finetune(
     training = model.training
     model = convert(model, from_scores(chosen, sparsity, scope, pattern=pattern), pattern=pattern, seed=config.seed)
     finetune(model, train_loader, config, loss_fn=loss_fn, out=out, callbacks=callbacks, options=options)
-    converted = masked_layers(model)
-    model = harden(model) if pattern and ":" in pattern else harden(model, sparsity, scope)
-    cut = {name: mask for name, mask in mask_tools.of(model).items() if name in converted}
+    masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
+    model = cut(model, masks)
     train_weights(
         model,
         train_loader,
         weights,
-        masks=cut,
+        masks=masks,
         loss_fn=loss_fn,
         folder=None if out is None else run_folder(out, "weights", weights),
         callbacks=callbacks,

@@ -42,6 +42,29 @@ def test_layers_can_stay_dense_and_weights_that_were_zero_are_trained(dense, loa
     assert int((dense[0].weight == 0).sum()) == 30
 
 
+class Attentive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.unflatten(1, (-1, 1)).expand(-1, -1, 4)
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_weights_of_attention_stay_pruned_and_zeros_that_are_kept_are_trained(loader):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Attentive()
+    with torch.no_grad():
+        model.head.weight[:2] = 0
+        model.attention.out_proj.bias.fill_(1)
+    config = FinetuneConfig(epochs=2, mode="frozen")
+    sp.prune_finetune(model, loader, 0.5, config=config, score="random", scope="layer")
+    zeros = {name: float((weight == 0).float().mean()) for name, weight in model.named_parameters() if weight.dim() > 1}
+    assert zeros == {"attention.in_proj_weight": 0.5, "attention.out_proj.weight": 0.5, "head.weight": 0.5}
+
+
 @pytest.mark.parametrize("pattern", ["rows", "1:2"])
 def test_patterns(dense, loader, pattern):
     sp.prune_finetune(dense, loader, 0.5, pattern=pattern, exclude="2.*", config=CONFIG, scope="layer")
