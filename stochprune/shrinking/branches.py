@@ -32,7 +32,7 @@ class Constant(nn.Module):
         return value.expand(shape).clone()
 
 
-class Unneeded(nn.Identity):
+class Unneeded(nn.Module):
     """The rest of a module whose output nothing needs: a copy of its input, which the model may write into."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
