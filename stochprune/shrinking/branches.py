@@ -32,6 +32,13 @@ class Constant(nn.Module):
         return value.expand(shape).clone()
 
 
+class Unneeded(nn.Module):
+    """The rest of a module whose output nothing needs: a copy of its input, which the model may write into."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return x.clone()
+
+
 def constant_modules(flow: Flow) -> dict[str, list[str]]:
     """Return the modules with parameters whose output is constant or not needed, by the module around them.
 
@@ -77,7 +84,7 @@ def without_modules(flow: Flow, works: Callable[[nn.Module], bool]) -> tuple[nn.
 def _rest(value: Value, like_input: bool) -> nn.Module:
     """Return what is left of a module with this output."""
     if not bool(value.known.all()):
-        return nn.Identity()  # nothing needs it
+        return Unneeded()
     data = value.data[:1]
     for dim in range(1, data.dim()):
         if bool((data == data.narrow(dim, 0, 1)).all()):

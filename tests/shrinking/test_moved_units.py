@@ -88,3 +88,18 @@ def test_a_model_that_writes_into_its_input_leaves_the_example_as_it_is() -> Non
     assert torch.equal(example, torch.ones(2, 4)) and smaller.a.out_features < 6
     x = torch.randn(3, 4)
     torch.testing.assert_close(model(x.clone()), smaller(x.clone()))
+
+
+def unneeded_in_place(self: Net, x: Tensor) -> Tensor:
+    y = self.a(x)
+    y.relu_()
+    return self.out(x) + self.b(y)
+
+
+def test_what_nothing_needs_may_be_written_in_place() -> None:
+    """The example has no negative element, so it does not show whether the ReLU of ``a`` writes into ``x``."""
+    model = Net(unneeded_in_place, a=nn.Linear(4, 6), b=zero(nn.Linear(6, 2), 0, 1), out=nn.Linear(4, 2)).eval()
+    smaller = sp.shrink(model, torch.ones(2, 4))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(model(x), smaller(x))
+    assert "a" in smaller.shrink_report.removed
