@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -29,7 +31,8 @@ def of(model: nn.Module) -> dict[str, Tensor]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"masks.of: model must be a torch.nn.Module, got {type(model).__name__}")
-    layers: dict[Tensor, nn.Module] = {m.weight: m for m in model.modules() if hasattr(m, "mask_logits")}
+    modules: list[Any] = list(model.modules())
+    layers: dict[Tensor, Any] = {m.weight: m for m in modules if hasattr(m, "mask_logits")}
     found: dict[Tensor, tuple[str, Tensor]] = {}
     for prefix, module in model.named_modules():
         for key, weight in _matrices(module).items():
