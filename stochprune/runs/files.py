@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -49,6 +50,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written; ``filename`` is ``path``, which is not changed.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a device or a pipe, which a file must not replace
+        raise OSError(errno.EEXIST, "is not a regular file", str(path))
     partial = path.parent / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         with partial.open("xb") as file:

@@ -264,3 +264,10 @@ def test_kinds():
     for wrong in (None, [], {"n": 1}, *({**content, **change} for change in changes)):
         with pytest.raises(CheckpointError, match=r"^f\b"):
             require(wrong, kinds, Path("f"))
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe"):
+        write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
