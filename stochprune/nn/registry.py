@@ -45,7 +45,7 @@ def register(dense_type: type[nn.Module], masked_type: Masked) -> None:
         TypeError: not two types, or ones that are no dense and no masked module.
         ValueError: a masked type that lacks a part, which is named, or a dense type that another one stands for.
     """
-    if not isinstance(dense_type, type) or not issubclass(dense_type, nn.Module):
+    if not isinstance(dense_type, type) or not issubclass(dense_type, nn.Module) or dense_type is nn.Module:
         raise TypeError(f"register: dense_type must be a subclass of torch.nn.Module, got {dense_type!r}")
     if not isinstance(masked_type, type) or not issubclass(masked_type, MaskedLayer | MaskedModule):
         raise TypeError(

@@ -77,8 +77,22 @@ def select(
         found = [group for group in found if not masks.keys().isdisjoint(group.layers)]
     if not found:
         raise ValueError(f"convert: no layer is left to convert: {_why_nothing(model, groups, include, exclude)}")
+    _refuse_shared_children(found)
     _refuse_strange_ties(model, found)
     return found, names
+
+
+def _refuse_shared_children(groups: Sequence[Group]) -> None:
+    """Refuse a module that masks a weight of a child while another weight of this child is masked in the child."""
+    converted = {id(module) for group in groups for module in group.layers.values()}
+    for group in groups:
+        for name, module in group.layers.items():
+            child, _, weight = group.local[name].rpartition(".")
+            if child and id(module.get_submodule(child)) in converted:
+                raise ValueError(
+                    f"convert: {type(module).__name__} masks {name}, but {child} would be converted for its other "
+                    f"weights: name all of its weights in {type(module).__name__}, or leave {child}.{weight} out"
+                )
 
 
 def maskable_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -53,6 +53,10 @@ def synflow(
         x = next(iter(batches), (None, None))[0]
         if x is None:
             raise ValueError("batches gave no examples")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"synflow needs floating inputs, which it replaces by ones, got {x.dtype}: choose another score"
+            )
         input_shape = x.shape[1:]
     ones = torch.ones(1, *input_shape, dtype=torch.float64, device=next(iter(parameters.values())).device)
     logits = {id(layer.mask_logits) for layer in masked_layers(model).values()}

@@ -169,3 +169,27 @@ def test_what_else_has_weights_is_told():
     assert list(sp.nn.masked_layers(model)) == ["fc.weight"]
     with pytest.raises(ValueError, match=r"RecursiveScriptModule.* scripted"):
         sp.convert(nn.Sequential(torch.jit.script(initialised(lambda: nn.Linear(4, 4), 0))))
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LSTM(4, 4, device="meta")
+
+
+class MaskedOuter(sp.nn.MaskedModule, Outer):
+    dense_type = Outer
+    weights = ("inner.weight_ih_l0",)
+
+
+def test_a_child_is_masked_by_one_module_alone(monkeypatch):
+    monkeypatch.setattr(registry, "_MASKED", dict(registry._MASKED))
+    sp.nn.register(Outer, MaskedOuter)
+    with pytest.raises(ValueError, match=r"Outer.*0\.inner\.weight_ih_l0.*inner"):
+        sp.convert(nn.Sequential(Outer()))
+    sp.convert(nn.Sequential(Outer()), exclude="*.weight_hh_l0")
+
+
+def test_the_base_of_all_modules_cannot_be_registered():
+    with pytest.raises(TypeError, match=r"register: dense_type.*torch\.nn\.Module"):
+        sp.nn.register(nn.Module, MaskedExperts)

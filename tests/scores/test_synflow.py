@@ -80,3 +80,8 @@ def test_batch_normalisation_is_in_evaluation_mode_and_left_alone():
 def test_bad_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         scores.synflow(models.mlp((4, 5), seed=0), **options)
+
+
+def test_integer_inputs_are_refused():
+    with pytest.raises(ValueError, match=r"synflow.*torch\.int64"):
+        scores.synflow(models.mlp((2, 2), seed=0), None, [(torch.zeros(1, 2, dtype=torch.int64), None)])
