@@ -335,20 +335,3 @@ def test_outputs_in_objects_are_seen() -> None:
 
     report = smaller.shrink_report
     assert report.parameters[0] == report.parameters[1] and smaller.a.out_features == 6
-
-
-@pytest.mark.parametrize(
-    "model, inputs, error",
-    [
-        ("linear", torch.zeros(1, 2), TypeError),
-        (nn.Linear(2, 2), [], ValueError),
-        (nn.Linear(2, 2), None, ValueError),
-        (nn.Linear(2, 2), torch.zeros(0, 2), ValueError),
-        (nn.Linear(2, 2), torch.zeros(1, 3), ValueError),
-        (Net(lambda self, x: None, a=nn.Linear(2, 2)), torch.zeros(1, 2), ValueError),
-        (nn.Sequential(sp.nn.MaskedLinear(2, 2, stream=1)), torch.zeros(1, 2), ValueError),
-    ],
-)
-def test_refusals(model, inputs, error) -> None:
-    with pytest.raises(error, match="shrink"):
-        sp.shrink(model, inputs)
