@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -152,28 +151,31 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pickles_are_refused_at_once(tmp_path, monkeypatch, name):
+def test_hostile_pickles_are_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, HOSTILE[name])
-    before, start = set(sys.modules), time.process_time()
+    before = set(sys.modules)
     with pytest.raises(ValueError, match="data_batch_1"):
         _read(path)
-    assert time.process_time() - start < 2
     assert set(sys.modules) == before and [p.name for p in tmp_path.iterdir()] == ["data_batch_1"]
 
 
-def test_no_hostile_pickle_ends_the_process_or_takes_memory(tmp_path):
+def test_no_hostile_pickle_ends_the_process_or_takes_memory_or_time(tmp_path):
+    """In a process of its own, in which no coverage is measured, and the garbage collector sees no other tests."""
     for number, content in enumerate(HOSTILE.values()):
         (tmp_path / str(number)).write_bytes(content)
     program = f"""
-import pathlib, resource
+import pathlib, resource, time
 from stochprune.data.cifar import _read
 resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for number in range({len(HOSTILE)}):
+    start = time.process_time()
     try:
         _read(pathlib.Path(str(number)))
     except ValueError:
+        if time.process_time() - start > 2:
+            raise SystemExit(f"{{number}} took {{time.process_time() - start}} seconds")
         continue
     raise SystemExit(f"{{number}} was taken")
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used
