@@ -15,7 +15,7 @@ $(READY): constraints.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
 	touch $@
 
 demo: $(READY)
-	$(BIN)/stochprune finetune --data digits --sparsities 0.9,0.95 --out runs/demo
+	$(BIN)/stochprune finetune --data digits --sparsities 0.9,0.95 --seeds 2 --out runs/demo
 
 # One thread for each of the two workers: more threads than cores would wait for each other.
 test: $(READY)
