@@ -1,4 +1,4 @@
-"""Gaussian weights ``mu + softplus(rho) e`` and their gradient, one pass each; e are the contract's normals."""
+"""Gaussian weights ``mu + softplus(rho) e`` and their gradient, one launch each; e are the contract's normals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def softplus(x):
     return tl.maximum(x, 0.0) + (logarithm(total) + (e - (total - 1.0)) / total)
 
 
-@triton.jit(do_not_specialize=["stream", "first_row", "first_group"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group", "draws"])
 def gaussian_kernel(
     mu_ptr,
     rho_ptr,
@@ -35,6 +35,7 @@ def gaussian_kernel(
     first_row,
     first_group,
     shift,
+    draws,
     N,
     K,
     mu_row,
@@ -44,14 +45,17 @@ def gaussian_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), K, shift, ROWS, GROUPS)
+    # Neighbouring programs share a tile: mu and rho are read from memory once, then from the cache.
+    rows, cols, group = locate(tl.program_id(0) // draws, K, shift, ROWS, GROUPS)
     inside = within(rows, cols, N, K, shift)
     k0, k1 = load_key(seed_ptr)
-    out = normals(after(rows, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr), stream, GROUPS)
+    d = tl.program_id(0) % draws
+    out = normals(after(rows, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr + d), stream, GROUPS)
     if mu_ptr is not None:
         mu = load(mu_ptr, offsets(rows, cols, mu_row, mu_col), inside)
         rho = load(rho_ptr, offsets(rows, cols, rho_row, rho_col), inside)
         out = mu + softplus(rho) * out
+    out_ptr += d.to(tl.int64) * N * K
     tl.store(out_ptr + offsets(rows, cols, K, 1), out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -93,18 +97,17 @@ def _sample(mu: Tensor | None, rho: Tensor | None, out: Tensor, mask: Mask) -> T
     strides = (0, 0, 0, 0) if mu is None or rho is None else (*mu.stride(), *rho.stride())
     if out.numel():
         with torch.cuda.device_of(out):
-            for i, part in enumerate(out):
-                gaussian_kernel[tiles.grid(mask, *part.shape)](
-                    mu,
-                    rho,
-                    part,
-                    *tiles.address(mask.one(i)),
-                    tiles.shift(mask),
-                    *part.shape,
-                    *strides,
-                    ROWS=tiles.ROWS,
-                    **tiles.LAUNCH,
-                )
+            gaussian_kernel[tiles.grid(mask, *out.shape[1:], draws=len(out))](
+                mu,
+                rho,
+                out,
+                *tiles.address(mask),
+                tiles.shift(mask),
+                *out.shape,
+                *strides,
+                ROWS=tiles.ROWS,
+                **tiles.LAUNCH,
+            )
     return out
 
 

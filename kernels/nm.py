@@ -171,7 +171,7 @@ def _mask(logit, rows, group, k0, k1, draw, stream, N: tl.constexpr, M: tl.const
     return tile_of(flags, M) != 0
 
 
-@triton.jit(do_not_specialize=["stream", "first_row", "first_group"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group", "draws"])
 def nm_prepass_kernel(
     weight_ptr,
     logits_ptr,
@@ -182,6 +182,7 @@ def nm_prepass_kernel(
     first_row,
     first_group,
     shift,
+    draws,
     rows_total,
     cols_total,
     weight_row,
@@ -193,17 +194,20 @@ def nm_prepass_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    rows, cols, group = locate(tl.program_id(0), cols_total, shift, ROWS, GROUPS)
+    # Neighbouring programs share a tile: its weights are read from memory once, then from the cache.
+    rows, cols, group = locate(tl.program_id(0) // draws, cols_total, shift, ROWS, GROUPS)
     inside = within(rows, cols, rows_total, cols_total, shift)
     w = load(weight_ptr, offsets(rows, cols, weight_row, weight_col), inside)
     logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
     k0, k1 = load_key(seed_ptr)
-    first, draw = after(group, first_group), tl.load(draw_ptr)
+    d = tl.program_id(0) % draws
+    first, draw = after(group, first_group), tl.load(draw_ptr + d)
     z = tl.where(_mask(logit, after(rows, first_row), first, k0, k1, draw, stream, N, M, GROUPS), w, 0.0)
+    out_ptr += d.to(tl.int64) * rows_total * cols_total
     tl.store(out_ptr + offsets(rows, cols, cols_total, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["stream", "first_row", "first_group"])
+@triton.jit(do_not_specialize=["stream", "first_row", "first_group"])  # one draw has a kernel without a loop
 def nm_weight_grad_kernel(
     grad_ptr,
     weight_ptr,
@@ -216,6 +220,7 @@ def nm_weight_grad_kernel(
     first_row,
     first_group,
     shift,
+    draws,
     rows_total,
     cols_total,
     weight_row,
@@ -224,27 +229,28 @@ def nm_weight_grad_kernel(
     logits_col,
     N: tl.constexpr,
     M: tl.constexpr,
-    ADD: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     rows, cols, group = locate(tl.program_id(0), cols_total, shift, ROWS, GROUPS)
     inside = within(rows, cols, rows_total, cols_total, shift)
     at = offsets(rows, cols, cols_total, 1)
-    g = load(grad_ptr, at, inside)
     logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
+    k0, k1 = load_key(seed_ptr)
+    first = after(group, first_group)
+    total = tl.zeros([ROWS, 64 * GROUPS], tl.float32)
+    dweight = tl.zeros([ROWS, 64 * GROUPS], tl.float32)
+    for d in range(draws):
+        g = load(grad_ptr, d * tl.cast(rows_total, tl.int64) * cols_total + at, inside)
+        total += g
+        if dweight_ptr is not None:
+            draw = tl.load(draw_ptr + d)
+            dweight += tl.where(_mask(logit, after(rows, first_row), first, k0, k1, draw, stream, N, M, GROUPS), g, 0.0)
     if dlogits_ptr is not None:
         w = load(weight_ptr, offsets(rows, cols, weight_row, weight_col), inside)
-        dlogit = tile_of(covariances(columns(logit, M), columns(g * w, M), N, M), M)
-        if ADD:
-            dlogit += load(dlogits_ptr, at, inside)
+        dlogit = tile_of(covariances(columns(logit, M), columns(total * w, M), N, M), M)  # it is linear in g
         tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
     if dweight_ptr is not None:
-        k0, k1 = load_key(seed_ptr)
-        first, draw = after(group, first_group), tl.load(draw_ptr)
-        dweight = tl.where(_mask(logit, after(rows, first_row), first, k0, k1, draw, stream, N, M, GROUPS), g, 0.0)
-        if ADD:
-            dweight += load(dweight_ptr, at, inside)
         tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
 
 
@@ -260,21 +266,20 @@ def nm_masked_weight(
     out = torch.empty(len(mask.draw), *weight.shape, dtype=dtype, device=weight.device)
     if out.numel():
         with torch.cuda.device_of(weight):
-            for i, part in enumerate(out):
-                nm_prepass_kernel[tiles.grid(mask, *weight.shape, ROWS[m])](
-                    weight,
-                    logits,
-                    part,
-                    *tiles.address(mask.one(i)),
-                    tiles.shift(mask),
-                    *weight.shape,
-                    *weight.stride(),
-                    *logits.stride(),
-                    N=n,
-                    M=m,
-                    ROWS=ROWS[m],
-                    **tiles.LAUNCH,
-                )
+            nm_prepass_kernel[tiles.grid(mask, *weight.shape, ROWS[m], len(out))](
+                weight,
+                logits,
+                out,
+                *tiles.address(mask),
+                tiles.shift(mask),
+                *out.shape,
+                *weight.stride(),
+                *logits.stride(),
+                N=n,
+                M=m,
+                ROWS=ROWS[m],
+                **tiles.LAUNCH,
+            )
     return out
 
 
@@ -283,31 +288,30 @@ def nm_weight_grad(
 ) -> Grads2:
     """As :func:`stochprune.reference.nm_weight_grad`."""
     n, m = pattern
-    dtypes = [torch.float32 if len(grad) > 1 else like.dtype for like in (weight, logits)]
-    results = [
-        torch.empty(like.shape, dtype=dtype, device=like.device) if need else None
-        for like, need, dtype in zip((weight, logits), needs, dtypes, strict=True)
-    ]
+    grad = grad.contiguous()
+    dweight, dlogits = (
+        torch.empty(like.shape, dtype=like.dtype, device=like.device) if need else None
+        for like, need in zip((weight, logits), needs, strict=True)
+    )
+    # Half as many rows if each weight needs registers for its own address, as in all kernels.
+    height = ROWS[m] * tiles.height(mask, grad, weight, logits) // tiles.ROWS
+    height = height // 2 if len(grad) > 1 else height  # the sums over draws need registers too
     if weight.numel():
         with torch.cuda.device_of(weight):
-            for i, part in enumerate(grad.contiguous()):
-                # Half as many rows if each weight needs registers for its own address, as in all kernels.
-                height = ROWS[m] * tiles.height(mask, part, weight, logits) // tiles.ROWS
-                nm_weight_grad_kernel[tiles.grid(mask, *weight.shape, height)](
-                    part,
-                    weight,
-                    logits,
-                    *results,
-                    *tiles.address(mask.one(i)),
-                    tiles.shift(mask),
-                    *weight.shape,
-                    *weight.stride(),
-                    *logits.stride(),
-                    N=n,
-                    M=m,
-                    ADD=i > 0,
-                    ROWS=height,
-                    **tiles.LAUNCH,
-                )
-    dweight, dlogits = (t if t is None else t.to(like.dtype) for t, like in zip(results, (weight, logits), strict=True))
+            nm_weight_grad_kernel[tiles.grid(mask, *weight.shape, height)](
+                grad,
+                weight,
+                logits,
+                dweight,
+                dlogits,
+                *tiles.address(mask),
+                tiles.shift(mask),
+                *grad.shape,
+                *weight.stride(),
+                *logits.stride(),
+                N=n,
+                M=m,
+                ROWS=height,
+                **tiles.LAUNCH,
+            )
     return dweight, dlogits

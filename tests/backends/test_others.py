@@ -174,6 +174,16 @@ OTHERS = {  # of weight, logits, rho and grad [N, K]
 }
 
 
+@pytest.mark.parametrize("col", [0, 76])
+@pytest.mark.parametrize("op", ["nm_masked_weight", "gaussian_weight"])
+def test_draws_together_are_those_one_by_one(backend, device, op, col, generator):
+    tensors = torch.randn(4, 37, 200, generator=generator).to(device)
+    at = mask(2**63 + 11, [5, 2**32 - 1, 0], 77, row=3, col=col, device=device)
+    together = OTHERS[op](backend, at, *tensors)[0].clone()  # scratch memory that the next calls use
+    for i, masked in enumerate(together):
+        assert torch.equal(masked, OTHERS[op](backend, at.one(i), *tensors)[0][0])
+
+
 @pytest.mark.parametrize("op", OTHERS)
 def test_other_ops_take_any_strides_and_nothing(backend, device, op, generator):
     at = mask(8, 4, 3, device=device)
