@@ -29,6 +29,8 @@ N = K = 4096
 ODD = (77, 333)
 SHARD, ODD_SHARD = (8192, 4096), (5, 76)
 """First row and column of two shards. The first starts at a group of 64 columns, the second at column 12 of a group."""
+FILTERS, POSITIONS = (256, 256 * 9), 9
+"""Filters of 3 x 3 and their number of kernel positions."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 
 
@@ -49,6 +51,8 @@ class Case(NamedTuple):
     @property
     def aligned(self) -> bool:
         """Return True if all rows of weights start at multiples of 16 elements, which Triton needs for wide loads."""
+        if self.op.endswith("channels last"):
+            return False
         return self.shape[0] % 16 == self.shape[1] % 16 == self.first[1] % 16 == 0
 
     def run(self) -> None:
@@ -68,10 +72,15 @@ class Case(NamedTuple):
         both, to = {"mask": mask, **results}, Gradients(**results)
         kl = KLTerm(prior, one)
         needs = (True, True)
+        filters = Logits(meta(n, POSITIONS, k // POSITIONS, dtype=w_dtype).mT)
         calls: dict[str, Callable[[], object]] = {
             "keep_mask": lambda: keep_mask(meta(n, k, dtype=torch.uint16), mask=mask),
             "threshold": lambda: threshold_from_logits(logits),
             "prepass": lambda: mask_weight(weight, logits, mask=mask, dtype=x_dtype),
+            "prepass, channels last": lambda: mask_weight(filters, filters, mask=mask, dtype=x_dtype),
+            "mask_backward, channels last": lambda: mask_backward(
+                filters, filters, filters, mask=mask, to=Gradients(filters, filters), rows=None, kl=None
+            ),
             "multi_prepass": lambda: masked_weights([weight], [logits], masks=masks, dtype=x_dtype),
             "multi_layer_grads": lambda: multi_layer_grads([wide], [weight], [logits], masks=masks, needs=needs),
             "mask_bits": lambda: mask_bits(logits, mask=mask),
@@ -126,6 +135,9 @@ def cases() -> Iterator[Case]:
                 yield Case(op, dtypes, 0, pattern, quick=pattern == "2:4" and dtypes == "bf16 fp32")
         for op in ("gaussian", "gaussian_grad", "moments", "moments_grad"):
             yield Case(op, dtypes, 0, "", quick=dtypes == "bf16 fp32")
+    for dtypes in masters:
+        for op in ("prepass", "mask_backward"):
+            yield Case(f"{op}, channels last", dtypes, quick=dtypes == "bf16 fp32", shape=FILTERS)
     for op in ("forward", "dx"):
         for dtypes in masters:
             for tokens in (16, 32, 64, 128):

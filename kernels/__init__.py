@@ -45,8 +45,8 @@ from .threshold import threshold_from_logits as threshold_from_logits
 NAME = "triton"
 MATRICES = False
 routing_table = routes.table
-masked_weight = partial(materialised.masked_weight, mask_weight)
-weight_grad = partial(materialised.weight_grad, mask_backward)
+masked_weight = partial(materialised.masked_weight, mask_weight, filters=True)
+weight_grad = partial(materialised.weight_grad, mask_backward, filters=True)
 
 
 def supports(*tensors: Tensor) -> bool:

@@ -16,7 +16,7 @@ from stochprune.materialised import Gradients
 from . import tiles
 from .estimators import masked, pull, slope
 from .philox import load_key, uniforms
-from .tiles import after, gathered, load, locate, offsets, within
+from .tiles import after, dense_offsets, gathered, load, locate, offsets, weight_offsets, within
 
 
 @triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature"])
@@ -44,6 +44,7 @@ def mask_backward_kernel(
     weight_col,
     logits_row,
     logits_col,
+    POSITIONS: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
@@ -51,15 +52,15 @@ def mask_backward_kernel(
 ):
     rows, cols, group = locate(tl.program_id(0), K, shift, ROWS, GROUPS)
     inside = within(rows, cols, N, K, shift)
-    at = offsets(rows, cols, K, 1)
+    at = dense_offsets(rows, cols, K, POSITIONS)
     g = load(grad_ptr, at, inside)
     row = gathered(rows, rows_ptr, N)
-    logit = load(logits_ptr, offsets(row, cols, logits_row, logits_col), inside)
+    logit = load(logits_ptr, weight_offsets(row, cols, logits_row, logits_col, K, POSITIONS), inside)
     k0, k1 = load_key(seed_ptr)
     # The compiler removes this line where nothing reads u.
     u = uniforms(after(row, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr), stream, GROUPS)
     if dlogits_ptr is not None:
-        w = load(weight_ptr, offsets(row, cols, weight_row, weight_col), inside)
+        w = load(weight_ptr, weight_offsets(row, cols, weight_row, weight_col, K, POSITIONS), inside)
         dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
         if prior_ptr is not None:
             dlogit += pull(logit, prior_ptr, kl_grad_ptr, offsets(row, cols, prior_row, prior_col), inside)
@@ -77,10 +78,10 @@ def mask_backward(
     grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, to: Gradients, rows: Rows, kl: KLTerm | None
 ) -> None:
     """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
-    N, K = grad.shape
+    N, K = len(grad), grad.shape[1:].numel()
     if not grad.numel():
         return
-    height = tiles.height(mask, grad, weight, logits)
+    height = tiles.height(mask, weight, logits, grad)
     with torch.cuda.device_of(weight):
         mask_backward_kernel[tiles.grid(mask, N, K, height)](
             grad,
@@ -95,8 +96,9 @@ def mask_backward(
             mask.temperature,
             N,
             K,
-            *weight.stride(),
-            *logits.stride(),
+            *weight.stride()[:2],
+            *logits.stride()[:2],
+            POSITIONS=tiles.positions(weight),
             ESTIMATOR=mask.estimator,
             ADD=to.add,
             ROWS=height,

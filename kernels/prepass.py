@@ -12,7 +12,7 @@ from stochprune.address import Logits, Mask, Rows
 from . import tiles
 from .estimators import masked
 from .philox import load_key, uniforms
-from .tiles import after, gathered, load, locate, offsets, within
+from .tiles import after, dense_offsets, gathered, load, locate, weight_offsets, within
 
 
 @triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature", "draws"])
@@ -35,6 +35,7 @@ def prepass_kernel(
     weight_col,
     logits_row,
     logits_col,
+    POSITIONS: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -43,20 +44,20 @@ def prepass_kernel(
     rows, cols, group = locate(tl.program_id(0) // draws, K, shift, ROWS, GROUPS)
     inside = within(rows, cols, N, K, shift)
     row = gathered(rows, rows_ptr, N)
-    w = load(weight_ptr, offsets(row, cols, weight_row, weight_col), inside)
-    logit = load(logits_ptr, offsets(row, cols, logits_row, logits_col), inside)
+    w = load(weight_ptr, weight_offsets(row, cols, weight_row, weight_col, K, POSITIONS), inside)
+    logit = load(logits_ptr, weight_offsets(row, cols, logits_row, logits_col, K, POSITIONS), inside)
     k0, k1 = load_key(seed_ptr)
     d = tl.program_id(0) % draws
     draw = tl.load(draw_ptr + d)
     u = uniforms(after(row, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
     z = masked(w, logit, u, temperature, ESTIMATOR)
     out_ptr += d.to(tl.int64) * N * K
-    tl.store(out_ptr + offsets(rows, cols, K, 1), z.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + dense_offsets(rows, cols, K, POSITIONS), z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None) -> Tensor:
-    """Return ``z * weight`` in ``dtype``, contiguous, as :class:`stochprune.materialised.MaskWeight`."""
-    N, K = len(weight) if rows is None else len(rows), weight.shape[1]
+    """Return ``z * weight`` in ``dtype``, as :class:`stochprune.materialised.MaskWeight`."""
+    N, K = len(weight) if rows is None else len(rows), weight.shape[1:].numel()
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)
     height = tiles.height(mask, weight, logits, out)
     if out.numel():
@@ -72,10 +73,11 @@ def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtyp
                 len(out),
                 N,
                 K,
-                *weight.stride(),
-                *logits.stride(),
+                *weight.stride()[:2],
+                *logits.stride()[:2],
+                POSITIONS=tiles.positions(weight),
                 ESTIMATOR=mask.estimator,
                 ROWS=height,
                 **tiles.LAUNCH,
             )
-    return out
+    return out if weight.dim() == 2 else out.view(len(out), N, -1, weight.shape[1]).mT

@@ -30,8 +30,13 @@ def aligned(*matrices: Tensor) -> bool:
 
 
 def height(mask: Mask, *matrices: Tensor) -> int:
-    """Return the number of rows of a tile, for these matrices [R, C] under a mask."""
-    return ROWS if mask.col % 16 == 0 and aligned(*matrices) else ODD_ROWS
+    """Return the number of rows of a tile, for these matrices [R, C] under a mask; the first may be a filter."""
+    return ROWS if mask.col % 16 == 0 and positions(matrices[0]) == 1 and aligned(*matrices) else ODD_ROWS
+
+
+def positions(weight: Tensor) -> int:
+    """Return the number of kernel positions of a filter [N, C, P] with the channels last in memory; 1 of a matrix."""
+    return weight.shape[2] if weight.dim() == 3 else 1
 
 
 def count(rows: int, cols: int, height: int = ROWS) -> int:
@@ -107,6 +112,27 @@ def gathered(rows, rows_ptr, N):
 def offsets(rows, cols, stride_row, stride_col):
     """Return the offsets [R, C] of elements; rows and columns are int64, since a matrix may have over 2^31 elements."""
     return rows[:, None] * stride_row + cols[None, :] * stride_col
+
+
+@triton.jit
+def dense_offsets(rows, cols, K, POSITIONS: tl.constexpr):
+    """Return the offsets [R, C] in a contiguous matrix, or in a filter with the channels last in memory.
+
+    Column k of a filter is channel k // P at kernel position k % P.
+    """
+    if POSITIONS == 1:
+        return offsets(rows, cols, K, 1)
+    else:
+        return offsets(rows, cols // POSITIONS + (cols % POSITIONS) * (K // POSITIONS), K, 1)
+
+
+@triton.jit
+def weight_offsets(rows, cols, stride_row, stride_col, K, POSITIONS: tl.constexpr):
+    """Return the offsets [R, C] in a matrix of any strides, or in a filter with the channels last in memory."""
+    if POSITIONS == 1:
+        return offsets(rows, cols, stride_row, stride_col)
+    else:
+        return dense_offsets(rows, cols, K, POSITIONS)
 
 
 @triton.jit

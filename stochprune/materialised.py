@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stochprune.address import Grads2, KLTerm, Logits, Mask, Masks, Memo, Needs2, Rows
+from stochprune.memory_format import channels_last, in_format_of
 
 BUDGET = 256 << 20
 """Bytes of temporary memory. As many draws share a launch as fit into it, but at least one."""
@@ -48,7 +49,10 @@ def product(
 
 
 class Gradients(NamedTuple):
-    """The results of a backward pass over a weight matrix, contiguous [N, K]; either may be None."""
+    """The results of a backward pass over a weight matrix, contiguous [N, K]; either may be None.
+
+    Those of filters [N, C, P] have the channels last in memory.
+    """
 
     dweight: Tensor | None
     dlogits: Tensor | None
@@ -69,7 +73,7 @@ def sum_over_draws(
         epilogue: writes the gradients of one draw; called with its index, G = dL/d(z * W) [R, K] and the results, of
             which one may be G itself.
         outer: returns G of a draw, in memory that may be overwritten, and in the given dtype if it has the choice.
-        like: weight and logits [N, K].
+        like: weight and logits [N, K], or filters [N, C, P], from :func:`flattened`.
         rows: R.
     """
     wanted = [t if need else None for t, need in zip(like, needs, strict=True)]
@@ -84,7 +88,8 @@ def sum_over_draws(
         ]
         epilogue(0, g, Gradients(results[0], results[1]))
         return results[0], results[1]
-    sums = [None if t is None else t.new_zeros(rows, t.shape[1], dtype=torch.float32) for t in wanted]
+    zeros = like[0].new_zeros(rows, like[0].shape[1]) if like[0].dim() == 2 else torch.zeros_like(like[0])
+    sums = [None if t is None else torch.zeros_like(zeros, dtype=torch.float32) for t in wanted]
     for i in range(draws):
         epilogue(i, outer(i, torch.float32), Gradients(sums[0], sums[1], add=True))
     dweight, dlogits = (None if r is None else r.to(t.dtype) for r, t in zip(sums, like, strict=True))
@@ -102,7 +107,10 @@ def outer(grad: Tensor, x: Tensor, i: int, dtype: torch.dtype) -> Tensor:
 
 
 class MaskWeight(Protocol):
-    """The pass that masks: returns ``z * weight`` [D, N, K] for all draws, or [D, R, K] with rows (int64 [R])."""
+    """The pass that masks: returns ``z * weight`` [D, N, K] for all draws, or [D, R, K] with rows (int64 [R]).
+
+    For filters [N, C, P] from :func:`flattened` it returns [D, N, C, P], also with the channels last in memory.
+    """
 
     def __call__(
         self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None
@@ -113,7 +121,7 @@ class MaskBackward(Protocol):
     """The pass through the mask of one draw: writes the gradients of weight and logits.
 
     Args:
-        grad: dL/d(z * weight) under the first draw of ``mask``, contiguous [N, K].
+        grad: dL/d(z * weight) under the first draw of ``mask``, contiguous [N, K]; for filters like the weight.
         to: the results; one of them may be ``grad`` itself.
         rows: int64 [R]: grad and the results hold these rows only, [R, K].
         kl: its gradient is added to dlogits.
@@ -132,6 +140,19 @@ class MaskBackward(Protocol):
     ) -> None: ...
 
 
+def flattened(weight: Tensor, logits: Logits, filters: bool) -> tuple[Tensor, Logits]:
+    """Return weight and logits as matrices [N, K], or as filters [N, C, P] with the channels last in memory.
+
+    Such filters have no view as a matrix. The column of channel c at kernel position p is c * P + p.
+
+    Args:
+        filters: whether the pass takes filters; otherwise they are copied.
+    """
+    if filters and channels_last(weight):
+        return weight.flatten(2), Logits(in_format_of(weight, logits).flatten(2))
+    return weight.flatten(1), Logits(logits.flatten(1))
+
+
 def masked_weight(
     mask_weight: MaskWeight,
     weight: Tensor,
@@ -141,12 +162,14 @@ def masked_weight(
     dtype: torch.dtype,
     rows: Rows = None,
     memo: Memo = None,
+    filters: bool = False,
 ) -> Tensor:
     """Return a backend's ``masked_weight`` (see :mod:`stochprune.reference`) from its pass that masks.
 
-    ``memo`` stays empty: it is for backends that keep intermediate results for the other pass.
+    ``memo`` stays empty: it is for backends that keep intermediate results for the other pass. ``filters`` as for
+    :func:`flattened`; with ``rows`` the weight is a matrix.
     """
-    out = mask_weight(weight.flatten(1), Logits(logits.flatten(1)), mask=mask, dtype=dtype, rows=rows)
+    out = mask_weight(*flattened(weight, logits, filters), mask=mask, dtype=dtype, rows=rows)
     return out.view(*out.shape[:2], *weight.shape[1:])
 
 
@@ -160,15 +183,19 @@ def weight_grad(
     needs: Needs2,
     rows: Rows = None,
     memo: Memo = None,
+    filters: bool = False,
 ) -> Grads2:
-    """Return a backend's ``weight_grad`` (see :mod:`stochprune.reference`) from its pass through the mask."""
-    flat, levels = weight.flatten(1), Logits(logits.flatten(1))
+    """Return a backend's ``weight_grad`` (see :mod:`stochprune.reference`) from its pass through the mask.
+
+    ``filters`` as for :func:`flattened`; with ``rows`` the weight is a matrix.
+    """
+    flat, levels = flattened(weight, logits, filters)
 
     def epilogue(i: int, g: Tensor, to: Gradients) -> None:
         mask_backward(g, flat, levels, mask=mask.one(i), to=to, rows=rows, kl=None)
 
     def outer(i: int, dtype: torch.dtype) -> Tensor:
-        return grad[i].flatten(1).contiguous()
+        return in_format_of(weight, grad[i]).flatten(2) if flat.dim() == 3 else grad[i].flatten(1).contiguous()
 
     grads = sum_over_draws(epilogue, outer, (flat, levels), grad.shape[1], len(grad), needs)
     dweight, dlogits = (None if g is None else g.view(grad.shape[1:]) for g in grads)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from stochprune.memory_format import in_format_of
+
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, str, bool, list))
 """Types of arguments that backends take as they are; a subclass of Tensor goes through the dispatcher."""
 
@@ -198,12 +200,14 @@ def product(
 
     def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         tensors, needs = args[:trained], args[-trained:]
-        # A tensor that is None has no gradient, even if one is needed.
-        wanted = [need and t is not None for t, need in zip(tensors, needs, strict=True)]
-        return tuple(
-            (grad if t is None else t).new_empty(t.shape if want else 0)
-            for t, want in zip(tensors, wanted, strict=True)
-        )
+        filters = tensors[1].dim() > 2  # the gradients of a convolution have the memory formats of its tensors
+
+        def fake(t: Tensor | None, need: bool) -> Tensor:
+            if t is None or not need:
+                return grad.new_empty(0) if t is None else t.new_empty(0)
+            return in_format_of(t, t.new_empty(t.shape)) if filters else t.new_empty(t.shape)
+
+        return tuple(fake(t, need) for t, need in zip(tensors, needs, strict=True))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         bias, seed, draw = inputs[trained : trained + 3]

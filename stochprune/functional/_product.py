@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stochprune.functional._geometry import Geometry
 from stochprune.functional._op import reshaped
+from stochprune.memory_format import in_format_of
 
 SCRATCH = 64 << 20
 """The most bytes of weights that a product of several draws holds at once; one draw may need more."""
@@ -28,11 +29,13 @@ def forward(
 ) -> Tensor:
     """Return y [D, M, N, ...] of x [D, M, K, ...]; slice d uses the weights of draw d.
 
-    With one draw, x is [M, K, ...], or [..., K] in a linear layer. Only the shape of ``weight`` is used.
+    With one draw, x is [M, K, ...], or [..., K] in a linear layer. Only the shape of ``weight`` is used. The result of
+    one draw has torch's memory format; that of several is contiguous.
     """
     if draws == 1:
         return multiply(x, weights(slice(0, 1))[0], bias, geometry)
-    return _join([_multiply_draws(x[part], weights(part), bias, geometry) for part in _parts(x, weight, geometry)])
+    parts = _parts(x, weight, geometry)
+    return _join([_multiply_draws(x[part], weights(part), bias, geometry) for part in parts]).contiguous()
 
 
 def backward(
@@ -47,13 +50,16 @@ def backward(
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """Return dx [D, M, K, ...] of grad [D, M, N, ...], and the gradients of the parameters, summed over the draws.
 
+    In a convolution dx has the memory format of x.
+
     Args:
         parameter_grads: returns the gradients of the parameters from dL/d(weights).
         needs: whether dx is needed, and whether any gradient of the parameters is; what is not needed is empty.
     """
     if draws == 1:
         dx_one, g = differentiate(grad, x, weights(slice(0, 1))[0] if needs[0] else weight.to(x.dtype), geometry, needs)
-        return x.new_empty(0) if dx_one is None else dx_one, [] if g is None else parameter_grads(slice(0, 1), g[None])
+        grads = [] if g is None else parameter_grads(slice(0, 1), g[None])
+        return x.new_empty(0) if dx_one is None else _formatted(x, dx_one, geometry), grads
     dx: list[Tensor] = []
     sums: Sequence[Tensor | None] = []
     for part in _parts(x, weight, geometry):
@@ -65,7 +71,7 @@ def backward(
         if g is not None:
             found = parameter_grads(part, g)
             sums = [accumulated(*pair) for pair in zip(sums, found, strict=True)] if sums else found
-    return (_join(dx) if needs[0] else x.new_empty(0)), sums
+    return (_formatted(x, _join(dx), geometry) if needs[0] else x.new_empty(0)), sums
 
 
 def fake_forward(x: Tensor, weight: Tensor, geometry: Sequence[int], draws: int) -> Tensor:
@@ -74,16 +80,17 @@ def fake_forward(x: Tensor, weight: Tensor, geometry: Sequence[int], draws: int)
 
 
 def operator_grads(likes: Sequence[Tensor | None], grads: Sequence[Tensor | None], spare: Tensor) -> list[Tensor]:
-    """Return gradients as an operator returns them: in the shapes of ``likes``, an empty tensor for each that is None.
+    """Return gradients as an operator returns them: in the shapes and memory formats of ``likes``; None becomes empty.
 
     ``spare`` gives the dtype and device of the empty tensor if the tensor itself is None.
     """
-    if not grads:
-        grads = [None] * len(likes)
-    return [
-        (spare if like is None else like).new_empty(0) if g is None or like is None else reshaped(g, like.shape)
-        for like, g in zip(likes, grads, strict=True)
-    ]
+
+    def result(like: Tensor | None, g: Tensor | None) -> Tensor:
+        if like is None or g is None:
+            return (spare if like is None else like).new_empty(0)
+        return in_format_of(like, reshaped(g, like.shape))
+
+    return [result(*pair) for pair in zip(likes, grads or [None] * len(likes), strict=True)]
 
 
 def _parts(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> Iterator[slice]:
@@ -153,6 +160,10 @@ def _to_groups(x: Tensor) -> Tensor:
 def _from_groups(y: Tensor, draws: int) -> Tensor:
     """Invert :func:`_to_groups` in the memory of y, which has one draw or one example."""
     return reshaped(y, (draws, y.shape[0], y.shape[1] // draws, *y.shape[2:]))
+
+
+def _formatted(x: Tensor, dx: Tensor, geometry: Sequence[int]) -> Tensor:
+    return in_format_of(x, dx) if geometry else dx
 
 
 def _join(parts: list[Tensor]) -> Tensor:

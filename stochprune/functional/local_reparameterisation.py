@@ -96,8 +96,8 @@ def _fake_backward(grad: Tensor, deviation: Tensor, *args: Any) -> Any:
     if need_x:
         dx, _ = _product.differentiate(grad.sum(0), x, weights[0].to(x.dtype).contiguous(), geometry, (True, False))
         dx = dx + x * dx
-    likes = [x.new_empty(0) if t is None or not need_weights else t.new_empty(t.shape) for t in weights]
-    return dx, *likes
+    grads = [None if t is None or not need_weights else t.new_empty(t.shape) for t in weights]
+    return dx, *_product.operator_grads(weights, grads, x)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -17,19 +17,24 @@ from stochprune.functional._address import Address
 from stochprune.functional._geometry import Convolution, Sizes
 from stochprune.functional._inputs import convolution
 from stochprune.functional._op import ADDRESS, product
+from stochprune.memory_format import in_format_of
 
 
 def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     backend, mask, geometry = backends.resolve(x, weight, logits), Mask(*rest[:7]), rest[7]
 
     def weights(part: slice) -> Tensor:
-        return backend.masked_weight(weight, Logits(logits), mask=mask.part(part), dtype=x.dtype)
+        masked = backend.masked_weight(weight, Logits(logits), mask=mask.part(part), dtype=x.dtype)
+        return in_format_of(weight, masked)
 
     return _product.forward(x, weight, bias, weights, geometry, len(mask.draw))
 
 
 def _fake(x: Tensor, weight: Tensor, logits: Tensor, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
-    return _product.fake_forward(x, weight, rest[-1], len(draw))
+    def weights(part: slice) -> Tensor:
+        return in_format_of(weight, x.new_empty(part.stop - part.start, *weight.shape))
+
+    return _product.forward(x, weight, None, weights, rest[-1], len(draw))
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +44,8 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: An
 
     def weights(part: slice) -> Tensor:
         memo.clear()
-        return backend.masked_weight(weight, levels, mask=mask.part(part), dtype=x.dtype, memo=memo)
+        masked = backend.masked_weight(weight, levels, mask=mask.part(part), dtype=x.dtype, memo=memo)
+        return in_format_of(weight, masked)
 
     def parameter_grads(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return backend.weight_grad(g, weight, levels, mask=mask.part(part), needs=needs, memo=memo)

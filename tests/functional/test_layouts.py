@@ -81,3 +81,24 @@ def test_empty_batches_of_images():
 def test_convolutions_without_filters_are_refused(op, w):
     with pytest.raises(ValueError, match=rf"^{op}: .*weight"):
         getattr(sp.functional, op)(torch.ones(2, 4, 5, 5), torch.ones(w), torch.ones(w), **AT)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("weights_last", [False, True])
+@pytest.mark.parametrize("x_last", [False, True])
+def test_convolutions_keep_the_memory_formats_that_compiled_graphs_expect(x_last, weights_last, draws, generator):
+    shapes = (2, 4, 7, 6) if draws == 1 else (draws, 1, 4, 7, 6), (8, 4, 3, 3), (8, 4, 3, 3)
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+    x, weight, logits = (
+        LAYOUTS["channels last"](t) if last else t
+        for t, last in zip(tensors, (x_last, weights_last, weights_last), strict=True)
+    )
+    at = (torch.tensor([3]), torch.arange(draws), 7, "straight_through", 1.0, 0, 0, [1, 1, 1, 1, 1, 1, 0, 0, 0, 1])
+    forward, backward = torch.ops.stochprune.masked_convolution, torch.ops.stochprune.masked_convolution_backward
+    torch.library.opcheck(forward.default, (x, weight, logits, None, *at), test_utils="test_faketensor")
+    grad = forward(x, weight, logits, None, *at)
+    torch.library.opcheck(
+        backward.default, (grad, x, weight, logits, *at, True, True, True), test_utils="test_faketensor"
+    )
+    for gradient, t in zip(backward(grad, x, weight, logits, *at, True, True, True), (x, weight, logits), strict=True):
+        assert gradient.stride() == t.stride()
