@@ -63,12 +63,13 @@ class Row(NamedTuple):
             broken.append("too much shared memory")
         if not self.case.aligned:
             return broken  # wide loads are impossible, and other tiles are used
-        in_loop = self.case.op in ("forward", "dx")
+        convolution = self.case.op.startswith("convolution")
+        in_loop = convolution or self.case.op in ("forward", "dx")
         if in_loop and self.arch == 90 and "from registers" not in self.matrix:
             broken.append("masked operand not in registers")
-        if self.case.op == "forward" and in_loop and self.arch == 100 and "from tensor memory" not in self.matrix:
+        if in_loop and self.case.op != "dx" and self.arch == 100 and "from tensor memory" not in self.matrix:
             broken.append("masked operand not in tensor memory")
-        if self.load < 128 or (self.store < 128 and self.case.op not in SMALL):
+        if self.load < 128 or (self.store < 128 and self.case.op not in SMALL and not convolution):
             broken.append(f"loads {self.load} bits and stores {self.store} bits at a time")
         if not self.case.tokens and self.narrow > SCALARS:
             broken.append(f"{self.narrow} narrow loads")

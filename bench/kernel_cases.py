@@ -14,6 +14,7 @@ from stochprune.kernels.keep_mask import keep_mask
 from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from stochprune.kernels.mask_backward import mask_backward
 from stochprune.kernels.mask_bits import mask_bits
+from stochprune.kernels.masked_conv import masked_conv
 from stochprune.kernels.masked_matmul import masked_matmul
 from stochprune.kernels.moments import moments, moments_grad
 from stochprune.kernels.multi_layer_grads import multi_layer_grads
@@ -31,6 +32,10 @@ SHARD, ODD_SHARD = (8192, 4096), (5, 76)
 """First row and column of two shards. The first starts at a group of 64 columns, the second at column 12 of a group."""
 FILTERS, POSITIONS = (256, 256 * 9), 9
 """Filters of 3 x 3 and their number of kernel positions."""
+DRAWS = 64
+"""Examples with a mask each, in a convolution."""
+SAME = (1, 1, 1, 1, 1, 1)
+"""Stride, padding and dilation of a convolution of 3 x 3."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 
 
@@ -65,6 +70,7 @@ class Case(NamedTuple):
         g, wide = meta(1, n, k, dtype=w_dtype), meta(n, k, dtype=x_dtype)
         number, one = meta(1, dtype=torch.int64), meta(dtype=torch.float64)
         mask = Mask(number, number, self.stream, self.estimator, self.temperature, *self.first)
+        many = mask._replace(draw=meta(DRAWS, dtype=torch.int64))
         masks = Masks(number, number, [1], self.estimator, self.temperature, *([first] for first in self.first))
         bits = meta(1, n, -(-k // 32), dtype=torch.int32)
         pattern = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
@@ -73,6 +79,11 @@ class Case(NamedTuple):
         kl = KLTerm(prior, one)
         needs = (True, True)
         filters = Logits(meta(n, POSITIONS, k // POSITIONS, dtype=w_dtype).mT)
+        kernels = Logits(meta(n, k // POSITIONS, 3, 3, dtype=w_dtype))
+        images = meta(1, self.tokens, k // POSITIONS, 1, 1, dtype=x_dtype)
+        features = meta(1, self.tokens, n, 1, 1, dtype=x_dtype)
+        rows = meta(DRAWS, 1, k // POSITIONS, 1, self.tokens, dtype=x_dtype)
+        row_features = meta(DRAWS, 1, n, 1, self.tokens, dtype=x_dtype)
         calls: dict[str, Callable[[], object]] = {
             "keep_mask": lambda: keep_mask(meta(n, k, dtype=torch.uint16), mask=mask),
             "threshold": lambda: threshold_from_logits(logits),
@@ -102,6 +113,10 @@ class Case(NamedTuple):
             "dx": lambda: masked_matmul(grad, weight, logits, None, mask=mask, out=x, transpose=True),
             "forward, bits": lambda: masked_matmul(x, weight, logits, None, mask=mask, out=grad, bits=bits),
             "dx, bits": lambda: masked_matmul(grad, weight, logits, None, mask=mask, out=x, transpose=True, bits=bits),
+            "convolution": lambda: masked_conv(images, kernels, kernels, None, mask=mask, geometry=SAME, out=features),
+            "convolution, per example": lambda: masked_conv(
+                rows, kernels, kernels, None, mask=many, geometry=SAME, out=row_features
+            ),
             "one_pass": lambda: one_pass(grad[0], x[0], weight, logits, **both),
             "one_pass, kl": lambda: one_pass(grad[0], x[0], weight, logits, kl=kl, **both),
         }
@@ -147,6 +162,17 @@ def cases() -> Iterator[Case]:
         yield Case(op, "fp16 fp16", 128)
         yield Case(op, "fp32 fp32", 16)
         yield Case(op, "tf32 fp32", 512)
+    for dtypes in masters:
+        for tokens in (16, 32, 64, 128):
+            yield Case("convolution", dtypes, tokens, quick=tokens == 128, shape=FILTERS)
+        yield Case("convolution, per example", dtypes, 64, shape=FILTERS)
+        yield Case("convolution", dtypes, 128, shape=(64, 64 * POSITIONS))
+        yield Case("convolution", dtypes, 128, "hard_concrete", shape=FILTERS)
+    for dtypes in ("fp32 fp32", "tf32 fp32"):
+        yield Case("convolution", dtypes, 128, shape=FILTERS)
+    for tokens in (16, 64):
+        yield Case("convolution", "bf16 fp32", tokens, shape=(77, 3 * POSITIONS))
+    yield Case("convolution", "bf16 fp32", 128, shape=FILTERS, first=SHARD)
     for dtypes in masters:
         for tokens in (16, 32, 64):
             yield Case("one_pass", dtypes, tokens, quick=tokens == 64)

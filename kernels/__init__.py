@@ -31,6 +31,7 @@ from .kl import bernoulli_kl_backward as bernoulli_kl_backward
 from .kl import gaussian_kl as gaussian_kl
 from .kl import gaussian_kl_backward as gaussian_kl_backward
 from .mask_backward import mask_backward
+from .masked_conv import masked_convolution as masked_convolution
 from .masked_linear import masked_linear as masked_linear
 from .masked_linear import masked_linear_backward as masked_linear_backward
 from .moments import moments as moments

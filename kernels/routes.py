@@ -105,6 +105,18 @@ def constants(device: torch.device) -> Constants:
     return ROOFLINE
 
 
+def forced() -> str | None:
+    """Return the route that the environment sets, None if it sets none.
+
+    Raises:
+        ValueError: it names an unknown route.
+    """
+    route = os.environ.get(OVERRIDE) or None
+    if route and route not in ROUTES:
+        raise ValueError(f"{OVERRIDE}: unknown route '{route}'; known are: {', '.join(ROUTES)}")
+    return route
+
+
 def choose(product: Product, estimator: str, device: torch.device) -> str:
     """Return the route of a product.
 
@@ -114,14 +126,12 @@ def choose(product: Product, estimator: str, device: torch.device) -> str:
     Raises:
         ValueError: the override names an unknown route.
     """
-    forced = os.environ.get(OVERRIDE)
-    if forced and forced not in ROUTES:
-        raise ValueError(f"{OVERRIDE}: unknown route '{forced}'; known are: {', '.join(ROUTES)}")
+    route = forced()
     if product.col % GROUP.value:
         return "prepass"
     hard = estimator.startswith("straight_through")
-    if forced and (hard or forced != "bits"):
-        return forced
+    if route and (hard or route != "bits"):
+        return route
     seconds = product.seconds(device)
     return min((route for route in ROUTES if hard or route != "bits"), key=lambda route: seconds[route])
 

@@ -63,6 +63,17 @@ class Backend(Protocol):
         kl: KLTerm | None = None,
     ) -> Grads3: ...
 
+    def masked_convolution(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        logits: Logits,
+        bias: Tensor | None,
+        *,
+        mask: Mask,
+        geometry: Sequence[int],
+    ) -> Tensor | None: ...  # None: torch convolves with masked_weight
+
     def masked_weight(
         self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None, memo: Memo = None
     ) -> Tensor: ...

@@ -202,6 +202,25 @@ def weight_grad(
     return dweight, dlogits
 
 
+def masked_convolution(
+    x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask, geometry: Sequence[int]
+) -> Tensor | None:
+    """Return a convolution whose filters are masked as they are used; None if torch should use masked filters instead.
+
+    This one is for backends that have no such convolution, so it returns None.
+
+    Args:
+        x: [D, M, C, *S] for D draws, [M, C, *S] for one.
+        weight, logits: [N, C / groups, *kernel], or as torch has them if transposed.
+        bias: [N] or None, in x's dtype.
+        geometry: stride, padding, dilation and output padding of each dimension; 1 if transposed, else 0; groups.
+
+    Returns:
+        [D, M, N, *T], contiguous, or [M, N, *T] in torch's memory format; or None.
+    """
+    return None
+
+
 def product_grads(
     mask_backward: MaskBackward,
     grad: Tensor,

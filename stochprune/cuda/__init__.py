@@ -14,6 +14,7 @@ from stochprune.cuda.masked_linear import masked_linear_backward as masked_linea
 from stochprune.cuda.passes import keep_mask as keep_mask
 from stochprune.cuda.passes import mask_backward, mask_weight
 from stochprune.cuda.passes import threshold_from_logits as threshold_from_logits
+from stochprune.materialised import masked_convolution as masked_convolution
 from stochprune.native.arrays import CODES
 from stochprune.reference import bernoulli_kl as bernoulli_kl
 from stochprune.reference import bernoulli_kl_backward as bernoulli_kl_backward

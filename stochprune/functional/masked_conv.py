@@ -23,6 +23,10 @@ from stochprune.memory_format import in_format_of
 def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     backend, mask, geometry = backends.resolve(x, weight, logits), Mask(*rest[:7]), rest[7]
 
+    fused = backend.masked_convolution(x, weight, Logits(logits), bias, mask=mask, geometry=geometry)
+    if fused is not None:
+        return fused
+
     def weights(part: slice) -> Tensor:
         masked = backend.masked_weight(weight, Logits(logits), mask=mask.part(part), dtype=x.dtype)
         return in_format_of(weight, masked)

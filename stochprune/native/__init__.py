@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stochprune import _C
+from stochprune.materialised import masked_convolution
 from stochprune.native.gaussian import gaussian_grad, gaussian_weight, normal
 from stochprune.native.keep_mask import keep_mask
 from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
@@ -47,6 +48,7 @@ __all__ = [
     "gaussian_kl_backward",
     "gaussian_weight",
     "keep_mask",
+    "masked_convolution",
     "masked_linear",
     "masked_linear_backward",
     "masked_weight",

@@ -6,6 +6,7 @@ it makes temporary tensors of the size of the weight, and its integer arithmetic
 
 from torch import Tensor
 
+from stochprune.materialised import masked_convolution as masked_convolution
 from stochprune.reference.gaussian import gaussian_grad as gaussian_grad
 from stochprune.reference.gaussian import gaussian_weight as gaussian_weight
 from stochprune.reference.gaussian import moments as moments

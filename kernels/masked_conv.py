@@ -1,0 +1,294 @@
+"""masked_conv: a convolution that masks its filters in registers, as a matrix product over unfolded inputs.
+
+The masked filters are the left operand, as in :mod:`.masked_matmul`, and are never written to memory. The tokens are
+the output positions of all examples of a draw::
+
+    y^T [N, tokens] = (z * W) x^T,    x [tokens, C * P]: the inputs under the P kernel positions
+
+x is never unfolded in memory: each step of the reduction reads 64 columns (c, p) of it in place.
+"""
+# ruff: noqa: RUF005  Triton does not support starred tuples.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stochprune.address import Logits, Mask
+
+from . import tiles
+from .conv_route import in_register
+from .estimators import masked
+from .matmul import STEP, Tile, precision, settled, usable
+from .philox import GROUP, load_key, uniforms
+from .split_sum import split, split_sum
+from .tiles import after, aligned, load, offsets
+
+LARGEST_KERNEL = 15
+"""Height and width of the largest kernel whose positions fit in the bits of :func:`edges`."""
+
+
+@triton.jit
+def located(m, height, width):
+    """Return the image of each token, and its position in it, int64; ``m`` are int32."""
+    row = m // width
+    return (row // height).to(tl.int64), (row % height).to(tl.int64), (m % width).to(tl.int64)
+
+
+@triton.jit
+def edges(start, size, TAPS: tl.constexpr, GAP: tl.constexpr):
+    """Return bits, int32: bit i is 1 where ``start + i * GAP`` lies outside 0 .. size - 1."""
+    bits = tl.zeros(start.shape, tl.int32)
+    for i in tl.static_range(TAPS):
+        at = start + i * GAP
+        bits |= tl.where((at >= 0) & (at < size), 0, 1 << i)
+    return bits
+
+
+@triton.jit
+def taps(
+    r, K, x_channel, x_y, x_x, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr
+):
+    """Return the offsets in x of the columns ``r`` of a filter, and their bits of :func:`edges`.
+
+    The kernel positions lie DOWN and RIGHT apart, WIDTH of them in a row. The low half of the bits is for rows.
+    """
+    y, x = r % POSITIONS // WIDTH, r % POSITIONS % WIDTH
+    at = (r // POSITIONS).to(tl.int64) * x_channel + (y * DOWN).to(tl.int64) * x_y + (x * RIGHT).to(tl.int64) * x_x
+    bits = (1 << y) | (0x10000 << x)
+    return at.to(tl.int32), tl.where(r < K, bits, 0x8000)
+
+
+@triton.jit
+def interleaved(parts):
+    """Return [R, C * P] of P tiles [R, C]: column j is column j // P of tile j % P."""
+    R: tl.constexpr = parts[0].shape[0]
+    C: tl.constexpr = parts[0].shape[1]
+    if len(parts) == 1:
+        return parts[0]
+    elif len(parts) == 2:
+        return tl.join(parts[0], parts[1]).reshape(R, 2 * C)
+    else:
+        return tl.join(tl.join(parts[0], parts[2]), tl.join(parts[1], parts[3])).reshape(R, 4 * C)
+
+
+GEOMETRY = ["height", "width", "out_height", "out_width", "stride_y", "stride_x", "padding_y", "padding_x"]
+STRIDES = ["x_draw", "x_example", "x_channel", "x_y", "x_x", "out_example", "out_channel", "out_position"]
+
+
+@triton.jit(
+    do_not_specialize=["stream", "first_row", "first_group", "temperature", "draws", "M", "steps", *GEOMETRY, *STRIDES]
+)
+def masked_conv_kernel(
+    x_ptr,
+    weight_ptr,
+    logits_ptr,
+    bias_ptr,
+    out_ptr,
+    seed_ptr,
+    draw_ptr,
+    stream: tl.int32,
+    first_row,
+    first_group,
+    temperature,
+    draws,
+    M,
+    N,
+    K,
+    steps,
+    height,
+    width,
+    out_height,
+    out_width,
+    stride_y,
+    stride_x,
+    padding_y,
+    padding_x,
+    x_draw,
+    x_example,
+    x_channel,
+    x_y,
+    x_x,
+    out_example,
+    out_channel,
+    out_position,
+    weight_row,
+    weight_col,
+    logits_row,
+    logits_col,
+    ESTIMATOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DOWN: tl.constexpr,
+    RIGHT: tl.constexpr,
+    OUT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    # Programs that share a tile of weights are neighbours: memory is read once, then the cache.
+    program = tl.program_id(0)
+    token_tiles = tl.cdiv(M, TOKENS)
+    first_token = program % token_tiles * TOKENS
+    program //= token_tiles
+    d = (program % draws).to(tl.int64)
+    program //= draws
+    out_tiles = tl.cdiv(N, OUT)
+    o = (program % out_tiles).to(tl.int64) * OUT + tl.arange(0, OUT)
+    share = (program // out_tiles).to(tl.int64)
+
+    # Tokens are read in parts of 32: so a thread reads few columns of x, for several tokens, and computes few offsets.
+    PARTS: tl.constexpr = max(1, TOKENS // 32)
+    pointers, edge_bits = (), ()
+    for part in tl.static_range(PARTS):
+        m = first_token + part * (TOKENS // PARTS) + tl.arange(0, TOKENS // PARTS)
+        example, y, x = located(m, out_height, out_width)
+        y, x = y * stride_y - padding_y, x * stride_x - padding_x
+        pointers = pointers + (x_ptr + (d * x_draw + example * x_example + y * x_y + x * x_x),)
+        outside = edges(y, height, POSITIONS // WIDTH, DOWN) | (edges(x, width, WIDTH, RIGHT) << 16) | 0x8000
+        edge_bits = edge_bits + (tl.where(m < M, outside, -1),)
+
+    k0, k1 = load_key(seed_ptr)
+    draw = tl.load(draw_ptr + d)
+    acc = tl.zeros([OUT, TOKENS], tl.float32)
+    for step in range(share * steps, tl.minimum((share + 1) * steps, tl.cdiv(K, STEP))):
+        r = step * STEP + tl.arange(0, STEP)
+        inside = (o < N)[:, None] & (r < K)[None, :]
+        w = load(weight_ptr, offsets(o, r, weight_row, weight_col), inside)
+        logit = load(logits_ptr, offsets(o, r, logits_row, logits_col), inside)
+        tap_at, bits = taps(r.to(tl.int32), K, x_channel, x_y, x_x, POSITIONS, WIDTH, DOWN, RIGHT)
+        parts = ()
+        for part in tl.static_range(PARTS):
+            there = (edge_bits[part][None, :] & bits[:, None]) == 0
+            parts = parts + (tl.load(pointers[part][None, :] + tap_at[:, None], mask=there, other=0.0),)
+        b = interleaved(parts)
+        u = uniforms(
+            after(o, first_row), after(step * (STEP // GROUP), first_group), k0, k1, draw, stream, STEP // GROUP
+        )
+        a = masked(w, logit, u, temperature, ESTIMATOR).to(b.dtype)
+        acc = settled(tl.dot(a, b, acc, input_precision=PRECISION))
+
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + o, mask=(o < N) & (share == 0), other=0.0).to(tl.float32)
+        acc += bias[:, None]
+    out_ptr += (share * draws + d) * M * N
+    acc = acc.reshape(OUT, TOKENS // PARTS, PARTS).permute(0, 2, 1).reshape(OUT, TOKENS)
+    m = first_token + tl.arange(0, TOKENS)
+    example, y, x = located(m, out_height, out_width)
+    at = o[:, None] * out_channel + (example * out_example + (y * out_width + x) * out_position)[None, :]
+    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(o < N)[:, None] & (m < M)[None, :])
+
+
+def masked_conv(
+    x: Tensor,
+    weight: Tensor,
+    logits: Logits,
+    bias: Tensor | None,
+    *,
+    mask: Mask,
+    geometry: Sequence[int],
+    out: Tensor,
+) -> None:
+    """Write one masked convolution for each draw to ``out``.
+
+    Args:
+        x: [D, M, C, H, W], of any strides.
+        weight, logits: [N, C, kernel height, kernel width].
+        bias: [N] or None.
+        mask: its column offset must be a multiple of 64.
+        geometry: stride, padding and dilation, each along height and width.
+        out: [D, M, N, OH, OW]; in memory the draws are contiguous, and each is contiguous or has the channels last.
+    """
+    D, _, N, out_height, out_width = out.shape
+    M = out[0].numel() // N
+    if not out.numel():
+        return
+    # A filter with the channels last is copied: the main loop reads it once for each draw and each tile of tokens.
+    matrix, levels = weight.flatten(1), logits.flatten(1)
+    K = matrix.shape[1]
+    tile = fit(x, M, matrix, levels)
+    programs = D * triton.cdiv(M, tile.tokens) * triton.cdiv(N, tile.out)
+    steps, shares = split(triton.cdiv(K, STEP), programs, x.device)
+    partial = out if shares == 1 else torch.empty(shares, D * M * N, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        masked_conv_kernel[(programs * shares,)](
+            x,
+            matrix,
+            levels,
+            bias,
+            partial,
+            *tiles.address(mask),
+            mask.temperature,
+            D,
+            M,
+            N,
+            K,
+            steps,
+            *x.shape[-2:],
+            out_height,
+            out_width,
+            *geometry[:4],
+            *x.stride(),
+            *out.stride()[1:3],
+            out.stride(4),
+            *matrix.stride(),
+            *levels.stride(),
+            ESTIMATOR=mask.estimator,
+            PRECISION=precision(x.dtype),
+            POSITIONS=weight[0, 0].numel(),
+            WIDTH=weight.shape[3],
+            DOWN=geometry[4],
+            RIGHT=geometry[5],
+            OUT=tile.out,
+            TOKENS=tile.tokens,
+            STEP=STEP,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            enable_fp_fusion=False,
+        )
+    if shares > 1:
+        split_sum(partial, None, out.as_strided((out.numel(),), (1,)))  # the bias is in the first share
+
+
+def fit(x: Tensor, tokens: int, *weights: Tensor) -> Tile:
+    """Return the tile for some tokens: wide, since each tile samples its mask once, but without spilled registers."""
+    found = usable(x.dtype, x.device, aligned(*weights))
+    return next((tile for tile in found if tokens <= tile.tokens), found[-1])
+
+
+def masked_convolution(
+    x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask, geometry: Sequence[int]
+) -> Tensor | None:
+    """As :func:`stochprune.materialised.masked_convolution`: with one or two dimensions and one group, where faster."""
+    spatial, draws = weight.dim() - 2, len(mask.draw)
+    stride, padding, dilation = ([*geometry[i * spatial : (i + 1) * spatial]] for i in range(3))
+    transposed, groups = geometry[-2:]
+    extent = 1 + sum(
+        (size - 1) * step for size, step in zip(x.shape[-spatial - 1 :], x.stride()[-spatial - 1 :], strict=True)
+    )
+    if spatial > 2 or transposed or groups > 1 or max(weight.shape[2:]) > LARGEST_KERNEL or extent >= 1 << 31:
+        return None
+    steps = zip(x.shape[-spatial:], weight.shape[2:], stride, padding, dilation, strict=True)
+    sizes = [(size + 2 * pad - gap * (taps - 1) - 1) // step + 1 for size, taps, step, pad, gap in steps]
+    shape = (*x.shape[: -spatial - 1], len(weight), *sizes)
+    if not in_register(shape, x, weight, logits, mask):
+        return None
+    # As in torch, the channels of one draw's result are last if those of x or of the weight are.
+    last = draws == 1 and spatial == 2 and any(_channels_last(t) for t in (x, weight))
+    layout = torch.channels_last if last else torch.contiguous_format
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    images, out = (x, y) if draws > 1 else (x[None], y[None])
+    filters, levels = weight, logits
+    if spatial == 1:  # images of height 1
+        images, out, filters, levels = (t.unsqueeze(-2) for t in (images, out, filters, levels))
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    masked_conv(images, filters, Logits(levels), bias, mask=mask, geometry=(*stride, *padding, *dilation), out=out)
+    return y
+
+
+def _channels_last(t: Tensor) -> bool:
+    return t.is_contiguous(memory_format=torch.channels_last) and t.stride(1) == 1
