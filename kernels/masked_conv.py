@@ -21,13 +21,17 @@ from torch import Tensor
 from stochprune.address import Logits, Mask
 
 from . import tiles
-from .conv_route import in_register
-from .estimators import masked
-from .matmul import STEP, Tile, precision, settled, usable
-from .philox import GROUP, load_key, uniforms
-from .split_sum import split, split_sum
-from .tiles import after, aligned, load, offsets
+from .conv_route import choose
+from .estimators import hard, masked
+from .matmul import STEP, precision, settled, stages, tile_for, usable
+from .pairs import masked_pairs, raised_pairs
+from .philox import GROUP, load_key, uniform_pairs, uniforms
+from .split_sum import most_shares, split, split_sum
+from .thresholds import cache
+from .tiles import after, aligned, load, load_tile, offsets
 
+RESIDENT = 2
+"""Most programs that a multiprocessor runs at a time: they need more registers than those of a matrix product."""
 LARGEST_KERNEL = 15
 """Height and width of the largest kernel whose positions fit in the bits of :func:`edges`."""
 
@@ -87,6 +91,7 @@ def masked_conv_kernel(
     x_ptr,
     weight_ptr,
     logits_ptr,
+    thresholds_ptr,
     bias_ptr,
     out_ptr,
     seed_ptr,
@@ -99,6 +104,7 @@ def masked_conv_kernel(
     M,
     N,
     K,
+    words,
     steps,
     height,
     width,
@@ -158,18 +164,27 @@ def masked_conv_kernel(
     for step in range(share * steps, tl.minimum((share + 1) * steps, tl.cdiv(K, STEP))):
         r = step * STEP + tl.arange(0, STEP)
         inside = (o < N)[:, None] & (r < K)[None, :]
-        w = load(weight_ptr, offsets(o, r, weight_row, weight_col), inside)
-        logit = load(logits_ptr, offsets(o, r, logits_row, logits_col), inside)
+        w = load_tile(weight_ptr + offsets(o, r, weight_row, weight_col), inside)
         tap_at, bits = taps(r.to(tl.int32), K, x_channel, x_y, x_x, POSITIONS, WIDTH, DOWN, RIGHT)
         parts = ()
         for part in tl.static_range(PARTS):
             there = (edge_bits[part][None, :] & bits[:, None]) == 0
             parts = parts + (tl.load(pointers[part][None, :] + tap_at[:, None], mask=there, other=0.0),)
         b = interleaved(parts)
-        u = uniforms(
-            after(o, first_row), after(step * (STEP // GROUP), first_group), k0, k1, draw, stream, STEP // GROUP
-        )
-        a = masked(w, logit, u, temperature, ESTIMATOR).to(b.dtype)
+        sampled, group = after(o, first_row), after(step * (STEP // GROUP), first_group)
+        if thresholds_ptr is not None:
+            at = offsets(o, step * (STEP // 2) + tl.arange(0, STEP // 2), words, 1)
+            raised = load_tile(thresholds_ptr + at, (o < N)[:, None]).to(tl.uint32, bitcast=True)
+        else:
+            logit = load(logits_ptr, offsets(o, r, logits_row, logits_col), inside)
+            if hard(ESTIMATOR):
+                raised = raised_pairs(logit)
+        if hard(ESTIMATOR):
+            u = uniform_pairs(sampled, group, k0, k1, draw, stream, STEP // GROUP)
+            a = masked_pairs(w.to(b.dtype), raised, u)
+        else:
+            u = uniforms(sampled, group, k0, k1, draw, stream, STEP // GROUP)
+            a = masked(w.to(tl.float32), logit, u, temperature, ESTIMATOR).to(b.dtype)
         acc = settled(tl.dot(a, b, acc, input_precision=PRECISION))
 
     if bias_ptr is not None:
@@ -192,6 +207,7 @@ def masked_conv(
     mask: Mask,
     geometry: Sequence[int],
     out: Tensor,
+    thresholds: Tensor | None = None,
 ) -> None:
     """Write one masked convolution for each draw to ``out``.
 
@@ -202,6 +218,7 @@ def masked_conv(
         mask: its column offset must be a multiple of 64.
         geometry: stride, padding and dilation, each along height and width.
         out: [D, M, N, OH, OW]; in memory the draws are contiguous, and each is contiguous or has the channels last.
+        thresholds: packed thresholds of the logits, which are then not read; for hard masks only.
     """
     D, _, N, out_height, out_width = out.shape
     M = out[0].numel() // N
@@ -210,15 +227,20 @@ def masked_conv(
     # A filter with the channels last is copied: the main loop reads it once for each draw and each tile of tokens.
     matrix, levels = weight.flatten(1), logits.flatten(1)
     K = matrix.shape[1]
-    tile = fit(x, M, matrix, levels)
+    read = (matrix, levels) if thresholds is None else (matrix,)
+    tile = tile_for(M, usable(x.dtype, x.device, aligned(*read)))
+    each = matrix.element_size() + (levels.element_size() if thresholds is None else 2)  # bytes read for a weight
     programs = D * triton.cdiv(M, tile.tokens) * triton.cdiv(N, tile.out)
-    steps, shares = split(triton.cdiv(K, STEP), programs, x.device)
+    resident = min(tile.resident, RESIDENT) if x.element_size() == 2 else 1
+    most = most_shares(matrix.numel() * each, out.numel())
+    steps, shares = split(triton.cdiv(K, STEP), programs, resident, x.device, most)
     partial = out if shares == 1 else torch.empty(shares, D * M * N, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         masked_conv_kernel[(programs * shares,)](
             x,
             matrix,
-            levels,
+            levels if thresholds is None else None,
+            thresholds,
             bias,
             partial,
             *tiles.address(mask),
@@ -227,6 +249,7 @@ def masked_conv(
             M,
             N,
             K,
+            0 if thresholds is None else thresholds.shape[1],
             steps,
             *x.shape[-2:],
             out_height,
@@ -247,17 +270,11 @@ def masked_conv(
             TOKENS=tile.tokens,
             STEP=STEP,
             num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_stages=stages(tile._replace(resident=resident), each, x.element_size(), x.device),
             enable_fp_fusion=False,
         )
     if shares > 1:
         split_sum(partial, None, out.as_strided((out.numel(),), (1,)))  # the bias is in the first share
-
-
-def fit(x: Tensor, tokens: int, *weights: Tensor) -> Tile:
-    """Return the tile for some tokens: wide, since each tile samples its mask once, but without spilled registers."""
-    found = usable(x.dtype, x.device, aligned(*weights))
-    return next((tile for tile in found if tokens <= tile.tokens), found[-1])
 
 
 def masked_convolution(
@@ -275,8 +292,11 @@ def masked_convolution(
     steps = zip(x.shape[-spatial:], weight.shape[2:], stride, padding, dilation, strict=True)
     sizes = [(size + 2 * pad - gap * (taps - 1) - 1) // step + 1 for size, taps, step, pad, gap in steps]
     shape = (*x.shape[: -spatial - 1], len(weight), *sizes)
-    if not in_register(shape, x, weight, logits, mask):
+    formed = cache.enabled or cache.find(logits) is not None
+    route = choose(shape, x, weight, logits, mask, formed)
+    if route == "prepass":
         return None
+    thresholds = cache.get(logits) if route == "thresholds" else None
     # As in torch, the channels of one draw's result are last if those of x or of the weight are.
     last = draws == 1 and spatial == 2 and any(_channels_last(t) for t in (x, weight))
     layout = torch.channels_last if last else torch.contiguous_format
@@ -286,7 +306,8 @@ def masked_convolution(
     if spatial == 1:  # images of height 1
         images, out, filters, levels = (t.unsqueeze(-2) for t in (images, out, filters, levels))
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-    masked_conv(images, filters, Logits(levels), bias, mask=mask, geometry=(*stride, *padding, *dilation), out=out)
+    sizes = (*stride, *padding, *dilation)
+    masked_conv(images, filters, Logits(levels), bias, mask=mask, geometry=sizes, out=out, thresholds=thresholds)
     return y
 
 

@@ -19,8 +19,8 @@ from bench.gpu.job import Failed
 from stochprune import backends
 from stochprune.functional import masked_conv2d, masked_linear
 
-# M, N, K: three shapes with the tiles of the larger benchmark, and an odd one
-SHAPES = [(16, 4096, 512), (64, 2048, 1024), (128, 1024, 2048), (300, 77, 333)]
+# M, N, K: four shapes with the tiles of the larger benchmark, and an odd one
+SHAPES = [(16, 4096, 512), (64, 2048, 1024), (128, 1024, 2048), (512, 512, 1024), (300, 77, 333)]
 # D, N, C, H: convolutions of 3 x 3 with D images of H x H, each with a mask of its own
 CONVOLUTIONS = [(64, 64, 64, 14), (5, 77, 20, 9)]
 DTYPE = torch.bfloat16

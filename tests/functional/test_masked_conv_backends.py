@@ -11,7 +11,8 @@ from tests.cuda.emulation import emulation
 
 @pytest.mark.parametrize("options", [{"draw": 2, "samples": 2}, {"draw": 2}, {"draw": torch.arange(2)}], ids=str)
 @pytest.mark.parametrize(
-    "name, route", [("native", None), ("triton", "in_register"), ("triton", "prepass"), ("cuda", None)]
+    "name, route",
+    [("native", None), ("triton", "in_register"), ("triton", "thresholds"), ("triton", "prepass"), ("cuda", None)],
 )
 def test_values_and_gradients_are_those_of_the_reference(name, route, options, monkeypatch, generator):
     if route is not None:

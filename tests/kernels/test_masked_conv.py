@@ -10,8 +10,9 @@ from torch import Tensor
 from stochprune import reference
 from stochprune.address import Mask
 from stochprune.kernels import masked_convolution
-from stochprune.kernels.conv_route import in_register
-from stochprune.kernels.routes import OVERRIDE
+from stochprune.kernels.conv_route import choose
+from stochprune.kernels.routes import OVERRIDE, ROUTES
+from stochprune.kernels.thresholds import cache
 from tests.backends.cases import ESTIMATORS, mask
 from tests.kernels.test_masked_linear import agree
 
@@ -27,9 +28,22 @@ CASES = {
 }
 
 
+RULE = [
+    (1, 256, 56, "prepass"),
+    (1, 1, 7, "in_register"),
+    (256, 1, 14, "thresholds"),
+    (64, 8, 4, "thresholds"),
+    (64, 256, 56, "prepass"),
+]  # draws, examples of a draw, height and width, route
+
+
 @pytest.fixture(autouse=True)
-def forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OVERRIDE, "in_register")
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(OVERRIDE, chosen := getattr(request, "param", "in_register"))
+    return chosen
+
+
+LOOPS = pytest.mark.parametrize("route", ["in_register", "thresholds"], indirect=True)
 
 
 def packed(stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1) -> list[int]:
@@ -64,13 +78,18 @@ def check(case: str, given: list[Tensor], at: Mask) -> None:
         agree(y, expected if len(x) > 1 else expected[0], x.dtype)
 
 
+@LOOPS
 @pytest.mark.parametrize("case", CASES)
 def test_values(case: str, device: torch.device, generator: torch.Generator) -> None:
     given = tensors(case, (torch.float32, torch.float32), device, generator)
     check(case, given, mask(9, [*range(3, 3 + len(given[0]))], 7, device=device))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(
+    "route, estimator",
+    [*(("in_register", name) for name in ESTIMATORS), ("thresholds", "straight_through")],
+    indirect=["route"],
+)
 @pytest.mark.parametrize("masters", [torch.float16, torch.float32])
 @pytest.mark.parametrize("offsets", [{}, {"row": 2**32 - 80, "col": 2**34 - 512}], ids=str)
 def test_estimators_dtypes_and_shards(estimator, masters, offsets, device, generator) -> None:
@@ -96,6 +115,7 @@ def test_memory_formats(case: str, device: torch.device, generator: torch.Genera
         assert y.is_contiguous(memory_format=torch.channels_last) if one_in_nhwc else y.is_contiguous()
 
 
+@LOOPS
 def test_the_mask_is_the_contract_s(device: torch.device, generator: torch.Generator) -> None:
     """Of images with a single 1, as large as the kernel, the output is the masked filter itself, bit for bit."""
     weight, logits = torch.randn(2, 70, 15, 3, 3, generator=generator).to(device)
@@ -133,19 +153,30 @@ def test_what_torch_computes_instead(x, weight, geometry, col, device) -> None:
     assert masked_convolution(torch.ones(x, device=device), w, w, None, mask=at, geometry=geometry) is None
 
 
-@pytest.mark.parametrize(
-    "draws, examples, size, expected",
-    [(1, 256, 56, False), (1, 1, 7, True), (256, 1, 14, True), (64, 8, 4, True), (64, 256, 56, False)],
-)
-def test_rule(draws: int, examples: int, size: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("draws, examples, size, expected", RULE)
+def test_rule(draws: int, examples: int, size: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.empty(1, dtype=torch.bfloat16), torch.empty(256, 256, 3, 3, device="meta")
     shape = [*([draws] if draws > 1 else []), examples, 256, size, size]
     at = mask(9, [*range(draws)], 7)
     monkeypatch.delenv(OVERRIDE)
-    assert in_register(shape, x, weight, weight, at) == expected
-    for route in ("in_register", "prepass"):
+    assert choose(shape, x, weight, weight, at, formed=False) == expected
+    soft = choose(shape, x, weight, weight, at._replace(estimator="concrete"), formed=False)
+    assert soft == ("prepass" if expected == "prepass" else "in_register")
+    for route in ROUTES:
         monkeypatch.setenv(OVERRIDE, route)
-        assert in_register(shape, x, weight, weight, at) == (route == "in_register")
+        assert choose(shape, x, weight, weight, at, formed=False) == route
     monkeypatch.setenv(OVERRIDE, "fast")
     with pytest.raises(ValueError, match="'fast'"):
-        in_register(shape, x, weight, weight, at)
+        choose(shape, x, weight, weight, at, formed=False)
+
+
+def test_cached_thresholds_are_used(device: torch.device, generator: torch.Generator, monkeypatch) -> None:
+    monkeypatch.setenv(OVERRIDE, "thresholds")
+    monkeypatch.setattr(cache, "enabled", True)
+    x, weight, logits, bias = tensors("3 x 3", (torch.float32, torch.float32), device, generator)
+    at, geometry = mask(9, 3, 7, device=device), packed(*CASES["3 x 3"][3:])
+    first = masked_convolution(x[0], weight, logits, bias, mask=at, geometry=geometry)
+    assert cache.find(logits) is not None
+    assert torch.equal(masked_convolution(x[0], weight, logits, bias, mask=at, geometry=geometry), first)
+    logits.neg_()
+    assert not torch.equal(masked_convolution(x[0], weight, logits, bias, mask=at, geometry=geometry), first)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stochprune import reference
 from stochprune.address import KLTerm, Mask
-from stochprune.kernels import masked_linear, masked_linear_backward
+from stochprune.kernels import masked_linear, masked_linear_backward, split_sum
 from stochprune.kernels.routes import OVERRIDE, ROUTES
 from tests.backends.cases import ESTIMATORS
 from tests.kernels.cases import case
@@ -76,8 +76,8 @@ def test_values_and_gradients(
 ) -> None:
     if route != "prepass" and dtypes[0] == torch.bfloat16 and device.type == "cpu":
         pytest.skip("the interpreter multiplies the bits of bfloat16")
-    if route == "bits" and not estimator.startswith("straight_through"):
-        pytest.skip("only hard masks fit in bits")
+    if route == "thresholds" and not estimator.startswith("straight_through"):
+        pytest.skip("only hard masks have thresholds")
     tensors = case(SHAPES[1], dtypes, device)
     ours, exact = forward(tensors, estimator)
     assert ours.dtype == dtypes[0]
@@ -111,6 +111,17 @@ def test_shards_on_every_route(shape: tuple[int, int, int, int], row: int, col: 
     agree(*forward(tensors, "straight_through", row=row, col=col), torch.float16)
     for mine, wide, _ in backward(tensors, "straight_through", (True, True, True), row=row, col=col):
         agree(mine, wide, torch.float16)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES[:3:2], ids=str)
+def test_reductions_split_among_many_programs(
+    dtypes: tuple[torch.dtype, ...], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_sum, "multiprocessors", lambda device: 132)
+    tensors = case((1, 3, 330, 330), dtypes, device)
+    agree(*forward(tensors, "straight_through"), dtypes[0])
+    for mine, wide, _ in backward(tensors, "straight_through", (True, True, True)):
+        agree(mine, wide, dtypes[0])
 
 
 def test_any_strides(device: torch.device) -> None:
