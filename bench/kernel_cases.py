@@ -30,10 +30,11 @@ ODD = (77, 333)
 SHARD, ODD_SHARD = (8192, 4096), (5, 76)
 """First row and column of two shards. The first starts at a group of 64 columns, the second at column 12 of a group."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+DTYPES |= {"e4m3": torch.float8_e4m3fn}
 
 
 class Case(NamedTuple):
-    """One op at one configuration. ``dtypes`` are those of x and of weight and logits, separated by a space."""
+    """One op at one configuration. ``dtypes``: of x, weight and logits, or of x and of both."""
 
     op: str
     dtypes: str
@@ -54,20 +55,22 @@ class Case(NamedTuple):
     def run(self) -> None:
         """Call the op on tensors without storage."""
         torch.backends.cuda.matmul.fp32_precision = "tf32" if self.dtypes.startswith("tf32") else "ieee"
-        x_dtype, w_dtype = (DTYPES[name] for name in self.dtypes.split())
+        x_dtype, w_dtype, *more = (DTYPES[name] for name in self.dtypes.split())
+        l_dtype = more[0] if more else w_dtype
         n, k = self.shape
-        weight, logits, prior = (Logits(meta(n, k, dtype=w_dtype)) for _ in range(3))
+        weight, logits, prior = (Logits(meta(n, k, dtype=dtype)) for dtype in (w_dtype, l_dtype, l_dtype))
         x, grad = meta(1, self.tokens, k, dtype=x_dtype), meta(1, self.tokens, n, dtype=x_dtype)
-        g, wide = meta(1, n, k, dtype=w_dtype), meta(n, k, dtype=x_dtype)
+        g, wide = meta(1, n, k, dtype=l_dtype), meta(n, k, dtype=x_dtype)
         number, one = meta(1, dtype=torch.int64), meta(dtype=torch.float64)
         mask = Mask(number, number, self.stream, self.estimator, self.temperature, *self.first)
         masks = Masks(number, number, [1], self.estimator, self.temperature, *([first] for first in self.first))
         bits = meta(1, n, -(-k // 32), dtype=torch.int32)
         pattern = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
-        results = {"dweight": torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
+        frozen = w_dtype == torch.float8_e4m3fn
+        results = {"dweight": None if frozen else torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
         both, to = {"mask": mask, **results}, Gradients(**results)
         kl = KLTerm(prior, one)
-        needs = (True, True)
+        needs = (not frozen, True)
         calls: dict[str, Callable[[], object]] = {
             "keep_mask": lambda: keep_mask(meta(n, k, dtype=torch.uint16), mask=mask),
             "threshold": lambda: threshold_from_logits(logits),
@@ -167,8 +170,17 @@ def cases() -> Iterator[Case]:
             yield Case(op, "bf16 fp32", tokens, quick=tokens == 128, first=SHARD)
     yield Case("one_pass, kl", "bf16 fp32", 64, first=SHARD)
     yield Case("weight_grad_matmul, kl", "bf16 fp32", 512, first=SHARD)
+    for op in ("prepass", "mask_backward", "multi_prepass", "multi_layer_grads"):
+        yield Case(op, FROZEN, since=90, quick=op == "prepass")
+    for op in ("forward", "dx"):
+        for tokens in (16, 128):
+            yield Case(op, FROZEN, tokens, since=90, quick=tokens == 128)
+    yield Case("one_pass", FROZEN, 64, since=90)
+    yield Case("weight_grad_matmul", FROZEN, 512, since=90)
 
 
+FROZEN = "bf16 e4m3 fp32"
+"""Weights of eight bits, without a gradient. Architectures before sm_89 do not read them."""
 ELEMENTWISE = ("keep_mask", "prepass", "mask_backward, kl", "multi_prepass", "multi_layer_grads")
 ELEMENTWISE += ("nm_prepass", "nm_weight_grad", "gaussian", "gaussian_grad")
 """Ops that sample masks and may start at any column."""

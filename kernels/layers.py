@@ -21,6 +21,7 @@ FIELDS = tl.constexpr(8)
 columns, the stream, the first element of the results, and the offsets of its shard (row and column)."""
 ALIGNMENT = 16  # elements; a layer's results start at a multiple of it, for 16-byte loads and stores
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+DTYPES |= {torch.float8_e4m3fn: tl.float8e4nv}
 
 
 class Layers(NamedTuple):

@@ -80,6 +80,7 @@ def mask_backward(
     N, K = grad.shape
     if not grad.numel():
         return
+    weight = tiles.readable(weight)
     height = tiles.height(mask, grad, weight, logits)
     with torch.cuda.device_of(weight):
         mask_backward_kernel[tiles.grid(mask, N, K, height)](

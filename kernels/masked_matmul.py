@@ -105,7 +105,7 @@ def masked_matmul_kernel(
         x = tl.load(x_ptr + offsets(r, m, x_col, x_row), mask=(r < reduced)[:, None] & (m < M)[None, :], other=0.0)
         if bits_ptr is not None:
             bits = unpacked(bits_ptr, rows, tile * (COLS // WORD), N, tl.cdiv(K, WORD), ROWS, COLS)
-            a = tl.where(bits != 0, w, 0.0).to(x.dtype)
+            a = tl.where(bits != 0, w.to(x.dtype), 0.0).to(x.dtype)
         else:
             logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0)
             group = after(tile * (COLS // GROUP), first_group)

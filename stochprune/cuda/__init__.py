@@ -37,8 +37,13 @@ multi_layer_grads = partial(materialised.multi_layer_grads, weight_grad)
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Return True if the kernels accept these tensors: on a GPU, in any dtype but float64."""
-    return all(t.is_cuda and (t.dtype in CODES or not t.is_floating_point()) for t in tensors)
+    """Return True if the kernels accept these tensors: on a GPU, in any dtype but float64.
+
+    Weights of eight bits are converted.
+    """
+    return all(
+        t.is_cuda and (materialised.compute_dtype(t.dtype) in CODES or not t.is_floating_point()) for t in tensors
+    )
 
 
 def describe() -> str:

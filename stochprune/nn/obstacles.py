@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from stochprune.functional._checks import FLOATING
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_embedding import embedding_obstacle
 from stochprune.nn.masked_module import MaskedModule
@@ -52,7 +53,7 @@ def _obstacle(module: nn.Module, allow_subclasses: bool) -> str | None:
     for weight in weights.values():
         if weight is not None and weight.is_complex():
             return f"has a weight of {weight.dtype}: hold its real and its imaginary part in two layers"
-        if weight is not None and not weight.is_floating_point():
+        if weight is not None and weight.dtype not in FLOATING:
             return f"has a weight of {weight.dtype}: convert the model before it is quantised"
     reason = _difference(module, base, allow_subclasses)
     return reason or (embedding_obstacle(module) if isinstance(module, nn.Embedding) else None)
