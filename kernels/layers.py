@@ -83,7 +83,10 @@ _captured: list[Layers] = []
 
 def capturing(device: torch.device) -> bool:
     """Return True while a CUDA graph records launches on this device."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):  # torch asks the current stream of the current device
+        return torch.cuda.is_current_stream_capturing()
 
 
 def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
