@@ -118,4 +118,5 @@ def weights_of(module: nn.Module) -> dict[str, Tensor | None]:
     if kind is None:
         return {}
     names = kind.weight_names(module) if issubclass(kind, MaskedModule) else ("weight",)
-    return {name: dict(module.named_parameters(remove_duplicate=False)).get(name) for name in names}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {name: parameters.get(name) for name in names}
