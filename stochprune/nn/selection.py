@@ -35,18 +35,18 @@ def select(
     masks: Mapping[str, Tensor] | None,
     include: Selectors | None,
     exclude: Selectors | None,
-    allow_subclasses: bool = False,
+    obstacles: Mapping[str, str],
 ) -> tuple[list[Group], list[str]]:
     """Return the weights to convert, and the names of all weights that could be converted.
 
     A weight is chosen if one of its names matches ``include`` and none matches ``exclude``. The default of ``include``
     is every weight, except embeddings that no other layer shares. With ``masks``, it is the weights that they name.
+    ``obstacles`` are those of :func:`stochprune.nn.obstacles.find_obstacles`.
 
     Raises:
         ValueError: a pattern fits no weight, a chosen layer cannot be masked, a mask has no layer, a weight is tied to
             a parameter that cannot be masked, or no layer is left.
     """
-    obstacles = find_obstacles(model, allow_subclasses)
     groups = _groups(model, obstacles)
     names = [name for group in groups for name in group.layers]
     _check_selectors(model, obstacles, names, include, exclude)
