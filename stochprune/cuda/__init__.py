@@ -9,12 +9,12 @@ from functools import partial
 from torch import Tensor
 
 from stochprune import materialised
+from stochprune.cuda.arrays import CODES
 from stochprune.cuda.masked_linear import masked_linear as masked_linear
 from stochprune.cuda.masked_linear import masked_linear_backward as masked_linear_backward
 from stochprune.cuda.passes import keep_mask as keep_mask
 from stochprune.cuda.passes import mask_backward, mask_weight
 from stochprune.cuda.passes import threshold_from_logits as threshold_from_logits
-from stochprune.native.arrays import CODES
 from stochprune.reference import bernoulli_kl as bernoulli_kl
 from stochprune.reference import bernoulli_kl_backward as bernoulli_kl_backward
 from stochprune.reference import gaussian_grad as gaussian_grad

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stochprune import _C
 from stochprune.address import KLTerm, Logits, Mask, Rows
+from stochprune.cuda.arrays import ESTIMATORS, array, rows_of
 from stochprune.materialised import Gradients, readable
-from stochprune.native.arrays import ESTIMATORS, array, rows_of
 
 if not hasattr(_C, "cuda"):
     raise ImportError("stochprune's extension was built without nvcc")

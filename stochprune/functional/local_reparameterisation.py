@@ -22,16 +22,16 @@ from stochprune.functional._inputs import convolution, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
 
 
-def _flat(*tensors: Tensor | None) -> list[Tensor]:
-    return [t.flatten(1) for t in tensors if t is not None]
+def _matrices(weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Logits | None, Tensor | None]:
+    levels = None if logits is None else Logits(logits.flatten(1))
+    return weight.flatten(1), levels, None if rho is None else rho.flatten(1)
 
 
 def _moments(x: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return mean and variance of each weight, in the shape of ``weight`` and the dtype of x, in one pass."""
-    backend = backends.resolve(x, *_flat(weight, logits, rho))
-    levels = None if logits is None else Logits(logits.flatten(1))
-    sigma = None if rho is None else rho.flatten(1)
-    mean, variance = backend.moments(weight.flatten(1), levels, sigma, x.dtype)
+    matrices = _matrices(weight, logits, rho)
+    backend = backends.resolve(x, *(t for t in matrices if t is not None))
+    mean, variance = backend.moments(*matrices, x.dtype)
     return mean.view(weight.shape), variance.view(weight.shape)
 
 
@@ -81,10 +81,9 @@ def _backward(
     dsquare, dspread = _product.differentiate(dvariance, x.square(), variance, geometry, needs)
     grads: Sequence[Tensor | None] = []
     if dmean is not None and dspread is not None:
-        backend = backends.resolve(x, *_flat(dmean, dspread, weight, logits, rho))
-        levels = None if logits is None else Logits(logits.flatten(1))
-        sigma = None if rho is None else rho.flatten(1)
-        grads = backend.moments_grad(dmean.flatten(1), dspread.flatten(1), weight.flatten(1), levels, sigma)
+        matrices = _matrices(weight, logits, rho)
+        backend = backends.resolve(x, dmean, dspread, *(t for t in matrices if t is not None))
+        grads = backend.moments_grad(dmean.flatten(1), dspread.flatten(1), *matrices)
     dweight, dlogits, drho = _product.operator_grads((weight, logits, rho), grads, x)
     return x.new_empty(0) if dx is None or dsquare is None else dx + 2 * x * dsquare, dweight, dlogits, drho
 

@@ -22,9 +22,8 @@ Block = tuple[int, int]
 def _forward(logits: Tensor, *address: Any) -> Tensor:
     mask = Mask(*address)
     one, backend = torch.ones_like(logits), backends.resolve(logits)
-    return backend.masked_weight(
-        one, Logits(logits), mask=mask, dtype=logits.dtype
-    ).clone()  # the original may be scratch memory
+    z = backend.masked_weight(one, Logits(logits), mask=mask, dtype=logits.dtype)
+    return z.clone()  # z may be scratch memory
 
 
 def _fake(logits: Tensor, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
