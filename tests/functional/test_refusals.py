@@ -180,6 +180,22 @@ def test_bad_tensors(name, argument, generator):
         refused(name, said, lambda bad=bad: OPS[name].run(**{**tensors, argument: bad}))
 
 
+def test_tensors_on_different_devices_are_named(generator):
+    for name, op in OPS.items():
+        tensors = op.make(generator)
+        numbers = [n for n in ("seed", "draw", "seeds", "draws") if n in op.options and name != "antithetic_gradient"]
+        for argument in [*(tensors if len(tensors) > 1 else ()), *numbers]:
+            elsewhere = torch.ones(2 if argument.endswith("s") else 1, dtype=torch.int64, device="meta")
+            given, options = tensors, op.options
+            if argument in tensors:
+                given = {**tensors, argument: tensors[argument].detach().to("meta")}
+            else:
+                options = {**options, argument: elsewhere}
+            said = re.escape(OWN_NAMES.get(argument, argument))
+            with pytest.raises(ValueError, match=rf"^{name}: .*\b{said}.*\bmeta"):
+                op._replace(options=options).run(**given)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_calls_of_its_own(name, generator):
     op = OPS[name]
