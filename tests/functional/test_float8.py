@@ -98,22 +98,6 @@ def test_the_scale_belongs_to_the_caller(generator):
     assert 0.001 < errors.mean() < 0.05
 
 
-BAD = [
-    (name, argument)
-    for name in OPS
-    for argument in OPS[name].tensors
-    if not (name in READS_FROZEN and is_weight(argument)) and argument != "prior_logits"
-]
-
-
-@pytest.mark.parametrize(("name", "argument"), BAD, ids=str)
-def test_other_tensors_of_eight_bits_are_refused(name, argument, generator):
-    given = OPS[name].make(generator)
-    given[argument] = given[argument].detach().to(E4M3)
-    with pytest.raises(TypeError, match=f"{name}: .*float8_e4m3fn"):
-        OPS[name].run(**given)
-
-
 @pytest.mark.parametrize("name", sorted(READS_FROZEN))
 def test_a_weight_of_eight_bits_has_no_gradient(name, generator):
     given = OPS[name].make(generator)
