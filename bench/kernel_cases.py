@@ -36,10 +36,11 @@ DRAWS = 64
 SAME = (1, 1, 1, 1, 1, 1)
 """Stride, padding and dilation of a convolution of 3 x 3."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+DTYPES |= {"e4m3": torch.float8_e4m3fn}
 
 
 class Case(NamedTuple):
-    """One op at one configuration. ``dtypes`` are those of x and of weight and logits, separated by a space."""
+    """One op at one configuration. ``dtypes``: of x, weight and logits, or of x and of both."""
 
     op: str
     dtypes: str
@@ -62,21 +63,23 @@ class Case(NamedTuple):
     def run(self) -> None:
         """Call the op on tensors without storage."""
         torch.backends.cuda.matmul.fp32_precision = "tf32" if self.dtypes.startswith("tf32") else "ieee"
-        x_dtype, w_dtype = (DTYPES[name] for name in self.dtypes.split())
+        x_dtype, w_dtype, *more = (DTYPES[name] for name in self.dtypes.split())
+        l_dtype = more[0] if more else w_dtype
         n, k = self.shape
-        weight, logits, prior = (Logits(meta(n, k, dtype=w_dtype)) for _ in range(3))
+        weight, logits, prior = (Logits(meta(n, k, dtype=dtype)) for dtype in (w_dtype, l_dtype, l_dtype))
         x, grad = meta(1, self.tokens, k, dtype=x_dtype), meta(1, self.tokens, n, dtype=x_dtype)
-        g, wide = meta(1, n, k, dtype=w_dtype), meta(n, k, dtype=x_dtype)
+        g, wide = meta(1, n, k, dtype=l_dtype), meta(n, k, dtype=x_dtype)
         number, one = meta(1, dtype=torch.int64), meta(dtype=torch.float64)
         mask = Mask(number, number, self.stream, self.estimator, self.temperature, *self.first)
         many = mask._replace(draw=meta(DRAWS, dtype=torch.int64))
         masks = Masks(number, number, [1], self.estimator, self.temperature, *([first] for first in self.first))
         levels = meta(n, 32 * -(-k // 64), dtype=torch.int32)
         pattern = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
-        results = {"dweight": torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
+        frozen = w_dtype == torch.float8_e4m3fn
+        results = {"dweight": None if frozen else torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
         both, to = {"mask": mask, **results}, Gradients(**results)
         kl = KLTerm(prior, one)
-        needs = (True, True)
+        needs = (not frozen, True)
         filters = Logits(meta(n, POSITIONS, k // POSITIONS, dtype=w_dtype).mT)
         kernels = Logits(meta(n, k // POSITIONS, 3, 3, dtype=w_dtype))
         images = meta(1, self.tokens, k // POSITIONS, 1, 1, dtype=x_dtype)
@@ -216,8 +219,17 @@ def cases() -> Iterator[Case]:
             yield Case(f"{op}, thresholds", "bf16 fp32", tokens, first=SHARD)
     yield Case("one_pass, kl", "bf16 fp32", 64, first=SHARD)
     yield Case("weight_grad_matmul, kl", "bf16 fp32", 512, first=SHARD)
+    for op in ("prepass", "mask_backward", "multi_prepass", "multi_layer_grads"):
+        yield Case(op, FROZEN, since=90, quick=op == "prepass")
+    for op in ("forward", "dx"):
+        for tokens in (16, 128):
+            yield Case(op, FROZEN, tokens, since=90, quick=tokens == 128)
+    yield Case("one_pass", FROZEN, 64, since=90)
+    yield Case("weight_grad_matmul", FROZEN, 512, since=90)
 
 
+FROZEN = "bf16 e4m3 fp32"
+"""Weights of eight bits, without a gradient. Architectures before sm_89 do not read them."""
 ELEMENTWISE = ("keep_mask", "prepass", "mask_backward, kl", "multi_prepass", "multi_layer_grads")
 ELEMENTWISE += ("nm_prepass", "nm_weight_grad", "gaussian", "gaussian_grad")
 """Ops that sample masks and may start at any column."""

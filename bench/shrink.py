@@ -1,4 +1,4 @@
-"""What `shrink` buys on the CPU: ResNet-20, VGG-16, MobileNet v2 and a small ViT before and after.
+"""The gain from `shrink` on a CPU: ResNet-20, VGG-16, MobileNet v2 and a small ViT before and after.
 
     python -m bench.shrink              # a few minutes on two cores; writes docs/results/shrink.md and shrink.json
     python -m bench.shrink --rounds 1   # a quick look; writes nothing

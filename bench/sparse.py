@@ -1,4 +1,4 @@
-"""What zeros in a weight buy on a CPU: the speed of linear layers and the size of files.
+"""The gain from zeros in a weight on a CPU: the speed of linear layers and the size of files.
 
     python -m bench.sparse           # less than five minutes on a quiet machine; writes docs/results/sparse-weights.*
     python -m bench.sparse --quick   # checks that everything works; writes nothing

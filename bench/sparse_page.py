@@ -93,17 +93,17 @@ pass through zip.
 
 
 def gain(row: Row, name: str) -> float | None:
-    """How many times as fast as the dense layer; None for who is missing."""
+    """Return the speed of a contender divided by that of the dense layer; None if the contender is missing."""
     return row["ms"]["dense"] / row["ms"][name] if name in row["ms"] else None
 
 
 def against_fastest_dense(row: Row) -> float:
-    """How many times as fast SparseLinear is as the fastest of the contenders that multiply the zeros."""
+    """Return the speed of SparseLinear divided by that of the fastest contender that multiplies the zeros."""
     return min(row["ms"][name] for name in DENSE if name in row["ms"]) / row["ms"]["SparseLinear"]
 
 
 def cell(ratio: float | None) -> str:
-    """A ratio, bold from 1.5 on."""
+    """Return a ratio as text, bold from 1.5 on."""
     return "" if ratio is None else f"**{ratio:.1f}**" if ratio >= WIN else f"{ratio:.2f}"
 
 

@@ -21,6 +21,7 @@ FIELDS = tl.constexpr(8)
 columns, the stream, the first element of the results, and the offsets of its shard (row and column)."""
 ALIGNMENT = 16  # elements; a layer's results start at a multiple of it, for 16-byte loads and stores
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+DTYPES |= {torch.float8_e4m3fn: tl.float8e4nv}
 
 
 class Layers(NamedTuple):
@@ -82,7 +83,10 @@ _captured: list[Layers] = []
 
 def capturing(device: torch.device) -> bool:
     """Return True while a CUDA graph records launches on this device."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):  # torch asks the current stream of the current device
+        return torch.cuda.is_current_stream_capturing()
 
 
 def addresses_of(tensors: Sequence[Tensor]) -> Tensor:

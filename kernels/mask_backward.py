@@ -81,6 +81,7 @@ def mask_backward(
     N, K = len(grad), grad.shape[1:].numel()
     if not grad.numel():
         return
+    weight = tiles.readable(weight)
     height = tiles.height(mask, weight, logits, grad)
     with torch.cuda.device_of(weight):
         mask_backward_kernel[tiles.grid(mask, N, K, height)](

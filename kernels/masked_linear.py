@@ -8,6 +8,7 @@ from torch import Tensor
 from stochprune import materialised
 from stochprune.address import Grads3, KLTerm, Logits, Mask, Needs3
 
+from . import tiles
 from .mask_backward import mask_backward
 from .masked_matmul import masked_matmul
 from .one_pass import one_pass, one_pass_fits
@@ -19,6 +20,7 @@ from .weight_grad_matmul import weight_grad_matmul
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.masked_linear`."""
+    weight = tiles.readable(weight)
     return _product(_route(x, weight, logits, mask), x, weight, logits, bias, mask)
 
 
@@ -27,6 +29,7 @@ def masked_linear_backward(
 ) -> Grads3:
     """As :func:`stochprune.reference.masked_linear_backward`."""
     need_x, wanted = needs[0], needs[1:]
+    weight = tiles.readable(weight)
     route = _route(x, weight, logits, mask)
     dweight = dlogits = None
     if any(wanted) and route != "prepass" and x.shape[1] <= FUSED_TOKENS:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stochprune.address import Logits, Masks, Needs2
 
+from . import tiles
 from .estimators import masked, slope
 from .layers import DTYPES, FIELDS, addresses_of, find_layer, layers_of, load_layer, load_offsets
 from .philox import load_key, uniforms
@@ -73,6 +74,7 @@ def multi_layer_grads(
         grads: dL/d(z * weight) of each layer, all of one dtype.
         weights, logits, masks: as for :func:`.multi_prepass.masked_weights`.
     """
+    weights = [tiles.readable(weight) for weight in weights]
     layers = layers_of(weights, logits, masks)
     device = weights[0].device
     grads = [g.contiguous() for g in grads]

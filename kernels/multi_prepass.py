@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stochprune.address import Logits, Masks
 
+from . import tiles
 from .estimators import masked
 from .layers import FIELDS, find_layer, layers_of, load_layer, load_offsets
 from .philox import load_key, uniforms
@@ -69,6 +70,7 @@ def masked_weights(
     Raises:
         ValueError: the lists differ in length, or a tensor is not contiguous or differs in dtype.
     """
+    weights = [tiles.readable(weight) for weight in weights]
     layers = layers_of(weights, logits, masks)
     flat = torch.empty(layers.elements, dtype=dtype, device=weights[0].device)
     with torch.cuda.device_of(flat):

@@ -57,6 +57,7 @@ def prepass_kernel(
 
 def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None) -> Tensor:
     """Return ``z * weight`` in ``dtype``, as :class:`stochprune.materialised.MaskWeight`."""
+    weight = tiles.readable(weight)
     N, K = len(weight) if rows is None else len(rows), weight.shape[1:].numel()
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=weight.device)
     height = tiles.height(mask, weight, logits, out)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from stochprune import materialised
 from stochprune.address import KLTerm, Mask
 
 from .philox import GROUP
@@ -27,6 +29,13 @@ def aligned(*matrices: Tensor) -> bool:
     return all(
         t.data_ptr() % 16 == 0 and 1 in (strides := t.stride()[-2:]) and (sum(strides) - 1) % 16 == 0 for t in matrices
     )
+
+
+def readable(weight: Tensor) -> Tensor:
+    """Return a weight that the device's kernels can read: before sm_89, one of eight bits is converted."""
+    if weight.dtype is not torch.float8_e4m3fn or not weight.is_cuda:
+        return weight
+    return weight if torch.cuda.get_device_capability(weight.device) >= (8, 9) else materialised.readable(weight)
 
 
 def height(mask: Mask, *matrices: Tensor) -> int:
@@ -147,4 +156,4 @@ def load_tile(pointers, inside):
     if inside is None:
         return tl.load(pointers)
     else:
-        return tl.load(pointers, mask=inside, other=0)
+        return tl.load(pointers, mask=inside, other=0.0)

@@ -72,7 +72,7 @@ Memo = list[Any] | None
 """Intermediate results that one pass over a weight may append for the other."""
 Needs2 = tuple[bool, bool]
 Needs3 = tuple[bool, bool, bool]
-"""Which gradients a backend must return: of weight and logits, or of x, weight and logits."""
+"""True for each gradient that a backend must return: of weight and logits, or of x, weight and logits."""
 Grads2 = tuple[Tensor | None, Tensor | None]
 Grads3 = tuple[Tensor | None, Tensor | None, Tensor | None]
 """These gradients; None where a gradient is not needed."""

@@ -20,6 +20,19 @@ BUDGET = 256 << 20
 """Bytes of temporary memory. As many draws share a launch as fit into it, but at least one."""
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which weights of ``dtype`` are computed with: bfloat16 for float8_e4m3fn, which it contains.
+
+    torch's arithmetic does not accept eight bits.
+    """
+    return torch.bfloat16 if dtype is torch.float8_e4m3fn else dtype
+
+
+def readable(weight: Tensor) -> Tensor:
+    """Return a weight in its :func:`compute_dtype`: usually the weight itself."""
+    return weight.to(torch.bfloat16) if weight.dtype is torch.float8_e4m3fn else weight
+
+
 def chunks(draws: int, bytes_each: int) -> Iterator[slice]:
     """Return slices of the draws, each with as many draws as the budget allows."""
     step = max(1, BUDGET // max(1, bytes_each))
@@ -79,7 +92,7 @@ def sum_over_draws(
     wanted = [t if need else None for t, need in zip(like, needs, strict=True)]
     results: list[Tensor | None]
     if draws == 1:
-        g = outer(0, torch.promote_types(like[0].dtype, like[1].dtype))
+        g = outer(0, torch.promote_types(compute_dtype(like[0].dtype), like[1].dtype))
         spare = {g.dtype: g}  # the first gradient with this dtype overwrites G
         results = [None if t is None else spare.pop(t.dtype, None) for t in wanted]
         results = [

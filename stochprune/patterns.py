@@ -41,6 +41,12 @@ def check(op: str, n: int, m: int, columns: int) -> None:
         raise ValueError(f"{op}: {m} does not divide the {columns} columns of a row")
 
 
+def check_offset(op: str, m: int, col_offset: int) -> None:
+    """Raise ``ValueError`` unless a shard whose first column is ``col_offset`` starts with a whole group."""
+    if col_offset % m:
+        raise ValueError(f"{op}: col_offset must be a multiple of {m}, the size of a group, got {col_offset}")
+
+
 def parse(pattern: str, op: str = "") -> tuple[int, int]:
     """Return n and m of a text such as ``"2:4"``; error messages name the function ``op``."""
     name = f"{op}: pattern" if op else "a pattern"

@@ -1,7 +1,8 @@
-"""The rows of a sparse matrix by the weights that are kept, and their product in plain PyTorch.
+"""Sparse matrices that store only the kept weights of each row, and their product in plain PyTorch.
 
-A matrix [N, K] is three tensors: the ``values`` that are kept, row after row; the ``columns`` they stand in; and of
-each row the ``first`` of its values. This is the CSR format with 16-bit columns: six bytes a kept weight in float32.
+A matrix [N, K] is three tensors: ``values`` holds the kept weights, row after row; ``columns`` holds the column of each
+value; ``first`` holds the index of each row's first value. This is the CSR format with 16-bit columns. It takes six
+bytes for each kept weight in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 WIDEST = 1 << 16
-"""The most columns that 16-bit numbers tell apart."""
+"""The largest number of columns that 16-bit numbers can distinguish."""
 
 
 class SparseRows(NamedTuple):
@@ -20,8 +21,8 @@ class SparseRows(NamedTuple):
 
     Attributes:
         values: [kept], floating, row after row.
-        columns: uint16 [kept], the column of each, rising within a row.
-        first: int64 [N + 1], of each row its first value, then the number of all.
+        columns: uint16 [kept], the column of each value, increasing within a row.
+        first: int64 [N + 1], the index of the first value of each row, then the number of values.
     """
 
     values: Tensor
@@ -47,7 +48,7 @@ def unpack(rows: SparseRows, columns: int) -> Tensor:
 def why_invalid(rows: SparseRows, columns: int) -> str | None:
     """Return why three tensors are not the rows of a matrix with so many columns; None if they are.
 
-    A product reads x wherever ``columns`` points, so this stands between a file and a read outside of x.
+    A product reads x at ``columns`` without a check, so a file must pass this one first.
     """
     values, at, first = rows
     if first.dtype != torch.int64 or first.dim() != 1 or not len(first):
@@ -62,14 +63,14 @@ def why_invalid(rows: SparseRows, columns: int) -> str | None:
     steps = at.int().diff()
     inside = torch.ones_like(steps, dtype=torch.bool)
     starts = first[1:-1]
-    inside[starts[(starts > 0) & (starts < len(at))] - 1] = False  # from one row to the next columns may fall
+    inside[starts[(starts > 0) & (starts < len(at))] - 1] = False  # columns may decrease from one row to the next
     if bool((steps[inside] <= 0).any()):
         return "the columns of a row must rise"
     return None
 
 
 def sparse_linear(x: Tensor, rows: SparseRows, bias: Tensor | None) -> Tensor:
-    """y [M, N] of x [M, K], sparse rows of a matrix [N, K] and bias [N]; a weight that is not kept reads nothing."""
+    """Return y [M, N] of x [M, K], sparse rows of a matrix [N, K] and bias [N]; pruned weights read nothing of x."""
     at = torch.stack([_row_of_each(rows), rows.columns.long()])
     shape = (len(rows.first) - 1, x.shape[1])
     weight = torch.sparse_coo_tensor(at, rows.values, shape, is_coalesced=True, check_invariants=False)

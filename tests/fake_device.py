@@ -61,7 +61,7 @@ class Pretend(FakeTensorMode):
         return found
 
 
-def there(build: Callable[[], nn.Module]) -> nn.Module:
+def there(build: Callable[[], nn.Module], device: torch.device = DEVICE) -> nn.Module:
     """A model with its tensors on the device."""
     with unset_fake_temporarily():
         model = build()
@@ -71,7 +71,7 @@ def there(build: Callable[[], nn.Module]) -> nn.Module:
             for name, tensor in members.items():
                 if tensor is None:
                     continue
-                copy = tensor.detach().to(DEVICE)
+                copy = tensor.detach().to(device)
                 if isinstance(tensor, nn.Parameter):
                     copy = nn.Parameter(copy, tensor.requires_grad)
                 members[name] = copies.setdefault(id(tensor), copy)
@@ -126,6 +126,16 @@ def prior() -> Prior:
     return Prior(there(lambda: sp.convert(lenet()).requires_grad_(False).eval()), ())
 
 
+def spread(kind: str) -> None:
+    """The budget of a model whose layers are on two devices."""
+    devices = (DEVICE, torch.device("cpu"))
+    model = nn.Sequential(*(there(lambda i=i: sp.nn.MaskedLinear(8, 4, stream=i), d) for i, d in enumerate(devices)))
+    budget = sp.Budget(model, sparsity=None if kind == "kl" else 0.5, kind=kind)
+    budget.penalty()
+    budget.step()
+    budget.end_epoch()
+
+
 def learning(family: str, **options: Any) -> None:
     with unset_fake_temporarily():
         here = split(torch.arange(40 * 64.0).view(40, *SHAPE), torch.arange(40) % 10, 0).certify
@@ -154,6 +164,8 @@ for _o in ("adam", "sgd"):
     CASES[f"weights {_o}"] = lambda o=_o: weights(o)
 for _b, _e in itertools.product(("shift", "penalty", "kl"), ("straight_through", "concrete")):
     CASES[f"finetune {_b} {_e}"] = lambda b=_b, e=_e: tuning(budget=b, estimator=e)
+for _b in ("shift", "penalty", "kl"):
+    CASES[f"spread {_b}"] = lambda b=_b: spread(b)
 for _s in scores._SCORES:
     CASES[f"score {_s}"] = lambda s=_s: score(s)
 CASES["score k_starts both"] = lambda: score("k_starts", fitness="both")

@@ -168,7 +168,7 @@ def antithetic(estimator: str) -> Callable[[Problem, int], list[Tensor]]:
 
 
 class Figures(NamedTuple):
-    """How an estimator compares with the exact gradient, in units of the exact gradient's norm."""
+    """The errors of an estimator, in units of the exact gradient's norm."""
 
     bias: float
     noise: float  # the standard error of the bias

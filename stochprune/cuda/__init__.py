@@ -9,13 +9,13 @@ from functools import partial
 from torch import Tensor
 
 from stochprune import materialised
+from stochprune.cuda.arrays import CODES
 from stochprune.cuda.masked_linear import masked_linear as masked_linear
 from stochprune.cuda.masked_linear import masked_linear_backward as masked_linear_backward
 from stochprune.cuda.passes import keep_mask as keep_mask
 from stochprune.cuda.passes import mask_backward, mask_weight
 from stochprune.cuda.passes import threshold_from_logits as threshold_from_logits
 from stochprune.materialised import masked_convolution as masked_convolution
-from stochprune.native.arrays import CODES
 from stochprune.reference import bernoulli_kl as bernoulli_kl
 from stochprune.reference import bernoulli_kl_backward as bernoulli_kl_backward
 from stochprune.reference import gaussian_grad as gaussian_grad
@@ -38,8 +38,13 @@ multi_layer_grads = partial(materialised.multi_layer_grads, weight_grad)
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Return True if the kernels accept these tensors: on a GPU, in any dtype but float64."""
-    return all(t.is_cuda and (t.dtype in CODES or not t.is_floating_point()) for t in tensors)
+    """Return True if the kernels accept these tensors: on a GPU, in any dtype but float64.
+
+    Weights of eight bits are converted.
+    """
+    return all(
+        t.is_cuda and (materialised.compute_dtype(t.dtype) in CODES or not t.is_floating_point()) for t in tensors
+    )
 
 
 def describe() -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stochprune import _C
 from stochprune.address import KLTerm, Logits, Mask, Rows
-from stochprune.materialised import Gradients
-from stochprune.native.arrays import ESTIMATORS, array, rows_of
+from stochprune.cuda.arrays import ESTIMATORS, array, rows_of
+from stochprune.materialised import Gradients, readable
 
 if not hasattr(_C, "cuda"):
     raise ImportError("stochprune's extension was built without nvcc")
@@ -62,7 +62,7 @@ def threshold_from_logits(logits: Logits) -> Tensor:
 
 def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None) -> Tensor:
     """Return ``z * weight`` in ``dtype``, as :class:`stochprune.materialised.MaskWeight`."""
-    w, levels = rows_of(weight.detach()), rows_of(logits.detach())
+    w, levels = rows_of(readable(weight.detach())), rows_of(logits.detach())
     mask = mask._replace(draw=mask.draw.contiguous())
     N, K = len(w) if rows is None else len(rows), w.shape[1]
     out = torch.empty(len(mask.draw), N, K, dtype=dtype, device=w.device)
@@ -76,7 +76,7 @@ def mask_backward(
     grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, to: Gradients, rows: Rows, kl: KLTerm | None
 ) -> None:
     """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
-    w, levels = rows_of(weight.detach()), rows_of(logits.detach())
+    w, levels = rows_of(readable(weight.detach())), rows_of(logits.detach())
     prior = None if kl is None else rows_of(kl.prior_logits)
     address = 0 if rows is None else rows.data_ptr()
     _C.cuda.weight_grad(

@@ -19,6 +19,12 @@ OPTIONAL = {
     "local_reparameterised_conv": ("logits", "rho", "bias"),
 }
 """The arguments that may be None, for ops where this is not the bias alone."""
+FROZEN = torch.float8_e4m3fn
+"""The dtype that only weights without a gradient may have, in the ops of :data:`READS_FROZEN`."""
+READS_FROZEN = {
+    *("masked_linear", "masked_linear_kl", "masked_weights"),
+    *(f"masked_conv{form}{d}d" for form in ("", "_transpose") for d in (1, 2, 3)),
+}
 
 
 def check_tensor(op: str, name: str, tensor: Any) -> None:
@@ -48,13 +54,19 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:
-    """Raise unless all are dense floating tensors; those that are :data:`OPTIONAL` may be None."""
+    """Raise unless all are dense floating tensors; those that are :data:`OPTIONAL` may be None.
+
+    The weight of some ops may be frozen in eight bits.
+    """
     for name, tensor in tensors.items():
         if tensor is None and name in OPTIONAL.get(op, ("bias",)):
             continue
         check_tensor(op, name, tensor)
         assert tensor is not None
-        if tensor.dtype not in FLOATING:
+        if tensor.dtype == FROZEN and op in READS_FROZEN and name.startswith("weight"):
+            if tensor.requires_grad:
+                raise ValueError(f"{op}: {name} is {FROZEN} and requires a gradient; call {name}.requires_grad_(False)")
+        elif tensor.dtype not in FLOATING:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
             raise TypeError(f"{op}: {name} must be floating, got {tensor.dtype}; convert it to one of {names}")
     check_values(op, **tensors)

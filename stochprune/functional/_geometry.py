@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,11 @@ class Geometry(NamedTuple):
                 raise ValueError(f"{op}: output_padding {self.output_padding} must be below stride or dilation")
             if self.transposed and (n - 1) * s - 2 * p + d * (k - 1) + extra + 1 < 1:
                 raise ValueError(f"{op}: padding {self.padding} leaves nothing of x's spatial sizes {tuple(x)}")
+
+    def positions(self, x: Sequence[int], kernel: Sequence[int]) -> int:
+        """Return the number of spatial positions of the result for these spatial sizes of x, if not transposed."""
+        sizes = zip(x, kernel, *self[:3], strict=True)
+        return math.prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
 
 
 class Convolution(NamedTuple):

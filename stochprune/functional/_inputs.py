@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -47,7 +48,14 @@ def check_weights(op: str, weights: dict[str, Tensor | None], bias: Tensor | Non
         )
 
 
-def linear(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor | None, at: Address) -> Inputs:
+def linear(
+    op: str,
+    x: Tensor,
+    weights: dict[str, Tensor | None],
+    bias: Tensor | None,
+    at: Address,
+    decisions: Sequence[int] | None = None,
+) -> Inputs:
     """Check the arguments of a linear op and bring x to the operator's shape.
 
     Args:
@@ -56,6 +64,7 @@ def linear(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor |
         weights: the tensors [N, K] by argument name, the weight first.
         bias: [N] or None.
         at: the address.
+        decisions: rows and columns of the mask, if they are not those of the weight.
 
     Raises:
         TypeError, ValueError: as listed at :func:`stochprune.functional.masked_linear`.
@@ -66,7 +75,7 @@ def linear(op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor |
     if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"{op}: x {tuple(x.shape)} and {name} {tuple(weight.shape)} do not fit")
     check_weights(op, weights, bias, weight.shape[0])
-    mask = at.mask(op, x.device, *weight.shape)
+    mask = at.mask(op, x.device, *(decisions or weight.shape))
     x, bias = in_product_dtype(op, x, name, weight, bias)
     draws = len(mask.draw)
     if draws == 1:

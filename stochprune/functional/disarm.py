@@ -29,6 +29,8 @@ def antithetic_gradient(
     draw: int,
     streams: Mapping[str, int],
     estimator: str = "disarm",
+    row_offsets: Mapping[str, int] | None = None,
+    col_offsets: Mapping[str, int] | None = None,
 ) -> Masks:
     """Return one unbiased estimate of the gradient of E[loss(masks)] with respect to the logits.
 
@@ -49,19 +51,22 @@ def antithetic_gradient(
         seed, draw: the address, with one draw.
         streams: the stream for each name.
         estimator: ``"disarm"`` or ``"arm"``.
+        row_offsets, col_offsets: the global position of the first logit for each name; 0 for a name that is missing.
 
     Returns:
         The estimates by name, in the shapes and dtypes of the logits.
 
     Raises:
         TypeError: logits that are not floating, a loss that does not return a tensor.
-        ValueError: an unknown estimator, a name without a stream, a loss that is not a finite scalar, an integer out
-            of range.
+        ValueError: an unknown estimator, a name without a stream, an offset for an unknown name, a loss that is not a
+            finite scalar, an integer out of range.
     """
     op = "antithetic_gradient"
     if estimator not in ESTIMATORS:
         raise ValueError(f"{op}: unknown estimator {estimator!r}; known are: {', '.join(ESTIMATORS)}")
-    for name, given in (("logits", logits), ("streams", streams)):
+    first = {"row_offset": row_offsets or {}, "col_offset": col_offsets or {}}
+    by_name = {"logits": logits, "streams": streams, **{f"{name}s": given for name, given in first.items()}}
+    for name, given in by_name.items():
         if not isinstance(given, Mapping):
             raise TypeError(f"{op}: {name} must be a mapping by name, got {type(given).__name__}")
     for name, tensor in logits.items():
@@ -69,11 +74,15 @@ def antithetic_gradient(
     missing = sorted(set(logits) - set(streams))
     if missing:
         raise ValueError(f"{op}: no stream for {missing[0]!r}")
+    for name, given in first.items():
+        if unknown := sorted(set(given) - set(logits)):
+            raise ValueError(f"{op}: {name}s has {unknown[0]!r}, which is not in logits")
     pair, other, weights = {}, {}, {}
     for name, tensor in logits.items():
         at = {"seed": seed, "draw": draw, "stream": streams[name]}
-        rng.check_address(op, **at)
+        at |= {offset: given.get(name, 0) for offset, given in first.items()}
         rows = tensor.detach().reshape(len(tensor) if tensor.dim() else 1, tensor.shape[1:].numel())
+        rng.check_address(op, **at, rows=rows.shape[0], cols=rows.shape[1])
         levels = named(op, backends.resolve(rows).threshold_from_logits, Logits(rows))
         count = levels.to(torch.int32)
         kept = keep_mask(levels, **at)

@@ -21,10 +21,15 @@ from stochprune.functional.bernoulli_kl import divergence
 _OP = "gaussian_kl"
 
 
+def _serving(*inputs: Tensor | None) -> tuple[backends.Backend, Logits | None]:
+    """Return the backend for these tensors, and the last one of them, which may be None, as logits."""
+    logits = inputs[-1]
+    return backends.resolve(*(t for t in inputs if t is not None)), None if logits is None else Logits(logits)
+
+
 def _forward(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor, logits: Tensor | None) -> Tensor:
-    inputs = [mu, sigma, prior_mu, prior_sigma] + ([] if logits is None else [logits])
-    levels = None if logits is None else Logits(logits)
-    kl = backends.resolve(*inputs).gaussian_kl(mu, sigma, prior_mu, prior_sigma, levels)
+    backend, levels = _serving(mu, sigma, prior_mu, prior_sigma, logits)
+    kl = backend.gaussian_kl(mu, sigma, prior_mu, prior_sigma, levels)
     explain_nan(kl, mu=mu, prior_mu=prior_mu, logits=logits, sigma=sigma, prior_sigma=prior_sigma)
     return kl
 
@@ -42,9 +47,7 @@ def _backward(
     logits: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    inputs = [mu, sigma, prior_mu, prior_sigma] + ([] if logits is None else [logits])
-    levels = None if logits is None else Logits(logits)
-    backend = backends.resolve(*inputs)
+    backend, levels = _serving(mu, sigma, prior_mu, prior_sigma, logits)
     grads = backend.gaussian_kl_backward(grad, mu, sigma, prior_mu, prior_sigma, levels, needs=needs)
     return tuple(mu.new_empty(0) if g is None else g for g in grads)
 
@@ -68,7 +71,7 @@ def _grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> tuple[Tensor
 _GIVEN = "Tensor mu, Tensor sigma, Tensor prior_mu, Tensor prior_sigma, Tensor? logits"
 _SCHEMAS = (
     f"({_GIVEN}) -> Tensor",
-    (f"(Tensor grad, {_GIVEN}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"),
+    f"(Tensor grad, {_GIVEN}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 _gaussian_kl = Op(_OP, _SCHEMAS, _forward, _backward, fakes=(_fake, _fake_backward), save=_save, grads=_grads)
 

@@ -39,9 +39,7 @@ def keep_mask(
     at = Address(seed, draw, stream, row_offset=row_offset, col_offset=col_offset)
     mask = at.one_draw("keep_mask", threshold.device, *threshold.shape)
     if threshold.dtype == torch.uint16:
-        bits = threshold.view(
-            torch.int16
-        )  # as int16, 32768 is the lowest number; larger values are other negative numbers
+        bits = threshold.view(torch.int16)  # 32768 becomes the lowest number, larger values other negative ones
         outside = (bits < 0) & (bits != -rng.LEVELS)
     else:
         outside = (threshold < 0) | (threshold > rng.LEVELS)

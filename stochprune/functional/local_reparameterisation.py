@@ -17,21 +17,21 @@ from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional import _product
 from stochprune.functional._address import Address
-from stochprune.functional._geometry import Convolution, Sizes
+from stochprune.functional._geometry import Convolution, Geometry, Sizes
 from stochprune.functional._inputs import convolution, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
 
 
-def _flat(*tensors: Tensor | None) -> list[Tensor]:
-    return [t.flatten(1) for t in tensors if t is not None]
+def _matrices(weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Logits | None, Tensor | None]:
+    levels = None if logits is None else Logits(logits.flatten(1))
+    return weight.flatten(1), levels, None if rho is None else rho.flatten(1)
 
 
 def _moments(x: Tensor, weight: Tensor, logits: Tensor | None, rho: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return mean and variance of each weight, in the shape of ``weight`` and the dtype of x, in one pass."""
-    backend = backends.resolve(x, *_flat(weight, logits, rho))
-    levels = None if logits is None else Logits(logits.flatten(1))
-    sigma = None if rho is None else rho.flatten(1)
-    mean, variance = backend.moments(weight.flatten(1), levels, sigma, x.dtype)
+    matrices = _matrices(weight, logits, rho)
+    backend = backends.resolve(x, *(t for t in matrices if t is not None))
+    mean, variance = backend.moments(*matrices, x.dtype)
     return mean.view(weight.shape), variance.view(weight.shape)
 
 
@@ -81,10 +81,9 @@ def _backward(
     dsquare, dspread = _product.differentiate(dvariance, x.square(), variance, geometry, needs)
     grads: Sequence[Tensor | None] = []
     if dmean is not None and dspread is not None:
-        backend = backends.resolve(x, *_flat(dmean, dspread, weight, logits, rho))
-        levels = None if logits is None else Logits(logits.flatten(1))
-        sigma = None if rho is None else rho.flatten(1)
-        grads = backend.moments_grad(dmean.flatten(1), dspread.flatten(1), weight.flatten(1), levels, sigma)
+        matrices = _matrices(weight, logits, rho)
+        backend = backends.resolve(x, dmean, dspread, *(t for t in matrices if t is not None))
+        grads = backend.moments_grad(dmean.flatten(1), dspread.flatten(1), *matrices)
     dweight, dlogits, drho = _product.operator_grads((weight, logits, rho), grads, x)
     return x.new_empty(0) if dx is None or dsquare is None else dx + 2 * x * dsquare, dweight, dlogits, drho
 
@@ -137,12 +136,18 @@ def _one_draw(op: str, at: Address) -> Address:
 
 
 def _sample(
-    op: str, x: Tensor, weights: dict[str, Tensor | None], bias: Tensor | None, at: Address, geometry: Sequence[int]
+    op: str,
+    x: Tensor,
+    weights: dict[str, Tensor | None],
+    bias: Tensor | None,
+    at: Address,
+    geometry: Sequence[int],
+    columns: int,
 ) -> Tensor:
-    """Return y [M, N, ...], or [S, M, N, ...] with samples, of checked x [M, K, ...]."""
+    """Return y [M, N, ...], or [S, M, N, ...] with samples, of checked x [M, K, ...]; ``columns`` of each example."""
     if weights["logits"] is None and weights["rho"] is None:
         raise ValueError(f"{op}: logits and rho are None, so nothing is random; give one or both")
-    mask = at.mask(op, x.device, len(x), 0)
+    mask = at.mask(op, x.device, len(x), columns)
     y: Tensor = _local(op, x, *weights.values(), bias, *mask, geometry)[0]
     return y if at.samples is not None else reshaped(y, y.shape[1:])
 
@@ -158,6 +163,7 @@ def local_reparameterised_linear(
     draw: int | Tensor,
     stream: int,
     row_offset: int = 0,
+    col_offset: int = 0,
     samples: int | None = None,
 ) -> Tensor:
     """Apply a linear layer whose pre-activations are sampled, each from a normal with its mean and variance.
@@ -172,7 +178,7 @@ def local_reparameterised_linear(
     exact for the sampled y.
 
     e is the contract's normal (:func:`stochprune.rng.normal`). Its row is ``row_offset`` plus the number of the
-    example, counted over the leading dimensions of x; its column is the output feature.
+    example, counted over the leading dimensions of x; its column is ``col_offset`` plus the output feature.
 
     Args:
         x: [..., K], floating.
@@ -180,6 +186,7 @@ def local_reparameterised_linear(
         bias: [N] or None.
         seed, draw, stream: the address, with one draw.
         row_offset: the number of the first example, if several processes share a batch.
+        col_offset: the number of the first output feature, if several processes share a layer's outputs.
         samples: S samples for the same x, with the draws draw .. draw + S - 1; mean and variance are computed once.
 
     Returns:
@@ -192,9 +199,9 @@ def local_reparameterised_linear(
     """
     op = "local_reparameterised_linear"
     weights = {"weight": weight, "logits": logits, "rho": rho}
-    at = _one_draw(op, Address(seed, draw, stream, samples=samples, row_offset=row_offset))
+    at = _one_draw(op, Address(seed, draw, stream, samples=samples, row_offset=row_offset, col_offset=col_offset))
     given = linear(op, x, weights, bias, at.first())
-    y = _sample(op, _product.rows(given.x), weights, given.bias, at, _product.LINEAR)
+    y = _sample(op, _product.rows(given.x), weights, given.bias, at, _product.LINEAR, len(weight))
     return reshaped(y, (*y.shape[:-2], *x.shape[:-1], y.shape[-1]))
 
 
@@ -209,6 +216,7 @@ def local_reparameterised_conv(
     draw: int | Tensor,
     stream: int,
     row_offset: int = 0,
+    col_offset: int = 0,
     samples: int | None = None,
     stride: Sizes = 1,
     padding: Sizes | str = 0,
@@ -219,7 +227,8 @@ def local_reparameterised_conv(
 
     It follows :func:`local_reparameterised_linear`. Pre-activations that share weights are sampled independently, as is
     usual (Shridhar et al. 2019): each has its exact mean and variance, but their covariance is lost. The normal's row
-    is the example, and its column is the row-major position in [N, *T].
+    is the example, and its column is the row-major position in [N, *T]. So a shard of the filters that starts at filter
+    n has the ``col_offset`` n times the number of positions.
 
     Args:
         x: [C, *S] or [M, C, *S], floating.
@@ -234,9 +243,10 @@ def local_reparameterised_conv(
     """
     op = "local_reparameterised_conv"
     weights = {"weight": weight, "logits": logits, "rho": rho}
-    at = _one_draw(op, Address(seed, draw, stream, samples=samples, row_offset=row_offset))
+    at = _one_draw(op, Address(seed, draw, stream, samples=samples, row_offset=row_offset, col_offset=col_offset))
     form = Convolution(stride, padding, dilation, groups)
     given, geometry = convolution(op, x, weights, bias, at.first(), form)
-    y = _sample(op, given.x, weights, given.bias, at, geometry)
+    columns = len(weight) * Geometry.of(geometry).positions(given.x.shape[2:], weight.shape[2:])
+    y = _sample(op, given.x, weights, given.bias, at, geometry, columns)
     single = given.leading is not None  # x is one example without a batch dimension
     return reshaped(y, (*y.shape[: y.dim() - weight.dim()], *y.shape[y.dim() - weight.dim() + single :]))

@@ -149,7 +149,7 @@ def _convolution_of(dimensions: int) -> MaskedConvolution:
                 slice d gets the mask of ``draw[d]``. If M is missing or 1, each example has its own mask, and the D
                 convolutions run as one convolution with D times as many groups.
             weight: [N, C / groups, *kernel], floating. It may be wider than x: the convolution is computed in x's
-                dtype.
+                dtype. A weight without a gradient may be float8_e4m3fn, as for masked_linear.
             logits: like ``weight``; the probability of keeping is sigmoid(logits).
             bias: [N] or None.
             seed, draw, stream, estimator, temperature: as for masked_linear.

@@ -88,7 +88,12 @@ def masked_linear(
 
     Args:
         x: [..., K], floating. With a vector of D draws: [D, ..., K]; slice d gets the mask of ``draw[d]``.
-        weight: [N, K], floating, any strides. It may be wider than x: the product is computed in x's dtype.
+        weight: [N, K], floating, any strides. It may be wider than x: the product is computed in x's dtype. A weight
+            without a gradient may be float8_e4m3fn, whose numbers reach 448. Its scale is the caller's, as here with a
+            scale for each output::
+
+                narrow = (weight / scale[:, None]).to(torch.float8_e4m3fn)  # scale = weight.abs().amax(1) / 448, [N]
+                y = masked_linear(x, narrow, logits, **address) * scale + bias
         logits: [N, K], floating; the probability of keeping is sigmoid(logits).
         bias: [N] or None.
         seed: 0 .. 2^64 - 1, or a one-element int64 tensor with those bits.
@@ -104,8 +109,8 @@ def masked_linear(
 
     Raises:
         TypeError: a tensor that is not floating.
-        ValueError: shapes that do not fit, devices that differ, NaN logits (on the CPU), an unknown estimator, an
-            integer out of range.
+        ValueError: shapes that do not fit, devices that differ, NaN logits (on the CPU), an eight-bit weight that
+            requires a gradient, an unknown estimator, an integer out of range.
         RuntimeError: if it is differentiated twice.
     """
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)

@@ -15,7 +15,7 @@ from torch import Tensor
 from stochprune import backends
 from stochprune.address import KLTerm, Logits, Mask
 from stochprune.functional._address import Address
-from stochprune.functional._checks import check_floating, explain_nan
+from stochprune.functional._checks import explain_nan
 from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
 from stochprune.functional._product import rows
@@ -123,11 +123,10 @@ def masked_linear_kl(
         TypeError, RuntimeError: as for masked_linear.
         ValueError: as for masked_linear; a prior that requires a gradient or contains NaN.
     """
-    check_floating(_OP, prior_logits=prior_logits)
-    if prior_logits.requires_grad:
-        raise ValueError(f"{_OP}: the prior is fixed, but prior_logits requires a gradient; bernoulli_kl trains it")
     weights: dict[str, Tensor | None] = {"weight": weight, "logits": logits, "prior_logits": prior_logits}
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
     given = linear(_OP, x, weights, bias, at)
+    if prior_logits.requires_grad:
+        raise ValueError(f"{_OP}: the prior is fixed, but prior_logits requires a gradient; bernoulli_kl trains it")
     y, kl = _masked_linear_kl(_OP, given.x, weight, logits, prior_logits, given.bias, *given.mask)
     return given.restore(y), kl

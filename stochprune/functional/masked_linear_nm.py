@@ -82,7 +82,8 @@ def masked_linear_nm(
         weight, logits: [N, K], floating; m divides K.
         bias: [N] or None.
         pattern: ``"n:m"``, such as ``"2:4"``: m is 2, 4 or 8; n is below m and at most 4.
-        seed, draw, stream, samples: as in :func:`stochprune.functional.masked_linear`.
+        seed, draw, stream, samples, row_offset, col_offset: as in :func:`stochprune.functional.masked_linear`; m
+            divides ``col_offset``.
 
     Returns:
         [..., N] in x's dtype; [S, ..., N] with ``samples``; [D, ..., N] with a vector of draws.
@@ -97,6 +98,5 @@ def masked_linear_nm(
     given = linear(_OP, x, {"weight": weight, "logits": logits}, bias, at)
     n, m = patterns.parse(pattern, _OP)
     patterns.check(_OP, n, m, weight.shape[1])
-    if given.mask.col % m:
-        raise ValueError(f"{_OP}: col_offset must be a multiple of {m}, the size of a group, got {given.mask.col}")
+    patterns.check_offset(_OP, m, given.mask.col)
     return given.restore(_masked_linear_nm(_OP, given.x, weight, logits, given.bias, *given.mask, n, m))

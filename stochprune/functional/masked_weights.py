@@ -11,7 +11,7 @@ from torch import Tensor
 from stochprune import backends, rng
 from stochprune.address import Logits, Masks
 from stochprune.functional._address import check_estimator
-from stochprune.functional._checks import FLOATING, check_floating, check_same_device, check_tensor, named
+from stochprune.functional._checks import FLOATING, FROZEN, check_floating, check_same_device, check_tensor, named
 from stochprune.functional._op import reshaped
 
 _OP = "masked_weights"
@@ -66,11 +66,12 @@ def masked_weights(
 
     Args:
         weights, logits: L tensors [N, ...] each, floating; the mask's rows and columns are those of the masked
-            convolutions. The Triton backend needs contiguous tensors, one dtype for all weights and one for all logits.
+            convolutions. Weights without a gradient may be float8_e4m3fn. The Triton backend needs contiguous tensors,
+            one dtype for all weights and one for all logits.
         seeds, draws: int64 [L], for each layer the bits of its seed, and its draw.
         streams: for each layer 0 .. 2^31 - 1.
         estimator, temperature: see :func:`stochprune.functional.masked_linear`.
-        dtype: the dtype of the results; default: that of the weights.
+        dtype: the dtype of the results; default: that of the weights, if it is not float8_e4m3fn.
         row_offsets, col_offsets: for each layer the global position of its first weight; 0 unless it is a shard.
 
     Returns:
@@ -79,7 +80,8 @@ def masked_weights(
     Raises:
         TypeError: a tensor that is not floating.
         ValueError: lists that differ in length, shapes that do not fit, devices that differ, NaN logits (on the CPU),
-            an unknown estimator, an integer out of range.
+            an eight-bit weight that requires a gradient or has no ``dtype`` beside it, an unknown estimator, an integer
+            out of range.
         RuntimeError: if it is differentiated twice.
     """
     check_estimator(_OP, estimator, temperature)
@@ -110,6 +112,8 @@ def masked_weights(
             )
         size = {"rows": weight.shape[0], "cols": weight.shape[1:].numel()}
         rng.check_address(_OP, stream=stream, **size, row_offset=rows[i], col_offset=cols[i])
+    if dtype is None and weights[0].dtype == FROZEN:
+        raise ValueError(f"{_OP}: dtype must be given, because weights[0] is {FROZEN}")
     seeds, draws = seeds.flatten(), draws.flatten()
     rng.check_address(_OP, draw=draws)
     check_same_device(_OP, **{"weights[0]": weights[0]}, seeds=seeds, draws=draws)

@@ -27,13 +27,23 @@ def _matrix(op: str, pattern: str, logits: Tensor) -> tuple[int, int]:
     return n, m
 
 
-def nm_keep_mask(logits: Tensor, *, pattern: str, seed: int | Tensor, draw: int | Tensor, stream: int) -> Tensor:
+def nm_keep_mask(
+    logits: Tensor,
+    *,
+    pattern: str,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    row_offset: int = 0,
+    col_offset: int = 0,
+) -> Tensor:
     """Return which weights an N:M mask keeps, for inspection; training never forms this mask.
 
     Args:
         logits: [N, K], floating.
         pattern: ``"n:m"``, see :func:`stochprune.functional.masked_linear_nm`.
         seed, draw, stream: the address, with one draw.
+        row_offset, col_offset: global position of ``logits[0, 0]`` if it is a shard; m divides ``col_offset``.
 
     Returns:
         bool [N, K]; exactly n of every m neighbours in a row are True.
@@ -43,7 +53,9 @@ def nm_keep_mask(logits: Tensor, *, pattern: str, seed: int | Tensor, draw: int 
     """
     op = "nm_keep_mask"
     n, m = _matrix(op, pattern, logits)
-    mask = Address(seed, draw, stream).one_draw(op, logits.device, logits.shape[0], logits.shape[1])
+    at = Address(seed, draw, stream, row_offset=row_offset, col_offset=col_offset)
+    mask = at.one_draw(op, logits.device, logits.shape[0], logits.shape[1])
+    patterns.check_offset(op, m, mask.col)
     backend, one = backends.resolve(logits), torch.ones_like(logits)
     return named(op, backend.nm_masked_weight, one, Logits(logits), (n, m), mask=mask, dtype=logits.dtype)[0] != 0
 

@@ -1,4 +1,4 @@
-"""sparse_linear: the product with a matrix of which only the kept weights are stored, for inference."""
+"""sparse_linear: the product with a matrix that stores only its kept weights, for inference."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _is_plain(x: Tensor, values: Tensor) -> bool:
 
 
 def _refuse(x: Tensor, values: Tensor, in_features: int, bias: Tensor | None) -> None:
-    """Raise what is wrong."""
+    """Raise the error that these arguments cause."""
     for name, tensor in (("x", x), ("the weight", values), ("the bias", bias)):
         if tensor is not None and tensor.dtype != torch.float32:
             raise TypeError(
@@ -88,7 +88,7 @@ def _refuse(x: Tensor, values: Tensor, in_features: int, bias: Tensor | None) ->
     if x.shape[-1:] != (in_features,):
         raise ValueError(f"{_OP}: x {tuple(x.shape)} must be [..., {in_features}]")
     if x.device != values.device:
-        raise ValueError(f"{_OP}: x lies on {x.device}, the weight on {values.device}; move them to one")
+        raise ValueError(f"{_OP}: x is on {x.device}, the weight on {values.device}; move them to one")
     raise RuntimeError(
         f"{_OP}: x requires a gradient and this layer has none: use torch.no_grad(), or train with to_linear()"
     )

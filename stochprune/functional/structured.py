@@ -12,7 +12,7 @@ from torch import Tensor
 from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
-from stochprune.functional._checks import check_floating
+from stochprune.functional._checks import check_floating, check_tensors
 from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
 
@@ -22,9 +22,8 @@ Block = tuple[int, int]
 def _forward(logits: Tensor, *address: Any) -> Tensor:
     mask = Mask(*address)
     one, backend = torch.ones_like(logits), backends.resolve(logits)
-    return backend.masked_weight(
-        one, Logits(logits), mask=mask, dtype=logits.dtype
-    ).clone()  # the original may be scratch memory
+    z = backend.masked_weight(one, Logits(logits), mask=mask, dtype=logits.dtype)
+    return z.clone()  # z may be scratch memory
 
 
 def _fake(logits: Tensor, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
@@ -166,10 +165,10 @@ def masked_linear_blocks(
             integer out of range.
     """
     op = "masked_linear_blocks"
-    check_floating(op, logits=logits)
-    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
-    given = linear(op, x, {"weight": weight}, bias, at)
+    check_tensors(op, weight=weight, logits=logits)
     block = block_of(op, tuple(weight.shape), tuple(logits.shape))
+    at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    given = linear(op, x, {"weight": weight}, bias, at, logits.shape)
     z: Tensor = _mask(op, logits, *given.mask)
     many = by_draw(given.x, given.mask.draw)
     narrow = z.to(many.dtype)
@@ -210,6 +209,6 @@ def block_means(values: Tensor, block: Block) -> Tensor:
 
 def block_of(op: str, weight: tuple[int, ...], logits: tuple[int, ...]) -> Block:
     """Return the rows and columns of a block of a weight [N, K] with logits [n, k]; ValueError unless these divide."""
-    if len(logits) != 2 or any(b < 1 or a % b for a, b in zip(weight, logits, strict=True)):
+    if len(weight) != 2 or len(logits) != 2 or any(b < 1 or a % b for a, b in zip(weight, logits, strict=True)):
         raise ValueError(f"{op}: logits {logits} do not divide weight {weight} into blocks")
     return weight[0] // logits[0], weight[1] // logits[1]

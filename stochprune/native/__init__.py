@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stochprune import _C
-from stochprune.materialised import masked_convolution
+from stochprune.materialised import compute_dtype, masked_convolution
 from stochprune.native.gaussian import gaussian_grad, gaussian_weight, normal
 from stochprune.native.keep_mask import keep_mask
 from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
@@ -25,8 +25,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Return True if the kernels take these tensors: on the CPU, float32, bfloat16, or integers (thresholds)."""
-    return all(t.device.type == "cpu" and (t.dtype in DTYPES or not t.is_floating_point()) for t in tensors)
+    """Return True if the kernels take these tensors: on the CPU, float32, bfloat16, or integers (thresholds).
+
+    Weights of eight bits are converted.
+    """
+    dtypes = (compute_dtype(t.dtype) for t in tensors if t.is_floating_point())
+    return all(t.device.type == "cpu" for t in tensors) and all(dtype in DTYPES for dtype in dtypes)
 
 
 def describe() -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stochprune import _C
 from stochprune.address import Logits, Mask
+from stochprune.materialised import readable
 from stochprune.native.thresholds import cache
 from stochprune.native.workspace import workspace
 
@@ -18,6 +19,8 @@ def masked(weight: Tensor, logits: Logits, mask: Mask, rows: Tensor | None = Non
     """
     hard = cache.enabled and mask.estimator.startswith("straight_through")
     threshold = cache.get(logits) if hard else None
+    if weight.dtype is torch.float8_e4m3fn:  # here, because a call takes time in every layer
+        weight = readable(weight)
     return _C.Masked(mask, weight=weight, logits=logits, threshold=threshold, rows=rows)
 
 

@@ -15,6 +15,7 @@ from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_module import MaskedModule
 from stochprune.nn.nm import NMMaskedLinear
+from stochprune.nn.obstacles import find_obstacles
 from stochprune.nn.registry import Masked, masked_type
 from stochprune.nn.selection import Group, Selectors, select
 from stochprune.nn.structured import FILTERS, StructuredMaskedLinear
@@ -84,14 +85,13 @@ def convert(
             tied weight, a layer that cannot be masked, a weight tied to such a layer, nothing to convert, or
             probabilities outside (0, 1).
     """
-    _check_arguments(model, masks, keep_kept, keep_pruned, pattern, name)
-    if not isinstance(allow_subclasses, bool):
-        raise TypeError(f"convert: allow_subclasses must be True or False, got {allow_subclasses!r}")
-    groups, names = select(model, masks, include, exclude, allow_subclasses)
+    _check_arguments(model, masks, keep_kept, keep_pruned, pattern, allow_subclasses, name)
+    obstacles = find_obstacles(model, allow_subclasses)
+    groups, names = select(model, masks, include, exclude, obstacles)
     prefix = f"{name}." if name else ""
     streams = rng.streams(prefix + weight for weight in names)
     if masks is None:
-        warn_of_unmasked(model, [group.weight for group in groups], include, exclude, allow_subclasses)
+        warn_of_unmasked(model, [group.weight for group in groups], include, exclude, obstacles)
     warn_of_readers(model, {name: layer for group in groups for name, layer in group.layers.items()})
     replacements: dict[nn.Module, nn.Module] = {}
     for group in groups:
@@ -121,6 +121,7 @@ def _check_arguments(
     keep_kept: float,
     keep_pruned: float,
     pattern: str | None,
+    allow_subclasses: bool,
     name: str,
 ) -> None:
     if not isinstance(model, nn.Module):
@@ -131,6 +132,8 @@ def _check_arguments(
     for argument, text in (("pattern", pattern), ("name", name)):
         if not isinstance(text, str) and not (argument == "pattern" and text is None):
             raise TypeError(f"convert: {argument} must be a string, got {text!r}")
+    if not isinstance(allow_subclasses, bool):
+        raise TypeError(f"convert: allow_subclasses must be True or False, got {allow_subclasses!r}")
     for argument, keep in (("keep_kept", keep_kept), ("keep_pruned", keep_pruned)):
         if isinstance(keep, bool) or not isinstance(keep, int | float | np.floating):
             raise TypeError(f"convert: {argument} must be a number strictly between 0 and 1, got {keep!r}")

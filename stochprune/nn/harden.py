@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +71,18 @@ def masks_to_cut(model: nn.Module, sparsity: float | None, scope: str) -> dict[s
 
 def cut(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Replace the masked layers by plain ones under the masks of :func:`masks_to_cut`, in place; return the model."""
-    layers = layers_of("harden", model)
-    first = _first_names(layers)
-    weights = {id(layers[name].weight): layers[name].hardened_parameter(mask) for name, mask in masks.items()}
+    given: dict[int, Tensor] = {}  # the masks by the weights' ids
+    weights: dict[int, nn.Parameter] = {}
     replacements: dict[nn.Module, nn.Module] = {}
-    for layer in layers.values():
+    for name, layer in layers_of("harden", model).items():
+        key = id(layer.weight)
+        if name in masks:  # the first of the weight's names
+            given[key] = masks[name]
         if not isinstance(layer, MaskedParameter):
-            replacements[layer] = dense = layer.to_dense(masks[first[id(layer.weight)]])
-            dense.weight = weights[id(layer.weight)]
+            replacements[layer] = dense = layer.to_dense(given[key])
+            dense.weight = weights.setdefault(key, cast(nn.Parameter, dense.weight))
+        elif key not in weights:
+            weights[key] = layer.hardened_parameter(given[key])
     for module in model.modules():
         if isinstance(module, MaskedModule):
             own = {name: weights[id(layer.weight)] for name, layer in module.masks().items()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stochprune import functional, rng
 from stochprune.functional._address import check_estimator
+from stochprune.functional._checks import FLOATING
 from stochprune.nn.mask_source import MaskSource
 from stochprune.seeding import generator
 
@@ -202,6 +203,8 @@ class MaskedLayer(MaskSource):
     ) -> None:
         """Take the logits of ``weight``, and the address of its masks."""
         check_estimator(type(self).__name__, estimator, temperature)
+        if weight.dtype not in FLOATING:
+            raise TypeError(f"{type(self).__name__}: weight must be floating, got {weight.dtype}; convert it before")
         self._blank = weight.is_meta
         self.mask_logits = nn.Parameter(self._initial_logits(keep, weight))
         self._start_source(seed=seed, stream=stream, estimator=estimator, temperature=temperature, device=weight.device)

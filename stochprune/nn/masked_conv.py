@@ -13,7 +13,7 @@ from stochprune.nn.layer import Layer, MaskedLayer
 
 
 class _MaskedConvolution(MaskedLayer):
-    """What plain and transposed convolutions share."""
+    """The common part of plain and transposed masked convolutions."""
 
     settings: ClassVar[tuple[str, ...]] = (
         "in_channels",
@@ -75,7 +75,7 @@ class _MaskedConv(_MaskedConvolution):
         return functional.local_reparameterised_conv(x, self.weight, self.mask_logits, None, self.bias, **at)
 
     def _sides(self) -> list[int]:
-        """How far to pad before and after, from the last dimension to the first."""
+        """Return the padding before and after, from the last dimension to the first."""
         sides: list[int] = []
         for i in reversed(range(len(self.kernel_size))):
             if isinstance(self.padding, str):
@@ -111,7 +111,7 @@ class _MaskedConvTranspose(_MaskedConvolution):
         }
 
     def _padding_for(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
-        """The output padding for this output size; [D, M, C, *S] inside ``batched_samples`` counts as [M, C, *S]."""
+        """Return the output padding for this output size; inside ``batched_samples`` x may be [D, M, C, *S]."""
         dimensions = len(self.kernel_size)
         return nn.modules.conv._ConvTransposeNd._output_padding(
             self,  # type: ignore[arg-type]  # which needs no more than the attributes that both have

@@ -69,7 +69,7 @@ class MaskedEmbedding(MaskedLayer):
 
 
 def embedding_obstacle(embedding: nn.Module) -> str | None:
-    """Why an embedding cannot be masked, or None."""
+    """Return why an embedding cannot be masked; None if it can be."""
     if getattr(embedding, "max_norm", None) is not None:
         return "max_norm changes the table in forward, behind the mask"
     if getattr(embedding, "sparse", False):

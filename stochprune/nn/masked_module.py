@@ -101,7 +101,7 @@ class MaskedModule(nn.Module):
 
     @classmethod
     def weight_names(cls, dense: nn.Module) -> tuple[str, ...]:
-        """Return the names of the weights that this module has; ``weights`` unless a subclass knows better."""
+        """Return the names of the weights that this module has; ``weights`` unless a subclass overrides this."""
         return cls.weights
 
     @classmethod
@@ -114,13 +114,13 @@ class MaskedModule(nn.Module):
         streams: dict[str, int] | None = None,
         **options: Any,
     ) -> Twin:
-        """A masked module on the very parameters, children and hooks of a dense one.
+        """Return a masked module with the parameters, children and hooks of a dense one.
 
         Args:
             dense: of ``dense_type``.
             keep: the initial probability of keeping a weight, in (0, 1).
             names: the weights to mask; default: all of :meth:`weight_names`.
-            streams: of each weight, 0 .. 2^31 - 1; default: computed from its name.
+            streams: the stream of each weight, 0 .. 2^31 - 1; default: computed from its name.
             options: ``seed``, ``estimator`` and ``temperature`` as for :class:`stochprune.nn.layer.MaskedLayer`.
 
         Raises:
@@ -154,7 +154,7 @@ class MaskedModule(nn.Module):
         return {mask.name: mask for mask in self.weight_masks.values() if isinstance(mask, MaskedParameter)}
 
     def to_dense(self, masks: dict[str, Tensor] | None = None) -> nn.Module:
-        """A plain module whose pruned weights are exactly 0. It shares the parameters that have no mask.
+        """Return a plain module whose pruned weights are exactly 0; it shares the parameters that have no mask.
 
         Args:
             masks: bool by the name of a weight, of its shape, True where kept; default: where evaluation mode keeps.
@@ -163,7 +163,7 @@ class MaskedModule(nn.Module):
         return self.with_weights({name: m.hardened_parameter(given.get(name)) for name, m in self.masks().items()})
 
     def with_weights(self, weights: dict[str, nn.Parameter]) -> nn.Module:
-        """A plain module with these weights, by name; what holds one is copied, the rest is shared."""
+        """Return a plain module with these weights, by name; modules that hold one are copied, others are shared."""
         dense = _retyped(self, self.dense_type)
         del dense._modules[_MASKS]
         for name, weight in weights.items():
@@ -178,7 +178,7 @@ class MaskedModule(nn.Module):
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the dense module's forward under masked weights: drawn, or the evaluation mode's."""
+        """Run the dense module's forward under masked weights: sampled, or those of the evaluation mode."""
         given = {name: mask(_read(self, name)) for name, mask in self.masks().items()}
         before = self._exchange(given)
         try:
@@ -198,7 +198,7 @@ class MaskedModule(nn.Module):
 
 
 def _holder(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds the parameter ``name``, and its name there."""
+    """Return the module that holds the parameter ``name``, and its name there."""
     path, _, last = name.rpartition(".")
     return module.get_submodule(path), last
 
@@ -210,7 +210,7 @@ def _read(module: nn.Module, name: str) -> Tensor:
 
 
 def _retyped(module: nn.Module, kind: type[Module]) -> Module:
-    """A module of another type on the same parameters, buffers, children, hooks and attributes."""
+    """Return a module of another type with the same parameters, buffers, children, hooks and attributes."""
     new = kind.__new__(kind)
     for name, value in module.__dict__.items():
         new.__dict__[name] = dict(value) if name in _OWN_DICTIONARIES else value

@@ -55,6 +55,6 @@ class MaskedTransposedLinear(MaskedLayer):
 
 
 def is_transformers_conv1d(module: nn.Module) -> bool:
-    """Whether this is ``Conv1D`` of the transformers library, which is not imported for the question."""
+    """Return True if this is ``Conv1D`` of the transformers library, which is not imported for that."""
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers"

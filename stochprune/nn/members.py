@@ -9,11 +9,7 @@ from stochprune.nn.layer import MaskedLayer
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     """Return the masked layers of a model by the qualified name of their weight, each shared layer once."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"masked_layers: model must be a torch.nn.Module, got {type(model).__name__}")
-    return {
-        module.weight_name(name): module for name, module in model.named_modules() if isinstance(module, MaskedLayer)
-    }
+    return _layers("masked_layers", model)
 
 
 def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
@@ -23,9 +19,15 @@ def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
         TypeError: the model is not a module.
         ValueError: the model has no masked layer.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = masked_layers(model)
+    layers = _layers(op, model)
     if not layers:
         raise ValueError(f"{op}: {type(model).__name__} has no masked layer: stochprune.convert makes them")
     return layers
+
+
+def _layers(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+    return {
+        module.weight_name(name): module for name, module in model.named_modules() if isinstance(module, MaskedLayer)
+    }

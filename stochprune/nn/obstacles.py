@@ -1,4 +1,4 @@
-"""Why a module with weights cannot be masked, in the words of the refusal."""
+"""The reasons why a module with weights cannot be masked, as error messages state them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from stochprune.functional._checks import FLOATING
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_embedding import embedding_obstacle
 from stochprune.nn.masked_module import MaskedModule
@@ -16,7 +17,7 @@ _REGISTER = "or register a masked type for it (stochprune.nn.register)"
 
 
 def find_obstacles(model: nn.Module, allow_subclasses: bool = False) -> dict[str, str]:
-    """By the name of a module that cannot be masked, the outermost ones alone, the reason."""
+    """Return the reason for each module that cannot be masked, by its name; only the outermost modules."""
     obstacles: dict[str, str] = {}
     for name, module in model.named_modules():
         reason = _obstacle(module, allow_subclasses)
@@ -31,7 +32,7 @@ def inside(name: str, outer: str) -> bool:
 
 
 def _obstacle(module: nn.Module, allow_subclasses: bool) -> str | None:
-    """Why a module cannot be masked; None if it can, or is none of those that could."""
+    """Return why a module cannot be masked; None if it can be, or if no masked type stands for its type."""
     if isinstance(module, MaskedLayer | MaskedModule):
         return None
     if isinstance(module, nn.EmbeddingBag):
@@ -52,14 +53,14 @@ def _obstacle(module: nn.Module, allow_subclasses: bool) -> str | None:
     for weight in weights.values():
         if weight is not None and weight.is_complex():
             return f"has a weight of {weight.dtype}: hold its real and its imaginary part in two layers"
-        if weight is not None and not weight.is_floating_point():
+        if weight is not None and weight.dtype not in FLOATING:
             return f"has a weight of {weight.dtype}: convert the model before it is quantised"
     reason = _difference(module, base, allow_subclasses)
     return reason or (embedding_obstacle(module) if isinstance(module, nn.Embedding) else None)
 
 
 def _difference(module: nn.Module, base: type[nn.Module], allow_subclasses: bool) -> str | None:
-    """How a module differs from its base, for which the masked type stands, so that this type may not serve."""
+    """Return a difference between a module and the base type of its masked type that may forbid masking, or None."""
     if "forward" in vars(module):
         return f"has a forward of its own, set on the instance: remove it, {_REGISTER}"
     kind, masked = type(module), masked_type(module)

@@ -85,7 +85,7 @@ class RandomLinear(RandomLayer, MaskedLinear):
 
 
 class _RandomConv(RandomLayer, _MaskedConv):
-    """What the convolutions share: the ops of random weights, with every padding of torch's layer."""
+    """The common part of the convolutions: the ops of random weights, with every padding of torch's layer."""
 
     def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
         x, geometry = self._placed(x, output_size)

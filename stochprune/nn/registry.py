@@ -1,4 +1,4 @@
-"""Which masked type stands for which type of dense module, and how to add one's own."""
+"""The table of masked types by dense type; users can add types of their own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HARMLESS |= {"__annotations_cache__", "extra_repr", "reset_parameters", "_reset
 
 
 def register(dense_type: type[nn.Module], masked_type: Masked) -> None:
-    """Let :func:`stochprune.convert` replace modules of a type of one's own by a masked type.
+    """Let :func:`stochprune.convert` replace modules of a user's own type by a masked type.
 
     There are two kinds of masked types. A subclass of :class:`MaskedModule` names its weights and reuses the dense
     forward; it needs no more than three lines. A subclass of :class:`MaskedLinear` or of another masked layer has one
@@ -62,7 +62,7 @@ def register(dense_type: type[nn.Module], masked_type: Masked) -> None:
 
 
 def _missing(dense_type: type[nn.Module], masked_type: Masked) -> str | None:
-    """What a masked type lacks, or None."""
+    """Return what a masked type lacks; None if it is complete."""
     if getattr(masked_type, "dense_type", None) is not dense_type:
         return f"set its attribute dense_type = {dense_type.__name__}"
     if issubclass(masked_type, MaskedModule):
@@ -118,4 +118,5 @@ def weights_of(module: nn.Module) -> dict[str, Tensor | None]:
     if kind is None:
         return {}
     names = kind.weight_names(module) if issubclass(kind, MaskedModule) else ("weight",)
-    return {name: dict(module.named_parameters(remove_duplicate=False)).get(name) for name in names}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {name: parameters.get(name) for name in names}

@@ -27,7 +27,7 @@ class Group:
 
     weight: Tensor
     layers: dict[str, nn.Module] = field(default_factory=dict)
-    local: dict[str, str] = field(default_factory=dict)  # what the module calls the weight: "weight", "out_proj.weight"
+    local: dict[str, str] = field(default_factory=dict)  # the name in the module: "weight", "out_proj.weight"
 
 
 def select(
@@ -35,18 +35,18 @@ def select(
     masks: Mapping[str, Tensor] | None,
     include: Selectors | None,
     exclude: Selectors | None,
-    allow_subclasses: bool = False,
+    obstacles: Mapping[str, str],
 ) -> tuple[list[Group], list[str]]:
     """Return the weights to convert, and the names of all weights that could be converted.
 
     A weight is chosen if one of its names matches ``include`` and none matches ``exclude``. The default of ``include``
     is every weight, except embeddings that no other layer shares. With ``masks``, it is the weights that they name.
+    ``obstacles`` are those of :func:`stochprune.nn.obstacles.find_obstacles`.
 
     Raises:
         ValueError: a pattern fits no weight, a chosen layer cannot be masked, a mask has no layer, a weight is tied to
             a parameter that cannot be masked, or no layer is left.
     """
-    obstacles = find_obstacles(model, allow_subclasses)
     groups = _groups(model, obstacles)
     names = [name for group in groups for name in group.layers]
     _check_selectors(model, obstacles, names, include, exclude)
@@ -110,7 +110,7 @@ def maskable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @dataclass(frozen=True)
 class _Site:
-    """Where a weight is: the module that reads it, that module's name, and what it calls the weight."""
+    """A weight: the module that reads it, the name of that module, and the name of the weight in it."""
 
     prefix: str
     module: nn.Module
@@ -119,7 +119,7 @@ class _Site:
 
 
 def _sites(model: nn.Module) -> dict[str, _Site]:
-    """The weights of a model by name. A child whose weight an outer module reads itself belongs to that module."""
+    """Return the weights of a model by name; a child's weight that an outer module reads belongs to that module."""
     found: dict[str, _Site] = {}
     for prefix, module in model.named_modules():
         for local, weight in weights_of(module).items():
@@ -128,7 +128,7 @@ def _sites(model: nn.Module) -> dict[str, _Site]:
 
 
 def _groups(model: nn.Module, obstacles: Collection[str]) -> list[Group]:
-    """The weights that could be converted."""
+    """Return the weights that could be converted."""
     groups: dict[int, Group] = {}
     for name, site in _sites(model).items():
         masked = isinstance(site.module, MaskedLayer | MaskedModule)
@@ -173,7 +173,7 @@ def _check_selectors(
 
 
 def _hint(pattern: str, names: Sequence[str], others: Sequence[str]) -> str:
-    """What the author of a pattern that fits none of ``names`` may have meant."""
+    """Return names that are close to a pattern which fits none of ``names``, as the end of a message."""
     if dense := fnmatch.filter(others, pattern):
         return f" that can be masked, only {', '.join(dense[:3])}"
     near = difflib.get_close_matches(pattern, dict.fromkeys(names), n=3, cutoff=0.0)

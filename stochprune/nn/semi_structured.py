@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def is_two_of_four(weight: Tensor) -> bool:
-    """Whether of every four neighbours of a row at most two are not 0."""
+    """Return True if at most two of every four neighbours in a row are not 0."""
     if weight.dim() != 2 or weight.shape[1] % 4:
         return False
     return bool((weight.detach().unflatten(1, (-1, 4)).ne(0).sum(-1) <= 2).all())

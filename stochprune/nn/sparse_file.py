@@ -1,4 +1,4 @@
-"""Tensors as a bit mask and the values that are kept: how a sparse file stores them.
+"""The format of sparse files: a tensor is stored as a bit mask and the values that are kept.
 
 A sparse file is a safetensors file. A tensor of n elements with enough zeros is two tensors in it: ``name:mask``, uint8
 [n / 8 rounded up], bit i % 8 of byte i // 8 set where element i is kept; and ``name:values``, the kept ones in order.
@@ -33,14 +33,14 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).val
 
 
 class Contents(NamedTuple):
-    """What a sparse file holds."""
+    """The content of a sparse file."""
 
     stored: dict[str, Tensor]
     metadata: dict[str, str]
 
 
 class Entry(NamedTuple):
-    """One tensor of the state: how it is stored."""
+    """The storage of one tensor of the state."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype

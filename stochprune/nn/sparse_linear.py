@@ -36,7 +36,7 @@ class SparseLinear(nn.Module):
     Attributes:
         values: float32 [kept], row after row. All four are buffers, so that no optimiser finds them.
         columns: uint16 [kept], the column of each value.
-        first: int64 [out_features + 1], of each row its first value, then the number of all.
+        first: int64 [out_features + 1], the index of the first value of each row, then the number of values.
         bias: float32 [out_features], or None.
 
     Raises:
@@ -89,13 +89,13 @@ class SparseLinear(nn.Module):
 
     @property
     def rows(self) -> SparseRows:
-        """The three tensors of the weight."""
-        held = self._buffers  # sooner than by attribute, in every forward
+        """Return the three tensors of the weight."""
+        held = self._buffers  # faster than attributes, which every forward would read
         return SparseRows(held["values"], held["columns"], held["first"])  # type: ignore[arg-type]
 
     @property
     def sparsity(self) -> float:
-        """The fraction of weights that are 0."""
+        """Return the fraction of weights that are 0."""
         return 1 - len(self.values) / max(1, self.in_features * self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:

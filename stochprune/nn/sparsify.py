@@ -17,9 +17,9 @@ from stochprune.nn.sparse_linear import SparseLinear
 from stochprune.sparse_rows import WIDEST
 
 FASTER_FROM = 0.9
-"""From this sparsity on the sparse product gains a factor of 1.3 or more for one example (bench/sparse.py)."""
+"""The sparsity from which the sparse product gains a factor of 1.3 or more for one example (bench/sparse.py)."""
 SMALLEST = 1 << 20
-"""From this number of weights on that holds; in smaller layers the call itself takes too large a part of the time."""
+"""The number of weights from which this holds; in smaller layers the call itself takes too much of the time."""
 
 
 @checked
@@ -81,7 +81,7 @@ def why_dense(layer: nn.Linear, users: list[str]) -> str | None:
         return f"it has {weight.shape[1]} inputs, the format holds {WIDEST}"
     if weight.numel() < SMALLEST:
         return f"it has {weight.numel()} weights; the sparse product is surely faster from {SMALLEST} on"
-    sparsity = round(1 - int(weight.count_nonzero()) / weight.numel(), 3)  # a cut at 90 % is one, whatever it rounds to
+    sparsity = round(1 - int(weight.count_nonzero()) / weight.numel(), 3)  # a cut at 90 % may round to slightly less
     if sparsity < FASTER_FROM:
         needed = f"the sparse product is surely faster from {100 * FASTER_FROM:.0f} % on"
         return f"{100 * sparsity:.1f} % of its weights are 0; {needed}"

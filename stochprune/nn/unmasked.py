@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.members import masked_layers
-from stochprune.nn.obstacles import find_obstacles, inside
+from stochprune.nn.obstacles import inside
 from stochprune.nn.selection import Selectors, wanted
 
 MATTERS = 1.0
@@ -28,7 +28,7 @@ def warn_of_unmasked(
     masked: Collection[Tensor],
     include: Selectors | None,
     exclude: Selectors | None,
-    allow_subclasses: bool,
+    obstacles: Collection[str],
 ) -> None:
     """Warn once where weights of two dimensions and more that the user wants masked are not, such as experts [E, N, K].
 
@@ -38,10 +38,11 @@ def warn_of_unmasked(
     Args:
         model: the model before its layers are replaced.
         masked: the weights that get masks.
-        include, exclude, allow_subclasses: as given to convert.
+        include, exclude: as given to convert.
+        obstacles: the names of the modules that cannot be masked.
     """
     earlier = [layer.weight for layer in masked_layers(model).values()]
-    decided, obstacles = {id(weight) for weight in (*masked, *earlier)}, find_obstacles(model, allow_subclasses)
+    decided = {id(weight) for weight in (*masked, *earlier)}
     names: dict[Tensor, list[str]] = {}
     total = 0
     for prefix, module in model.named_modules():

@@ -13,12 +13,12 @@ _PRIOR = "prior_logits"
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """By name the tensors that a model's outputs may depend on: its state, and the buffers that it does not save."""
+    """Return the tensors on which a model's outputs may depend, by name: its state and its unsaved buffers."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
     return {n: b for n, b in buffers.items() if n.rpartition(".")[2] != _PRIOR} | model.state_dict(keep_vars=True)
 
 
 def tensor_digests(model: nn.Module) -> dict[str, str]:
-    """By name: the digest of dtype, shape and bytes of each tensor; without the addresses of draws."""
+    """Return the digest of dtype, shape and bytes of each tensor by name, without the addresses of draws."""
     tensors = sorted(tensors_of(model).items())
     return {name: tensor_digest(value) for name, value in tensors if name.rpartition(".")[2] not in ADDRESS}

@@ -66,7 +66,7 @@ def times(z: Tensor, values: Tensor, estimator: str) -> Tensor:
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
     """Return y [D, M, N] from x [D, M, K], weight and logits [N, K], bias [N]; slice d has the mask of ``draw[d]``."""
-    out = []
+    weight, out = materialised.readable(weight), []
     for i in range(len(mask.draw)):
         z, _ = factor(logits, mask.one(i))
         out.append(F.linear(x[i], times(z, weight, mask.estimator).to(x.dtype), bias))
@@ -81,6 +81,7 @@ def masked_linear_backward(
     The gradient of ``kl`` is added to dlogits.
     """
     need_x, need_weight, need_logits = needs
+    weight = materialised.readable(weight)
     wide = torch.promote_types(weight.dtype, torch.float32)
     dx = []
     dweight, dlogits = torch.zeros_like(weight, dtype=wide), torch.zeros_like(weight, dtype=wide)
@@ -115,6 +116,7 @@ def masked_weight(
         rows: int64 [R]: return these rows only, [D, R, ...].
         memo: a backend may append intermediate results that :func:`weight_grad` of the same masks can use.
     """
+    weight = materialised.readable(weight)
     out = weight.new_empty(len(mask.draw), *weight.shape, dtype=dtype)
     for i in range(len(mask.draw)):
         z, _ = factor(Logits(logits.flatten(1)), mask.one(i))
@@ -134,6 +136,7 @@ def weight_grad(
         weight, logits, rows, memo: as for :func:`masked_weight`.
     """
     need_weight, need_logits = needs
+    weight = materialised.readable(weight)
     wide = torch.promote_types(weight.dtype, torch.float32)
     part = slice(None) if rows is None else rows
     dweight, dlogits = (grad.new_zeros(grad.shape[1:], dtype=wide) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What is known of each tensor of a forward pass: which unit each element belongs to, and whether it is a constant.
+"""The knowledge about each tensor of a forward pass: the unit of each element, and whether it is a constant.
 
 A *unit* is what can be removed: an output of a linear layer, a filter, an attention head. Each unit has an integer
 label, and each tensor of the forward pass has a label for each of its elements; label 0 is of elements that stay. Where

@@ -1,4 +1,4 @@
-"""Which units go: groups of units that go together, and what else must hold for a group to go."""
+"""The plan of the units to remove: groups that must be removed together, and the conditions of each group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What shrinking did to a model."""
+"""The report of :func:`stochprune.shrink`: what it removed, and what it had to keep."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Kept:
-    """Units that are constant or unneeded and stay all the same.
+    """Units that stay although they are constant or unneeded.
 
     Attributes:
         layer: qualified name of the layer that has the units; "" for the whole model.
@@ -25,7 +25,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class ShrinkReport:
-    """What :func:`stochprune.shrink` did; printed it is a table.
+    """The changes that :func:`stochprune.shrink` made; its text is a table.
 
     Attributes:
         parameters: the number of parameters before and after.
@@ -34,8 +34,8 @@ class ShrinkReport:
         milliseconds: of a forward pass on the example inputs in evaluation mode, before and after, the fastest of five.
             It is a hint: measure with the inputs and the number of threads that you will use.
         changed: by the name of a parameter, its shape before and after; only those that changed.
-        removed: modules whose output was constant or not needed by anything, and which are gone whole.
-        kept: the units that could not go, with the reason.
+        removed: modules that were removed as a whole, because nothing needed their output or it was constant.
+        kept: the units that could not be removed, with the reason.
     """
 
     parameters: tuple[int, int]

@@ -1,4 +1,4 @@
-"""How torch functions other than products carry units, constants and needs from arguments to results.
+"""Rules for torch functions other than products: they carry units, constants and needs to the results.
 
 A rule takes the flow and the call and returns the values of the results, and a function that carries needs from the
 results back to the arguments. It returns None for a call that it does not cover.

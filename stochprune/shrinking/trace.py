@@ -1,4 +1,4 @@
-"""Which rule serves which torch function, and the trace of a whole model."""
+"""The table of rules by torch function, and the trace of a whole model."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ from stochprune.training.weights import train_weights
 
 @dataclass(frozen=True)
 class BoundsResults:
-    """What was found of one network; see :class:`stochprune.theory.subject.Subject` for its measures.
+    """The measurements of one network and its bounds; see :class:`stochprune.theory.subject.Subject` for its measures.
 
     Attributes:
         sizes: widths, from the inputs to the outputs.
@@ -122,7 +122,7 @@ def run_bounds(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is trained and drawn for one comparison; each part goes on from its checkpoint in ``folder``.
+    """The networks and samples of one comparison; each part continues from its checkpoint in ``folder``.
 
     Attributes:
         parts: the data; the prior's part is trained on, the other is held out.

@@ -67,7 +67,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Alignment:
-    """By weight: its alignment with the labels, with their residual, and what becomes of it."""
+    """The alignment of each weight with the labels and with their residual, and whether it was kept."""
 
     alignment: list[float]
     residual_alignment: list[float]
@@ -190,7 +190,7 @@ def descend(model: LinearModel, start: Tensor, estimator: str, config: LinearLab
 
 
 def alignment(config: LinearLabConfig) -> dict[str, Alignment]:
-    """What becomes of each weight, against how well its feature is aligned with the labels.
+    """Return whether each weight is kept, beside the alignment of its feature with the labels.
 
     With orthogonal features a weight is kept if <x_i, y> / (s_i w_i) exceeds 1/2. With correlated features the same
     holds for the residual of the other weights instead of the labels, at the end of the flow.

@@ -1,4 +1,4 @@
-"""What is measured of one trained network and its compressions, and every bound on its risk."""
+"""The measurements of one trained network and its compressions, and every bound on its risk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stochprune.theory.subject import Subject
 
 @dataclass(frozen=True)
 class Compressed:
-    """What one compression keeps and changes, beside what is predicted and proved of it.
+    """The effects of one compression, measured, predicted and proved.
 
     Attributes:
         scale: d of the compression.

@@ -159,7 +159,8 @@ class Budget(Constraint):
             return self.strength * (expected_kept(self.logits) / self.target - 1).square()
         if self.kind == "kl":
             pairs = zip(self.logits, self._prior, strict=True)
-            terms = [functional.bernoulli_kl(tensor, start.to(tensor.device)) for tensor, start in pairs]
+            device = self.logits[0].device
+            terms = [functional.bernoulli_kl(tensor, start.to(tensor.device)).to(device) for tensor, start in pairs]
             return self.strength * sum(terms, start=torch.zeros_like(terms[0]))
         return 0.0
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from stochprune.nn.layer import MaskedLayer
 
 PATIENCE = 10
-"""How many more epochs the first flip may take without a warning where the length of the training is not known."""
+"""The number of further epochs without a flip that cause no warning, if the length of the training is unknown."""
 
 
 class StuckMaskWarning(UserWarning):

@@ -20,7 +20,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How a trainer computes and follows its gradients; the defaults are those of its configuration.
+    """The options of a training loop: its gradients and steps; the defaults are those of the configuration.
 
     Attributes:
         optimizer: a function of the parameter groups that returns an optimiser of torch, such as ``torch.optim.AdamW``

@@ -15,7 +15,7 @@ from stochprune.training.state import Position, State
 
 
 class Stateful(Protocol):
-    """What has a state of its own in a checkpoint: schedulers, scalers, callbacks."""
+    """An object with a state of its own in a checkpoint: a scheduler, a scaler or a callback."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers, texts, tensors, and lists and mappings of them."""

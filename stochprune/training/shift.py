@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 def expected_kept(logits: Sequence[Tensor]) -> Tensor:
-    """Return sum(sigmoid(logit)) over all tensors, a float64 scalar."""
-    return torch.stack([torch.sigmoid(tensor).sum(dtype=torch.float64) for tensor in logits]).sum()
+    """Return sum(sigmoid(logit)) over all tensors, a float64 scalar on the device of the first."""
+    device = logits[0].device
+    return torch.stack([torch.sigmoid(tensor).sum(dtype=torch.float64).to(device) for tensor in logits]).sum()
 
 
 def solve_shift(logits: Sequence[Tensor], budget: float) -> float:
@@ -22,7 +23,7 @@ def solve_shift(logits: Sequence[Tensor], budget: float) -> float:
     Raises:
         ValueError: ``budget`` is not strictly between 0 and the number of logits.
     """
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in logits])
+    flat = torch.cat([tensor.detach().reshape(-1).to(logits[0].device) for tensor in logits])
     if not 0 < budget < flat.numel():
         raise ValueError(f"the budget must lie strictly between 0 and {flat.numel()} weights, got {budget}")
     centre = math.log(budget / (flat.numel() - budget))  # if all logits were equal, they would have this value

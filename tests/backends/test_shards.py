@@ -56,10 +56,11 @@ def test_masked_weights_at_the_end_of_the_range(backend, device, first, shard, g
     assert torch.equal(masked[0].cpu(), keep.float())
 
 
+@pytest.mark.parametrize("first", [(0, 0), FAR[0]], ids=str)
 @pytest.mark.parametrize("estimator", ["straight_through", "hard_concrete"])
 @pytest.mark.parametrize("draws", [[3], [3, 4]], ids=len)
-def test_products(backend, device, estimator, draws, shard, generator):
-    here = at(shard, draws, estimator)
+def test_products(backend, device, estimator, draws, first, shard, generator):
+    here = at(shard, draws, estimator, first)
     w, logits = torch.randn(2, *SIZE, generator=generator)
     x = torch.randn(len(draws), 6, SIZE[1], generator=generator)
     grad = torch.randn(len(draws), 6, SIZE[0], generator=generator)
@@ -89,12 +90,14 @@ def test_many_layers_at_once(backend, device, generator):
         assert all(error(part[i], e) < 2e-6 for part, e in zip(found, exact, strict=True))
 
 
-def test_patterns(backend, device, generator):
+@pytest.mark.parametrize("first", [(0, 0), FAR[0]], ids=str)
+def test_patterns(backend, device, first, generator):
     w, logits, grad = torch.randn(3, *WHOLE, generator=generator)
     for row, col in ((0, 0), (3, 128), (7, 16), (33, 204)):
         part = slice(row, row + 7), slice(col, col + 136)
-        here = mask(7, [3, 4], 9, row=row, col=col)
-        whole = reference.nm_masked_weight(w, logits, (2, 4), mask=mask(7, [3, 4], 9), dtype=w.dtype)
+        here = mask(7, [3, 4], 9, row=first[0] + row, col=first[1] + col)
+        all_of_it = mask(7, [3, 4], 9, row=first[0], col=first[1])
+        whole = reference.nm_masked_weight(w, logits, (2, 4), mask=all_of_it, dtype=w.dtype)
         inputs = [t[part].to(device) for t in (w, logits)]
         there = moved(here, device)
         masked = backend.nm_masked_weight(*inputs, (2, 4), mask=there, dtype=w.dtype)
@@ -105,8 +108,9 @@ def test_patterns(backend, device, generator):
         assert all(error(a, e) < 6e-6 for a, e in zip(actual, expected, strict=True))
 
 
-def test_gaussian_weights(backend, device, shard, generator):
-    here = at(shard, [3, 4], "straight_through")
+@pytest.mark.parametrize("first", [(0, 0), *FAR], ids=str)
+def test_gaussian_weights(backend, device, first, shard, generator):
+    here = at(shard, [3, 4], "straight_through", first)
     mu, rho = torch.randn(2, *SIZE, generator=generator)
     grad = torch.randn(2, *SIZE, generator=generator)
     there = moved(here, device)

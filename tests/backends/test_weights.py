@@ -95,3 +95,25 @@ def test_masked_weights_of_wide_weights_for_a_narrow_product(backend, device, ge
     expected = reference.weight_grad(grad.cpu().float(), w.cpu(), logits.cpu(), mask=here, needs=BOTH)
     for got, value in zip(backend.weight_grad(grad, w, logits, mask=at, needs=BOTH), expected, strict=True):
         assert got.dtype == torch.float32 and error(got, value) < 1e-5
+
+
+@pytest.mark.parametrize("draws", [[3], [3, 4]], ids=len)
+@pytest.mark.parametrize("estimator", ["straight_through", "hard_concrete"])
+def test_frozen_weights_of_eight_bits(backend, device, estimator, draws, generator):
+    """They are read as their numbers, which every dtype of x contains; only the logits have a gradient."""
+    here = mask(3, draws, 5, estimator, 0.7, row=4, col=64)
+    at = moved(here, device)
+    w, logits = torch.randn(2, 20, 130, generator=generator)
+    w = w.to(torch.float8_e4m3fn)
+    x, grad = torch.randn(len(draws), 6, 130, generator=generator), torch.randn(len(draws), 6, 20, generator=generator)
+    there = [t.to(device) for t in (w, logits)]
+    masked = backend.masked_weight(*there, mask=at, dtype=torch.float32)
+    expected = reference.masked_weight(w.float(), logits, mask=here, dtype=torch.float32)
+    assert masked.dtype == torch.float32 and error(masked, expected) < 2e-6
+    needs = (True, False, True)
+    y = backend.masked_linear(x.to(device), *there, None, mask=at)
+    assert error(y, reference.masked_linear(x, w.float(), logits, None, mask=here)) < TOLERANCE[torch.float32]
+    grads = backend.masked_linear_backward(grad.to(device), x.to(device), *there, mask=at, needs=needs)
+    exact = reference.masked_linear_backward(grad, x, w.float(), logits, mask=here, needs=needs)
+    assert grads[1] is None
+    assert all(error(grads[i], exact[i]) < TOLERANCE[torch.float32] for i in (0, 2))

@@ -66,7 +66,7 @@ def test_without_a_gpu_no_step_starts() -> None:
 
 
 def test_smoke_takes_every_route_on_every_shape(small: None) -> None:
-    assert len(smoke.cases()) == len(smoke.SHAPES) * len(ROUTES)
+    assert len(smoke.cases()) == len(smoke.SHAPES + smoke.CONVOLUTIONS) * len(ROUTES)
     for case in smoke.cases()[: len(ROUTES)]:
         found = smoke.run(case)
         assert max(found["errors"].values()) < 1e-5 and set(found["errors"]) == set(smoke.NAMES)

@@ -47,7 +47,8 @@ CONV = [{"stride": 0}, {"stride": 1.5}, {"padding": -1}, {"padding": "some"}, {"
         {"groups": 1.5}, {"stride": 2**32}, {"x": torch.ones(1)}, {"bias": torch.ones(5)}]  # fmt: skip
 TRANSPOSED = [{"output_padding": 7}, {"padding": 9}, *[bad for bad in CONV if "padding" not in bad]]
 BAD = {
-    "antithetic_gradient": [{"estimator": "reinforce"}, {"streams": {}}, {"streams": 3}],
+    "antithetic_gradient": [{"estimator": "reinforce"}, {"streams": {}}, {"streams": 3}, {"row_offsets": {"b": 1}},
+                            {"row_offsets": {"a": 2**32 - 5}}, {"row_offsets": {"a": -1}}, {"col_offsets": [1]}],
     "bernoulli_kl": [{"prior_logits": torch.ones(5)}, {"prior_logits": "0"}, {"prior_logits": float("nan")}],
     "expected_l0": [{"temperature": -1}, {"temperature": float("nan")}],
     "gaussian_kl": [{"prior_sigma": 0.0}, {"sigma": -W}, {"sigma": torch.ones(5)}, {"prior_mu": None}],
@@ -55,22 +56,23 @@ BAD = {
     "keep_mask": [{"threshold": W}, {"threshold": W[0].int()}, {"threshold": 40000 * W.int()}, {"threshold": [1]},
                   {"draw": torch.tensor([1, 2])}],
     "local_reparameterised_conv": [*CONV, {"weight": torch.ones(6, 4)}, {"logits": None, "rho": None},
-                                   {"draw": torch.tensor([1, 2])}],
-    "local_reparameterised_linear": [{"logits": None, "rho": None}, {"x": torch.ones(2, 3)}, {"rho": torch.ones(3)}],
+                                   {"draw": torch.tensor([1, 2])}, {"col_offset": 2**34 - 53}],
+    "local_reparameterised_linear": [{"logits": None, "rho": None}, {"x": torch.ones(2, 3)}, {"rho": torch.ones(3)},
+                                     {"col_offset": 2**34 - 5}],
     "mask": [{"estimator": "soft"}, {"logits": torch.ones(4)}],
     **{f"masked_conv{d}d": [*CONV, {"estimator": "x"}, {"x": torch.ones(2, 4, *[1] * d)}] for d in (1, 2, 3)},
     **{f"masked_conv_transpose{d}d": [*TRANSPOSED, {"temperature": 0}] for d in (1, 2, 3)},
     "masked_embedding": [{"indices": [0]}, {"indices": W}, {"indices": torch.tensor([6])}, {"padding_idx": 6},
                          {"padding_idx": 1.5}, {"weight": torch.ones(3)}, {"estimator": "x"}],
     "masked_linear": LINEAR,
-    "masked_linear_blocks": [*LINEAR, {"logits": torch.ones(4, 16)}],
+    "masked_linear_blocks": [*LINEAR, {"logits": torch.ones(4, 16)}, {"row_offset": 2**32 - 2}],
     "masked_linear_kl": [*LINEAR, {"prior_logits": W.clone().requires_grad_()}, {"prior_logits": W[:3]}],
     "masked_linear_nm": [{"pattern": "2of4"}, {"pattern": (2, 4)}, {"pattern": "5:8"}, {"pattern": "2:3"}],
     "masked_weights": [{"streams": [1]}, {"streams": [1, 2**31]}, {"streams": [1, 1.5]}, {"seeds": [1, 2]},
                        {"draws": torch.tensor([1.0, 2.0])}, {"draws": torch.tensor([-1, 2])}, {"dtype": torch.int32},
                        {"draws": torch.tensor([1, 2**32])}, {"seeds": torch.tensor([1.5, 2])}, {"streams": 3}],
     "nm_inclusion": [{"pattern": "4"}, {"logits": torch.ones(16)}],
-    "nm_keep_mask": [{"pattern": "2:5"}, {"draw": torch.tensor([1, 2])}, {"stream": 2**31}],
+    "nm_keep_mask": [{"pattern": "2:5"}, {"col_offset": 6}, {"draw": torch.tensor([1, 2])}, {"stream": 2**31}],
     "nm_kl": [{"pattern": None}, {"prior_logits": torch.ones(5)}, {"prior_logits": float("nan")}],
     "spike_and_slab_conv": [*CONV, {"mu": torch.ones(6)}, {"rho": torch.ones(3)}, {"estimator": "x"}],
     "spike_and_slab_kl": [{"prior_sigma": -1.0}, {"mu": torch.ones(5)}, {"prior_logits": "0"}],
@@ -176,6 +178,22 @@ def test_bad_tensors(name, argument, generator):
         if isinstance(bad, float) and argument.startswith(("prior_", "sigma")) and "linear" not in name:
             continue  # a number stands for the whole tensor
         refused(name, said, lambda bad=bad: OPS[name].run(**{**tensors, argument: bad}))
+
+
+def test_tensors_on_different_devices_are_named(generator):
+    for name, op in OPS.items():
+        tensors = op.make(generator)
+        numbers = [n for n in ("seed", "draw", "seeds", "draws") if n in op.options and name != "antithetic_gradient"]
+        for argument in [*(tensors if len(tensors) > 1 else ()), *numbers]:
+            elsewhere = torch.ones(2 if argument.endswith("s") else 1, dtype=torch.int64, device="meta")
+            given, options = tensors, op.options
+            if argument in tensors:
+                given = {**tensors, argument: tensors[argument].detach().to("meta")}
+            else:
+                options = {**options, argument: elsewhere}
+            said = re.escape(OWN_NAMES.get(argument, argument))
+            with pytest.raises(ValueError, match=rf"^{name}: .*\b{said}.*\bmeta"):
+                op._replace(options=options).run(**given)
 
 
 @pytest.mark.parametrize("name", BAD)
