@@ -103,6 +103,10 @@ def masked_conv_kernel(
 
     # Tokens are read in parts of 32: so a thread reads few columns of x, for several tokens, and computes few offsets.
     PARTS: tl.constexpr = max(1, TOKENS // 32)
+    # As integers: Triton 3.6 fails if a matrix instruction reads the result of a reshape directly, without a cast.
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    INTEGER: tl.constexpr = tl.int16 if DTYPE.primitive_bitwidth == 16 else tl.int32
+    x_ptr = x_ptr.to(tl.pointer_type(INTEGER), bitcast=True)
     pointers, edge_bits = (), ()
     for part in tl.static_range(PARTS):
         m = first_token + part * (TOKENS // PARTS) + tl.arange(0, TOKENS // PARTS)
@@ -123,8 +127,8 @@ def masked_conv_kernel(
         parts = ()
         for part in tl.static_range(PARTS):
             there = (edge_bits[part][None, :] & bits[:, None]) == 0
-            parts = parts + (tl.load(pointers[part][None, :] + tap_at[:, None], mask=there, other=0.0),)
-        b = interleaved(parts)
+            parts = parts + (tl.load(pointers[part][None, :] + tap_at[:, None], mask=there, other=0),)
+        b = interleaved(parts).to(DTYPE, bitcast=True)
         sampled, group = after(o, first_row), after(step * (STEP // GROUP), first_group)
         if thresholds_ptr is not None:
             at = offsets(o, step * (STEP // 2) + tl.arange(0, STEP // 2), words, 1)
