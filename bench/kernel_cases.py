@@ -96,6 +96,10 @@ class Case(NamedTuple):
             ),
             "multi_prepass": lambda: masked_weights([weight], [logits], masks=masks, dtype=x_dtype),
             "multi_layer_grads": lambda: multi_layer_grads([wide], [weight], [logits], masks=masks, needs=needs),
+            "multi_prepass, channels last": lambda: masked_weights([filters], [filters], masks=masks, dtype=x_dtype),
+            "multi_layer_grads, channels last": lambda: multi_layer_grads(
+                [filters], [filters], [filters], masks=masks, needs=needs
+            ),
             "packed_thresholds": lambda: packed_thresholds(logits),
             "bernoulli_kl": lambda: bernoulli_kl(logits, prior),
             "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, prior, needs=needs),
@@ -160,7 +164,7 @@ def cases() -> Iterator[Case]:
         for op in ("gaussian", "gaussian_grad", "moments", "moments_grad"):
             yield Case(op, dtypes, 0, "", quick=dtypes == "bf16 fp32")
     for dtypes in masters:
-        for op in ("prepass", "mask_backward"):
+        for op in ("prepass", "mask_backward", "multi_prepass", "multi_layer_grads"):
             yield Case(f"{op}, channels last", dtypes, quick=dtypes == "bf16 fp32", shape=FILTERS)
     for op in ("forward", "dx"):
         for dtypes in masters:

@@ -12,13 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from stochprune.address import Logits, Masks
+from stochprune.memory_format import channels_last
 
 from . import tiles
 from .philox import GROUP
+from .tiles import offsets
 
-FIELDS = tl.constexpr(8)
+FIELDS = tl.constexpr(9)
 """Length of a row of the table, which holds for one layer: the addresses of weight and logits, the numbers of rows and
-columns, the stream, the first element of the results, and the offsets of its shard (row and column)."""
+columns, the stream, the first element of the results, the offsets of its shard (row and column), and the number of
+kernel positions if its filters have the channels last in memory, else 1."""
 ALIGNMENT = 16  # elements; a layer's results start at a multiple of it, for 16-byte loads and stores
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 DTYPES |= {torch.float8_e4m3fn: tl.float8e4nv}
@@ -34,6 +37,7 @@ class Layers(NamedTuple):
     elements: int  # of the flat tensor
     aligned: bool  # every row of every layer starts at a multiple of 16 bytes
     sharded: bool  # some layer is a shard whose first row or column is not 0
+    filters: bool  # some layer has filters with the channels last in memory
     height: int  # rows of a tile
 
     def options(self, weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks) -> dict[str, Any]:
@@ -42,6 +46,7 @@ class Layers(NamedTuple):
             "WEIGHT": DTYPES[weights[0].dtype],
             "LOGITS": DTYPES[logits[0].dtype],
             "SHARDED": self.sharded,
+            "FILTERS": self.filters,
             "ESTIMATOR": masks.estimator,
             "LAYERS": triton.next_power_of_2(len(weights)),
             "ROWS": self.height,
@@ -49,8 +54,19 @@ class Layers(NamedTuple):
         }
 
     def views(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """Return each layer's part of a flat tensor, in the shape of its weight."""
-        return [flat[at : at + t.numel()].view(t.shape) for at, t in zip(self.offsets, like, strict=True)]
+        """Return each layer's part of a flat tensor, in the shape and the memory format of its weight."""
+        return [_view(flat[at : at + t.numel()], t) for at, t in zip(self.offsets, like, strict=True)]
+
+
+def _view(flat: Tensor, like: Tensor) -> Tensor:
+    if not channels_last(like):
+        return flat.view(like.shape)
+    return flat.view(like.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def _positions(t: Tensor) -> int:
+    """Return the kernel positions of a filter with the channels last, 1 of a contiguous tensor, 0 of any other."""
+    return 1 if t.is_contiguous() else t.shape[2:].numel() if channels_last(t) else 0
 
 
 def layers_of(weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks) -> Layers:
@@ -60,16 +76,20 @@ def layers_of(weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks)
         weights, logits: [N, ...] each; the trailing dimensions are flattened to columns.
 
     Raises:
-        ValueError: the lists differ in length, or a tensor is not contiguous or differs in dtype.
+        ValueError: the lists differ in length, or a tensor differs in dtype or has another memory format.
     """
     if not len(weights) == len(logits) == len(masks.streams) > 0:
         raise ValueError(f"got {len(weights)} weights, {len(logits)} logits and {len(masks.streams)} streams")
+    formats = [_positions(t) for t in weights]
     for name, tensors in (("weights", weights), ("logits", logits)):
-        if len({t.dtype for t in tensors}) > 1 or not all(t.is_contiguous() for t in tensors):
-            raise ValueError(f"many layers in one launch: {name} must be contiguous and of one dtype")
+        if len({t.dtype for t in tensors}) > 1 or 0 in formats or [_positions(t) for t in tensors] != formats:
+            raise ValueError(
+                f"many layers in one launch: {name} must be of one dtype, and contiguous or with the channels last in "
+                "memory, logits like the weights"
+            )
     addresses = tuple((w.data_ptr(), t.data_ptr()) for w, t in zip(weights, logits, strict=True))
     device = weights[0].device
-    shapes = tuple((len(w), w[:1].numel()) for w in weights)
+    shapes = tuple((len(w), w[:1].numel(), positions) for w, positions in zip(weights, formats, strict=True))
     keys = tuple(zip(masks.streams, masks.rows, masks.cols, strict=True))
     layers = _layers(addresses, shapes, keys, device)
     if capturing(device) and not any(layers is known for known in _captured):
@@ -103,16 +123,19 @@ def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
 @functools.lru_cache(maxsize=16)
 def _layers(
     addresses: tuple[tuple[int, int], ...],
-    shapes: tuple[tuple[int, int], ...],
+    shapes: tuple[tuple[int, int, int], ...],  # rows, columns and kernel positions
     keys: tuple[tuple[int, int, int], ...],  # stream, first row and first column
     device: torch.device,
 ) -> Layers:
     rows, starts, programs, elements = [], [], 0, 0
     multiples = zip(addresses, shapes, keys, strict=True)
-    aligned = all(value % 16 == 0 for pair, (_, k), (*_, col) in multiples for value in (*pair, k, col))
+    filters = any(positions > 1 for *_, positions in shapes)
+    aligned = not filters and all(
+        value % 16 == 0 for pair, (_, k, _), (*_, col) in multiples for value in (*pair, k, col)
+    )
     height = tiles.ROWS if aligned else tiles.ODD_ROWS
-    for (weight, logits), (n, k), (stream, row, col) in zip(addresses, shapes, keys, strict=True):
-        rows.append([weight, logits, n, k, stream, elements, row, col])
+    for (weight, logits), (n, k, positions), (stream, row, col) in zip(addresses, shapes, keys, strict=True):
+        rows.append([weight, logits, n, k, stream, elements, row, col, positions])
         starts.append(programs)
         programs += tiles.count(n, k + col % GROUP.value, height)
         elements += triton.cdiv(n * k, ALIGNMENT) * ALIGNMENT
@@ -124,6 +147,7 @@ def _layers(
         elements,
         aligned,
         any(row or col for _, row, col in keys),
+        filters,
         height,
     )
 
@@ -157,3 +181,15 @@ def load_offsets(row_ptr, ALIGNED: tl.constexpr):
     if ALIGNED:
         shift = tl.multiple_of(shift, 16)
     return row, col // GROUP, shift
+
+
+@triton.jit
+def layer_offsets(row_ptr, rows, cols, K, FILTERS: tl.constexpr):
+    """Return the offsets [R, C] of a layer's weights, logits and results, which have one memory format.
+
+    Column k of a filter with the channels last is channel k // P at kernel position k % P.
+    """
+    if FILTERS:
+        positions, k = tl.load(row_ptr + 8).to(tl.int32), cols.to(tl.int32)  # 32 bits, since this divides at run time
+        cols = k // positions + (k % positions) * (K // positions)
+    return offsets(rows, cols, K, 1)

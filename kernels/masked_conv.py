@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stochprune.address import Logits, Mask
 
-from . import tiles
+from . import matmul, tiles
 from .conv_route import choose
 from .estimators import hard, masked
 from .matmul import STEP, precision, settled, stages, tile_for, usable
@@ -29,56 +29,10 @@ from .philox import GROUP, load_key, uniform_pairs, uniforms
 from .split_sum import most_shares, split, split_sum
 from .thresholds import cache
 from .tiles import after, aligned, load, load_tile, offsets
+from .unfold import LARGEST_KERNEL, edges, interleaved, located, taps
 
 RESIDENT = 2
 """Most programs that a multiprocessor runs at a time: they need more registers than those of a matrix product."""
-LARGEST_KERNEL = 15
-"""Height and width of the largest kernel whose positions fit in the bits of :func:`edges`."""
-
-
-@triton.jit
-def located(m, height, width):
-    """Return the image of each token, and its position in it, int64; ``m`` are int32."""
-    row = m // width
-    return (row // height).to(tl.int64), (row % height).to(tl.int64), (m % width).to(tl.int64)
-
-
-@triton.jit
-def edges(start, size, TAPS: tl.constexpr, GAP: tl.constexpr):
-    """Return bits, int32: bit i is 1 where ``start + i * GAP`` lies outside 0 .. size - 1."""
-    bits = tl.zeros(start.shape, tl.int32)
-    for i in tl.static_range(TAPS):
-        at = start + i * GAP
-        bits |= tl.where((at >= 0) & (at < size), 0, 1 << i)
-    return bits
-
-
-@triton.jit
-def taps(
-    r, K, x_channel, x_y, x_x, POSITIONS: tl.constexpr, WIDTH: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr
-):
-    """Return the offsets in x of the columns ``r`` of a filter, and their bits of :func:`edges`.
-
-    The kernel positions lie DOWN and RIGHT apart, WIDTH of them in a row. The low half of the bits is for rows.
-    """
-    y, x = r % POSITIONS // WIDTH, r % POSITIONS % WIDTH
-    at = (r // POSITIONS).to(tl.int64) * x_channel + (y * DOWN).to(tl.int64) * x_y + (x * RIGHT).to(tl.int64) * x_x
-    bits = (1 << y) | (0x10000 << x)
-    return at.to(tl.int32), tl.where(r < K, bits, 0x8000)
-
-
-@triton.jit
-def interleaved(parts):
-    """Return [R, C * P] of P tiles [R, C]: column j is column j // P of tile j % P."""
-    R: tl.constexpr = parts[0].shape[0]
-    C: tl.constexpr = parts[0].shape[1]
-    if len(parts) == 1:
-        return parts[0]
-    elif len(parts) == 2:
-        return tl.join(parts[0], parts[1]).reshape(R, 2 * C)
-    else:
-        return tl.join(tl.join(parts[0], parts[2]), tl.join(parts[1], parts[3])).reshape(R, 4 * C)
-
 
 GEOMETRY = ["height", "width", "out_height", "out_width", "stride_y", "stride_x", "padding_y", "padding_x"]
 STRIDES = ["x_draw", "x_example", "x_channel", "x_y", "x_x", "out_example", "out_channel", "out_position"]
@@ -149,6 +103,10 @@ def masked_conv_kernel(
 
     # Tokens are read in parts of 32: so a thread reads few columns of x, for several tokens, and computes few offsets.
     PARTS: tl.constexpr = max(1, TOKENS // 32)
+    # As integers: Triton 3.6 fails if a matrix instruction reads the result of a reshape directly, without a cast.
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    INTEGER: tl.constexpr = tl.int16 if DTYPE.primitive_bitwidth == 16 else tl.int32
+    x_ptr = x_ptr.to(tl.pointer_type(INTEGER), bitcast=True)
     pointers, edge_bits = (), ()
     for part in tl.static_range(PARTS):
         m = first_token + part * (TOKENS // PARTS) + tl.arange(0, TOKENS // PARTS)
@@ -169,8 +127,8 @@ def masked_conv_kernel(
         parts = ()
         for part in tl.static_range(PARTS):
             there = (edge_bits[part][None, :] & bits[:, None]) == 0
-            parts = parts + (tl.load(pointers[part][None, :] + tap_at[:, None], mask=there, other=0.0),)
-        b = interleaved(parts)
+            parts = parts + (tl.load(pointers[part][None, :] + tap_at[:, None], mask=there, other=0),)
+        b = interleaved(parts).to(DTYPE, bitcast=True)
         sampled, group = after(o, first_row), after(step * (STEP // GROUP), first_group)
         if thresholds_ptr is not None:
             at = offsets(o, step * (STEP // 2) + tl.arange(0, STEP // 2), words, 1)
@@ -229,6 +187,8 @@ def masked_conv(
     K = matrix.shape[1]
     read = (matrix, levels) if thresholds is None else (matrix,)
     tile = tile_for(M, usable(x.dtype, x.device, aligned(*read)))
+    if x.element_size() == 4 and matmul.capability(x.device) == 8:
+        tile = tile._replace(warps=8)  # with four warps, registers are spilled
     each = matrix.element_size() + (levels.element_size() if thresholds is None else 2)  # bytes read for a weight
     programs = D * triton.cdiv(M, tile.tokens) * triton.cdiv(N, tile.out)
     resident = min(tile.resident, RESIDENT) if x.element_size() == 2 else 1

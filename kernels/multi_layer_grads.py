@@ -10,12 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from stochprune.address import Logits, Masks, Needs2
+from stochprune.memory_format import in_format_of
 
 from . import tiles
 from .estimators import masked, slope
-from .layers import DTYPES, FIELDS, addresses_of, find_layer, layers_of, load_layer, load_offsets
+from .layers import DTYPES, FIELDS, addresses_of, find_layer, layer_offsets, layers_of, load_layer, load_offsets
 from .philox import load_key, uniforms
-from .tiles import after, load, locate, offsets, within
+from .tiles import after, load, locate, within
 
 
 @triton.jit(do_not_specialize=["temperature", "layers"])
@@ -34,6 +35,7 @@ def multi_layer_grads_kernel(
     GRAD: tl.constexpr,
     ALIGNED: tl.constexpr,
     SHARDED: tl.constexpr,
+    FILTERS: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     LAYERS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -50,7 +52,7 @@ def multi_layer_grads_kernel(
         grad_ptr = tl.multiple_of(grad_ptr, 16)
     rows, cols, group = locate(tl.program_id(0) - tl.load(starts_ptr + layer), K, shift, ROWS, GROUPS)
     inside = within(rows, cols, N, K, shift)
-    at = offsets(rows, cols, K, 1)
+    at = layer_offsets(row_ptr, rows, cols, K, FILTERS)
     g = load(grad_ptr, at, inside)
     logit = load(logits_ptr, at, inside)
     k0, k1 = load_key(seeds_ptr + layer)
@@ -77,7 +79,7 @@ def multi_layer_grads(
     weights = [tiles.readable(weight) for weight in weights]
     layers = layers_of(weights, logits, masks)
     device = weights[0].device
-    grads = [g.contiguous() for g in grads]
+    grads = [in_format_of(w, g) for w, g in zip(weights, grads, strict=True)]
     dweight, dlogits = (
         torch.empty(layers.elements, dtype=like[0].dtype, device=device) if need else None
         for need, like in zip(needs, (weights, logits), strict=True)

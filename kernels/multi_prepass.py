@@ -13,9 +13,9 @@ from stochprune.address import Logits, Masks
 
 from . import tiles
 from .estimators import masked
-from .layers import FIELDS, find_layer, layers_of, load_layer, load_offsets
+from .layers import FIELDS, find_layer, layer_offsets, layers_of, load_layer, load_offsets
 from .philox import load_key, uniforms
-from .tiles import after, load, locate, offsets, within
+from .tiles import after, load, locate, within
 
 
 @triton.jit(do_not_specialize=["temperature", "layers"])
@@ -31,6 +31,7 @@ def multi_prepass_kernel(
     LOGITS: tl.constexpr,
     ALIGNED: tl.constexpr,
     SHARDED: tl.constexpr,
+    FILTERS: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     LAYERS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -44,7 +45,7 @@ def multi_prepass_kernel(
         first_row, first_group, shift = load_offsets(row_ptr, ALIGNED)
     rows, cols, group = locate(tl.program_id(0) - tl.load(starts_ptr + layer), K, shift, ROWS, GROUPS)
     inside = within(rows, cols, N, K, shift)
-    at = offsets(rows, cols, K, 1)
+    at = layer_offsets(row_ptr, rows, cols, K, FILTERS)
     w = load(weight_ptr, at, inside)
     logit = load(logits_ptr, at, inside)
     k0, k1 = load_key(seeds_ptr + layer)
@@ -64,11 +65,12 @@ def masked_weights(
     """Return ``z * weight`` of many layers in ``dtype``.
 
     Args:
-        weights, logits: [N, ...] each, contiguous; all weights of one dtype, all logits of one dtype. The trailing
-            dimensions are flattened to columns.
+        weights, logits: [N, ...] each; all weights of one dtype, all logits of one dtype. They are contiguous or have
+            the channels last, the logits like the weight, and so are the results. The trailing dimensions are
+            flattened to columns.
 
     Raises:
-        ValueError: the lists differ in length, or a tensor is not contiguous or differs in dtype.
+        ValueError: the lists differ in length, or a tensor differs in dtype or has another memory format.
     """
     weights = [tiles.readable(weight) for weight in weights]
     layers = layers_of(weights, logits, masks)

@@ -66,8 +66,9 @@ def masked_weights(
 
     Args:
         weights, logits: L tensors [N, ...] each, floating; the mask's rows and columns are those of the masked
-            convolutions. Weights without a gradient may be float8_e4m3fn. The Triton backend needs contiguous tensors,
-            one dtype for all weights and one for all logits.
+            convolutions. Weights without a gradient may be float8_e4m3fn. The Triton backend needs one dtype for all
+            weights and one for all logits. Its tensors are contiguous or have the channels last in memory, the logits
+            of a layer like its weight.
         seeds, draws: int64 [L], for each layer the bits of its seed, and its draw.
         streams: for each layer 0 .. 2^31 - 1.
         estimator, temperature: see :func:`stochprune.functional.masked_linear`.

@@ -24,12 +24,13 @@ BOTH = (True, True)
 
 
 @pytest.fixture(autouse=True)
-def forced(monkeypatch: pytest.MonkeyPatch) -> None:
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample masks in the main loop; the reference takes the GPU's own thresholds, which may differ by 1."""
-    monkeypatch.setenv(OVERRIDE, "in_register")
+    monkeypatch.setenv(OVERRIDE, getattr(request, "param", "in_register"))
     monkeypatch.setattr(reference, "threshold_from_logits", lambda logits: threshold_from_logits(logits.float()))
 
 
+@pytest.mark.parametrize("route", ["in_register", "thresholds"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("rows, channels", [(37, 20), (256, 64)])
 @pytest.mark.parametrize("first", [(0, 0), (2**32 - 1024, 2**34 - 1024)], ids=str)
@@ -49,7 +50,11 @@ def test_the_mask_is_the_contract_s(dtype, rows, channels, first, device, genera
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(
+    "route, estimator",
+    [*(("in_register", name) for name in ESTIMATORS), ("thresholds", "straight_through")],
+    indirect=["route"],
+)
 @pytest.mark.parametrize(
     "draws, x, rows", [(1, (2, 16, 9, 9), 70), (32, (1, 64, 14, 14), 64), (3, (4, 3, 33, 31), 16)], ids=str
 )

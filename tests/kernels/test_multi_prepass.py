@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 
 import pytest
@@ -15,6 +16,7 @@ from stochprune.kernels.multi_layer_grads import multi_layer_grads
 from stochprune.kernels.multi_prepass import masked_weights
 from stochprune.kernels.prepass import mask_weight
 from stochprune.materialised import Gradients
+from stochprune.memory_format import channels_last
 
 SHAPES = [[(33, 130), (5, 3, 2, 2), (64, 256)], [(32, 64), (64, 128)], [(7, 5)]]
 ESTIMATORS = ["straight_through", "concrete"]
@@ -77,6 +79,25 @@ def test_gradients_equal_single_launches(
             assert part is None or (part[i].shape == w.shape and torch.equal(part[i].flatten(1), one))
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_filters_with_the_channels_last(sharded: bool, device: torch.device) -> None:
+    shapes = [(9, 5, 3, 3), (16, 64), (4, 6, 1, 2), (8, 3, 2, 2, 3), (8, 6, 1, 1)]
+    given = tensors(shapes, device, 3)
+    last = [[t.movedim(1, -1).contiguous().movedim(-1, 1) for t in part] for part in given]
+    masks = masks_of(len(shapes), device, "straight_through", sharded)
+    expected = masked_weights(*given[:2], masks=masks, dtype=torch.float16)
+    for w, got, want in zip(
+        last[0], masked_weights(*last[:2], masks=masks, dtype=torch.float16), expected, strict=True
+    ):
+        assert torch.equal(got, want) and channels_last(got) == channels_last(w)
+    weights, logits, grads = given
+    expected = multi_layer_grads(grads, weights, logits, masks=masks, needs=(True, True))
+    for g in (grads, last[2]):
+        together = multi_layer_grads(g, *last[:2], masks=masks, needs=(True, True))
+        for got, want in zip(itertools.chain(*together), itertools.chain(*expected), strict=True):
+            assert torch.equal(got, want)
+
+
 def test_the_table_is_made_once_and_follows_a_parameter_that_moves(device: torch.device) -> None:
     weights, logits = tensors([(8, 64)], device)
     masks = masks_of(1, device, "expected")
@@ -90,10 +111,12 @@ def test_bad_input(device: torch.device) -> None:
     weights, logits = tensors([(8, 64), (4, 4)], device)
     with pytest.raises(ValueError, match="2 weights, 2 logits and 1 streams"):
         layers_of(weights, logits, masks_of(1, device))
-    with pytest.raises(ValueError, match="weights must be contiguous and of one dtype"):
+    with pytest.raises(ValueError, match="weights must be of one dtype"):
         layers_of([weights[0].mT, weights[1]], logits, masks_of(2, device))
-    with pytest.raises(ValueError, match="logits must be contiguous and of one dtype"):
+    with pytest.raises(ValueError, match="logits must be of one dtype"):
         layers_of(weights, [logits[0], logits[1].half()], masks_of(2, device))
+    with pytest.raises(ValueError, match="logits like the weights"):
+        layers_of(weights, [logits[0].mT.contiguous().mT, logits[1]], masks_of(2, device))
 
 
 def test_a_captured_graph_holds_its_numbers_itself(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
