@@ -59,10 +59,14 @@ def sigmoid(x):
 
 @triton.jit
 def sigmoid_slope(x):
-    """Return the derivative of the logistic function in fp32, without the cancellation of ``s (1 - s)``."""
-    e = _exp_minus(tl.abs(x))
+    """Return the derivative of the logistic function in fp32, without the cancellation of ``s (1 - s)``.
+
+    With ``e = exp(-x)`` and ``r = 1 / (1 + e)`` it is ``e r r``. The compiler computes e and r once for this function
+    and :func:`sigmoid`. At 2^126 the slope is no longer a normal number: e is bounded there, since inf times 0 is NaN.
+    """
+    e = _exp_minus(x)
     r = _divide(1.0, 1.0 + e)
-    return e * r * r
+    return tl.minimum(e, 8.507059e37) * r * r
 
 
 @triton.jit
