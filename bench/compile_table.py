@@ -9,6 +9,8 @@ specialisation that a GPU would need. The gates are:
 - no instruction overwrites the registers of a matrix instruction's left operand too early (:mod:`bench.sass`);
 - no registers are spilled, or few if rows are not a multiple of 16 or the matrix is a shard;
 - another stream, temperature or number of tokens needs no new compilation;
+- a weight takes few instructions in the main loop (sm_90);
+- a multiprocessor runs as many programs at a time as the tile says;
 - if the main loop samples the mask, the tensor cores read the masked operand from registers (sm_90) or from tensor
   memory (sm_100, forward only);
 - loads and stores have 16 bytes.
@@ -17,15 +19,19 @@ specialisation that a GPU would need. The gates are:
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import triton
+
+from stochprune.kernels.matmul import RESERVED
+from stochprune.kernels.split_sum import split
 
 from . import sass
 from .kernel_cases import Case, cases
@@ -43,7 +49,10 @@ class Row(NamedTuple):
     registers: int
     stack: int  # bytes a thread
     shared: int  # bytes
+    programs: int  # that a multiprocessor runs at a time
+    claimed: int  # the same, as the host code of the kernel assumes
     matrix: str  # tensor-core instruction, how many of them, and the memory of the masked operand
+    instructions: float  # of the main loop, per weight; 0 without tensor cores
     races: int  # number of writes to a left operand that a matrix instruction still reads
     load: int  # widest global load, bits
     store: int
@@ -61,12 +70,17 @@ class Row(NamedTuple):
             broken.append(f"spills {self.stack} bytes")
         if self.shared > SHARED[self.arch]:
             broken.append("too much shared memory")
+        if self.programs < self.claimed:
+            broken.append(f"{self.programs} programs a multiprocessor, not {self.claimed}")
         if not self.case.aligned:
             return broken  # wide loads are impossible, and other tiles are used
-        in_loop = self.case.op in ("forward", "dx")
+        in_loop = self.case.op.split(",")[0] in ("forward", "dx")
+        hard = self.case.estimator == "straight_through"
+        if hard and self.arch == 90 and self.instructions > MOST.get((self.case.op, self.case.dtypes), math.inf):
+            broken.append(f"{self.instructions} instructions a weight")
         if in_loop and self.arch == 90 and "from registers" not in self.matrix:
             broken.append("masked operand not in registers")
-        if self.case.op == "forward" and in_loop and self.arch == 100 and "from tensor memory" not in self.matrix:
+        if self.case.op.startswith("forward") and self.arch == 100 and "from tensor memory" not in self.matrix:
             broken.append("masked operand not in tensor memory")
         if self.load < 128 or (self.store < 128 and self.case.op not in SMALL):
             broken.append(f"loads {self.load} bits and stores {self.store} bits at a time")
@@ -75,36 +89,88 @@ class Row(NamedTuple):
         return broken
 
 
-SMALL = ("mask_bits", "bernoulli_kl", "spike_and_slab_kl")
+SMALL = ("bernoulli_kl", "spike_and_slab_kl")
 """Ops with a small result: the width of its stores does not matter."""
 SCALARS = 13
 """Maximum number of narrow loads of a memory-bound kernel: seed, draw and the layer's row of the table."""
 
 
+MOST = {
+    ("forward", "bf16 bf16"): 18.0,
+    ("forward", "bf16 fp32"): 19.0,
+    ("forward, thresholds", "bf16 bf16"): 9.0,
+    ("forward, thresholds", "bf16 fp32"): 10.5,
+}
+"""Most instructions a weight in the main loop on sm_90; only those of hard masks are compared."""
+
+
 def specialise(case: Case, arch: int) -> Specialisation:
     """Return the specialisation that Triton would compile for a case's first launch."""
-    row = 9 if arch >= 90 else 8
+    return launch(case, arch)[0]
+
+
+def launch(case: Case, arch: int) -> tuple[Specialisation, int]:
+    """Return the specialisation of a case's first launch, and how many programs share a multiprocessor by its tile."""
+    row, resident = 9 if arch >= 90 else 8, 1
+
+    def observed(steps: int, programs: int, claimed: int, *rest: Any) -> tuple[int, int]:
+        nonlocal resident
+        resident = claimed
+        return split(steps, programs, claimed, *rest)
+
     with (
         recorded(arch) as launches,
         mock.patch("stochprune.kernels.matmul.capability", lambda device: row),
         mock.patch("stochprune.kernels.one_pass.capability", lambda device: row),
+        mock.patch("stochprune.kernels.masked_matmul.split", observed),
+        mock.patch("stochprune.kernels.one_pass.split", observed),
     ):
         case.run()
-    return launches[0].specialisation
+    return launches[0].specialisation, resident
 
 
 def compile_case(case: Case, arch: int) -> Row:
     """Compile a case's kernel for sm_``arch`` and read its resources and its machine code."""
-    specialisation = specialise(case, arch)
+    specialisation, claimed = launch(case, arch)
     other = case._replace(tokens=case.tokens and case.tokens - 1, stream=1, temperature=0.3)
     recompiles = specialise(other, arch).key != specialisation.key
     code, shared = specialisation.compile(arch)
+    instructions, constants, warps = sass.parse(code.sass), specialisation.named, specialisation.options["num_warps"]
     loads, stores = widths("LDG|LDGSTS", code.sass), widths("STG", code.sass)
-    narrow = sum(width < 128 for width in loads)
-    matrix, races = matrix_instructions(code.sass), len(sass.hazards(sass.parse(code.sass)))
     return Row(
-        case, arch, code.registers, code.stack, shared, matrix, races, max(loads), max(stores), narrow, recompiles
+        case=case,
+        arch=arch,
+        registers=code.registers,
+        stack=code.stack,
+        shared=shared,
+        programs=resident(code.registers, warps, shared, arch),
+        claimed=claimed,
+        matrix=matrix_instructions(code.sass),
+        instructions=round(len(sass.main_loop(instructions)) * 32 * warps / weights(constants), 1),
+        races=len(sass.hazards(instructions)),
+        load=max(loads),
+        store=max(stores),
+        narrow=sum(width < 128 for width in loads),
+        recompiles=recompiles,
     )
+
+
+def weights(constants: dict[str, Any]) -> int:
+    """Return the number of weights in a tile of a kernel's main loop."""
+    if "STEP" in constants:
+        return constants["OUT"] * constants["STEP"]
+    return constants.get("ROWS", 1) * constants.get("COLS", 64)
+
+
+def resident(registers: int, warps: int, shared: int, arch: int) -> int:
+    """Return how many programs a multiprocessor runs at a time, by registers, warps and shared memory."""
+    registers_a_warp = -(-32 * registers // 256) * 256
+    most = min((65536 // registers_a_warp) // warps, WARPS[arch] // warps)
+    return min(most, (SHARED[arch] + RESERVED) // (shared + RESERVED))
+
+
+WARPS = {80: 48, 90: 64, 100: 64}
+"""Warps that a multiprocessor runs at a time; for 80 those of sm_86 and sm_89."""
 
 
 def widths(operations: str, sass: str) -> list[int]:
@@ -138,7 +204,9 @@ COLUMNS = [
     "registers",
     "stack",
     "shared",
+    "programs",
     "tensor cores",
+    "instructions",
     "races",
     "load",
     "store",
@@ -167,7 +235,7 @@ def markdown(rows: list[Row]) -> str:
             c.dtypes,
             c.tokens or "",
             c.estimator,
-            *row[1:-1],
+            *(value for name, value in row._asdict().items() if name not in ("case", "claimed", "recompiles")),
             "; ".join(row.faults()) or "ok",
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 import torch
 
 from stochprune.address import Logits, Mask
-from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.masked_matmul import masked_matmul
 from stochprune.kernels.prepass import mask_weight
+from stochprune.kernels.thresholds import packed_thresholds
 from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
 
 from .compile_table import specialise
@@ -87,10 +87,10 @@ def many_draws() -> Iterator[str]:
     weight, x = Logits(meta(8, 64, dtype=half)), meta(DRAWS, 2, 64, dtype=half)
     y, mask = meta(DRAWS, 2, 8, dtype=half), Mask(numbers[:1], numbers, 1)
     with recorded(ARCH) as launches:
-        bits = mask_bits(weight, mask=mask)
+        packed = packed_thresholds(weight)
         mask_weight(weight, weight, mask=mask, dtype=half)
         masked_matmul(x, weight, weight, None, mask=mask, out=y)
-        masked_matmul(x, weight, weight, None, mask=mask, out=y, bits=bits)
+        masked_matmul(x, weight, weight, None, mask=mask, out=y, thresholds=packed)
         weight_grad_matmul(y, x, weight, weight, mask=mask, dweight=weight, dlogits=weight)
     for launch in launches:
         yield from (f"{'.'.join(launch.specialisation.kernel)}: {fault}" for fault in launch.faults())

@@ -13,7 +13,6 @@ from stochprune.kernels.gaussian import gaussian_grad, gaussian_weight
 from stochprune.kernels.keep_mask import keep_mask
 from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
 from stochprune.kernels.mask_backward import mask_backward
-from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.masked_matmul import masked_matmul
 from stochprune.kernels.moments import moments, moments_grad
 from stochprune.kernels.multi_layer_grads import multi_layer_grads
@@ -21,7 +20,7 @@ from stochprune.kernels.multi_prepass import masked_weights
 from stochprune.kernels.nm import nm_masked_weight, nm_weight_grad
 from stochprune.kernels.one_pass import one_pass
 from stochprune.kernels.prepass import mask_weight
-from stochprune.kernels.threshold import threshold_from_logits
+from stochprune.kernels.thresholds import packed_thresholds, threshold_from_logits
 from stochprune.kernels.weight_grad_matmul import weight_grad_matmul
 from stochprune.materialised import Gradients
 
@@ -62,7 +61,7 @@ class Case(NamedTuple):
         number, one = meta(1, dtype=torch.int64), meta(dtype=torch.float64)
         mask = Mask(number, number, self.stream, self.estimator, self.temperature, *self.first)
         masks = Masks(number, number, [1], self.estimator, self.temperature, *([first] for first in self.first))
-        bits = meta(1, n, -(-k // 32), dtype=torch.int32)
+        levels = meta(n, 32 * -(-k // 64), dtype=torch.int32)
         pattern = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
         results = {"dweight": torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
         both, to = {"mask": mask, **results}, Gradients(**results)
@@ -74,7 +73,7 @@ class Case(NamedTuple):
             "prepass": lambda: mask_weight(weight, logits, mask=mask, dtype=x_dtype),
             "multi_prepass": lambda: masked_weights([weight], [logits], masks=masks, dtype=x_dtype),
             "multi_layer_grads": lambda: multi_layer_grads([wide], [weight], [logits], masks=masks, needs=needs),
-            "mask_bits": lambda: mask_bits(logits, mask=mask),
+            "packed_thresholds": lambda: packed_thresholds(logits),
             "bernoulli_kl": lambda: bernoulli_kl(logits, prior),
             "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, prior, needs=needs),
             "spike_and_slab_kl": lambda: gaussian_kl(*[weight] * 4, logits),
@@ -91,8 +90,12 @@ class Case(NamedTuple):
             "moments_grad": lambda: moments_grad(wide, wide, weight, logits, logits),
             "forward": lambda: masked_matmul(x, weight, logits, None, mask=mask, out=grad),
             "dx": lambda: masked_matmul(grad, weight, logits, None, mask=mask, out=x, transpose=True),
-            "forward, bits": lambda: masked_matmul(x, weight, logits, None, mask=mask, out=grad, bits=bits),
-            "dx, bits": lambda: masked_matmul(grad, weight, logits, None, mask=mask, out=x, transpose=True, bits=bits),
+            "forward, thresholds": lambda: masked_matmul(
+                x, weight, logits, None, mask=mask, out=grad, thresholds=levels
+            ),
+            "dx, thresholds": lambda: masked_matmul(
+                grad, weight, logits, None, mask=mask, out=x, transpose=True, thresholds=levels
+            ),
             "one_pass": lambda: one_pass(grad[0], x[0], weight, logits, **both),
             "one_pass, kl": lambda: one_pass(grad[0], x[0], weight, logits, kl=kl, **both),
         }
@@ -116,7 +119,7 @@ def cases() -> Iterator[Case]:
             yield Case("mask_backward", dtypes, 0, estimator, quick=estimator == "straight_through")
         yield Case("multi_prepass", dtypes, quick=dtypes == "bf16 fp32")
         yield Case("multi_layer_grads", dtypes, quick=dtypes == "bf16 fp32")
-        yield Case("mask_bits", dtypes, quick=dtypes == "bf16 fp32")
+        yield Case("packed_thresholds", dtypes, quick=dtypes == "bf16 fp32")
         for op in ("bernoulli_kl", "bernoulli_kl_grad", "spike_and_slab_kl", "spike_and_slab_kl_grad"):
             yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
     for dtypes in masters:
@@ -131,10 +134,14 @@ def cases() -> Iterator[Case]:
             for tokens in (16, 32, 64, 128):
                 yield Case(op, dtypes, tokens, quick=tokens in (16, 128))
             yield Case(op, dtypes, 128, "concrete")
-            yield Case(f"{op}, bits", dtypes, 1024)
+            for tokens in (16, 64, 128, 256):
+                yield Case(f"{op}, thresholds", dtypes, tokens, quick=tokens in (16, 256))
         yield Case(op, "fp16 fp16", 128)
         yield Case(op, "fp32 fp32", 16)
         yield Case(op, "tf32 fp32", 512)
+        yield Case(f"{op}, thresholds", "fp16 fp16", 256)
+        yield Case(f"{op}, thresholds", "tf32 fp32", 512)
+        yield Case(f"{op}, thresholds", "bf16 fp32", 64, shape=ODD)
     for dtypes in masters:
         for tokens in (16, 32, 64):
             yield Case("one_pass", dtypes, tokens, quick=tokens == 64)
@@ -161,10 +168,10 @@ def cases() -> Iterator[Case]:
         estimator = "2:4" if op.startswith("nm") else "straight_through"
         yield Case(op, "bf16 fp32", 0, estimator, quick=op == "prepass", first=SHARD)
         yield Case(op, "bf16 fp32", 0, estimator, first=ODD_SHARD)
-    yield Case("mask_bits", "bf16 fp32", first=SHARD)
     for op in ("forward", "dx"):
         for tokens in (16, 128):
             yield Case(op, "bf16 fp32", tokens, quick=tokens == 128, first=SHARD)
+            yield Case(f"{op}, thresholds", "bf16 fp32", tokens, first=SHARD)
     yield Case("one_pass, kl", "bf16 fp32", 64, first=SHARD)
     yield Case("weight_grad_matmul, kl", "bf16 fp32", 512, first=SHARD)
 

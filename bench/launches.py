@@ -46,6 +46,12 @@ class Specialisation(NamedTuple):
         module, name = self.kernel
         return getattr(importlib.import_module(module), name)
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """Return the constants by the names of the parameters."""
+        parameters = [parameter.name for parameter in self.function.params]
+        return {parameters[at[0]]: value for at, value in self.constants.items()}
+
     def compile(self, arch: int) -> Compiled:
         """Compile for sm_``arch`` and read the machine code."""
         compiled = triton.compile(self.source(), target=GPUTarget("cuda", arch, 32), options=self.options)

@@ -76,10 +76,9 @@ def results(specialisations: list[Specialisation], known: Path, processes: int) 
 def describe(specialisation: Specialisation) -> str:
     """Return the kernel and its specialisation in one line."""
     parameters = [parameter.name for parameter in specialisation.function.params]
-    constants = {parameters[at[0]]: value for at, value in specialisation.constants.items()}
     types = {name: kind for name, kind in specialisation.signature.items() if kind.startswith("*")}
     aligned = [parameters[at[0]] for at, value in specialisation.attributes.items() if value]
-    return f"{'.'.join(specialisation.kernel)} {types} {constants} aligned: {' '.join(aligned)}"
+    return f"{'.'.join(specialisation.kernel)} {types} {specialisation.named} aligned: {' '.join(aligned)}"
 
 
 def main() -> int:

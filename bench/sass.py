@@ -96,6 +96,19 @@ def hazards(code: list[Instruction]) -> list[Hazard]:
     return sorted(found)
 
 
+def main_loop(code: list[Instruction]) -> list[Instruction]:
+    """Return the instructions of the longest loop that multiplies matrices; an empty list if there is none."""
+    loops = []
+    for i, instruction in enumerate(code):
+        target = re.fullmatch(r"0x[0-9a-f]+", instruction.operands[-1]) if instruction.name.startswith("BRA") else None
+        if target is not None and int(target[0], 16) <= instruction.address:
+            body = [other for other in code[: i + 1] if other.address >= int(target[0], 16)]
+            loops.append(body if any(re.match(MATRIX, other.name) for other in body) else [])
+    return max(loops, key=len, default=[])
+
+
+MATRIX = r"(HGMMA|UTCHMMA|HMMA)\b"
+"""Operations of the tensor cores."""
 MOST_GROUPS = 8  # no wait allows more running groups
 
 

@@ -14,9 +14,9 @@ from stochprune.address import Logits, Mask
 from stochprune.seeding import generator
 
 from . import routes
-from .mask_bits import mask_bits
 from .masked_matmul import masked_matmul
 from .matmul import usable
+from .thresholds import packed_thresholds
 
 SIZE = 4096
 """Rows, columns and tokens of the timed products: so large that arithmetic takes the time, not memory or launches."""
@@ -49,7 +49,6 @@ def measure(device: torch.device) -> routes.Constants:
         found = [_products(kind, device) for kind in routes.PRECISIONS]
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    matmul, drawing, reading = zip(*found, strict=True)
     source = torch.empty(COPY, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / _seconds(lambda: target.copy_(source))
@@ -59,27 +58,46 @@ def measure(device: torch.device) -> routes.Constants:
         for _ in range(20):
             small.add_(1)
 
-    return routes.Constants(bandwidth, _seconds(twenty) / 20, matmul, drawing, reading)
+    return routes.Constants(bandwidth, _seconds(twenty) / 20, *zip(*found, strict=True))
 
 
-def _products(kind: str, device: torch.device) -> tuple[float, float, float]:
-    """Return the rate of torch's product, and the seconds of our two loops for one weight and one tile of tokens."""
+def _products(kind: str, device: torch.device) -> tuple[float, float, float, float]:
+    """Return the operations of torch's product and of our loop in a second, and the seconds of sampling a weight.
+
+    A tile of weights takes ``sampling + 2 * tokens / loop`` seconds for each of its weights. Two products of as many
+    tokens, in narrow and in wide tiles, give both numbers.
+    """
     dtype = torch.bfloat16 if kind == "16 bits" else torch.float32
     torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
     numbers = generator(0, "calibrate", kind)
+    tiles, drawing = usable(dtype, device, thresholds=True), usable(dtype, device)[-1].tokens
+    total = max(SIZE, tiles[-1].tokens)
     x, weight, logits = (
-        torch.from_numpy(numbers.standard_normal((SIZE, SIZE), np.float32)).to(device, dtype) for _ in range(3)
+        torch.from_numpy(numbers.standard_normal((rows, SIZE), np.float32)).to(device, dtype)
+        for rows in (total, SIZE, SIZE)
     )
+    levels = Logits(logits)
+    packed = packed_thresholds(levels)
     number = torch.zeros(1, dtype=torch.int64, device=device)
-    mask = Mask(number, number, 1)
-    out, levels = torch.empty_like(x)[None], Logits(logits)
-    bits = mask_bits(levels, mask=mask)
-    loops = SIZE * SIZE * SIZE / usable(dtype, x.device)[-1].tokens
 
-    def masked(packed: Tensor | None) -> float:
-        return _seconds(lambda: masked_matmul(x[None], weight, levels, None, mask=mask, out=out, bits=packed)) / loops
+    def loop(tokens: int, thresholds: Tensor | None) -> float:
+        """Return the seconds for each weight of a tile of tokens."""
+        draws = total // tokens
+        mask = Mask(number, number.expand(draws).contiguous(), 1)
+        given = x.view(draws, tokens, SIZE)
+        out = torch.empty_like(given)
+        seconds = _seconds(
+            lambda: masked_matmul(given, weight, levels, None, mask=mask, out=out, thresholds=thresholds)
+        )
+        return seconds / (draws * SIZE * SIZE)
 
-    return 2 * SIZE**3 / _seconds(lambda: x @ weight.mT), masked(None), masked(bits)
+    narrow, wide = (loop(tile.tokens, packed) for tile in (tiles[0], tiles[-1]))
+    rate = 2 * (tiles[-1].tokens - tiles[0].tokens) / max(wide - narrow, 1e-15)
+    from_logits = loop(drawing, None) - 2 * drawing / rate
+    from_thresholds = narrow - 2 * tiles[0].tokens / rate
+    least = 1e-15  # the difference of two measurements may be negative
+    matmul = 2 * total * SIZE**2 / _seconds(lambda: x @ weight.mT)
+    return matmul, rate, max(from_logits, least), max(from_thresholds, least)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -70,21 +70,22 @@ def sigmoid_slope(x):
 
 
 @triton.jit
-def _raised_threshold(logit):
-    # 256 + T / 32768. An ulp of 256 is 2^-15, so the sum is rounded to the nearest threshold T. Its last bits are T.
+def raised_threshold(logit):
+    """Return ``256 + T / 32768`` in fp32, whose last 15 bits are the threshold T of an fp32 logit."""
+    # An ulp of 256 is 2^-15, so the sum is rounded to the nearest threshold.
     return tl.minimum(tl.maximum(sigmoid(logit), 1.0 / 32768), 32767.0 / 32768) + 256.0
 
 
 @triton.jit
 def threshold(logit):
     """Return the threshold 1 .. 32767 (uint32) of an fp32 logit, within 1 of the reference; NaN gives 1 on a GPU."""
-    return _raised_threshold(logit).to(tl.uint32, bitcast=True) & 0x7FFF
+    return raised_threshold(logit).to(tl.uint32, bitcast=True) & 0x7FFF
 
 
 @triton.jit
 def keep(logit, u):
     """Return the hard mask ``(u & 0x7FFF) < T``; 256 is added to both sides in fp32, which is exact."""
-    return ((u & 0x7FFF) | 0x43800000).to(tl.float32, bitcast=True) < _raised_threshold(logit)
+    return ((u & 0x7FFF) | 0x43800000).to(tl.float32, bitcast=True) < raised_threshold(logit)
 
 
 @triton.jit
@@ -98,6 +99,12 @@ def relaxed(logit, u, temperature):
 def stretched(logit, u, temperature):
     """Return the hard concrete mask before it is clamped to [0, 1]."""
     return sigmoid(relaxed(logit, u, temperature)) * 1.2 - 0.1
+
+
+@triton.constexpr_function
+def hard(estimator):
+    """Return True if the mask is hard: 0 or 1."""
+    return estimator.startswith("straight_through")
 
 
 @triton.jit

@@ -9,11 +9,11 @@ from stochprune import materialised
 from stochprune.address import Grads3, KLTerm, Logits, Mask, Needs3
 
 from .mask_backward import mask_backward
-from .mask_bits import mask_bits
 from .masked_matmul import masked_matmul
 from .one_pass import one_pass, one_pass_fits
 from .prepass import mask_weight
-from .routes import Product, choose
+from .routes import FUSED_TOKENS, Product, choose
+from .thresholds import cache
 from .weight_grad_matmul import weight_grad_matmul
 
 
@@ -29,7 +29,7 @@ def masked_linear_backward(
     need_x, wanted = needs[0], needs[1:]
     route = _route(x, weight, logits, mask)
     dweight = dlogits = None
-    if any(wanted) and route == "in_register":
+    if any(wanted) and route != "prepass" and x.shape[1] <= FUSED_TOKENS:
         dweight, dlogits = (
             torch.empty(t.shape, dtype=t.dtype, device=t.device) if need else None
             for t, need in zip((weight, logits), wanted, strict=True)
@@ -47,7 +47,8 @@ def masked_linear_backward(
 
 
 def _route(x: Tensor, weight: Tensor, logits: Logits, mask: Mask) -> str:
-    product = Product(*x.shape[:2], *weight.shape, x.dtype, weight.dtype, logits.dtype, mask.col)
+    formed = cache.enabled or cache.find(logits) is not None
+    product = Product(*x.shape[:2], *weight.shape, x.dtype, weight.dtype, logits.dtype, mask.col, formed)
     return choose(product, mask.estimator, x.device)
 
 
@@ -64,11 +65,6 @@ def _product(
             transpose,
         )
     out = x.new_empty(*x.shape[:2], weight.shape[1 if transpose else 0])
-    if route == "in_register":
-        masked_matmul(x, weight, logits, bias, mask=mask, out=out, transpose=transpose)
-        return out
-    for draws in materialised.chunks(len(x), weight.numel() // 8):
-        some = mask.part(draws)
-        bits = mask_bits(logits, mask=some)
-        masked_matmul(x[draws], weight, logits, bias, mask=some, out=out[draws], transpose=transpose, bits=bits)
+    thresholds = cache.get(logits) if route == "thresholds" else None
+    masked_matmul(x, weight, logits, bias, mask=mask, out=out, transpose=transpose, thresholds=thresholds)
     return out

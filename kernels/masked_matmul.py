@@ -5,8 +5,9 @@ The tile of weights is the left operand. Masked weights are never written to mem
     forward          y^T  [N, M] = (z * W)   x^T       reduces over columns
     input gradient   dx^T [K, M] = (z * W)^T grad^T    reduces over rows
 
-The mask is sampled in the main loop from the logits, or read from bits that :mod:`.mask_bits` sampled before. If there
-are few tiles, the reduction is split among programs; the partial sums are added in a fixed order.
+The mask is sampled in the main loop, with thresholds from the logits or, if they were formed before, packed thresholds
+(:mod:`.thresholds`). If there are few tiles, the reduction is split among programs; the partial sums are added in a
+fixed order.
 """
 
 from __future__ import annotations
@@ -19,20 +20,12 @@ from torch import Tensor
 from stochprune.address import Logits, Mask
 
 from . import tiles
-from .estimators import masked
-from .mask_bits import WORD
-from .matmul import STEP, Tile, precision, settled, strides
-from .philox import GROUP, load_key, uniforms
-from .split_sum import split, split_sum
-from .tiles import after, offsets
-
-
-@triton.jit
-def unpacked(bits_ptr, rows, first, N, words, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return the mask bits of a tile [ROWS, COLS] as 0 and 1; ``first`` is the index of its first word."""
-    at = first + tl.arange(0, COLS // WORD)
-    word = tl.load(bits_ptr + offsets(rows, at, words, 1), mask=(rows < N)[:, None] & (at < words)[None, :], other=0)
-    return ((word[:, :, None] >> tl.arange(0, WORD)[None, None, :]) & 1).reshape(ROWS, COLS)
+from .estimators import hard, masked
+from .matmul import STEP, Tile, precision, settled, stages, strides
+from .pairs import masked_pairs, raised_pairs
+from .philox import GROUP, load_key, uniform_pairs, uniforms
+from .split_sum import most_shares, split, split_sum
+from .tiles import after, load_tile, offsets
 
 
 @triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature", "M", "draws", "steps"])
@@ -40,7 +33,7 @@ def masked_matmul_kernel(
     x_ptr,
     weight_ptr,
     logits_ptr,
-    bits_ptr,
+    thresholds_ptr,
     bias_ptr,
     out_ptr,
     seed_ptr,
@@ -53,6 +46,7 @@ def masked_matmul_kernel(
     M,
     N,
     K,
+    words,
     steps,
     x_draw,
     x_row,
@@ -63,6 +57,7 @@ def masked_matmul_kernel(
     logits_col,
     ESTIMATOR: tl.constexpr,
     TRANSPOSE: tl.constexpr,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     OUT: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -70,11 +65,9 @@ def masked_matmul_kernel(
 ):
     if TRANSPOSE:
         outs, reduced = K, N
-        ROWS: tl.constexpr = STEP
         COLS: tl.constexpr = OUT
     else:
         outs, reduced = N, K
-        ROWS: tl.constexpr = OUT
         COLS: tl.constexpr = STEP
     # Programs that share a tile of weights are neighbours: memory is read once, then the cache.
     program = tl.program_id(0)
@@ -85,39 +78,72 @@ def masked_matmul_kernel(
     program //= draws
     out_tiles = tl.cdiv(outs, OUT)
     out_tile = program % out_tiles
-    share = (program // out_tiles).to(tl.int64)
+    first = (program // out_tiles).to(tl.int64) * steps
 
     o = out_tile.to(tl.int64) * OUT + tl.arange(0, OUT)
+    index = tl.arange(0, STEP)
+    r = first * STEP + index
     k0, k1 = load_key(seed_ptr)
     draw = tl.load(draw_ptr + d)
-    x_ptr += d * x_draw
-    if bits_ptr is not None:
-        bits_ptr += d * N * tl.cdiv(K, WORD)
+    if TRANSPOSE:
+        rows, cols, first_word = r, o, out_tile.to(tl.int64) * (OUT // 2)
+        weight_step, logits_step, words_step = weight_row, logits_row, tl.cast(words, tl.int64) * STEP
+    else:
+        rows, cols, first_word = o, r, first * (STEP // 2)
+        weight_step, logits_step, words_step = weight_col, logits_col, STEP // 2
+    word = first_word + tl.arange(0, COLS // 2)
+    # Tokens behind the last one read the first: nothing is stored for them.
+    x_ptr += d * x_draw + first * STEP * x_col
+    x_at = offsets(index, tl.where(m < M, m, 0), x_col, x_row)
+    weight_at = offsets(rows, cols, weight_row, weight_col)
+    if thresholds_ptr is not None:
+        thresholds_at = offsets(rows, word, words, 1)
+    else:
+        logits_at = offsets(rows, cols, logits_row, logits_col)
     acc = tl.zeros([OUT, TOKENS], tl.float32)
-    for step in range(share * steps, tl.minimum((share + 1) * steps, tl.cdiv(reduced, STEP))):
-        r = step * STEP + tl.arange(0, STEP)
+    for step in range(first, tl.minimum(first + steps, tl.cdiv(reduced, STEP))):
+        if EVEN:
+            inside, known, left = None, None, None
+        else:
+            rest = index < reduced - step * STEP
+            if TRANSPOSE:
+                inside = rest[:, None] & (o < outs)[None, :]
+                known = rest[:, None] & (word < words)[None, :]
+            else:
+                inside = (o < outs)[:, None] & rest[None, :]
+                known = (o < outs)[:, None]
+            left = rest[:, None]
+        w = load_tile(weight_ptr + weight_at, inside)
+        x = load_tile(x_ptr + x_at, left)
         if TRANSPOSE:
-            rows, cols, tile = r, o, out_tile
+            sampled, group = step * STEP + index, out_tile.to(tl.int64) * (OUT // GROUP)
         else:
-            rows, cols, tile = o, r, step
-        inside = (rows < N)[:, None] & (cols < K)[None, :]
-        w = tl.load(weight_ptr + offsets(rows, cols, weight_row, weight_col), mask=inside, other=0.0)
-        x = tl.load(x_ptr + offsets(r, m, x_col, x_row), mask=(r < reduced)[:, None] & (m < M)[None, :], other=0.0)
-        if bits_ptr is not None:
-            bits = unpacked(bits_ptr, rows, tile * (COLS // WORD), N, tl.cdiv(K, WORD), ROWS, COLS)
-            a = tl.where(bits != 0, w, 0.0).to(x.dtype)
+            sampled, group = o, step * (STEP // GROUP)
+        sampled, group = after(sampled, first_row), after(group, first_group)
+        if hard(ESTIMATOR):
+            u = uniform_pairs(sampled, group, k0, k1, draw, stream, COLS // GROUP)
+            if thresholds_ptr is not None:
+                raised = load_tile(thresholds_ptr + thresholds_at, known).to(tl.uint32, bitcast=True)
+            else:
+                raised = raised_pairs(load_tile(logits_ptr + logits_at, inside).to(tl.float32))
+            a = masked_pairs(w.to(x.dtype), raised, u)
         else:
-            logit = tl.load(logits_ptr + offsets(rows, cols, logits_row, logits_col), mask=inside, other=0.0)
-            group = after(tile * (COLS // GROUP), first_group)
-            u = uniforms(after(rows, first_row), group, k0, k1, draw, stream, COLS // GROUP)
-            a = masked(w.to(tl.float32), logit.to(tl.float32), u, temperature, ESTIMATOR).to(x.dtype)
+            u = uniforms(sampled, group, k0, k1, draw, stream, COLS // GROUP)
+            logit = load_tile(logits_ptr + logits_at, inside).to(tl.float32)
+            a = masked(w.to(tl.float32), logit, u, temperature, ESTIMATOR).to(x.dtype)
         if TRANSPOSE:
             a = tl.trans(a)
         acc = settled(tl.dot(a, x, acc, input_precision=PRECISION))
+        x_ptr += tl.cast(x_col, tl.int64) * STEP
+        weight_ptr += tl.cast(weight_step, tl.int64) * STEP
+        if thresholds_ptr is not None:
+            thresholds_ptr += words_step
+        else:
+            logits_ptr += tl.cast(logits_step, tl.int64) * STEP
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + o, mask=o < outs, other=0.0).to(tl.float32)[:, None]
-    out_ptr += (share * draws + d) * M * outs
+    out_ptr += ((program // out_tiles).to(tl.int64) * draws + d) * M * outs
     tl.store(
         out_ptr + offsets(o, m, 1, outs), acc.to(out_ptr.dtype.element_ty), mask=(o < outs)[:, None] & (m < M)[None, :]
     )
@@ -132,7 +158,7 @@ def masked_matmul(
     mask: Mask,
     out: Tensor,
     transpose: bool = False,
-    bits: Tensor | None = None,
+    thresholds: Tensor | None = None,
 ) -> None:
     """Write one masked product for each draw to ``out``.
 
@@ -143,23 +169,26 @@ def masked_matmul(
         mask: its column offset must be a multiple of 64.
         out: contiguous [D, M, N], or [D, M, K] with ``transpose``.
         transpose: multiply by the transpose of the masked weight.
-        bits: the masks of the draws from :func:`.mask_bits.mask_bits`, used instead of the logits.
+        thresholds: packed thresholds of the logits, which are then not read; for hard masks only.
     """
     D, M, reduced = x.shape
     N, K = weight.shape
     outs = K if transpose else N
     if not out.numel():
         return
-    tile = Tile.fit(x, weight, logits)
+    read = (weight, logits) if thresholds is None else (weight,)
+    tile = Tile.fit(x, *read, thresholds=thresholds is not None)
+    each = weight.element_size() + (logits.element_size() if thresholds is None else 2)  # bytes read for a weight
     programs = D * triton.cdiv(M, tile.tokens) * triton.cdiv(outs, tile.out)
-    steps, shares = split(triton.cdiv(reduced, STEP), programs, x.device)
+    most = most_shares(weight.numel() * each, out.numel())
+    steps, shares = split(triton.cdiv(reduced, STEP), programs, tile.resident, x.device, most)
     partial = out if shares == 1 else torch.empty(shares, D, M, outs, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         masked_matmul_kernel[(programs * shares,)](
             x,
             weight,
-            logits if bits is None else None,
-            bits,
+            logits if thresholds is None else None,
+            thresholds,
             bias if shares == 1 else None,
             partial,
             *tiles.address(mask),
@@ -168,18 +197,20 @@ def masked_matmul(
             M,
             N,
             K,
+            0 if thresholds is None else thresholds.shape[1],
             steps,
             *strides(x),
             *weight.stride(),
             *logits.stride(),
             ESTIMATOR=mask.estimator,
             TRANSPOSE=transpose,
+            EVEN=outs % tile.out == reduced % STEP == 0,
             PRECISION=precision(x.dtype),
             OUT=tile.out,
             TOKENS=tile.tokens,
             STEP=STEP,
             num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_stages=stages(tile, each, x.element_size(), x.device),
             enable_fp_fusion=False,
         )
     if shares > 1:

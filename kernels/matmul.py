@@ -22,39 +22,72 @@ class Tile(NamedTuple):
     out: int
     tokens: int
     warps: int
-    stages: int
+    stages: int  # at most
+    resident: int  # programs that a multiprocessor runs at a time: the compile table checks registers and memory
 
     @classmethod
-    def fit(cls, x: Tensor, *weights: Tensor) -> Tile:
+    def fit(cls, x: Tensor, *weights: Tensor, thresholds: bool = False) -> Tile:
         """Return the tile for x [D, M, K]: wide, since each tile samples its mask once, but without spilled registers.
 
         Args:
             weights: the other matrices that the kernel reads.
+            thresholds: the kernel reads packed thresholds, which needs fewer registers.
         """
-        tiles = usable(x.dtype, x.device, aligned(x, *weights))
-        return next((tile for tile in tiles if x.shape[1] <= tile.tokens), tiles[-1])
+        return tile_for(x.shape[1], usable(x.dtype, x.device, aligned(x, *weights), thresholds))
 
 
-def usable(dtype: torch.dtype, device: torch.device, aligned: bool = True) -> tuple[Tile, ...]:
+def tile_for(tokens: int, tiles: tuple[Tile, ...]) -> Tile:
+    """Return the narrowest of the tiles that holds all tokens, or the widest."""
+    return next((tile for tile in tiles if tokens <= tile.tokens), tiles[-1])
+
+
+def usable(
+    dtype: torch.dtype, device: torch.device, aligned: bool = True, thresholds: bool = False
+) -> tuple[Tile, ...]:
     """Return the device's tiles for one dtype, the widest last."""
     row = capability(device)
-    if aligned:
-        return (HALF if dtype.itemsize == 2 else FLOAT)[row]
-    return ODD_HALF[row] if dtype.itemsize == 2 else ODD_HALF[row][:1]
+    if not aligned:
+        return ODD_HALF[row] if dtype.itemsize == 2 else ODD_HALF[row][:1]
+    if dtype.itemsize == 2:
+        return HALF[row] + (WIDE[row] if thresholds else ())
+    return FLOAT[row]
 
 
 # The keys are major compute capabilities. The compile table checks the tiles for spills. float32 needs more registers
 # and more memory.
 HALF = {
-    8: (Tile(64, 16, 4, 2), Tile(64, 32, 4, 2), Tile(64, 64, 8, 3)),
-    9: (Tile(64, 16, 4, 4), Tile(64, 32, 4, 4), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3)),
+    8: (Tile(64, 16, 4, 2, 1), Tile(64, 32, 4, 2, 1), Tile(64, 64, 8, 3, 1)),
+    9: (Tile(64, 16, 4, 4, 3), Tile(64, 32, 4, 4, 3), Tile(64, 64, 4, 4, 3), Tile(128, 128, 8, 4, 1)),
 }
-FLOAT = {8: (Tile(64, 16, 8, 2), Tile(64, 32, 4, 2)), 9: HALF[9][:2]}
+WIDE: dict[int, tuple[Tile, ...]] = {8: (), 9: (Tile(128, 256, 8, 3, 1),)}
+FLOAT = {
+    8: (Tile(64, 16, 8, 2, 1), Tile(64, 32, 4, 2, 1)),
+    9: (Tile(64, 16, 4, 4, 2), Tile(64, 32, 4, 4, 2)),
+}
 # For matrices that are not aligned: each element needs registers for its own address.
 ODD_HALF = {
-    8: (Tile(64, 16, 8, 2), Tile(64, 32, 8, 1)),
-    9: (Tile(64, 16, 8, 2), Tile(64, 32, 8, 1), Tile(64, 64, 8, 1)),
+    8: (Tile(64, 16, 8, 2, 1), Tile(64, 32, 8, 1, 1)),
+    9: (Tile(64, 16, 8, 2, 1), Tile(64, 32, 8, 1, 1), Tile(64, 64, 8, 1, 1)),
 }
+SHARED = {8: 99 << 10, 9: 227 << 10}
+"""Bytes of a multiprocessor's memory for its programs; of those with capability 8 the smallest."""
+RESERVED = 1 << 10
+"""Bytes of it that the system takes for each program."""
+
+
+def stages(tile: Tile, weight: int, x: int, device: torch.device) -> int:
+    """Return the number of steps that the main loop loads ahead: as many as leave room for the resident programs.
+
+    Triton keeps one buffer fewer for matrices that the loop itself reads than for x, which the tensor cores read.
+
+    Args:
+        weight: bytes for each weight of a tile, with its logit or threshold.
+        x: bytes of an element of x.
+    """
+    ours, theirs = tile.out * STEP * weight, tile.tokens * STEP * x
+    transposed = tile.out * STEP * x
+    room = SHARED[capability(device)] // tile.resident - RESERVED - transposed
+    return next((n for n in range(tile.stages, 2, -1) if (n - 1) * ours + n * theirs <= room), min(tile.stages, 2))
 
 
 def capability(device: torch.device) -> int:

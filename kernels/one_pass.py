@@ -20,7 +20,7 @@ from . import tiles
 from .estimators import masked, pull, slope
 from .matmul import capability, precision
 from .philox import GROUP, load_key, uniforms
-from .split_sum import split, split_sum
+from .split_sum import most_shares, split, split_sum
 from .tiles import after, aligned, load, offsets
 
 
@@ -31,11 +31,12 @@ class Tile(NamedTuple):
     tokens: int
     warps: int
     stages: int
+    resident: int  # programs that a multiprocessor runs at a time
 
 
 # The keys are those of matmul.capability. Matrices that are not aligned allow half as many tokens.
-TILES = {8: Tile(32, 64, 4, 3), 9: Tile(64, 128, 8, 2)}
-ODD = {8: Tile(16, 32, 4, 1), 9: Tile(64, 64, 8, 1)}
+TILES = {8: Tile(32, 64, 4, 3, 1), 9: Tile(64, 128, 8, 2, 1)}
+ODD = {8: Tile(16, 32, 4, 1, 1), 9: Tile(64, 64, 8, 1, 1)}
 
 
 def tile_for(*matrices: Tensor) -> Tile:
@@ -147,7 +148,8 @@ def one_pass(
         return dx
     tile = tile_for(x, grad, weight, logits)
     programs = triton.cdiv(K, GROUP.value)
-    steps, shares = split(triton.cdiv(N, tile.rows), programs, x.device)
+    most = most_shares(weight.nbytes + logits.nbytes, dx.numel())
+    steps, shares = split(triton.cdiv(N, tile.rows), programs, tile.resident, x.device, most)
     partial = dx if shares == 1 else torch.empty(shares, M, K, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         one_pass_kernel[(programs * shares,)](

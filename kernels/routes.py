@@ -1,18 +1,20 @@
 """The routes of a masked product, and the rule that chooses one by shape, dtypes, draws and GPU.
 
-===========  =======================================  ============================================================
-route        product                                  gradients of weights and logits
-===========  =======================================  ============================================================
-in_register  masks sampled in the main loop           one pass with dx for one draw of few tokens, else fused matmul
-bits         temporary 1-bit masks, read in the loop  cuBLAS for G, then one elementwise pass
-prepass      temporary masked weights, then cuBLAS    cuBLAS for G, then one elementwise pass
-===========  =======================================  ============================================================
+===========  ==============================================  =====================================================
+route        product                                         gradients of weights and logits
+===========  ==============================================  =====================================================
+in_register  masks sampled in the main loop from the logits  one pass with dx for one draw of few tokens, else a
+                                                             fused product; from 1025 tokens on as prepass
+thresholds   the same from packed thresholds                 as in_register
+prepass      temporary masked weights, then cuBLAS           cuBLAS for G, then one elementwise pass
+===========  ==============================================  =====================================================
 
 The masks are bit-equal on every route. The rule chooses the route with the smallest estimated time of the product. The
 estimate combines bytes divided by the bandwidth of a copy, operations divided by the rate of a main loop or of cuBLAS,
-and launches. ``stochprune bench --calibrate`` measures these constants on a GPU. Until then the package uses estimates
-for an H200: the kernels were compiled and interpreted, but not yet run on a GPU. ``STOCHPRUNE_ROUTE`` overrides the
-rule.
+and launches. To form thresholds takes one more pass over the logits; the main loop then needs less than half of the
+instructions. If the thresholds are cached (``stochprune.kernels.cache``), this pass is free. ``stochprune bench
+--calibrate`` measures the constants on a GPU. Until then the package uses estimates for an H200: the kernels were
+compiled and interpreted, but not yet run on a GPU. ``STOCHPRUNE_ROUTE`` overrides the rule.
 """
 
 from __future__ import annotations
@@ -26,30 +28,35 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .matmul import precision, usable
+from .matmul import precision, tile_for, usable
 from .philox import GROUP
 
-ROUTES = ("in_register", "bits", "prepass")
+ROUTES = ("in_register", "thresholds", "prepass")
 OVERRIDE = "STOCHPRUNE_ROUTE"
 PRECISIONS = ("16 bits", "tf32", "fp32")
+FUSED_TOKENS = 1024
+"""Most tokens for which G stays in registers, instead of a product by cuBLAS whose result is written and read."""
 
 
 class Constants(NamedTuple):
-    """Measured or estimated constants of one GPU; the last three hold one value for each of ``PRECISIONS``."""
+    """Measured or estimated constants of one GPU; the last four hold one value for each of ``PRECISIONS``."""
 
     bandwidth: float  # bytes that a copy reads and writes in a second
     launch: float  # seconds from one kernel to the next
     matmul: tuple[float, float, float]  # operations of torch's product in a second
-    drawing: tuple[float, float, float]  # seconds for a weight and a tile of tokens, if the loop samples the mask
-    reading: tuple[float, float, float]  # the same, if the loop reads the mask as a bit
+    loop: tuple[float, float, float]  # operations of our main loop in a second, without masks
+    from_logits: tuple[float, float, float]  # additional seconds for each weight of a tile, sampled from logits
+    from_thresholds: tuple[float, float, float]  # the same, from packed thresholds
 
 
+# The last two are the instructions that the compile table counts, divided by the rate at which an H200 issues them.
 ROOFLINE = Constants(
     bandwidth=4.3e12,
     launch=3e-6,
     matmul=(790e12, 400e12, 50e12),
-    drawing=(0.75e-12, 1.2e-12, 3e-12),
-    reading=(0.5e-12, 1.0e-12, 3e-12),
+    loop=(630e12, 250e12, 40e12),
+    from_logits=(0.65e-12, 0.8e-12, 0.8e-12),
+    from_thresholds=(0.3e-12, 0.4e-12, 0.4e-12),
 )
 
 
@@ -64,23 +71,30 @@ class Product(NamedTuple):
     weight_dtype: torch.dtype
     logits_dtype: torch.dtype
     col: int = 0  # the first weight's column in the contract's matrix
+    formed: bool = False  # the thresholds are cached
 
     def seconds(self, device: torch.device) -> dict[str, float]:
         """Return the estimated seconds of each route."""
         gpu, kind = constants(device), _kind(self.dtype)
         x, w, logit = (t.itemsize for t in (self.dtype, self.weight_dtype, self.logits_dtype))
-        weights = self.draws * self.rows * self.cols
-        tiles = triton.cdiv(self.tokens, usable(self.dtype, device)[-1].tokens)
+        weights = self.rows * self.cols
 
         def memory(bytes_a_weight: float) -> float:
             return weights * bytes_a_weight / gpu.bandwidth
 
-        drawing, reading = (tiles * weights * loop[kind] for loop in (gpu.drawing, gpu.reading))
+        def loop(bytes_a_weight: float, sampling: float, thresholds: bool) -> float:
+            # All draws and tiles of tokens read the same weights, from the cache after the first time.
+            tile = tile_for(self.tokens, usable(self.dtype, device, thresholds=thresholds)).tokens
+            passes = self.draws * triton.cdiv(self.tokens, tile)
+            arithmetic = passes * weights * (sampling + 2 * tile / gpu.loop[kind])
+            return gpu.launch + max(memory(bytes_a_weight), arithmetic)
+
+        forming = 0.0 if self.formed else gpu.launch + memory(logit + 2)
         matmul = 2 * self.tokens * weights / gpu.matmul[kind]
         return {
-            "in_register": gpu.launch + max(memory(w + logit), drawing),
-            "bits": 2 * gpu.launch + memory(logit + 1 / 8) + max(memory(w + 1 / 8), reading),
-            "prepass": 2 * gpu.launch + memory(w + logit + x) + max(memory(x), matmul),
+            "in_register": loop(w + logit, gpu.from_logits[kind], False),
+            "thresholds": loop(w + 2, gpu.from_thresholds[kind], True) + forming,
+            "prepass": 2 * gpu.launch + memory(w + logit) + self.draws * (memory(x) + max(memory(x), matmul)),
         }
 
 
@@ -108,7 +122,7 @@ def constants(device: torch.device) -> Constants:
 def choose(product: Product, estimator: str, device: torch.device) -> str:
     """Return the route of a product.
 
-    Only hard masks can be stored as bits. Main loops sample whole groups of columns, so the first column of their
+    Only hard masks have thresholds. Main loops sample whole groups of columns, so the first column of their
     matrix must be a multiple of 64.
 
     Raises:
@@ -119,11 +133,11 @@ def choose(product: Product, estimator: str, device: torch.device) -> str:
         raise ValueError(f"{OVERRIDE}: unknown route '{forced}'; known are: {', '.join(ROUTES)}")
     if product.col % GROUP.value:
         return "prepass"
-    hard = estimator.startswith("straight_through")
-    if forced and (hard or forced != "bits"):
+    possible = [route for route in ROUTES if route != "thresholds" or estimator.startswith("straight_through")]
+    if forced in possible:
         return forced
     seconds = product.seconds(device)
-    return min((route for route in ROUTES if hard or route != "bits"), key=lambda route: seconds[route])
+    return min(possible, key=lambda route: seconds[route])
 
 
 def table(rows: int, cols: int, device: torch.device, draws: int = 1) -> str:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-PROGRAMS_PER_MULTIPROCESSOR = 4
 MINIMUM_STEPS = 4
+PARTIAL = 0.1
+"""Most bytes of partial sums, as a part of the bytes that the product reads of its weights."""
 
 
-def split(steps: int, programs: int, device: torch.device) -> tuple[int, int]:
+def split(steps: int, programs: int, resident: int, device: torch.device, most: float = math.inf) -> tuple[int, int]:
     """Return how the ``steps`` of a reduction are split: the steps of a share, and the number of shares.
 
-    Without a split ``programs`` programs would run. There are enough shares to fill the device, but a share has at
-    least four steps, so that the start of its loop takes little of the time.
+    Without a split ``programs`` programs would run. All shares run at once, in one wave. A share has at least four
+    steps, so that the start of its loop takes little of the time.
+
+    Args:
+        resident: the number of programs that a multiprocessor runs at a time.
+        most: the most shares.
     """
-    wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device), max(programs, 1))
+    wanted = max(1, min(resident * multiprocessors(device) // max(programs, 1), int(min(most, steps))))
     share = max(MINIMUM_STEPS, triton.cdiv(steps, wanted))
     return share, max(1, triton.cdiv(steps, share))
+
+
+def most_shares(read: int, results: int) -> float:
+    """Return the most shares for a product that reads ``read`` bytes of weights and has ``results`` elements."""
+    return PARTIAL * read / (4 * max(results, 1))
 
 
 def multiprocessors(device: torch.device) -> int:

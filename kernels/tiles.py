@@ -113,3 +113,12 @@ def offsets(rows, cols, stride_row, stride_col):
 def load(matrix_ptr, at, inside):
     """Return the elements at offsets ``at`` in fp32, and 0 where ``inside`` is False."""
     return tl.load(matrix_ptr + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_tile(pointers, inside):
+    """Return the elements at ``pointers`` in their dtype, and 0 where ``inside`` is False; None counts as True."""
+    if inside is None:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=inside, other=0)

@@ -23,7 +23,7 @@ LAYERS = [
     {"functional"},
     {"backends"},
     {"reference", "native", "kernels", "cuda"},
-    {"materialised", "patterns"},
+    {"materialised", "patterns", "threshold_cache"},
     {"address"},
     {"rng", "seeding", "sparse_rows", "runs", "arguments", "extras"},
 ]

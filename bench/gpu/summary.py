@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.gpu.journal import Row, read
 
-OURS = ("in_register", "bits", "prepass", "cuda")
+OURS = ("in_register", "thresholds", "prepass", "cuda")
 SAME = ("gpu", "torch", "triton", "source")  # the versions that all rows of one summary should share
 UNKNOWN = "unknown"
 

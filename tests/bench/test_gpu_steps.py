@@ -109,7 +109,7 @@ def test_every_contender_is_timed_in_a_graph_and_eagerly(small: None) -> None:
 
 def test_a_contender_that_hangs_costs_no_other_of_its_shape() -> None:
     """compile may hang at every size, a minute each: by then the others at these weights have been timed."""
-    square = [c for size, c in times.PLAN if (size.n, size.k) == times.SQUARE][: 4 * len(times.TOKENS)]
+    square = [c for size, c in times.PLAN if (size.n, size.k) == times.SQUARE][: 5 * len(times.TOKENS)]
     assert square == [*times.FIRST * len(times.TOKENS), *["compile"] * len(times.TOKENS)]
     assert len(times.PLAN) == len(set(times.PLAN))
 
@@ -119,7 +119,7 @@ def test_the_weights_of_a_graph_exceed_the_cache(monkeypatch: pytest.MonkeyPatch
     """Only the weights count: the dense layer reads no logits, and its weights must not be in the cache either."""
     monkeypatch.setattr(torch, "Generator", MagicMock())
     monkeypatch.setattr(torch, "randn", lambda *shape, dtype, **_: torch.empty(shape, dtype=dtype, device="meta"))
-    forwards, steps, owned = times.calls(size, times.CONTENDERS["dense"], True)
+    forwards, steps, owned = times.calls(size, times.CONTENDERS["dense"], "dense")
     weight = owned[3]
     assert len(forwards) == len(steps) <= 8 and len(steps) * weight.nbytes >= 2 * 60e6  # an H200's has 60 MB
 
@@ -171,8 +171,8 @@ def test_calibration_measures_every_constant(monkeypatch: pytest.MonkeyPatch) ->
     found = module.measure(torch.device("cpu"))
     assert torch.backends.cuda.matmul.fp32_precision == before
     assert found.bandwidth == 1 << 10 and found.launch == 0.1
-    assert found.matmul == (64.0**3,) * 3
-    assert all(len(loop) == 3 and min(loop) > 0 for loop in (found.drawing, found.reading))
+    assert found.matmul == (256 * 64.0**2, 64.0**3, 64.0**3)
+    assert all(len(loop) == 3 and min(loop) > 0 for loop in (found.loop, found.from_logits, found.from_thresholds))
 
 
 LONG = '==PROF== Connected\n"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n"0","k","a","%","12.5"\n'
@@ -205,17 +205,17 @@ def test_the_sanitizer_may_be_missing_or_find_faults(
     small: None, tool: Callable[[str, str], None], tmp_path: Path
 ) -> None:
     with pytest.raises(Skip, match="compute-sanitizer"):
-        sanitizer.run("bits")
+        sanitizer.run("thresholds")
     tool("compute-sanitizer", f'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" > {tmp_path}/said')
-    assert sanitizer.run("bits") == {"verdict": "clean"}
+    assert sanitizer.run("thresholds") == {"verdict": "clean"}
     said = (tmp_path / "said").read_text()
-    assert said.startswith("1 --tool memcheck") and "bench.gpu.exercise bits 300 77 333" in said
+    assert said.startswith("1 --tool memcheck") and "bench.gpu.exercise thresholds 300 77 333" in said
     tool("compute-sanitizer", "echo Device not supported; exit 1")
     with pytest.raises(Skip, match="support"):
-        sanitizer.run("bits")
+        sanitizer.run("thresholds")
     tool("compute-sanitizer", "echo Invalid __global__ read; exit 9")
     with pytest.raises(RuntimeError, match="Invalid __global__ read"):
-        sanitizer.run("bits")
+        sanitizer.run("thresholds")
 
 
 @pytest.fixture

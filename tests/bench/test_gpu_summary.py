@@ -28,7 +28,7 @@ def timed(m: int, contender: str, forward: Any, step: Any) -> dict[str, Any]:
 
 ROWS = [
     {"step": "install", "case": "versions", "ok": True, "found": VERSIONS},
-    {"step": "smoke", "case": "bits 1x2x3", "ok": False, "error": "Traceback\n  of it\nFailed: a race"},
+    {"step": "smoke", "case": "thresholds 1x2x3", "ok": False, "error": "Traceback\n  of it\nFailed: a race"},
     {"step": "smoke", "case": "cuda 1x2x3", "ok": None, "skipped": "not built"},
     {"step": "smoke", "case": "(step)", "ok": False, "seconds": 9.5, "complete": True, "left": 0},
     {"step": "times", "case": "ceilings", "ok": True, "found": {"copy_tb_per_s": 4.0, "matmul_tflop_per_s": 700.0}},
@@ -59,14 +59,14 @@ def test_the_figures() -> None:
 
 def test_the_steps_and_the_failures() -> None:
     row = summary.ledger(ROWS)
-    assert row["versions"] == VERSIONS and row["failures"] == {"smoke bits 1x2x3": "Failed: a race"}
+    assert row["versions"] == VERSIONS and row["failures"] == {"smoke thresholds 1x2x3": "Failed: a race"}
     assert row["skipped"] == {"smoke cuda 1x2x3": "not built"}
     assert row["steps"]["smoke"] == {
         "passed": 0, "failed": 1, "skipped": 1, "complete": True, "seconds": 9.5, "left": 0,
     }  # fmt: skip
     assert not row["steps"]["times"]["complete"]  # it has no row of its own: it was cut off
     text = summary.text(row)
-    assert "CUT OFF" in text and "FAILED smoke bits 1x2x3: Failed: a race" in text and "not measured" in text
+    assert "CUT OFF" in text and "FAILED smoke thresholds 1x2x3: Failed: a race" in text and "not measured" in text
 
 
 def test_a_row_for_every_part_of_a_run(tmp_path: Path) -> None:
@@ -84,7 +84,9 @@ def test_a_case_that_was_cut_off_keeps_its_first_part() -> None:
 
 def test_the_summary_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, ROWS)
-    write(tmp_path, [{"step": "smoke", "case": "bits 1x2x3", "ok": True}], "two")  # run again: the last time counts
+    write(
+        tmp_path, [{"step": "smoke", "case": "thresholds 1x2x3", "ok": True}], "two"
+    )  # run again: the last time counts
     assert gpu_check.main(["--summary", str(tmp_path)]) == 0
     path = tmp_path / f"gpu-NVIDIA-H200-d-{'a' * 10}.json"
     row = json.loads(path.read_text())

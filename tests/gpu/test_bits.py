@@ -8,8 +8,8 @@ import torch
 from stochprune import reference, rng
 from stochprune.address import Mask
 from stochprune.kernels import keep_mask, masked_linear, threshold_from_logits
-from stochprune.kernels.mask_bits import mask_bits
 from stochprune.kernels.routes import OVERRIDE, ROUTES
+from stochprune.kernels.thresholds import packed_thresholds
 from tests.backends.cases import moved
 
 AT = Mask(torch.tensor([-(2**62) - 5]), torch.tensor([2**32 - 3]), 2**31 - 1)
@@ -56,7 +56,11 @@ def test_every_route_gives_the_same_masks(
     masked = masked_linear(torch.eye(cols, dtype=dtype, device=device)[None], weight, logits, None, mask=there)[0].mT
     keep = reference.keep_mask(threshold_from_logits(logits).cpu(), mask=at).to(device)
     assert torch.equal(masked, weight * keep)
-    if at.col % 64 == 0:
-        bits = mask_bits(logits, mask=there)
-        column = torch.arange(cols, device=device)
-        assert torch.equal((bits[0][:, column // 32] >> (column % 32)) & 1, keep.int())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows, cols", [(1, 1), (37, 501), (1024, 1536)])
+def test_packed_thresholds_are_those_of_the_op(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> None:
+    logits = (9 * torch.randn(rows, cols, generator=torch.Generator().manual_seed(6))).to(device, dtype)
+    halves = packed_thresholds(logits).view(torch.int16)[:, :cols].int() & 0xFFFF
+    assert torch.equal(halves - 0x7FFF, threshold_from_logits(logits).int())

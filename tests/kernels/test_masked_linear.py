@@ -76,8 +76,8 @@ def test_values_and_gradients(
 ) -> None:
     if route != "prepass" and dtypes[0] == torch.bfloat16 and device.type == "cpu":
         pytest.skip("the interpreter multiplies the bits of bfloat16")
-    if route == "bits" and not estimator.startswith("straight_through"):
-        pytest.skip("only hard masks fit in bits")
+    if route == "thresholds" and not estimator.startswith("straight_through"):
+        pytest.skip("only hard masks have thresholds")
     tensors = case(SHAPES[1], dtypes, device)
     ours, exact = forward(tensors, estimator)
     assert ours.dtype == dtypes[0]

@@ -21,9 +21,14 @@ def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def choose(
-    tokens: int, dtype: torch.dtype, estimator: str = "straight_through", draws: int = 1, size: tuple[int, int] = SIZE
+    tokens: int,
+    dtype: torch.dtype,
+    estimator: str = "straight_through",
+    draws: int = 1,
+    size: tuple[int, int] = SIZE,
+    formed: bool = False,
 ) -> str:
-    return routes.choose(routes.Product(draws, tokens, *size, dtype, dtype, dtype), estimator, DEVICE)
+    return routes.choose(routes.Product(draws, tokens, *size, dtype, dtype, dtype, 0, formed), estimator, DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +36,6 @@ def choose(
     [
         (1, torch.bfloat16, "straight_through", "in_register"),
         (128, torch.float16, "concrete", "in_register"),
-        (512, torch.bfloat16, "straight_through_concrete", "bits"),
         (1024, torch.bfloat16, "concrete", "prepass"),
         (4096, torch.bfloat16, "straight_through", "prepass"),
         (16, torch.float32, "straight_through", "in_register"),
@@ -42,24 +46,30 @@ def test_rule(tokens: int, dtype: torch.dtype, estimator: str, route: str) -> No
     assert choose(tokens, dtype, estimator) == route
 
 
+@pytest.mark.parametrize("tokens, draws, formed", [(128, 1, True), (512, 1, True), (16, 64, False), (128, 8, False)])
+def test_thresholds_pay_if_they_are_cached_or_serve_many_draws(tokens: int, draws: int, formed: bool) -> None:
+    assert choose(tokens, torch.bfloat16, "straight_through_concrete", draws, formed=formed) == "thresholds"
+    assert choose(tokens, torch.bfloat16, "concrete", draws, formed=formed) != "thresholds"
+    assert choose(tokens, torch.bfloat16) != "thresholds"
+
+
 def test_main_loops_draw_from_whole_groups_of_columns_on(monkeypatch: pytest.MonkeyPatch) -> None:
     product = routes.Product(1, 1, *SIZE, *[torch.bfloat16] * 3)
     routed = [routes.choose(product._replace(col=col), "straight_through", DEVICE) for col in (64, 2**34 - 64, 65)]
     assert routed == ["in_register", "in_register", "prepass"]
-    monkeypatch.setenv(routes.OVERRIDE, "bits")
+    monkeypatch.setenv(routes.OVERRIDE, "thresholds")
     assert routes.choose(product._replace(col=16), "straight_through", DEVICE) == "prepass"
 
 
 def test_few_weights_are_served_by_one_launch() -> None:
-    assert choose(512, torch.bfloat16) == "bits"
+    assert choose(512, torch.bfloat16) == "prepass"
     assert choose(512, torch.bfloat16, size=(256, 256)) == "in_register"
-    assert choose(512, torch.bfloat16, size=(256, 256), draws=1000) == "bits"
 
 
 def test_tf32_has_constants_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose(64, torch.float32) == "prepass"
+    assert choose(96, torch.float32) == "prepass"
     monkeypatch.setattr(routes, "precision", lambda dtype: "tf32")
-    assert choose(64, torch.float32) == "in_register"
+    assert choose(96, torch.float32) == "in_register"
 
 
 def test_the_model_is_a_roofline() -> None:
@@ -72,18 +82,19 @@ def test_the_model_is_a_roofline() -> None:
 
 
 def test_override(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(routes.OVERRIDE, "bits")
-    assert choose(1, torch.bfloat16) == "bits"
-    assert choose(1, torch.bfloat16, "expected") == "in_register"  # a soft mask does not fit in bits
-    assert "STOCHPRUNE_ROUTE=bits" in routes.table(*SIZE, DEVICE)
+    monkeypatch.setenv(routes.OVERRIDE, "thresholds")
+    assert choose(1, torch.bfloat16) == "thresholds"
+    assert choose(1, torch.bfloat16, "expected") == "in_register"  # a soft mask has no threshold
+    assert "STOCHPRUNE_ROUTE=thresholds" in routes.table(*SIZE, DEVICE)
     monkeypatch.setenv(routes.OVERRIDE, "fast")
-    with pytest.raises(ValueError, match=r"route.*'fast'.*in_register, bits, prepass"):
+    with pytest.raises(ValueError, match=r"route.*'fast'.*in_register, thresholds, prepass"):
         choose(1, torch.bfloat16)
 
 
-def test_the_table_marks_what_is_chosen() -> None:
-    lines = {line.split()[0]: line for line in routes.table(*SIZE, DEVICE).splitlines()[2:12]}
-    for tokens, route in (("1", 0), ("512", 1), ("16384", 2)):
+@pytest.mark.parametrize("draws, marked", [(1, {"1": 0, "16384": 2}), (64, {"1": 1, "128": 1, "16384": 2})])
+def test_the_table_marks_what_is_chosen(draws: int, marked: dict[str, int]) -> None:
+    lines = {line.split()[0]: line for line in routes.table(*SIZE, DEVICE, draws).splitlines()[2:12]}
+    for tokens, route in marked.items():
         assert ["*" in cell for cell in lines[tokens].split()[-3:]] == [i == route for i in range(3)]
 
 
