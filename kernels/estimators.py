@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from .tiles import load_tile
+
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter knows neither libdevice nor assembly
 
 
@@ -123,7 +125,7 @@ def masked(w, logit, u, temperature, ESTIMATOR: tl.constexpr):
 @triton.jit
 def pull(logit, prior_ptr, kl_grad_ptr, at, inside):
     """Return kl_grad times dKL(mask || prior's mask) / dlogit, in fp32. ``at`` are the offsets of the prior."""
-    prior = tl.load(prior_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    prior = load_tile(prior_ptr + at, inside).to(tl.float32)
     s = sigmoid_slope(logit) * tl.load(kl_grad_ptr).to(tl.float32)
     return tl.where(s != 0.0, (logit - prior) * s, 0.0)  # the logit may be infinite where the slope is 0
 
