@@ -38,6 +38,8 @@ def masked_linear_backward(
             dx = one_pass(grad[0], x[0], weight, logits, mask=mask, dweight=dweight, dlogits=dlogits, kl=kl)[None]
             return dx, dweight, dlogits
         weight_grad_matmul(grad, x, weight, logits, mask=mask, dweight=dweight, dlogits=dlogits, kl=kl)
+    elif any(wanted) and need_x and route == "prepass" and len(x) == 1:
+        return materialised.layer_grads(mask_backward, grad, x, weight, logits, mask=mask, needs=wanted, kl=kl)
     elif any(wanted):
         dweight, dlogits = materialised.product_grads(
             mask_backward, grad, x, weight, logits, mask=mask, needs=wanted, kl=kl
