@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Memo, Needs2, Rows
+from stochprune.address import Grads2, KLTerm, Logits, Mask, Masks, Memo, Needs2, Rows
 
 BUDGET = 256 << 20
 """Bytes of temporary memory. As many draws share a launch as fit into it, but at least one."""
@@ -186,43 +186,21 @@ def product_grads(
     mask: Mask,
     needs: Needs2,
     kl: KLTerm | None,
+    masked: Tensor | None = None,
 ) -> Grads2:
     """Return dweight and dlogits [N, K] from grad [D, M, N] and x [D, M, K]; None where not needed.
 
-    The gradient of ``kl`` is added to dlogits.
+    The gradient of ``kl`` is added to dlogits. For one draw, ``z * W`` can be written to ``masked`` [N, K] in the same
+    pass, for the gradient of x. The pass then reads G, W and the logits and writes three results: with 16 bits each, 12
+    bytes a weight, and 18 with the mask of the forward pass. Two passes would read W and the logits again: 22 bytes.
     """
 
     def epilogue(i: int, g: Tensor, to: Gradients) -> None:
-        mask_backward(g, weight, logits, mask=mask.one(i), to=to, rows=None, kl=None if i else kl)
+        mask_backward(
+            g, weight, logits, mask=mask.one(i), to=to._replace(masked=masked), rows=None, kl=None if i else kl
+        )
 
     return sum_over_draws(epilogue, partial(outer, grad, x), (weight, logits), len(weight), len(x), needs)
-
-
-def layer_grads(
-    mask_backward: MaskBackward,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    logits: Logits,
-    *,
-    mask: Mask,
-    needs: Needs2,
-    kl: KLTerm | None,
-) -> Grads3:
-    """Return dx [1, M, K], dweight and dlogits of one draw, with a single pass over the weights.
-
-    The pass reads G, W and the logits. It writes dweight, dlogits and ``z * W``, with which dx is computed. With 16
-    bits for each, these are 12 bytes a weight, and 18 with the mask of the forward pass. Two passes would read W and
-    the logits again: 22 bytes. A result overwrites G, so ``z * W`` is the only temporary tensor of the weight's size.
-    The arguments are those of :func:`product_grads`.
-    """
-    masked = torch.empty(weight.shape, dtype=grad.dtype, device=weight.device)
-
-    def epilogue(i: int, g: Tensor, to: Gradients) -> None:
-        mask_backward(g, weight, logits, mask=mask, to=to._replace(masked=masked), rows=None, kl=kl)
-
-    dweight, dlogits = sum_over_draws(epilogue, partial(outer, grad, x), (weight, logits), len(weight), 1, needs)
-    return torch.mm(grad[0], masked)[None], dweight, dlogits
 
 
 def masked_weights(
