@@ -53,7 +53,7 @@ class Gradients(NamedTuple):
     dweight: Tensor | None
     dlogits: Tensor | None
     add: bool = False  # add to the present values, which must then be float32, instead of overwriting them
-    masked: Tensor | None = None  # z * weight, also contiguous [N, K]; always overwritten
+    masked: Tensor | None = None  # z * weight, also contiguous [N, K]; only the Triton kernel writes it
 
 
 def sum_over_draws(
