@@ -107,6 +107,9 @@ class Case(NamedTuple):
             "spike_and_slab_kl_grad": lambda: gaussian_kl_backward(one, *[weight] * 4, logits, needs=[True] * 5),
             "mask_backward": lambda: mask_backward(g[0], weight, logits, mask=mask, to=to, rows=None, kl=None),
             "mask_backward, kl": lambda: mask_backward(g[0], weight, logits, mask=mask, to=to, rows=None, kl=kl),
+            "mask_backward, masked": lambda: mask_backward(
+                g[0], weight, logits, mask=mask, to=to._replace(masked=wide), rows=None, kl=kl
+            ),
             "weight_grad_matmul": lambda: weight_grad_matmul(grad, x, weight, logits, **both),
             "weight_grad_matmul, kl": lambda: weight_grad_matmul(grad, x, weight, logits, kl=kl, **both),
             "nm_prepass": lambda: nm_masked_weight(weight, logits, pattern, mask=mask, dtype=x_dtype),
@@ -158,6 +161,7 @@ def cases() -> Iterator[Case]:
             yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
     for dtypes in masters:
         yield Case("mask_backward, kl", dtypes)
+        yield Case("mask_backward, masked", dtypes, quick=dtypes == "bf16 fp32")
         for op in ("nm_prepass", "nm_weight_grad"):
             for pattern in ("2:4", "1:4", "4:8"):
                 yield Case(op, dtypes, 0, pattern, quick=pattern == "2:4" and dtypes == "bf16 fp32")
@@ -204,7 +208,7 @@ def cases() -> Iterator[Case]:
     yield Case("weight_grad_matmul", "fp32 fp32", 16)
     yield Case("weight_grad_matmul", "tf32 fp32", 512)
     for estimator in ("straight_through", "hard_concrete"):
-        for op in ("prepass", "mask_backward, kl", "multi_layer_grads"):
+        for op in ("prepass", "mask_backward, kl", "mask_backward, masked", "multi_layer_grads"):
             yield Case(op, "bf16 fp32", 0, estimator, shape=ODD)
         for op in ("forward", "dx"):
             yield Case(op, "bf16 fp32", 16, estimator, shape=ODD)

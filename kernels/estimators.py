@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from .tiles import load_tile
+
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter knows neither libdevice nor assembly
 
 
@@ -59,10 +61,14 @@ def sigmoid(x):
 
 @triton.jit
 def sigmoid_slope(x):
-    """Return the derivative of the logistic function in fp32, without the cancellation of ``s (1 - s)``."""
-    e = _exp_minus(tl.abs(x))
+    """Return the derivative of the logistic function in fp32, without the cancellation of ``s (1 - s)``.
+
+    With ``e = exp(-x)`` and ``r = 1 / (1 + e)`` it is ``e r r``. The compiler computes e and r once for this function
+    and :func:`sigmoid`. At 2^126 the slope is no longer a normal number: e is bounded there, since inf times 0 is NaN.
+    """
+    e = _exp_minus(x)
     r = _divide(1.0, 1.0 + e)
-    return e * r * r
+    return tl.minimum(e, 8.507059e37) * r * r
 
 
 @triton.jit
@@ -119,7 +125,7 @@ def masked(w, logit, u, temperature, ESTIMATOR: tl.constexpr):
 @triton.jit
 def pull(logit, prior_ptr, kl_grad_ptr, at, inside):
     """Return kl_grad times dKL(mask || prior's mask) / dlogit, in fp32. ``at`` are the offsets of the prior."""
-    prior = tl.load(prior_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    prior = load_tile(prior_ptr + at, inside).to(tl.float32)
     s = sigmoid_slope(logit) * tl.load(kl_grad_ptr).to(tl.float32)
     return tl.where(s != 0.0, (logit - prior) * s, 0.0)  # the logit may be infinite where the slope is 0
 

@@ -1,6 +1,7 @@
 """mask_backward: the gradients of weights and logits from G = dL/d(z * W), in one elementwise pass.
 
-``dW = G z`` and ``dlogit = G W dz/dlogit``; dz/dlogit is the slope of :mod:`.estimators`.
+``dW = G z`` and ``dlogit = G W dz/dlogit``; dz/dlogit is the slope of :mod:`.estimators`. The same pass can write the
+masked weight ``z W``, with which the gradient of x is computed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from stochprune.address import KLTerm, Logits, Mask, Rows
 from stochprune.materialised import Gradients
 
 from . import tiles
-from .estimators import masked, pull, slope
-from .philox import load_key, uniforms
+from .estimators import pull, slope
+from .pairs import masked_tile
+from .philox import load_key, singles, uniform_pairs
 from .tiles import after, dense_offsets, gathered, load, locate, offsets, weight_offsets, within
+
+ROWS = tiles.ROWS // 2
+"""Rows of a tile. The pass has up to seven matrices; with more rows, their registers would leave room for one program
+on a multiprocessor."""
 
 
 @triton.jit(do_not_specialize=["stream", "first_row", "first_group", "temperature"])
@@ -26,6 +32,7 @@ def mask_backward_kernel(
     logits_ptr,
     dweight_ptr,
     dlogits_ptr,
+    masked_ptr,
     prior_ptr,
     kl_grad_ptr,
     prior_row,
@@ -58,38 +65,42 @@ def mask_backward_kernel(
     logit = load(logits_ptr, weight_offsets(row, cols, logits_row, logits_col, K, POSITIONS), inside)
     k0, k1 = load_key(seed_ptr)
     # The compiler removes this line where nothing reads u.
-    u = uniforms(after(row, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr), stream, GROUPS)
-    if dlogits_ptr is not None:
+    u = uniform_pairs(after(row, first_row), after(group, first_group), k0, k1, tl.load(draw_ptr), stream, GROUPS)
+    if dlogits_ptr is not None or masked_ptr is not None:
         w = load(weight_ptr, weight_offsets(row, cols, weight_row, weight_col, K, POSITIONS), inside)
-        dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
+    if masked_ptr is not None:
+        z = masked_tile(w, logit, u, temperature, ESTIMATOR, masked_ptr.dtype.element_ty)
+        tl.store(masked_ptr + at, z, mask=inside)
+    if dlogits_ptr is not None:
+        dlogit = g * w * slope(logit, singles(u), temperature, ESTIMATOR)
         if prior_ptr is not None:
             dlogit += pull(logit, prior_ptr, kl_grad_ptr, offsets(row, cols, prior_row, prior_col), inside)
         if ADD:
             dlogit += load(dlogits_ptr, at, inside)
         tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
     if dweight_ptr is not None:
-        dweight = masked(g, logit, u, temperature, ESTIMATOR)
+        dweight = masked_tile(g, logit, u, temperature, ESTIMATOR, dweight_ptr.dtype.element_ty)
         if ADD:
             dweight += load(dweight_ptr, at, inside)
-        tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+        tl.store(dweight_ptr + at, dweight, mask=inside)
 
 
 def mask_backward(
     grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, to: Gradients, rows: Rows, kl: KLTerm | None
 ) -> None:
-    """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
+    """Write the gradients, as :class:`stochprune.materialised.MaskBackward`."""
     N, K = len(grad), grad.shape[1:].numel()
     if not grad.numel():
         return
     weight = tiles.readable(weight)
-    height = tiles.height(mask, weight, logits, grad)
     with torch.cuda.device_of(weight):
-        mask_backward_kernel[tiles.grid(mask, N, K, height)](
+        mask_backward_kernel[tiles.grid(mask, N, K, ROWS)](
             grad,
             weight,
             logits,
             to.dweight,
             to.dlogits,
+            to.masked,
             *tiles.kl_arguments(kl),
             rows,
             *tiles.address(mask),
@@ -102,6 +113,6 @@ def mask_backward(
             POSITIONS=tiles.positions(weight),
             ESTIMATOR=mask.estimator,
             ADD=to.add,
-            ROWS=height,
+            ROWS=ROWS,
             **tiles.LAUNCH,
         )

@@ -129,3 +129,16 @@ def settled(acc):
         return acc
     else:
         return tl.inline_asm_elementwise("", "=f,0", [acc], dtype=tl.float32, is_pure=False, pack=1)
+
+
+@triton.jit
+def in_layout_of(acc, a):
+    """Return ``a`` [R, C], float32, with its elements in the same threads and registers as those of ``acc`` [R, C].
+
+    Triton chooses the layout of a tile by the values that it depends on. Without this dependence, it computes the mask
+    twice: in the layout of the loads and in the layout of the accumulator. The empty assembly has no instructions.
+    """
+    if INTERPRETED:
+        return a
+    else:
+        return tl.inline_asm_elementwise("", "=f,0,f", [a, acc], dtype=tl.float32, is_pure=True, pack=1)

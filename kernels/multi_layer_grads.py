@@ -13,9 +13,10 @@ from stochprune.address import Logits, Masks, Needs2
 from stochprune.memory_format import in_format_of
 
 from . import tiles
-from .estimators import masked, slope
+from .estimators import slope
 from .layers import DTYPES, FIELDS, addresses_of, find_layer, layer_offsets, layers_of, load_layer, load_offsets
-from .philox import load_key, uniforms
+from .pairs import masked_tile
+from .philox import load_key, singles, uniform_pairs
 from .tiles import after, load, locate, within
 
 
@@ -57,14 +58,14 @@ def multi_layer_grads_kernel(
     logit = load(logits_ptr, at, inside)
     k0, k1 = load_key(seeds_ptr + layer)
     draw = tl.load(draws_ptr + layer)
-    u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
+    u = uniform_pairs(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, GROUPS)
     if dlogits_ptr is not None:
         w = load(weight_ptr, at, inside)
-        dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
+        dlogit = g * w * slope(logit, singles(u), temperature, ESTIMATOR)
         tl.store(dlogits_ptr + first + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
     if dweight_ptr is not None:
-        dweight = masked(g, logit, u, temperature, ESTIMATOR)
-        tl.store(dweight_ptr + first + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+        dweight = masked_tile(g, logit, u, temperature, ESTIMATOR, dweight_ptr.dtype.element_ty)
+        tl.store(dweight_ptr + first + at, dweight, mask=inside)
 
 
 def multi_layer_grads(

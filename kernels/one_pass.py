@@ -17,11 +17,12 @@ from torch import Tensor
 from stochprune.address import KLTerm, Logits, Mask
 
 from . import tiles
-from .estimators import masked, pull, slope
-from .matmul import capability, precision
-from .philox import GROUP, load_key, uniforms
+from .estimators import pull, slope
+from .matmul import capability, in_layout_of, precision, settled
+from .pairs import masked_tile
+from .philox import GROUP, load_key, singles, uniform_pairs
 from .split_sum import most_shares, split, split_sum
-from .tiles import after, aligned, load, offsets
+from .tiles import after, aligned, load_tile, offsets
 
 
 class Tile(NamedTuple):
@@ -35,8 +36,11 @@ class Tile(NamedTuple):
 
 
 # The keys are those of matmul.capability. Matrices that are not aligned allow half as many tokens.
-TILES = {8: Tile(32, 64, 4, 3, 1), 9: Tile(64, 128, 8, 2, 1)}
+TILES = {8: Tile(16, 64, 4, 3, 2), 9: Tile(64, 128, 8, 2, 1)}
 ODD = {8: Tile(16, 32, 4, 1, 1), 9: Tile(64, 64, 8, 1, 1)}
+NARROW = Tile(64, 32, 4, 2, 2)
+"""The tile of few tokens on Hopper: a multiprocessor runs two programs, so that one computes while the other waits. It
+has no registers left for another estimator or a KL term."""
 
 
 def tile_for(*matrices: Tensor) -> Tile:
@@ -85,6 +89,7 @@ def one_pass_kernel(
     logits_row,
     logits_col,
     ESTIMATOR: tl.constexpr,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -94,31 +99,43 @@ def one_pass_kernel(
     share = (tl.program_id(0) // across).to(tl.int64)
     cols = group * GROUP + tl.arange(0, GROUP)
     m = tl.arange(0, TOKENS).to(tl.int64)
+    index = tl.arange(0, ROWS)
     k0, k1 = load_key(seed_ptr)
     draw = tl.load(draw_ptr)
     x = tl.load(x_ptr + offsets(m, cols, x_row, x_col), mask=(m < M)[:, None] & (cols < K)[None, :], other=0.0)
     dx = tl.zeros([GROUP, TOKENS], tl.float32)
+    g = tl.zeros([ROWS, GROUP], tl.float32)
+    tile_at, grad_at = offsets(index, cols, K, 1), offsets(index, m, grad_col, grad_row)
     for step in range(share * steps, tl.minimum((share + 1) * steps, tl.cdiv(N, ROWS))):
-        rows = step * ROWS + tl.arange(0, ROWS)
-        inside = (rows < N)[:, None] & (cols < K)[None, :]
-        w = load(weight_ptr, offsets(rows, cols, weight_row, weight_col), inside)
-        logit = load(logits_ptr, offsets(rows, cols, logits_row, logits_col), inside)
-        grad = tl.load(
-            grad_ptr + offsets(rows, m, grad_col, grad_row), mask=(rows < N)[:, None] & (m < M)[None, :], other=0.0
-        )
-        u = uniforms(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, 1)
-        a = masked(w, logit, u, temperature, ESTIMATOR).to(x.dtype)
-        dx = tl.dot(tl.trans(a), grad, dx, input_precision=PRECISION)
-        g = tl.dot(grad, x, input_precision=PRECISION)  # [ROWS, GROUP]
-        at = offsets(rows, cols, K, 1)
-        if dweight_ptr is not None:
-            dweight = masked(g, logit, u, temperature, ESTIMATOR)
-            tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+        first = tl.cast(step, tl.int64) * ROWS
+        rows = first + index
+        at = first * K + tile_at
+        if EVEN:
+            inside, known = None, (m < M)[None, :]
+            weight_at, logits_at, prior_at = at, at, at
+        else:
+            inside = (rows < N)[:, None] & (cols < K)[None, :]
+            known = (rows < N)[:, None] & (m < M)[None, :]
+            weight_at = offsets(rows, cols, weight_row, weight_col)
+            logits_at = offsets(rows, cols, logits_row, logits_col)
+            prior_at = offsets(rows, cols, prior_row, prior_col)
+        w = in_layout_of(g, load_tile(weight_ptr + weight_at, inside).to(tl.float32))
+        logit = in_layout_of(g, load_tile(logits_ptr + logits_at, inside).to(tl.float32))
+        grad = load_tile(grad_ptr + first * grad_col + grad_at, known)
+        u = uniform_pairs(after(rows, first_row), after(group, first_group), k0, k1, draw, stream, 1)
+        a = masked_tile(w, logit, u, temperature, ESTIMATOR, x.dtype)
         if dlogits_ptr is not None:
-            dlogit = g * w * slope(logit, u, temperature, ESTIMATOR)
+            dz = w * slope(logit, singles(u), temperature, ESTIMATOR)
+        dx = settled(tl.dot(tl.trans(a), grad, dx, input_precision=PRECISION))
+        g = tl.dot(grad, x, input_precision=PRECISION)
+        if dlogits_ptr is not None:
+            dlogit = g * dz
             if prior_ptr is not None:
-                dlogit += pull(logit, prior_ptr, kl_grad_ptr, offsets(rows, cols, prior_row, prior_col), inside)
+                dlogit += pull(logit, prior_ptr, kl_grad_ptr, prior_at, inside)
             tl.store(dlogits_ptr + at, dlogit.to(dlogits_ptr.dtype.element_ty), mask=inside)
+        if dweight_ptr is not None:
+            dweight = masked_tile(g, logit, u, temperature, ESTIMATOR, dweight_ptr.dtype.element_ty)
+            tl.store(dweight_ptr + at, dweight, mask=inside)
 
     dx_ptr += share * M * K
     tl.store(
@@ -147,6 +164,9 @@ def one_pass(
     if not dx.numel():
         return dx
     tile = tile_for(x, grad, weight, logits)
+    if tile == TILES[9] and NARROW.tokens >= M and kl is None and mask.estimator == "straight_through":
+        tile = NARROW
+    read = (weight, logits) if kl is None else (weight, logits, kl.prior_logits)
     programs = triton.cdiv(K, GROUP.value)
     most = most_shares(weight.nbytes + logits.nbytes, dx.numel())
     steps, shares = split(triton.cdiv(N, tile.rows), programs, tile.resident, x.device, most)
@@ -172,6 +192,7 @@ def one_pass(
             *weight.stride(),
             *logits.stride(),
             ESTIMATOR=mask.estimator,
+            EVEN=N % tile.rows == K % GROUP.value == 0 and all(t.is_contiguous() for t in read),
             PRECISION=precision(x.dtype),
             ROWS=tile.rows,
             TOKENS=max(16, triton.next_power_of_2(M)),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .estimators import INTERPRETED, raised_threshold
+from .estimators import INTERPRETED, hard, masked, raised_threshold
+from .philox import singles
 
 RAISED = tl.constexpr(0x7FFF7FFF)
 """0x7FFF in both halves."""
@@ -71,3 +72,12 @@ def masked_pairs(w, raised, uniforms):
         return unpack(pack(w) & keep, w.dtype)
     else:
         return tl.where(unpack(keep, tl.int16) != 0, w, 0.0)
+
+
+@triton.jit
+def masked_tile(a, logit, pairs, temperature, ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr):
+    """Return ``z * a`` [R, C] in ``DTYPE``, from fp32 logits [R, C] and pairs of uniforms, uint32 [R, C / 2]."""
+    if hard(ESTIMATOR):
+        return masked_pairs(a.to(DTYPE), raised_pairs(logit), pairs)
+    else:
+        return masked(a.to(tl.float32), logit, singles(pairs), temperature, ESTIMATOR).to(DTYPE)

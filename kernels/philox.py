@@ -72,5 +72,10 @@ def uniform_pairs(rows, group, k0, k1, draw, stream, GROUPS: tl.constexpr):
 @triton.jit
 def uniforms(rows, group, k0, k1, draw, stream, GROUPS: tl.constexpr):
     """Return the uniforms of a tile, uint32 [R, 64 * GROUPS] in 0 .. 65535; arguments as for :func:`uniform_pairs`."""
-    pairs = uniform_pairs(rows, group, k0, k1, draw, stream, GROUPS)
-    return tl.join(pairs & 0xFFFF, pairs >> 16).reshape(rows.shape[0], 64 * GROUPS)
+    return singles(uniform_pairs(rows, group, k0, k1, draw, stream, GROUPS))
+
+
+@triton.jit
+def singles(pairs):
+    """Return pairs of uniforms, uint32 [R, C / 2], as the uniforms of single columns, uint32 [R, C]."""
+    return tl.join(pairs & 0xFFFF, pairs >> 16).reshape(pairs.shape[0], 2 * pairs.shape[1])

@@ -41,10 +41,11 @@ STOCHPRUNE_DEVICE float logarithm(float x) {
 
 STOCHPRUNE_DEVICE float sigmoid(float x) { return reciprocal(1.0f + exp_minus(x)); }
 
-// The derivative of the sigmoid, without the cancellation of s (1 - s).
+// The derivative of the sigmoid, without the cancellation of s (1 - s). The compiler computes e and r once for both. At
+// 2^126 the derivative is no longer a normal number: e is bounded there, since inf times 0 is NaN.
 STOCHPRUNE_DEVICE float sigmoid_slope(float x) {
-  const float e = exp_minus(std::fabs(x)), r = reciprocal(1.0f + e);
-  return e * r * r;
+  const float e = exp_minus(x), r = reciprocal(1.0f + e);
+  return std::fmin(e, 0x1p126f) * r * r;
 }
 
 // The keep threshold 1 .. 32767 of a logit; NaN gives 1. An ulp of 256 is 2^-15, so the sum is rounded to the nearest
