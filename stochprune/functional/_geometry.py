@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,8 +55,10 @@ class Geometry(NamedTuple):
 
     def positions(self, x: Sequence[int], kernel: Sequence[int]) -> int:
         """Return the number of spatial positions of the result for these spatial sizes of x, if not transposed."""
-        sizes = zip(x, kernel, *self[:3], strict=True)
-        return math.prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        count = 1  # torch.compile does not trace math.prod
+        for n, k, s, p, d in zip(x, kernel, *self[:3], strict=True):
+            count *= (n + 2 * p - d * (k - 1) - 1) // s + 1
+        return count
 
 
 class Convolution(NamedTuple):
