@@ -26,6 +26,8 @@ ROWS = 128
 """Rows of the widest tile."""
 GROUPED = 4
 """Estimated time of masked filters and one convolution with a group for each draw, relative to a product per draw."""
+SPILLS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+"""Triton 3.6 spills registers in the main loops, so there they run only if the environment asks for them."""
 MOST_TOKENS = 1 << 30
 """Tokens of a draw whose numbers have 32 bits in the kernel."""
 
@@ -51,7 +53,9 @@ def choose(shape: Sequence[int], x: Tensor, weight: Tensor, logits: Tensor, mask
     found = seconds(product, examples, x.device)
     if not hard(mask.estimator):
         del found["thresholds"]
-    return wanted if wanted in found else min(found, key=lambda route: found[route])
+    if wanted in found:
+        return wanted
+    return "prepass" if SPILLS else min(found, key=lambda route: found[route])
 
 
 def seconds(product: Product, examples: int, device: torch.device) -> dict[str, float]:

@@ -107,12 +107,13 @@ def masked_conv_kernel(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     INTEGER: tl.constexpr = tl.int16 if DTYPE.primitive_bitwidth == 16 else tl.int32
     x_ptr = x_ptr.to(tl.pointer_type(INTEGER), bitcast=True)
-    pointers, edge_bits = (), ()
+    x_ptr += d * x_draw
+    tokens_at, edge_bits = (), ()
     for part in tl.static_range(PARTS):
         m = first_token + part * (TOKENS // PARTS) + tl.arange(0, TOKENS // PARTS)
         example, y, x = located(m, out_height, out_width)
         y, x = y * stride_y - padding_y, x * stride_x - padding_x
-        pointers = pointers + (x_ptr + (d * x_draw + example * x_example + y * x_y + x * x_x),)
+        tokens_at = tokens_at + ((example * x_example + y * x_y + x * x_x).to(tl.int32),)
         outside = edges(y, height, POSITIONS // WIDTH, DOWN) | (edges(x, width, WIDTH, RIGHT) << 16) | 0x8000
         edge_bits = edge_bits + (tl.where(m < M, outside, -1),)
 
@@ -127,7 +128,7 @@ def masked_conv_kernel(
         parts = ()
         for part in tl.static_range(PARTS):
             there = (edge_bits[part][None, :] & bits[:, None]) == 0
-            parts = parts + (tl.load(pointers[part][None, :] + tap_at[:, None], mask=there, other=0),)
+            parts = parts + (tl.load(x_ptr + (tokens_at[part][None, :] + tap_at[:, None]), mask=there, other=0),)
         b = interleaved(parts).to(DTYPE, bitcast=True)
         sampled, group = after(o, first_row), after(step * (STEP // GROUP), first_group)
         if thresholds_ptr is not None:
@@ -244,10 +245,9 @@ def masked_convolution(
     spatial, draws = weight.dim() - 2, len(mask.draw)
     stride, padding, dilation = ([*geometry[i * spatial : (i + 1) * spatial]] for i in range(3))
     transposed, groups = geometry[-2:]
-    extent = 1 + sum(
-        (size - 1) * step for size, step in zip(x.shape[-spatial - 1 :], x.stride()[-spatial - 1 :], strict=True)
-    )
-    if spatial > 2 or transposed or groups > 1 or max(weight.shape[2:]) > LARGEST_KERNEL or extent >= 1 << 31:
+    inner = -spatial - 2  # the examples of a draw: their elements have offsets of 32 bits
+    extent = sum((size - 1) * step for size, step in zip(x.shape[inner:], x.stride()[inner:], strict=True))
+    if spatial > 2 or transposed or groups > 1 or max(weight.shape[2:]) > LARGEST_KERNEL or extent >= 1 << 30:
         return None
     steps = zip(x.shape[-spatial:], weight.shape[2:], stride, padding, dilation, strict=True)
     sizes = [(size + 2 * pad - gap * (taps - 1) - 1) // step + 1 for size, taps, step, pad, gap in steps]

@@ -15,6 +15,7 @@ class Entry(NamedTuple):
     """Thresholds of logits at one version."""
 
     version: int
+    address: int  # of the logits
     levels: Tensor
 
 
@@ -37,8 +38,11 @@ class ThresholdCache:
     def find(self, logits: Logits) -> Tensor | None:
         """Return the thresholds of ``logits`` if the cache has them for its present values."""
         entry = self._cached.get(logits)
-        valid = entry is not None and not logits.is_inference() and entry.version == logits._version
-        return entry.levels if valid else None
+        if entry is None or logits.is_inference():
+            return None
+        # ``module.to(device)`` gives a parameter new values without a new version.
+        same = entry.version == logits._version and entry.address == logits.data_ptr()
+        return entry.levels if same and entry.levels.device == logits.device else None
 
     def get(self, logits: Logits) -> Tensor:
         """Return the thresholds of ``logits``; form them if needed, and keep them if the cache is enabled."""
@@ -51,7 +55,7 @@ class ThresholdCache:
 
     def keep(self, logits: Logits, levels: Tensor) -> None:
         """Store the thresholds of the present values of ``logits``."""
-        self._cached[logits] = Entry(logits._version, levels)
+        self._cached[logits] = Entry(logits._version, logits.data_ptr(), levels)
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochprune import reference
 from stochprune.address import Mask
-from stochprune.kernels import masked_convolution
+from stochprune.kernels import conv_route, masked_convolution
 from stochprune.kernels.conv_route import choose
 from stochprune.kernels.routes import OVERRIDE, ROUTES
 from stochprune.kernels.thresholds import cache
@@ -159,6 +159,9 @@ def test_rule(draws: int, examples: int, size: int, expected: str, monkeypatch: 
     shape = [*([draws] if draws > 1 else []), examples, 256, size, size]
     at = mask(9, [*range(draws)], 7)
     monkeypatch.delenv(OVERRIDE)
+    monkeypatch.setattr(conv_route, "SPILLS", True)
+    assert choose(shape, x, weight, weight, at, formed=False) == "prepass"
+    monkeypatch.setattr(conv_route, "SPILLS", False)
     assert choose(shape, x, weight, weight, at, formed=False) == expected
     soft = choose(shape, x, weight, weight, at._replace(estimator="concrete"), formed=False)
     assert soft == ("prepass" if expected == "prepass" else "in_register")
