@@ -54,11 +54,11 @@ class Size(NamedTuple):
 PLAN: list[tuple[Size, str]] = [
     *((Size(m, *SQUARE), c) for some in (FIRST, COMPILE) for m in TOKENS for c in some),
     *((Size(m, *WIDE), c) for some in (FIRST, COMPILE) for m in TOKENS for c in some),
-    *((Size(m, *SQUARE, "fp32"), c) for m in (128, 4096) for c in (*FIRST, *COMPILE)),
+    *((Size(m, *SQUARE, "fp32"), c) for m in (128, 16, 4096) for c in (*FIRST, FORMED, *COMPILE)),
     *((Size(16, *SQUARE, masks="each"), c) for c in ("in_register", "eager")),
     *((Size(m, *SQUARE), c) for c in THEN for m in TOKENS),
     *((Size(m, n, k), c) for n, k in MLP for m in (128, 4096) for c in (*FIRST, *COMPILE)),
-    *((Size(m, *SQUARE), c) for m in (1, 256, 512, 1024, 16384) for c in (*FIRST, *COMPILE)),
+    *((Size(m, *SQUARE), c) for m in (8192, 1, 256, 512, 1024, 16384) for c in (*FIRST, *COMPILE)),
 ]
 
 

@@ -54,7 +54,7 @@ def test_the_figures() -> None:
     assert found["step, ours over dense", 4096] == (pytest.approx(1.0), True)  # both eagerly
     assert {f["figure"]: f["timed"] for f in row["figures"] if f["m"] == 4096}["step, ours over dense"] == "eagerly"
     assert found["step, compile over ours", 4096] == (None, None)
-    assert summary.figure("", (1, 2, 3), 1.08, (1.2, "eagerly"), at_least=False)["reached"] is False
+    assert summary.figure("", (1, 2, 3, "bf16"), 1.08, (1.2, "eagerly"), at_least=False)["reached"] is False
 
 
 def test_the_steps_and_the_failures() -> None:
