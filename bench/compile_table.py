@@ -19,11 +19,13 @@ specialisation that a GPU would need. The gates are:
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -35,9 +37,10 @@ from stochprune.kernels.split_sum import split
 
 from . import sass
 from .kernel_cases import Case, cases
-from .launches import SHARED, SPILLED, Specialisation, recorded
+from .launches import SHARED, SPILLED, Specialisation, content, recorded
 
 OUTPUT = Path(__file__).parent / "results" / "compile_table.md"
+KNOWN = Path(".benchmarks/compile_table.jsonl")
 ARCHITECTURES = (80, 90, 100)
 
 
@@ -140,7 +143,11 @@ def launch(case: Case, arch: int) -> tuple[Specialisation, int]:
 
 def compile_case(case: Case, arch: int) -> Row:
     """Compile a case's kernel for sm_``arch`` and read its resources and its machine code."""
-    specialisation, claimed = launch(case, arch)
+    return compiled(case, arch, *launch(case, arch))
+
+
+def compiled(case: Case, arch: int, specialisation: Specialisation, claimed: int) -> Row:
+    """Return the row of a case, of whose first launch :func:`launch` returned the rest."""
     other = case._replace(tokens=case.tokens and case.tokens - 1, stream=1, temperature=0.3)
     recompiles = specialise(other, arch).key != specialisation.key
     code, shared = specialisation.compile(arch)
@@ -251,15 +258,38 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table(jobs: list[tuple[Case, int]], known: Path, processes: int) -> list[Row]:
+    """Return the rows of all pairs of a case and an architecture; those that the file lacks are appended to it."""
+    lines = known.read_text().splitlines() if known.exists() else []
+    found = {key: values for key, values in map(json.loads, lines)}
+    known.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with ProcessPoolExecutor(processes) as pool, known.open("a") as file:
+        for (case, arch), (key, values) in zip(jobs, pool.map(partial(values_of, found), jobs), strict=True):
+            if key not in found:
+                print(json.dumps([key, values]), file=file, flush=True)
+            rows.append(Row(case, arch, *values))
+    return rows
+
+
+def values_of(found: dict[str, list[Any]], job: tuple[Case, int]) -> tuple[str, list[Any]]:
+    """Return the key of a row, which names its compiled code, and its values after the case and the architecture."""
+    case, arch = job
+    specialisation, claimed = launch(case, arch)
+    key = f"{content(specialisation)} {arch} {claimed} {case}"
+    return key, found[key] if key in found else list(compiled(case, arch, specialisation, claimed)[2:])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the everyday subset")
     parser.add_argument("--check", action="store_true", help="print instead of writing; fail on a broken gate")
+    parser.add_argument("--known", type=Path, default=KNOWN, help="results of earlier runs")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     chosen = [case for case in cases() if case.quick or not options.quick]
     jobs = [(case, arch) for case in chosen for arch in ARCHITECTURES if arch >= case.since]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        rows = list(pool.map(compile_case, *zip(*jobs, strict=True)))
+    rows = table(jobs, options.known, options.processes)
     if options.check:
         print(markdown(rows))
         return int(any(row.faults() for row in rows))

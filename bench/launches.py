@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,12 @@ class Specialisation(NamedTuple):
     def source(self) -> ASTSource:
         """Return the arguments of Triton's compiler."""
         return ASTSource(self.function, self.signature, self.constants, self.attributes)
+
+
+def content(specialisation: Specialisation) -> str:
+    """Return a key of the compiled code: Triton's version, the kernel's source and line, and the specialisation."""
+    text = f"{triton.__version__} {specialisation.function.cache_key} {specialisation.key}"
+    return hashlib.blake2s(text.encode()).hexdigest()
 
 
 class Compiled(NamedTuple):

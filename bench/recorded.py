@@ -11,7 +11,6 @@ a run continues where the last one ended.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import pickle
@@ -20,10 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import triton
-
 from . import sass
-from .launches import SHARED, SPILLED, Launch, Specialisation
+from .launches import SHARED, SPILLED, Launch, Specialisation, content
 
 ARCH = 90
 THREADS = 1024
@@ -51,12 +48,6 @@ def compile_one(specialisation: Specialisation) -> Result:
     code, shared = specialisation.compile(ARCH)
     races = len(sass.hazards(sass.parse(code.sass)))
     return Result(code.registers, code.stack, shared, races, 32 * specialisation.options["num_warps"])
-
-
-def content(specialisation: Specialisation) -> str:
-    """Return a key of the compiled code: Triton's version, the kernel's source and line, and the specialisation."""
-    text = f"{triton.__version__} {specialisation.function.cache_key} {specialisation.key}"
-    return hashlib.blake2s(text.encode()).hexdigest()
 
 
 def results(specialisations: list[Specialisation], known: Path, processes: int) -> dict[str, Result]:
