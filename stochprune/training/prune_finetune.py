@@ -10,7 +10,7 @@ from torch import nn
 
 from stochprune import scores
 from stochprune.arguments import checked
-from stochprune.masks.select import check_cut, from_scores
+from stochprune.masks.select import check_cut
 from stochprune.nn import convert
 from stochprune.nn.harden import cut, masks_to_cut
 from stochprune.nn.selection import Selectors, wanted
@@ -20,6 +20,7 @@ from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.finetune import finetune
 from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions
+from stochprune.training.starts import at_sparsity, start_masks
 from stochprune.training.weights import train_weights
 
 
@@ -57,7 +58,8 @@ def prune_finetune(
         pattern: None prunes single weights; ``"rows"`` prunes whole outputs and filters, which
             :func:`stochprune.shrink` then removes; see :func:`stochprune.convert`.
         exclude: shell patterns on weight names, or types: these layers stay dense.
-        config: of the mask fine-tuning; its seed is also that of the score and of the masks.
+        config: of the mask fine-tuning; its seed is also that of the score and of the masks. Its ``start`` chooses the
+            first keep probabilities, and a cubic budget falls to ``sparsity``.
         weights: of the weight training; default: as many epochs as the fine-tuning, at its rate for the weights.
         loss_fn: a function of (model(x), y) that returns a scalar.
         out: if given, both trainings keep their checkpoints in folders there, and the same call continues after a kill;
@@ -82,7 +84,9 @@ def prune_finetune(
     scored = scores.compute(score, model, loss_fn, train_loader, sparsity=sparsity, seed=config.seed)
     chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
     training = model.training
-    model = convert(model, from_scores(chosen, sparsity, scope, pattern=pattern), pattern=pattern, seed=config.seed)
+    config = at_sparsity(config, sparsity)
+    start = start_masks(chosen, sparsity, config, scope=scope, pattern=pattern)
+    model = convert(model, start, pattern=pattern, seed=config.seed)
     finetune(model, train_loader, config, loss_fn=loss_fn, out=out, callbacks=callbacks, options=options)
     masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
     model = cut(model, masks)
