@@ -161,8 +161,8 @@ def _probabilities(group: Group, masks: Mapping[str, Tensor], keep_kept: float, 
         if not isinstance(mask, Tensor) or mask.shape != shape or not (mask.dtype == torch.bool or _between(mask)):
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
             raise ValueError(
-                f"convert: the mask of {name} must be a bool tensor {tuple(shape)}, got {got}; a floating one holds keep "
-                "probabilities, strictly between 0 and 1"
+                f"convert: the mask of {name} must be a bool tensor {tuple(shape)}, got {got}; a floating one holds "
+                "probabilities of keeping, strictly between 0 and 1"
             )
     (name, mask), *others = given.items()
     for other, another in others:

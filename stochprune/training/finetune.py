@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stochprune import rng
-from stochprune.arguments import checked, shown
+from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
 from stochprune.runs.run import open_run, run_folder
 from stochprune.training.batch_loss import LossFunction
@@ -128,9 +128,7 @@ def _steps(loader: Loader, config: FinetuneConfig, options: LoopOptions) -> int:
         return 0
     if config.sparsity == 0:
         raise ValueError("finetune: budget_schedule cubic needs FinetuneConfig.sparsity, such as 0.95, got 0")
-    if not isinstance(loader, Sized):
-        raise ValueError(f"finetune: budget_schedule cubic needs a train_loader of known length, got {shown(loader)}")
-    return max(1, round(config.ramp * config.epochs * -(-len(loader) // options.accumulate)))
+    return max(1, round(config.ramp * options.steps("budget_schedule cubic", loader, config.epochs)))
 
 
 def _budget_of(model: nn.Module, config: FinetuneConfig, steps: int) -> Budget:

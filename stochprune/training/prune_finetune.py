@@ -20,7 +20,9 @@ from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.finetune import finetune
 from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions
+from stochprune.training.pruning import Pruned
 from stochprune.training.starts import at_sparsity, start_masks
+from stochprune.training.training import Training
 from stochprune.training.weights import train_weights
 
 
@@ -79,25 +81,63 @@ def prune_finetune(
     config = config or FinetuneConfig()
     weights = weights or WeightConfig(config.epochs, config.weight_lr, config.checkpoint_every)
     check_cut("prune_finetune", sparsity, scope)
-    if hasattr(train_loader, "set_epoch"):  # the score sees the same batches whatever ran before
-        train_loader.set_epoch(0)
-    scored = scores.compute(score, model, loss_fn, train_loader, sparsity=sparsity, seed=config.seed)
-    chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
     training = model.training
-    config = at_sparsity(config, sparsity)
-    start = start_masks(chosen, sparsity, config, scope=scope, pattern=pattern)
-    model = convert(model, start, pattern=pattern, seed=config.seed)
-    finetune(model, train_loader, config, loss_fn=loss_fn, out=out, callbacks=callbacks, options=options)
-    masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
-    model = cut(model, masks)
-    train_weights(
+    found = tune_and_cut(
         model,
         train_loader,
+        sparsity,
+        config,
+        Training(loss_fn, None if out is None else Path(out), "", callbacks, options or LoopOptions()),
+        score=score,
+        scope=scope,
+        pattern=pattern,
+        exclude=exclude,
+    )
+    train_weights(
+        found.model,
+        train_loader,
         weights,
-        masks=masks,
+        masks=found.masks,
         loss_fn=loss_fn,
         folder=None if out is None else run_folder(out, "weights", weights),
         callbacks=callbacks,
         options=options,
     )
-    return model.train(training)
+    return found.model.train(training)
+
+
+def tune_and_cut(
+    model: nn.Module,
+    loader: Loader,
+    sparsity: float,
+    config: FinetuneConfig,
+    training: Training,
+    *,
+    score: str = "magnitude",
+    scope: str = "global",
+    pattern: str | None = None,
+    exclude: Selectors | None = None,
+) -> Pruned:
+    """Score, convert, fine-tune the mask and cut it, in place: :func:`prune_finetune` without the weight training.
+
+    Args:
+        training: its ``folder`` is that of all runs.
+    """
+    if hasattr(loader, "set_epoch"):  # the score sees the same batches whatever ran before
+        loader.set_epoch(0)
+    scored = scores.compute(score, model, training.loss_fn, loader, sparsity=sparsity, seed=config.seed)
+    chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
+    config = at_sparsity(config, sparsity)
+    start = start_masks(chosen, sparsity, config, scope=scope, pattern=pattern)
+    model = convert(model, start, pattern=pattern, seed=config.seed)
+    history = finetune(
+        model,
+        loader,
+        config,
+        loss_fn=training.loss_fn,
+        out=training.folder,
+        callbacks=training.callbacks,
+        options=training.options,
+    ).history
+    masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
+    return Pruned(cut(model, masks), masks, history)

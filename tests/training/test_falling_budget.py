@@ -42,7 +42,7 @@ def test_sum_of_q_follows_the_cubic_and_then_stays(masked, loader, recorder, ram
 
 def test_the_penalty_follows_it_too(masked, loader):
     model = masked()
-    config = FinetuneConfig(**{**vars(CUBIC), "epochs": 25, "budget": "penalty", "penalty_strength": 1000.0})
+    config = FinetuneConfig(**{**vars(CUBIC), "epochs": 12, "budget": "penalty", "penalty_strength": 1000.0})
     assert finetune(model, loader, config).history[-1]["mean_keep"] == pytest.approx(0.2, rel=0.2)
 
 
@@ -77,8 +77,7 @@ def test_it_is_a_plain_loop(masked, loader):
         assert torch.allclose(a, b, atol=1e-3)
 
 
-@pytest.mark.parametrize("pattern", [None, "rows", "1:2"])
-@pytest.mark.parametrize("stopped_at", [1, 3, 4, 7, 12, 15])
+@pytest.mark.parametrize("pattern, stopped_at", [(None, 1), (None, 3), (None, 7), (None, 12), ("rows", 4), ("1:2", 4)])
 def test_resume_is_bit_for_bit(dense, loader, recorder, stop, tmp_path, pattern, stopped_at):
     def start():
         return sp.convert(copy.deepcopy(dense), pattern=pattern, exclude="2.*", seed=5)
@@ -111,9 +110,16 @@ def test_starts(dense, start):
             assert torch.allclose(q[name], torch.where(mask, 0.95, 0.05).double())
 
 
-@pytest.mark.parametrize("mode", ["joint", "frozen"])
-@pytest.mark.parametrize("start", ["mask", "dense", "score"])
-@pytest.mark.parametrize("pattern", [None, "rows", "1:2"])
+@pytest.mark.parametrize(
+    "start, pattern, mode",
+    [
+        ("mask", None, "frozen"),
+        ("dense", None, "joint"),
+        ("score", None, "joint"),
+        ("score", "rows", "joint"),
+        ("dense", "1:2", "joint"),
+    ],
+)
 def test_prune_finetune_reaches_the_sparsity_before_the_cut(dense, loader, recorder, start, pattern, mode):
     config = FinetuneConfig(**{**vars(CUBIC), "start": start, "sparsity": 0.0, "mode": mode})
     last = {}
