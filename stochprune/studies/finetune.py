@@ -168,7 +168,7 @@ def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: t
     """Do the work of :func:`run_study` without output."""
     for score in config.scores:
         scores.by_name(score)  # raises for an unknown score before any work
-    dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(device)
+    dataset = hold_out(data.load(config.data, data_dir), config.validation).to(device)
     model = models.build(config.model, dataset.shape, dataset.num_classes, 0).to(device)  # likewise
     folder = run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
     grid = itertools.product(range(config.seeds), config.scores, config.sparsities)
@@ -276,7 +276,7 @@ def _share(mask: Tensor) -> float:
     return mask.double().mean().item()
 
 
-def _hold_out(dataset: Dataset, fraction: float) -> Dataset:
+def hold_out(dataset: Dataset, fraction: float) -> Dataset:
     """Replace the test set by a random fraction of the training set, if the fraction is not 0."""
     if fraction == 0:
         return dataset

@@ -35,7 +35,7 @@ def frozen_probabilities(
     model: nn.Module, loader: Loader, config: FrozenProbabilitiesConfig, training: Training
 ) -> Pruned:
     """Train under sampled masks, then keep the largest weights of all, in place."""
-    scored = scores.compute(config.score, model, training.loss_fn, loader, sparsity=config.sparsity, seed=config.seed)
+    scored = training.score(config.score, model, loader, config.sparsity, config.seed)
     first = from_scores(scored, config.sparsity, allow_empty=True)
     model = convert(model, first, keep_kept=config.keep_kept, keep_pruned=config.keep_pruned, seed=config.seed)
     for layer in masked_layers(model).values():

@@ -68,7 +68,8 @@ class SoftThresholdPruningConfig(PruningConfig):
 
 
 def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConfig, training: Training) -> Pruned:
-    return tune_and_cut(model, loader, config.sparsity, config, training, score=config.score)
+    scored = training.score(config.score, model, loader, config.sparsity, config.seed)
+    return tune_and_cut(model, loader, scored, config.sparsity, config, training)
 
 
 def iterative_magnitude(
@@ -76,30 +77,15 @@ def iterative_magnitude(
 ) -> Pruned:
     trained = WeightConfig(0, config.lr, config.checkpoint_every, config.optimizer, config.weight_decay)
     each = IMPConfig(config.sparsity, config.cycles, config.epochs // config.cycles, config.retraining, trained)
-    masks, rounds = imp(
-        model,
-        loader,
-        each,
-        loss_fn=training.loss_fn,
-        out=training.folder,
-        callbacks=training.callbacks,
-        options=training.options,
-    )
+    masks, rounds = imp(model, loader, each, out=training.folder, **training.arguments)
     return Pruned(model, masks, [entry for round_ in rounds for entry in round_.history])
 
 
 def soft_threshold_pruning(
     model: nn.Module, loader: Loader, config: SoftThresholdPruningConfig, training: Training
 ) -> Pruned:
-    train_soft_threshold(
-        model,
-        loader,
-        SoftThresholdConfig(config.epochs, config.lr, config.threshold, config.checkpoint_every),
-        loss_fn=training.loss_fn,
-        folder=training.folder,
-        callbacks=training.callbacks,
-        options=training.options,
-    )
+    each = SoftThresholdConfig(config.epochs, config.lr, config.threshold, config.checkpoint_every)
+    train_soft_threshold(model, loader, each, folder=training.folder, **training.arguments)
     masks = from_scores(scores.magnitude(model), config.sparsity, allow_empty=True)
     return Pruned(apply(model, masks), masks, [])
 

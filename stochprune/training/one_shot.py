@@ -24,7 +24,7 @@ class OneShotConfig(PruningConfig):
 
 def one_shot(model: nn.Module, loader: Loader, config: OneShotConfig, training: Training) -> Pruned:
     """Prune by the score over all weights together, and train in place."""
-    scored = scores.compute(config.score, model, training.loss_fn, loader, sparsity=config.sparsity, seed=config.seed)
+    scored = training.score(config.score, model, loader, config.sparsity, config.seed)
     masks = from_scores(scored, config.sparsity, allow_empty=True)
     constraint = FixedMasks(model, masks)
     optimizer = make_optimizer(model, config, training.options)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from stochprune import scores
 from stochprune.arguments import checked
 from stochprune.masks.select import check_cut
 from stochprune.nn import convert
@@ -82,17 +81,10 @@ def prune_finetune(
     weights = weights or WeightConfig(config.epochs, config.weight_lr, config.checkpoint_every)
     check_cut("prune_finetune", sparsity, scope)
     training = model.training
-    found = tune_and_cut(
-        model,
-        train_loader,
-        sparsity,
-        config,
-        Training(loss_fn, None if out is None else Path(out), "", callbacks, options or LoopOptions()),
-        score=score,
-        scope=scope,
-        pattern=pattern,
-        exclude=exclude,
-    )
+    ways = Training(loss_fn, None if out is None else Path(out), "", callbacks, options or LoopOptions())
+    scored = ways.score(score, model, train_loader, sparsity, config.seed)
+    chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
+    found = tune_and_cut(model, train_loader, chosen, sparsity, config, ways, scope=scope, pattern=pattern)
     train_weights(
         found.model,
         train_loader,
@@ -109,35 +101,23 @@ def prune_finetune(
 def tune_and_cut(
     model: nn.Module,
     loader: Loader,
+    scored: Mapping[str, Tensor],
     sparsity: float,
     config: FinetuneConfig,
     training: Training,
     *,
-    score: str = "magnitude",
     scope: str = "global",
     pattern: str | None = None,
-    exclude: Selectors | None = None,
 ) -> Pruned:
-    """Score, convert, fine-tune the mask and cut it, in place: :func:`prune_finetune` without the weight training.
+    """Convert a model at the start of a configuration, fine-tune its masks and cut them, in place.
 
     Args:
+        scored: the scores, by the names of the weights to mask.
         training: its ``folder`` is that of all runs.
     """
-    if hasattr(loader, "set_epoch"):  # the score sees the same batches whatever ran before
-        loader.set_epoch(0)
-    scored = scores.compute(score, model, training.loss_fn, loader, sparsity=sparsity, seed=config.seed)
-    chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
     config = at_sparsity(config, sparsity)
-    start = start_masks(chosen, sparsity, config, scope=scope, pattern=pattern)
+    start = start_masks(scored, sparsity, config, scope=scope, pattern=pattern)
     model = convert(model, start, pattern=pattern, seed=config.seed)
-    history = finetune(
-        model,
-        loader,
-        config,
-        loss_fn=training.loss_fn,
-        out=training.folder,
-        callbacks=training.callbacks,
-        options=training.options,
-    ).history
+    history = finetune(model, loader, config, out=training.folder, **training.arguments).history
     masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
     return Pruned(cut(model, masks), masks, history)

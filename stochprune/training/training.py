@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from stochprune import scores
 from stochprune.runs.run import open_run
 from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
@@ -28,6 +30,17 @@ class Training:
     identity: str = ""
     callbacks: Sequence[object] = ()
     options: LoopOptions = dataclasses.field(default_factory=LoopOptions)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that every trainer takes by keyword."""
+        return {"loss_fn": self.loss_fn, "callbacks": self.callbacks, "options": self.options}
+
+    def score(self, name: str, model: nn.Module, loader: Loader, sparsity: float, seed: int) -> dict[str, Tensor]:
+        """Return the pruning score called ``name`` on the batches of the first epoch, whatever ran before."""
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(0)
+        return scores.compute(name, model, self.loss_fn, loader, sparsity=sparsity, seed=seed)
 
     def steps(self, loader: Loader, epochs: int) -> int:
         """Return the number of optimiser steps in ``epochs``; ``ValueError`` for a loader of unknown length."""

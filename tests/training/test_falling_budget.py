@@ -138,23 +138,16 @@ def test_prune_finetune_reaches_the_sparsity_before_the_cut(dense, loader, recor
 
 
 @pytest.mark.parametrize("killed_at", [2, 8, 17])
-def test_prune_finetune_resumes(dense, loader, recorder, stop, tmp_path, killed_at):
-    class Count:
-        steps = 0
+def test_prune_finetune_resumes(dense, loader, killer, stop, tmp_path, killed_at):
+    def run(model, **where):
+        config = FinetuneConfig(**{**vars(CUBIC), "start": "score"})
+        weights = WeightConfig(2, 0.02, checkpoint_every=2)
+        return sp.prune_finetune(model, loader, 0.6, config=config, weights=weights, **where)
 
-        def on_step(self, state):
-            self.steps += 1
-            if self.steps == killed_at:
-                raise stop
-
-    whole, killed, resumed = (copy.deepcopy(dense) for _ in range(3))
-    config = FinetuneConfig(**{**vars(CUBIC), "start": "score"})
-    arguments = {"config": config, "weights": WeightConfig(2, 0.02, checkpoint_every=2)}
-    sp.prune_finetune(whole, loader, 0.6, **arguments)
+    part, again = copy.deepcopy(dense), copy.deepcopy(dense)
     with pytest.raises(stop):
-        sp.prune_finetune(killed, loader, 0.6, out=tmp_path, callbacks=[Count()], **arguments)
-    sp.prune_finetune(resumed, loader, 0.6, out=tmp_path, **arguments)
-    assert same(whole, resumed)
+        run(part, out=tmp_path, callbacks=[killer(killed_at)])
+    assert same(run(again, out=tmp_path), run(dense))
 
 
 def test_frozen_logits_do_not_count(masked, loader):

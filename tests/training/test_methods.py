@@ -59,19 +59,11 @@ def test_every_method_prunes_to_the_sparsity(dense, loader, recorder, name):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stopped_at", [2, 7, 13])
-def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, stop, tmp_path, name, stopped_at):
-    class Kill:
-        steps = 0
-
-        def on_step(self, state):
-            self.steps += 1
-            if self.steps == stopped_at:
-                raise stop
-
+def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, killer, stop, tmp_path, name, stopped_at):
     part, again = copy.deepcopy(dense), copy.deepcopy(dense)
     whole = prune(dense, loader, config_of(name))
     with pytest.raises(stop):
-        prune(part, loader, config_of(name), folder=tmp_path, callbacks=[Kill()])
+        prune(part, loader, config_of(name), folder=tmp_path, callbacks=[killer(stopped_at)])
     resumed = prune(again, loader, config_of(name), folder=tmp_path)
     assert all(torch.equal(whole.masks[key], resumed.masks[key]) for key in WEIGHTS)
     assert whole.history == resumed.history
