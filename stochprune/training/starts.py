@@ -25,9 +25,10 @@ def start_masks(
 
     Raises:
         ValueError: see :func:`stochprune.masks.from_scores`, of every start: a cut that cannot be made is refused
-            before the training.
+            before the training. Only a global cut of other starts may empty a layer here, because the training decides.
     """
-    mask = from_scores(scores, sparsity, scope, pattern=pattern)
+    open_end = config.start != "mask" and scope == "global"
+    mask = from_scores(scores, sparsity, scope, pattern=pattern, allow_empty=open_end)
     if config.start == "mask":
         return mask
     if config.start == "dense":

@@ -150,6 +150,20 @@ def test_prune_finetune_resumes(dense, loader, killer, stop, tmp_path, killed_at
     assert same(run(again, out=tmp_path), run(dense))
 
 
+@pytest.mark.parametrize("start", ["mask", "dense", "score"])
+def test_only_the_score_s_mask_must_keep_a_weight_of_every_layer_at_the_start(dense, start):
+    with torch.no_grad():
+        dense[2].weight.mul_(1e-3)
+    scores, config = sp.scores.magnitude(dense), FinetuneConfig(start=start)
+    if start == "mask":
+        with pytest.raises(ValueError, match=r"2\.weight"):
+            start_masks(scores, 0.8, config)
+    else:
+        assert start_masks(scores, 0.8, config).keys() == scores.keys()
+    with pytest.raises(ValueError, match=r"2\.weight"):
+        start_masks(scores, 0.99, config, scope="layer")
+
+
 def test_frozen_logits_do_not_count(masked, loader):
     model = masked()
     first, *others = logits_of(model)
