@@ -14,7 +14,8 @@ from stochprune.studies.finetune import StudyConfig, run_study
 from stochprune.training import FinetuneConfig
 
 
-@options_from({StudyConfig: "Study", FinetuneConfig: "Mask fine-tuning"}, without=("seed",))  # a study sets the seeds
+# A study sets the seeds and the sparsities.
+@options_from({StudyConfig: "Study", FinetuneConfig: "Mask fine-tuning"}, without=("seed", "sparsity"))
 def finetune(
     *,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,

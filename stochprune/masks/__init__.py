@@ -6,6 +6,7 @@ A mask is a dictionary of bool tensors by qualified weight name, True where the 
 from stochprune.masks.ablate import apply, expand, reinitialize, rescale, shuffle
 from stochprune.masks.distribution import LayerStatistics, kept_weights, layer_statistics, statistics
 from stochprune.masks.model import of
+from stochprune.masks.probabilities import keep_probabilities
 from stochprune.masks.select import from_scores, n_of_m, sparsity
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "apply",
     "expand",
     "from_scores",
+    "keep_probabilities",
     "kept_weights",
     "layer_statistics",
     "n_of_m",

@@ -51,9 +51,9 @@ def from_scores(
             not fit a tensor or the sparsity, ties of other weights, or a tensor left empty.
     """
     check_cut("from_scores", sparsity, scope)
-    _check("from_scores", "score", scores)
+    check_scores("from_scores", "score", scores)
     if ties is not None:
-        _check("from_scores", "tie", ties)
+        check_scores("from_scores", "tie", ties)
         other = [name for name in {**scores, **ties} if name not in ties or name not in scores]
         other += [name for name in scores if not other and ties[name].shape != scores[name].shape]
         if other:
@@ -202,7 +202,7 @@ def n_of_m(scores: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
     """
     if any(isinstance(k, bool) or not isinstance(k, int) for k in (n, m)) or not 1 <= n <= m:
         raise ValueError(f"n_of_m: n must be an integer in 1 .. m, such as 2 of 4, got n {n!r} and m {m!r}")
-    _check("n_of_m", "score", scores)
+    check_scores("n_of_m", "score", scores)
     masks = {}
     for name, score in scores.items():
         width = score.numel() // max(1, len(score))
@@ -222,7 +222,8 @@ def _highest(rows: Tensor, count: int, second: Tensor | None = None) -> Tensor:
     return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
 
-def _check(op: str, what: str, scores: Mapping[str, Tensor]) -> None:
+def check_scores(op: str, what: str, scores: Mapping[str, Tensor]) -> None:
+    """Raise if scores are not dense floating tensors by name, without NaN; ``what`` is the user's name of one."""
     if not isinstance(scores, Mapping):
         raise TypeError(f"{op}: {what}s must be a dictionary of tensors by weight name, got {type(scores).__name__}")
     for name, score in scores.items():

@@ -54,8 +54,9 @@ def convert(
 
     Args:
         model: the model. If it is itself a layer, the masked layer is returned.
-        masks: bool masks by weight name (``"encoder.0.weight"``), True where kept. Only the named layers are converted;
-            one name of a tied weight is enough. Without masks all weights count as kept.
+        masks: bool masks by weight name (``"encoder.0.weight"``), True where kept; or floating tensors, the initial
+            keep probabilities themselves (see :func:`stochprune.masks.keep_probabilities`). Only the named layers are
+            converted; one name of a tied weight is enough. Without masks all weights count as kept.
         keep_kept, keep_pruned: the initial keep probabilities of the weights that the mask keeps and prunes.
         include, exclude: shell patterns on weight names, or types of the layer or of a module around it. Only weights
             that match ``include`` and not ``exclude`` are converted; a tied weight matches by any of its names. A
@@ -160,15 +161,25 @@ def _probabilities(group: Group, masks: Mapping[str, Tensor], keep_kept: float, 
     """Return the keep probabilities of one weight, float64."""
     shape, given = group.weight.shape, {name: masks[name] for name in group.layers if name in masks}
     for name, mask in given.items():
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
+        if not isinstance(mask, Tensor) or mask.shape != shape or not (mask.dtype == torch.bool or _between(mask)):
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-            raise ValueError(f"convert: the mask of {name} must be a bool tensor {tuple(shape)}, got {got}")
+            raise ValueError(
+                f"convert: the mask of {name} must be a bool tensor {tuple(shape)}, got {got}; a floating one holds "
+                "probabilities of keeping, strictly between 0 and 1"
+            )
     (name, mask), *others = given.items()
     for other, another in others:
         if not torch.equal(mask, another):
             raise ValueError(f"convert: {name} and {other} are one weight, but their masks differ")
+    if mask.is_floating_point():
+        return mask.double()
     kept = torch.full(shape, keep_kept, dtype=torch.float64, device=mask.device)
     return torch.where(mask, kept, keep_pruned)
+
+
+def _between(values: Tensor) -> bool:
+    """Return True for a floating tensor with all its values strictly between 0 and 1."""
+    return values.is_floating_point() and bool(((values > 0) & (values < 1)).all())
 
 
 def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -94,8 +94,9 @@ class MaskedModule(nn.Module):
     weight_masks: nn.ModuleDict
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        kind = getattr(self, "dense_type", nn.Module)  # the base class has none
         raise TypeError(
-            f"{type(self).__name__} is made by from_dense(module) alone, of a {self.dense_type.__name__}: "
+            f"{type(self).__name__} is made by from_dense(module) alone, of a {kind.__name__}: "
             f"stochprune.convert calls it"
         )
 

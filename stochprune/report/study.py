@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stochprune.report.summary import Spread
+from stochprune.report.methods import methods_markdown
+from stochprune.report.pivot import pivot, spread
 
 DISTANCES = {
     "wasserstein": "the kept weights",
@@ -38,10 +39,12 @@ def study_markdown(results: Mapping[str, Any]) -> str:
         seeds = len({row["seed"] for row in rows})
         parts.append(f"## {model} on {data}")
         if any(row["error"] is not None for row in pruned):
-            reference = f" Dense: {_spread(dense)}." if dense else ""
+            reference = f" Dense: {spread(dense)}." if dense else ""
             over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
             parts.append(f"Test error in per cent, {over}.{reference}")
-            parts.append(_pivot(pruned, "error", ("score", "arm")))
+            parts.append(pivot(pruned, "error", ("score", "arm")))
+        if timed := [row for row in pruned if row.get("seconds") is not None]:
+            parts += methods_markdown(timed)
         for when, (column, what) in itertools.product(("before", "after"), DISTANCES.items()):
             chosen = [row for row in distances if row["when"] == when]
             if chosen:
@@ -49,36 +52,5 @@ def study_markdown(results: Mapping[str, Any]) -> str:
                     f"Wasserstein-1 distance of {what} to those under the score's own mask, {when} training, "
                     "mean ± standard deviation over layers and seeds."
                 )
-                parts.append(_pivot(chosen, column, ("score", "arm")))
+                parts.append(pivot(chosen, column, ("score", "arm")))
     return "\n\n".join(parts) + "\n"
-
-
-def _pivot(rows: Sequence[Mapping[str, Any]], value: str, keys: tuple[str, ...]) -> str:
-    """Return a Markdown table with a line for each of the ``keys`` and a column for each sparsity."""
-    sparsities = sorted({row["sparsity"] for row in rows})
-    lines = [
-        _line((*keys, *(f"{100 * sparsity:g} %" for sparsity in sparsities))),
-        _line(["---"] * (len(keys) + len(sparsities))),
-    ]
-    for which in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
-        mine = [row for row in rows if tuple(row[key] for key in keys) == which]
-        cells = [[row[value] for row in mine if row["sparsity"] == sparsity] for sparsity in sparsities]
-        lines.append(_line([*which, *(_cell(values) for values in cells)]))
-    return "\n".join(lines)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(values: Sequence[float | None]) -> str:
-    """Return mean and standard deviation, and the number of missing values (diverged trainings, empty layers)."""
-    there = [value for value in values if value is not None]
-    lost = len(values) - len(there)
-    return (_spread(there) if there else "") + (f" ({lost} of {len(values)} missing)" if lost else "")
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = Spread.of(values)
-    digits = 2 if spread.mean >= 1 else 4
-    return f"{spread.mean:.{digits}f}" + (f" ± {spread.sd:.{digits}f}" if len(values) > 1 else "")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from stochprune.extras import extra
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,26 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean of paired differences, and the half width of its 95 % confidence interval, which one pair lacks.
+
+    The interval is Student's: it assumes differences that are independent and nearly normal.
+    """
+
+    mean: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> Paired:
+        spread, n = Spread.of(differences), len(differences)
+        if spread.sd is None:
+            return cls(spread.mean, None)
+        with extra("studies", "Paired"):  # here: scipy takes a second to import
+            from scipy.stats import t
+        return cls(spread.mean, float(t.ppf(0.975, n - 1)) * spread.sd / math.sqrt(n))
 
 
 @dataclass(frozen=True)

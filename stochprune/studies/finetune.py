@@ -45,6 +45,7 @@ from stochprune.studies.bench import Bench
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
+from stochprune.training.starts import at_sparsity, start_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,7 @@ def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: t
     """Do the work of :func:`run_study` without output."""
     for score in config.scores:
         scores.by_name(score)  # raises for an unknown score before any work
-    dataset = _hold_out(data.load(config.data, data_dir), config.validation).to(device)
+    dataset = hold_out(data.load(config.data, data_dir), config.validation).to(device)
     model = models.build(config.model, dataset.shape, dataset.num_classes, 0).to(device)  # likewise
     folder = run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
     grid = itertools.product(range(config.seeds), config.scores, config.sparsities)
@@ -228,9 +229,9 @@ class Study(Bench):
         self.train(model, checkpoints / "retrained", f"{name}/retrained", seed, longer, mask)
         errors["retrained"] = self.error(model)
 
-        masked = convert(copy.deepcopy(dense), mask, seed=seed)
+        masked = convert(copy.deepcopy(dense), start_masks(scored, sparsity, config.finetune), seed=seed)
         self.bar.begin(f"{name}/stochastic")
-        tuning = dataclasses.replace(config.finetune, seed=seed)
+        tuning = at_sparsity(dataclasses.replace(config.finetune, seed=seed), sparsity)
         history = finetune(masked, self.batches(seed), tuning, out=checkpoints, callbacks=[self.bar]).history
         stochastic = stochastic_error(masked, self.dataset.test_x, self.dataset.test_y, config.draws)
         errors |= {"stochastic": stochastic.mean, "ensemble": stochastic.ensemble}
@@ -275,7 +276,7 @@ def _share(mask: Tensor) -> float:
     return mask.double().mean().item()
 
 
-def _hold_out(dataset: Dataset, fraction: float) -> Dataset:
+def hold_out(dataset: Dataset, fraction: float) -> Dataset:
     """Replace the test set by a random fraction of the training set, if the fraction is not 0."""
     if fraction == 0:
         return dataset

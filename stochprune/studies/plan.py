@@ -16,9 +16,11 @@ from stochprune.runs.config import FRACTION, at_least
 from stochprune.studies import document
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
+from stochprune.studies.methods import Arm, ArmBlock, MethodCell, MethodsConfig
 
 MAX_CELLS = 100_000
-SHIPPED = ("immune", "prospr", "finetune")
+SHIPPED = ("immune", "prospr", "finetune", "methods")
+SETTINGS = {"initialisation": InitialisationConfig, "finetune": StudyConfig, "methods": MethodsConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Block:
         for score, options in self.scores:
             scores.check_options(score, dict(options))
 
+    def __len__(self) -> int:
+        return len(self.scores) * len(self.sparsities) * len(self.ablations)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -50,19 +55,20 @@ class Plan:
         name: the name of its folders and files.
         title: one line for tables and pictures.
         job: ``initialisation``: prune at initialisation and train (:mod:`stochprune.studies.initialisation`), and train
-            dense networks; ``finetune``: fine-tune the masks of trained networks (:mod:`stochprune.studies.finetune`).
+            dense networks; ``finetune``: fine-tune the masks of trained networks (:mod:`stochprune.studies.finetune`);
+            ``methods``: compare pruning methods on trained networks (:mod:`stochprune.studies.methods`).
         seeds: the number of seeds.
-        settings: fields of :class:`InitialisationConfig`, or of :class:`StudyConfig`.
+        settings: fields of :class:`InitialisationConfig`, :class:`StudyConfig` or :class:`MethodsConfig`.
     """
 
     name: str
     title: str
-    job: Literal["initialisation", "finetune"]
+    job: Literal["initialisation", "finetune", "methods"]
     data: tuple[str, ...]
     models: tuple[str, ...]
     seeds: int
-    grid: tuple[Block, ...]
-    settings: InitialisationConfig | StudyConfig
+    grid: tuple[Block | ArmBlock, ...]
+    settings: InitialisationConfig | StudyConfig | MethodsConfig
 
     def __post_init__(self) -> None:
         at_least(1).require(self, "seeds")
@@ -72,11 +78,18 @@ class Plan:
             if not getattr(self, name):
                 raise ValueError(f"{self.name}: {name} must name at least one")
         for block in self.grid:
+            if isinstance(block, ArmBlock) != (self.job == "methods"):
+                raise ValueError(f"{self.name}: job methods, and no other, has arms in its grid, got job {self.job}")
+            if isinstance(block, ArmBlock):
+                assert isinstance(self.settings, MethodsConfig)
+                for arm in block.arms:
+                    arm.config(self.settings.epochs, block.sparsities[0], 0)  # raises for an arm that is too long
+                continue
             if self.job == "finetune" and (any(options for _, options in block.scores) or block.ablations != ("none",)):
                 raise ValueError(f"{self.name}: a fine-tuning study takes scores without options, and no ablations")
 
         cells = self.seeds * len(self.data) * len(self.models)
-        cells *= sum(len(block.scores) * len(block.sparsities) * len(block.ablations) for block in self.grid)
+        cells *= sum(map(len, self.grid))
         if cells > MAX_CELLS:
             raise ValueError(f"{self.name}: seeds, data, models and grid make {cells} cells, more than {MAX_CELLS}")
 
@@ -87,6 +100,7 @@ class Plan:
         for model, seed in itertools.product(self.models, range(self.seeds)):
             yield Cell(data, model, "magnitude", 0.0, seed, self.settings)
             for block in self.grid:
+                assert isinstance(block, Block)
                 for (score, options), sparsity, ablation in itertools.product(
                     block.scores, block.sparsities, block.ablations
                 ):
@@ -94,6 +108,14 @@ class Plan:
                     if cell not in seen:
                         seen.add(cell)
                         yield cell
+
+    def method_cells(self, data: str) -> Iterator[MethodCell]:
+        """The cells of job ``methods`` on one data set, each once, seed by seed."""
+        assert isinstance(self.settings, MethodsConfig)
+        for model, seed, block in itertools.product(self.models, range(self.seeds), self.grid):
+            assert isinstance(block, ArmBlock)
+            for arm, sparsity in itertools.product(block.arms, block.sparsities):
+                yield MethodCell(data, model, arm, sparsity, seed, self.settings)
 
 
 @checked
@@ -130,7 +152,7 @@ def load(name: str | Path, small: bool = False) -> Plan:
         raise ValueError(
             f"{path.stem}: in a fine-tuning study {twice[0]} must be a key of the study, not of its settings"
         )
-    kind: type = StudyConfig if job == "finetune" else InitialisationConfig
+    kind: type = SETTINGS.get(job, InitialisationConfig) if isinstance(job, str) else InitialisationConfig
     grid = content.pop("grid", None) or []
     if not isinstance(grid, list):
         raise ValueError(f"{path.stem}: grid must be a list of blocks, got {shown(grid)}")
@@ -152,12 +174,25 @@ def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return {**content, **changes, **both}
 
 
-def _block(entry: Any, where: str) -> Block:
+def _block(entry: Any, where: str) -> Block | ArmBlock:
+    if isinstance(entry, dict) and isinstance(entry.get("arms"), dict):
+        arms = tuple(_arm(name, arm, where) for name, arm in entry["arms"].items())
+        return _made(ArmBlock, {**entry, "arms": arms}, where)
     if not isinstance(entry, dict) or not isinstance(entry.get("scores"), list):
         raise ValueError(
             f"{where}: a block must be a mapping with lists scores, sparsities and ablations, got {shown(entry)}"
         )
     return _made(Block, {**entry, "scores": tuple(_score(score, where) for score in entry["scores"])}, where)
+
+
+def _arm(name: str, entry: Any, where: str) -> Arm:
+    """Return an arm from its name and a mapping such as ``{method: rigl, every: 50}``."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: the arm {name!r} must be a mapping with a method, got {shown(entry)}")
+    own = {field.name for field in dataclasses.fields(Arm)} - {"name", "options"}
+    options = _options(f"the arm {name!r}", {key: value for key, value in entry.items() if key not in own}, where)
+    given = {key: value for key, value in entry.items() if key in own}
+    return _made(Arm, {**given, "name": name, "options": options}, where)
 
 
 def _score(entry: Any, where: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
@@ -169,12 +204,17 @@ def _score(entry: Any, where: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
     name, options = next(iter(entry.items()))
     if not isinstance(name, str):
         raise ValueError(f"{where}: the name of a score must be text, got {shown(name)}")
+    return name, _options(name, options, where)
+
+
+def _options(name: str, options: Mapping[str, Any], where: str) -> tuple[tuple[str, Any], ...]:
+    """Return the options of a score or an arm as sorted pairs."""
     for option, value in options.items():
         if not isinstance(value, bool | int | float | str):
             raise ValueError(
                 f"{where}: option {option} of {name} must be a number, text, true or false, got {shown(value)}"
             )
-    return name, tuple(sorted((option, _number(value)) for option, value in options.items()))
+    return tuple(sorted((option, _number(value)) for option, value in options.items()))
 
 
 def _number(value: Any) -> Any:

@@ -43,6 +43,13 @@ class TrainedRow(ErrorRow):
 
 
 @dataclasses.dataclass(frozen=True)
+class MethodRow(ErrorRow):
+    """The error of an arm of a study of methods; ``seconds`` of the processor are those of the whole arm."""
+
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Moments:
     """Moments of a layer's kept weights, see :class:`stochprune.masks.LayerStatistics`; None if too few are kept."""
 

@@ -18,11 +18,16 @@ from stochprune.runs.folder import file_name
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
 from stochprune.runs.store import Kept, remember, say_reused
+from stochprune.runs.threads import few_threads
 from stochprune.studies.bench import Bench
-from stochprune.studies.finetune import Done, StudyConfig, study_masks
+from stochprune.studies.finetune import Done, StudyConfig, hold_out, study_masks
 from stochprune.studies.initialisation import Cell, CellResult, InitialisationConfig, load_kept, number, run_cell
-from stochprune.studies.plan import Plan
-from stochprune.studies.rows import DistanceRow, ErrorRow, Key, LayerRow, StudyResults, TrainedRow
+from stochprune.studies.methods import Methods, MethodsConfig, steps_of
+from stochprune.studies.plan import Block, Plan
+from stochprune.studies.rows import DistanceRow, ErrorRow, Key, LayerRow, MethodRow, StudyResults, TrainedRow
+
+Found = tuple[StudyResults, list[Kept[Any]]]
+"""The results of a study, and the stored results of its cells."""
 
 
 def run(
@@ -59,6 +64,8 @@ def run(
     with open_run(plan, folder) as run:
         if plan.job == "finetune":
             found, kept = _finetune(plan, data_dir, out, folder, device)
+        elif plan.job == "methods":
+            found, kept = _methods(plan, data_dir, out, device)
         else:
             found, kept = _initialisation(plan, data_dir, out, device)
         results = run.write(dataclasses.asdict(found), device)
@@ -72,9 +79,7 @@ def run(
     return folder, results
 
 
-def _initialisation(
-    plan: Plan, data_dir: Path | None, out: Path, device: torch.device
-) -> tuple[StudyResults, list[Kept[Any]]]:
+def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
     settings = plan.settings
     assert isinstance(settings, InitialisationConfig)
     rows: list[ErrorRow] = []
@@ -164,15 +169,14 @@ def _times(settings: InitialisationConfig) -> tuple[str, ...]:
     return ("before", "after") if settings.weights.epochs else ("before",)
 
 
-def _finetune(
-    plan: Plan, data_dir: Path | None, out: Path, folder: Path, device: torch.device
-) -> tuple[StudyResults, list[Kept[Any]]]:
+def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path, device: torch.device) -> Found:
     assert isinstance(plan.settings, StudyConfig)
     rows: list[ErrorRow] = []
     kept: list[Kept[Any]] = []
     for name, model in itertools.product(plan.data, plan.models):
         blocks: list[Done] = []
         for block in plan.grid:
+            assert isinstance(block, Block)
             config = dataclasses.replace(
                 plan.settings,
                 data=name,
@@ -190,6 +194,38 @@ def _finetune(
                 rows.append(ErrorRow(name, model, cell.score, cell.sparsity, arm, cell.seed, error))
         cells = [cell for block in blocks for cell in block.content["cells"]]
         report.plot_finetune({**blocks[-1].content, "cells": cells}, folder / f"errors-{name}-{model}.png")
+    return StudyResults(plan.title, _hours(kept), rows), kept
+
+
+def _methods(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
+    kept: list[Kept[Any]] = []
+    settings, rows = plan.settings, list[ErrorRow]()
+    assert isinstance(settings, MethodsConfig)
+    for name in plan.data:
+        dataset = hold_out(data.load(name, _files(data_dir, name)), settings.validation)
+        dataset = subset(dataset, settings.train_examples).to(device)
+        cells = list(plan.method_cells(name))
+        first = models.build(plan.models[0], dataset.shape, dataset.num_classes, 0).to(device)
+        with (
+            few_threads(first, dataset.train_x[: settings.batch_size]),
+            ProgressBar("starting") as bar,
+        ):
+            bench = Bench(dataset, settings.batch_size, bar)
+            bar.expect(steps_of(cells, bench))
+            methods, measured = Methods(bench, out / "cells"), set()
+            for cell in cells:
+                if (cell.model, cell.seed) not in measured:
+                    measured.add((cell.model, cell.seed))
+                    error = bench.error(methods.dense_of(cell))
+                    rows.append(ErrorRow(name, cell.model, "dense", 0.0, "none", cell.seed, error))
+                    bar.finish(bench.steps(settings.dense.epochs))
+                done = methods.cell(cell)
+                bar.finish(bench.steps(cell.arm.epochs or settings.epochs))
+                kept.append(done)
+                key = vars(Key(name, cell.model, cell.arm.name, cell.sparsity, "", cell.seed))
+                for when in ("cut", "trained"):
+                    error = getattr(done.result, when)
+                    rows.append(MethodRow(**{**key, "arm": when}, error=error, seconds=done.result.seconds))
     return StudyResults(plan.title, _hours(kept), rows), kept
 
 

@@ -5,17 +5,31 @@ from stochprune.runs.progress import ProgressBar
 from stochprune.training.annealing import PriorStrength, Sparsity, Temperature
 from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig, WeightConfig
+from stochprune.training.continuous_sparsification import ContinuousSparsificationConfig
 from stochprune.training.early_pruning import PruneEarly, early_pruning_indicator
 from stochprune.training.evaluate import StochasticError, error, predict, stochastic_error
 from stochprune.training.finetune import FinetuneResult, finetune
 from stochprune.training.flips import StuckMaskWarning
+from stochprune.training.frozen_probabilities import FrozenProbabilitiesConfig
+from stochprune.training.gradual_magnitude import GradualMagnitudeConfig
 from stochprune.training.groups import parameter_groups
+from stochprune.training.hard_concrete import HardConcreteConfig
 from stochprune.training.imp import IMPConfig, IMPRound, imp
 from stochprune.training.loggers import CSVLogger, TensorBoard
 from stochprune.training.mask_loss import mask_loss
+from stochprune.training.methods import (
+    IterativeMagnitudeConfig,
+    MaskFinetuningConfig,
+    SoftThresholdPruningConfig,
+    prune,
+)
+from stochprune.training.movement import MovementConfig
 from stochprune.training.observers import EMA, EarlyStopping, Validation
+from stochprune.training.one_shot import OneShotConfig
 from stochprune.training.options import LoopOptions
 from stochprune.training.prune_finetune import prune_finetune
+from stochprune.training.pruning import Pruned
+from stochprune.training.rigl import RigLConfig
 from stochprune.training.soft_threshold import SoftThresholdConfig, soft_threshold, train_soft_threshold
 from stochprune.training.weights import train_weights
 
@@ -24,16 +38,27 @@ __all__ = [
     "Budget",
     "CSVLogger",
     "CheckpointError",
+    "ContinuousSparsificationConfig",
     "EarlyStopping",
     "FinetuneConfig",
     "FinetuneResult",
+    "FrozenProbabilitiesConfig",
+    "GradualMagnitudeConfig",
+    "HardConcreteConfig",
     "IMPConfig",
     "IMPRound",
+    "IterativeMagnitudeConfig",
     "LoopOptions",
+    "MaskFinetuningConfig",
+    "MovementConfig",
+    "OneShotConfig",
     "PriorStrength",
     "ProgressBar",
     "PruneEarly",
+    "Pruned",
+    "RigLConfig",
     "SoftThresholdConfig",
+    "SoftThresholdPruningConfig",
     "Sparsity",
     "StochasticError",
     "StuckMaskWarning",
@@ -48,6 +73,7 @@ __all__ = [
     "mask_loss",
     "parameter_groups",
     "predict",
+    "prune",
     "prune_finetune",
     "soft_threshold",
     "stochastic_error",

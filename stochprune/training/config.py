@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from stochprune.runs.config import POSITIVE, Config, Range, at_least, option
+from stochprune.runs.config import FRACTION, POSITIVE, Config, Range, at_least, at_most, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,14 @@ class WeightConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(Config):
-    """Probabilistic fine-tuning of a pruning mask."""
+    """Probabilistic fine-tuning of a pruning mask.
+
+    With ``budget_schedule="cubic"`` the budget falls from its start S(0) to the number k of weights to keep, as
+    ``k + (S(0) - k)(1 - t / T)^3`` with T the steps of the ramp (Zhu and Gupta 2017, equation 1), and then stays. So
+    the probabilities go to 0 and 1 during the training, and the cut at its end changes little. k follows from
+    ``sparsity``, which :func:`stochprune.finetune` needs then; ``prune_finetune`` and studies set it themselves. They
+    also set the keep probabilities of ``start``; ``finetune`` takes those of its model.
+    """
 
     epochs: int = option(12, "Epochs of mask fine-tuning.", at_least(0))
     mode: Literal["joint", "frozen"] = option(
@@ -49,5 +56,22 @@ class FinetuneConfig(Config):
     kl_strength: float = option(
         1e-4, "Loss per nat of KL from the initial probabilities, summed over weights (budget kl).", POSITIVE
     )
+    budget_schedule: Literal["constant", "cubic"] = option(
+        "constant", "constant: the budget stays at its start; cubic: it falls to the number of weights to keep."
+    )
+    ramp: float = option(0.75, "Fraction of the epochs in which the cubic budget falls; then it stays.", at_most(1))
+    start: Literal["mask", "dense", "score"] = option(
+        "mask",
+        "Keep probabilities at the start. mask: 0.95 and 0.05 by the score's mask; dense: 0.95; score: 0.95, shifted "
+        "by the standardised score.",
+    )
+    sparsity: float = option(0.0, "Fraction of weights pruned at the end of the cubic budget.", FRACTION)
     checkpoint_every: int = option(500, "Optimiser steps between checkpoints.", at_least(1))
     seed: int = option(0, "Seed of the masks of the training.", at_least(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget_schedule == "cubic" and self.budget not in ("shift", "penalty"):
+            raise ValueError(
+                f"FinetuneConfig: budget_schedule cubic needs budget shift or penalty, got budget {self.budget}"
+            )

@@ -30,7 +30,7 @@ class FinetuneResult:
 
     Attributes:
         history: one entry per epoch: ``epoch``, mean ``loss``, ``mean_keep`` (mean of q), ``flipped`` (number of
-            weights whose q has crossed 1/2 since the start) and ``budget_error`` (sum(q) / its start - 1).
+            weights whose q has crossed 1/2 since the start) and ``budget_error`` (sum(q) / budget - 1).
         folder: the run's folder, with ``checkpoint.pt`` and ``results.json``; None if nothing was written.
     """
 
@@ -55,7 +55,8 @@ def finetune(
     Our reading of Hayou, He and Dziugaite, "Probabilistic fine-tuning of pruning masks and PAC-Bayes self-bounded
     learning" (arXiv 2110.11804). Each step samples one mask, for all layers at the draw of the step. Adam follows an
     estimate of the gradient with respect to the logits of q and, in joint mode, the weights. A budget holds sum(q) at
-    its start (see :mod:`stochprune.training.budget`). Prune the result with :func:`stochprune.harden`.
+    its start, or lets it fall to the number of weights to keep (see :class:`FinetuneConfig` and
+    :mod:`stochprune.training.budget`). Prune the result with :func:`stochprune.harden`.
 
     Args:
         model: a model from :func:`stochprune.convert`. The estimator, temperature and seed of ``config`` are set in its
@@ -79,7 +80,8 @@ def finetune(
 
     Raises:
         ValueError: no masked layer, none whose logits require gradients, an empty loader, a loss without a gradient,
-            logits that the budget cannot hold, or a layer whose weight the model reads instead of calling the layer.
+            logits that the budget cannot hold, a layer whose weight the model reads instead of calling the layer, or a
+            cubic budget without a sparsity or with a loader of unknown length.
         TypeError: a batch that the model does not take.
         FloatingPointError: the loss is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
@@ -93,7 +95,7 @@ def finetune(
         layer.mask_seed.fill_(rng.as_int64(config.seed))
     if not any(layer.mask_logits.requires_grad for layer in layers.values()):
         raise ValueError("finetune: the mask_logits of at least one layer must require gradients, none of them does")
-    budget = _budget_of(model, config)
+    budget = _budget_of(model, config, _steps(train_loader, config, options))
     folder = None if out is None else run_folder(out, "finetune", config)
     training = model.training
     with open_run(config, folder) as run:
@@ -111,7 +113,8 @@ def finetune(
                 loss_fn=loss_fn,
                 constraint=budget,
                 checkpoint=checkpoint,
-                callbacks=callbacks,
+                # As a callback the budget stores its position on the schedule in the checkpoint.
+                callbacks=callbacks if config.budget_schedule == "constant" else [budget, *callbacks],
                 options=options,
             )
         model.train(training)
@@ -119,10 +122,22 @@ def finetune(
     return FinetuneResult(config, history, folder)
 
 
-def _budget_of(model: nn.Module, config: FinetuneConfig) -> Budget:
-    """Return the budget of a configuration, which holds the present sum(q) of a model."""
+def _steps(loader: Loader, config: FinetuneConfig, options: LoopOptions) -> int:
+    """Return the steps in which a cubic budget falls; 0 for a constant one."""
+    if config.budget_schedule == "constant":
+        return 0
+    if config.sparsity == 0:
+        raise ValueError("finetune: budget_schedule cubic needs FinetuneConfig.sparsity, such as 0.95, got 0")
+    return max(1, round(config.ramp * options.steps("budget_schedule cubic", loader, config.epochs)))
+
+
+def _budget_of(model: nn.Module, config: FinetuneConfig, steps: int) -> Budget:
+    """Return the budget of a configuration: at the present sum(q) of a model, or falling for ``steps`` steps."""
     strengths = {"penalty": config.penalty_strength, "kl": config.kl_strength}
-    return Budget(model, kind=config.budget, strength=strengths.get(config.budget))
+    strength = strengths.get(config.budget)
+    if not steps:
+        return Budget(model, kind=config.budget, strength=strength)
+    return Budget(model, config.sparsity, kind=config.budget, strength=strength, schedule="cubic", steps=steps)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from stochprune.runs.run import run_folder
 from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Loader
+from stochprune.training.options import LoopOptions
 from stochprune.training.schedules import SCHEDULES, Schedule
 from stochprune.training.weights import train_weights
 
@@ -98,6 +99,7 @@ def imp(
     loss_fn: LossFunction = F.cross_entropy,
     out: Path | None = None,
     callbacks: Sequence[object] = (),
+    options: LoopOptions | None = None,
 ) -> tuple[dict[str, Tensor], list[IMPRound]]:
     """Train, prune by global magnitude and retrain, in place.
 
@@ -105,6 +107,7 @@ def imp(
         train_loader: batches (x, y) of a known length, iterated again in each epoch.
         out: if given, each training has a folder of its own in ``out/imp-<digest of config>``, and a run that was
             killed continues from there (pass the model as it was at the start).
+        callbacks, options: of each training, see :func:`stochprune.finetune`; not a schedule of the learning rate.
 
     Returns:
         The final masks, and the rounds: the dense training, then each cycle.
@@ -128,6 +131,7 @@ def imp(
             loss_fn=loss_fn,
             folder=None if folder is None else folder / name,
             callbacks=callbacks,
+            options=options,
         )
 
     original = SCHEDULES[config.dense.schedule]

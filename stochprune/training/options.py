@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from stochprune.arguments import check_fields
+from stochprune.arguments import check_fields, shown
 from stochprune.training.batch_loss import BatchLoss, ForwardLoss, LossFunction
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,6 +59,16 @@ class LoopOptions:
         plain = {"precision": "fp32", "accumulate": 1, "clip_norm": None}
         chosen = [f"{name}={getattr(self, name)}" for name, value in plain.items() if getattr(self, name) != value]
         return " ".join(filter(None, [*more, *chosen]))
+
+    def steps(self, what: str, loader: Iterable[Any], epochs: int) -> int:
+        """Return the number of optimiser steps in ``epochs``; ``what`` needs it.
+
+        Raises:
+            ValueError: a loader of unknown length.
+        """
+        if not isinstance(loader, Sized):
+            raise ValueError(f"{what} needs a train_loader of known length, got {shown(loader)}")
+        return epochs * -(-len(loader) // self.accumulate)
 
     def batch_loss(self, model: nn.Module, loss_fn: LossFunction) -> BatchLoss:
         """Return the loss of a model on a batch, on the model's device."""

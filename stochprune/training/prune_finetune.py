@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from stochprune import scores
 from stochprune.arguments import checked
-from stochprune.masks.select import check_cut, from_scores
+from stochprune.masks.select import check_cut
 from stochprune.nn import convert
 from stochprune.nn.harden import cut, masks_to_cut
 from stochprune.nn.selection import Selectors, wanted
@@ -20,6 +19,9 @@ from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.finetune import finetune
 from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions
+from stochprune.training.pruning import Pruned
+from stochprune.training.starts import at_sparsity, start_masks
+from stochprune.training.training import Training
 from stochprune.training.weights import train_weights
 
 
@@ -57,7 +59,8 @@ def prune_finetune(
         pattern: None prunes single weights; ``"rows"`` prunes whole outputs and filters, which
             :func:`stochprune.shrink` then removes; see :func:`stochprune.convert`.
         exclude: shell patterns on weight names, or types: these layers stay dense.
-        config: of the mask fine-tuning; its seed is also that of the score and of the masks.
+        config: of the mask fine-tuning; its seed is also that of the score and of the masks. Its ``start`` chooses the
+            first keep probabilities, and a cubic budget falls to ``sparsity``.
         weights: of the weight training; default: as many epochs as the fine-tuning, at its rate for the weights.
         loss_fn: a function of (model(x), y) that returns a scalar.
         out: if given, both trainings keep their checkpoints in folders there, and the same call continues after a kill;
@@ -77,23 +80,44 @@ def prune_finetune(
     config = config or FinetuneConfig()
     weights = weights or WeightConfig(config.epochs, config.weight_lr, config.checkpoint_every)
     check_cut("prune_finetune", sparsity, scope)
-    if hasattr(train_loader, "set_epoch"):  # the score sees the same batches whatever ran before
-        train_loader.set_epoch(0)
-    scored = scores.compute(score, model, loss_fn, train_loader, sparsity=sparsity, seed=config.seed)
-    chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
     training = model.training
-    model = convert(model, from_scores(chosen, sparsity, scope, pattern=pattern), pattern=pattern, seed=config.seed)
-    finetune(model, train_loader, config, loss_fn=loss_fn, out=out, callbacks=callbacks, options=options)
-    masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
-    model = cut(model, masks)
+    ways = Training(loss_fn, None if out is None else Path(out), "", callbacks, options or LoopOptions())
+    scored = ways.score(score, model, train_loader, sparsity, config.seed)
+    chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
+    found = tune_and_cut(model, train_loader, chosen, sparsity, config, ways, scope=scope, pattern=pattern)
     train_weights(
-        model,
+        found.model,
         train_loader,
         weights,
-        masks=masks,
+        masks=found.masks,
         loss_fn=loss_fn,
         folder=None if out is None else run_folder(out, "weights", weights),
         callbacks=callbacks,
         options=options,
     )
-    return model.train(training)
+    return found.model.train(training)
+
+
+def tune_and_cut(
+    model: nn.Module,
+    loader: Loader,
+    scored: Mapping[str, Tensor],
+    sparsity: float,
+    config: FinetuneConfig,
+    training: Training,
+    *,
+    scope: str = "global",
+    pattern: str | None = None,
+) -> Pruned:
+    """Convert a model at the start of a configuration, fine-tune its masks and cut them, in place.
+
+    Args:
+        scored: the scores, by the names of the weights to mask.
+        training: its ``folder`` is that of all runs.
+    """
+    config = at_sparsity(config, sparsity)
+    start = start_masks(scored, sparsity, config, scope=scope, pattern=pattern)
+    model = convert(model, start, pattern=pattern, seed=config.seed)
+    history = finetune(model, loader, config, out=training.folder, **training.arguments).history
+    masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
+    return Pruned(cut(model, masks), masks, history)

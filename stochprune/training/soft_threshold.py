@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from stochprune.arguments import checked
 from stochprune.runs.config import POSITIVE, Config, at_least, option
@@ -23,6 +21,7 @@ from stochprune.training.config import WeightConfig
 from stochprune.training.constraint import Constraint
 from stochprune.training.loop import Loader, fit
 from stochprune.training.options import LoopOptions
+from stochprune.training.parametrised import parametrised
 from stochprune.training.schedules import SCHEDULES, follow
 from stochprune.training.weights import make_optimizer
 
@@ -110,6 +109,7 @@ def train_soft_threshold(
     loss_fn: LossFunction = F.cross_entropy,
     folder: Path | None = None,
     callbacks: Sequence[object] = (),
+    options: LoopOptions | None = None,
 ) -> dict[str, Tensor]:
     """Train and prune in place: each prunable weight becomes its soft threshold, which is exactly 0 for many.
 
@@ -118,6 +118,7 @@ def train_soft_threshold(
     Args:
         train_loader: batches (x, y) of a known length, iterated again in each epoch.
         folder: if given, ``checkpoint.pt`` is written there, and a run that was killed continues from it.
+        callbacks, options: see :func:`stochprune.finetune`.
 
     Returns:
         bool masks by weight name, True where the weight is not 0.
@@ -127,13 +128,14 @@ def train_soft_threshold(
             :func:`stochprune.training.loop.fit`.
     """
     config = config or SoftThresholdConfig()
-    if not isinstance(train_loader, Sized):
-        raise ValueError("soft-threshold pruning needs a train_loader of known length")
-    total = config.epochs * len(train_loader)
+    options = options or LoopOptions()
+    total = options.steps("soft-threshold pruning", train_loader, config.epochs)
     with open_run(config, folder) as run:
-        checkpoint = run.checkpoint(config.checkpoint_every, model)  # of the plain model, as the caller has it
-        with _thresholds(model) as parts:
-            optimizer = make_optimizer(model, config.weights, LoopOptions())
+        checkpoint = run.checkpoint(
+            config.checkpoint_every, model, options.identity()
+        )  # of the plain model, as the caller has it
+        with parametrised(model, SoftThreshold, leave=True) as parts:
+            optimizer = make_optimizer(model, config.weights, options)
             follow(optimizer, SCHEDULES[config.weights.schedule], total)
             model.train()
             fit(
@@ -142,23 +144,9 @@ def train_soft_threshold(
                 epochs=config.epochs,
                 optimizer=optimizer,
                 loss_fn=loss_fn,
-                constraint=_Growth(parts, config.threshold, max(1, total)),
+                constraint=_Growth([*parts.values()], config.threshold, max(1, total)),
                 checkpoint=checkpoint,
                 callbacks=callbacks,
+                options=options,
             )
     return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
-
-
-@contextlib.contextmanager
-def _thresholds(model: nn.Module) -> Iterator[list[SoftThreshold]]:
-    """Parametrise the prunable weights while the block runs; they end as their soft thresholds."""
-    weights = prunable_weights(model)
-    layers = [model.get_submodule(name.rpartition(".")[0]) for name in weights]
-    parts = [SoftThreshold(weight) for weight in weights.values()]
-    for layer, part in zip(layers, parts, strict=True):
-        parametrize.register_parametrization(layer, "weight", part)
-    try:
-        yield parts
-    finally:
-        for layer in layers:
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.runs.run import open_run
 from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
 from stochprune.training.constraint import Constraint
 from stochprune.training.groups import WEIGHTS
-from stochprune.training.loop import Loader, fit
+from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions
-from stochprune.training.schedules import SCHEDULES, Schedule, follow
+from stochprune.training.schedules import Schedule
+from stochprune.training.training import Training
 
 
 class FixedMasks(Constraint):
@@ -83,40 +84,32 @@ def train_weights(
     Returns:
         The history: ``epoch`` and mean ``loss``. For the errors see :func:`stochprune.training.loop.fit`.
     """
-    options = options or LoopOptions()
+    training = Training(loss_fn, folder, identity, callbacks, options or LoopOptions())
     constraint = FixedMasks(model, masks or {})
-    optimizer = make_optimizer(model, config, options)
-    if schedule is not None or config.schedule != "constant":
-        if not isinstance(train_loader, Sized):
-            raise ValueError("a schedule of the learning rate needs a train_loader of known length")
-        if options.schedule is not None:
-            raise ValueError("train_weights: options and the configuration both have a schedule; give one of them")
-        steps = -(-len(train_loader) // options.accumulate)
-        follow(optimizer, schedule or SCHEDULES[config.schedule], config.epochs * steps)
-    with open_run(config, folder) as run:
-        checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity(identity))
-        model.train()
-        return fit(
-            model,
-            train_loader,
-            epochs=config.epochs,
-            optimizer=optimizer,
-            loss_fn=loss_fn,
-            constraint=constraint,
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-            options=options,
-        )
+    optimizer = make_optimizer(model, config, training.options)
+    return training.fit(model, train_loader, config, optimizer, constraint, schedule)
 
 
-def make_optimizer(model: nn.Module, config: WeightConfig, options: LoopOptions) -> torch.optim.Optimizer:
-    """Return the optimiser of ``options``, or else of ``config``, over all parameters."""
+def make_optimizer(
+    model: nn.Module,
+    config: WeightConfig,
+    options: LoopOptions,
+    scores: Sequence[Tensor] = (),
+    score_lr: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Return the optimiser of ``options``, or else of ``config``, over all parameters.
+
+    Args:
+        scores: parameters of the model with a learning rate of their own, ``score_lr``, and without weight decay.
+    """
+    chosen = {id(score) for score in scores}
+    trained = [each for each in model.parameters() if each.requires_grad and id(each) not in chosen]
+    groups: list[dict[str, Any]] = [{"params": trained, "name": WEIGHTS}]
+    if scores:
+        groups.append({"params": [*scores], "lr": score_lr, "weight_decay": 0.0, "name": "scores"})
     if options.optimizer is not None:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        group = {"params": trained, "lr": config.lr, "weight_decay": config.weight_decay, "name": WEIGHTS}
-        return options.optimizer([group])
+        groups[0] |= {"lr": config.lr, "weight_decay": config.weight_decay}
+        return options.optimizer(groups)
     if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
-    )
+        return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)

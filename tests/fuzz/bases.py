@@ -19,7 +19,7 @@ TABLES = (functional, layers, pruning, data, training, pac_bayes, bounds, method
 Base = tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
 
 # Records that only the package makes, exceptions and types.
-NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult", "IMPRound"}
+NO_CALL = {"CheckpointError", "Score", "StochasticError", "FinetuneResult", "SelfBoundResult", "IMPRound", "Pruned"}
 NO_CALL |= {"Certificate", "Replay", "Rerun", "LayerStatistics", "UnmaskedWeightsWarning", "integer", "Subset", "Split"}
 NO_CALL |= {"StuckMaskWarning", "ShrinkReport"}
 NO_CALL |= {"one_launch", "many_draws"}  # deprecated aliases

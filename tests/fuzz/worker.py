@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stochprune.extras import MissingExtraError
 from stochprune.training import CheckpointError
 from tests.fuzz import commands
 from tests.fuzz.bases import bases
 from tests.fuzz.values import is_nonsense, mutated
 
 SECONDS = 10
-ALLOWED = (ValueError, TypeError, OSError, CheckpointError, FloatingPointError)
+ALLOWED = (ValueError, TypeError, OSError, CheckpointError, FloatingPointError, MissingExtraError)
 UNCLEAR = (
     "incompatible function arguments",
     "not supported between",

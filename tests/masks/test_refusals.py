@@ -88,6 +88,15 @@ TABLE = {
         ((score(), 2, "4"), {}, ValueError, "m '4'"),
         ((score(), 2, 3), {}, ValueError, "3 does not divide the 4 weights of a row of a"),
     ],
+    "keep_probabilities": [
+        *[((score(), keep), {}, ValueError, f"keep .*{keep}") for keep in (0.0, 1.0, NAN)],
+        ((score(),), {"clamp": 0.0}, ValueError, r"clamp .*0\.0"),
+        ((score(b=torch.tensor([1.0, float("inf")])),), {}, ValueError, "1 of 10 scores are infinite"),
+        ((score(b=torch.tensor([1, NAN])),), {}, ValueError, "1 of 2 scores of b are NaN"),
+        ((score(b=torch.arange(4)),), {}, TypeError, "b .*int64"),
+        (({},), {}, ValueError, "no scores"),
+        ((score(),), {"pattern": "diagonals"}, ValueError, "a: .*'diagonals'"),
+    ],
     "from_scores": [
         (([1.0], 0.5), {}, TypeError, "scores .* list"),
         (({}, 0.5), {}, ValueError, "no scores"),

@@ -102,7 +102,7 @@ def test_shuffled_control_is_another_mask_at_the_same_densities(monkeypatch, tmp
 
 def test_validation_holds_out_training_examples(tmp_path):
     dataset = study.data.load("digits", None)
-    held = study._hold_out(dataset, 0.25)
+    held = study.hold_out(dataset, 0.25)
     assert len(held.test_y) == round(0.25 * len(dataset.train_y))
     assert len(held.test_y) + len(held.train_y) == len(dataset.train_y)
     rows = {tuple(row.tolist()) for row in dataset.train_x.flatten(1)}

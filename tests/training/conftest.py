@@ -86,6 +86,23 @@ def stop() -> type[Stop]:
     return Stop
 
 
+class Killer:
+    """A callback that raises :class:`Stop` after a step, counted over all trainings that have it."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def on_step(self, state: object) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Stop
+
+
+@pytest.fixture
+def killer() -> type[Killer]:
+    return Killer
+
+
 @pytest.fixture
 def resumes(dense: nn.Sequential, tmp_path: Path) -> Callable[..., None]:
     """Check that a training which is stopped after a step, and started again, ends with the weights of a whole one."""

@@ -9,14 +9,23 @@ import torch
 import torch.nn.functional as F
 
 import stochprune as sp
-from stochprune.training import FinetuneConfig, IMPConfig, LoopOptions, SoftThresholdConfig, WeightConfig
+from stochprune.training import (
+    FinetuneConfig,
+    GradualMagnitudeConfig,
+    IMPConfig,
+    LoopOptions,
+    SoftThresholdConfig,
+    WeightConfig,
+)
+from stochprune.training.methods import METHODS
 from tests.fuzz.arguments.objects import dense, fields, inputs, labels, loader, masked, masks, tensor
 
 
 def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
     once = {"loss_fn": F.cross_entropy, "callbacks": ()}
     annealing = {"start": 0.5, "end": 0.25, "steps": 10, "begin": 0}
-    configs = (FinetuneConfig, WeightConfig, SoftThresholdConfig, IMPConfig)
+    methods = [kind for kind, _ in METHODS.values()]
+    configs = (FinetuneConfig, WeightConfig, SoftThresholdConfig, IMPConfig, *methods)
     return {
         **{f"training.{kind.__name__}": lambda kind=kind: fields(kind) for kind in configs},
         **{f"training.{name}": lambda: dict(annealing) for name in ("Temperature", "Sparsity", "PriorStrength")},
@@ -53,6 +62,13 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
             "config": FinetuneConfig(epochs=1),
             "weights": WeightConfig(epochs=1),
             "out": None,
+            **once,
+        },
+        "training.prune": lambda: {
+            "model": dense(),
+            "train_loader": loader(),
+            "config": GradualMagnitudeConfig(epochs=1),
+            "folder": None,
             **once,
         },
         "training.ProgressBar": lambda: {"title": "x", "total": 3},

@@ -1,0 +1,64 @@
+"""Make initial keep probabilities from scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stochprune.arguments import checked
+from stochprune.masks.groups import expand_groups, group_scores
+from stochprune.masks.select import check_scores
+
+
+@checked
+def keep_probabilities(
+    scores: Mapping[str, Tensor], keep: float = 0.95, *, clamp: float = 3.0, pattern: str | None = None
+) -> dict[str, Tensor]:
+    """Return keep probabilities near ``keep`` that are higher for weights of higher score.
+
+    The logit of a weight is that of ``keep`` plus its standardised score, ``(score - median) / std`` over all weights,
+    limited to ``[-clamp, clamp]``. If all scores are equal, every probability is ``keep``. It is a start for a budget
+    that falls::
+
+        start = sp.masks.keep_probabilities(sp.scores.magnitude(model))
+        sp.convert(model, start)
+
+    Args:
+        scores: floating tensors by weight name; higher means keep.
+        keep: the probability of a weight of median score, in (0, 1).
+        clamp: limit on the shift of a logit, positive.
+        pattern: ``"rows"``, ``"columns"`` or ``"16x16"``: the mean score of a group counts, as in
+            :func:`stochprune.masks.from_scores`. Other patterns leave single weights.
+
+    Returns:
+        float64 tensors in (0, 1) by weight name, of the scores' shapes, on their devices. Pass them to
+        :func:`stochprune.convert` as ``masks``.
+
+    Raises:
+        TypeError: a score that is not a floating tensor.
+        ValueError: no scores, NaN or infinite scores, or a value outside its range.
+    """
+    if not 0 < keep < 1:
+        raise ValueError(f"keep_probabilities: keep must lie strictly between 0 and 1, got {keep}")
+    if not 0 < clamp < math.inf:
+        raise ValueError(f"keep_probabilities: clamp must be positive and finite, got {clamp}")
+    check_scores("keep_probabilities", "score", scores)
+    grouped = pattern if pattern is not None and ":" not in pattern else None
+    values = {
+        name: (score if grouped is None else group_scores("keep_probabilities", name, score, grouped)).double()
+        for name, score in scores.items()
+    }
+    device = next(iter(values.values())).device
+    flat = torch.cat([value.flatten().to(device) for value in values.values()])
+    if infinite := int(flat.isinf().sum()):
+        raise ValueError(f"keep_probabilities: {infinite} of {flat.numel()} scores are infinite")
+    median, std = flat.median().item(), flat.std(correction=0).item()
+    centre = math.log(keep / (1 - keep))
+    found = {
+        name: torch.sigmoid(centre + ((value - median) / (std or 1.0)).clamp(-clamp, clamp))
+        for name, value in values.items()
+    }
+    return found if grouped is None else {name: expand_groups(q, scores[name], grouped) for name, q in found.items()}

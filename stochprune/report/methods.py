@@ -1,0 +1,46 @@
+"""The tables of a study of pruning methods: paired differences of errors, and processor seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stochprune.report.pivot import pivot
+from stochprune.report.summary import Paired
+
+
+def methods_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the parts of a Markdown text.
+
+    Args:
+        rows: of one network on one data set, see :class:`stochprune.studies.rows.MethodRow`.
+    """
+    final = [row for row in rows if row["arm"] == "trained"]
+    first = final[0]["score"]
+    base = {(row["sparsity"], row["seed"]): row["error"] for row in final if row["score"] == first}
+    differences = [
+        {**row, "difference": _difference(row["error"], base.get((row["sparsity"], row["seed"])))}
+        for row in final
+        if row["score"] != first
+    ]
+    parts = ["Processor seconds of an arm, without the dense training.", pivot(final, "seconds", ("score",))]
+    if differences:
+        parts.append(
+            f'Test error minus that of "{first}" on the same seed, in percentage points, with a 95 % confidence '
+            "interval; negative is better."
+        )
+        parts.append(pivot(differences, "difference", ("score",), _interval))
+    return parts
+
+
+def _difference(error: float | None, base: float | None) -> float | None:
+    return None if error is None or base is None else error - base
+
+
+def _interval(values: Sequence[float | None]) -> str:
+    there = [value for value in values if value is not None]
+    if not there:
+        return ""
+    found = Paired.of(there)
+    width = "" if found.half_width is None else f" ± {found.half_width:.2f}"
+    return f"{found.mean:+.2f}{width}" + ("" if len(there) == len(values) else f" ({len(there)} of {len(values)})")

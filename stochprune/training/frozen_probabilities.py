@@ -1,0 +1,47 @@
+"""Frozen probabilities: a control that trains weights under sampled masks whose probabilities are never learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from stochprune import scores
+from stochprune.masks.select import from_scores
+from stochprune.nn import convert, masked_layers, sampling
+from stochprune.nn.harden import cut
+from stochprune.runs.config import PROBABILITY, option
+from stochprune.training.constraint import Constraint
+from stochprune.training.loop import Loader
+from stochprune.training.pruning import Pruned, PruningConfig
+from stochprune.training.training import Training
+from stochprune.training.weights import make_optimizer
+
+
+@dataclass(frozen=True)
+class FrozenProbabilitiesConfig(PruningConfig):
+    """Weight training under sampled masks with fixed keep probabilities, then a cut by magnitude.
+
+    It is mask fine-tuning without its learning, so it shows what the noise alone gains. With ``keep_pruned`` equal to
+    ``keep_kept`` it is dropout of the weights at one rate.
+    """
+
+    score: str = option("magnitude", f"Pruning score of the first mask: {', '.join(scores.NAMES)}.")
+    keep_kept: float = option(0.95, "Keep probability of the weights that the first mask keeps.", PROBABILITY)
+    keep_pruned: float = option(0.05, "Keep probability of the weights that it prunes.", PROBABILITY)
+
+
+def frozen_probabilities(
+    model: nn.Module, loader: Loader, config: FrozenProbabilitiesConfig, training: Training
+) -> Pruned:
+    """Train under sampled masks, then keep the largest weights of all, in place."""
+    scored = training.score(config.score, model, loader, config.sparsity, config.seed)
+    first = from_scores(scored, config.sparsity, allow_empty=True)
+    model = convert(model, first, keep_kept=config.keep_kept, keep_pruned=config.keep_pruned, seed=config.seed)
+    for layer in masked_layers(model).values():
+        layer.mask_logits.requires_grad_(False)
+    with sampling(model):
+        optimizer = make_optimizer(model, config, training.options)
+        history = training.fit(model, loader, config, optimizer, Constraint())
+    masks = from_scores(scores.magnitude(model), config.sparsity, allow_empty=True)
+    return Pruned(cut(model, masks), masks, history)

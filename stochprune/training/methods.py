@@ -1,0 +1,159 @@
+"""The pruning methods by name, with one interface: prune(model, train_loader, configuration)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import nn
+
+from stochprune import scores
+from stochprune.arguments import checked
+from stochprune.masks.ablate import apply
+from stochprune.masks.select import from_scores
+from stochprune.runs.config import POSITIVE, Config, at_least, option
+from stochprune.training.batch_loss import LossFunction
+from stochprune.training.config import FinetuneConfig, WeightConfig
+from stochprune.training.continuous_sparsification import ContinuousSparsificationConfig, continuous_sparsification
+from stochprune.training.frozen_probabilities import FrozenProbabilitiesConfig, frozen_probabilities
+from stochprune.training.gradual_magnitude import GradualMagnitudeConfig, gradual_magnitude
+from stochprune.training.hard_concrete import HardConcreteConfig, hard_concrete
+from stochprune.training.imp import IMPConfig, imp
+from stochprune.training.loop import Loader
+from stochprune.training.movement import MovementConfig, movement
+from stochprune.training.one_shot import OneShotConfig, one_shot
+from stochprune.training.options import LoopOptions
+from stochprune.training.prune_finetune import tune_and_cut
+from stochprune.training.pruning import Pruned, PruningConfig
+from stochprune.training.rigl import RigLConfig, rigl
+from stochprune.training.soft_threshold import SoftThresholdConfig, train_soft_threshold
+from stochprune.training.training import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFinetuningConfig(FinetuneConfig):
+    """Mask fine-tuning of a scored model and the cut of the mask, without the weight training that may follow."""
+
+    score: str = option("magnitude", f"Pruning score: {', '.join(scores.NAMES)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class IterativeMagnitudeConfig(PruningConfig):
+    """Iterative magnitude pruning of a model that is trained already; see :class:`IMPConfig`."""
+
+    cycles: int = option(5, "Prunings, each of the same share of what is left; it divides the epochs.", at_least(1))
+    retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option(
+        "llr", "Learning-rate schedule of each retraining."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs % self.cycles:
+            raise ValueError(
+                f"IterativeMagnitudeConfig: cycles must divide epochs, got {self.cycles} and {self.epochs} epochs"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftThresholdPruningConfig(PruningConfig):
+    """Soft-threshold pruning by SGD with a cosine; see :class:`SoftThresholdConfig`.
+
+    The paper's sparsity follows from ``threshold``; the cut at the end prunes the smallest weights to ``sparsity``.
+    """
+
+    threshold: float = option(0.1, "The threshold at the end.", POSITIVE)
+
+
+def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConfig, training: Training) -> Pruned:
+    scored = training.score(config.score, model, loader, config.sparsity, config.seed)
+    return tune_and_cut(model, loader, scored, config.sparsity, config, training)
+
+
+def iterative_magnitude(
+    model: nn.Module, loader: Loader, config: IterativeMagnitudeConfig, training: Training
+) -> Pruned:
+    trained = WeightConfig(0, config.lr, config.checkpoint_every, config.optimizer, config.weight_decay)
+    each = IMPConfig(config.sparsity, config.cycles, config.epochs // config.cycles, config.retraining, trained)
+    masks, rounds = imp(model, loader, each, out=training.folder, **training.arguments)
+    return Pruned(model, masks, [entry for round_ in rounds for entry in round_.history])
+
+
+def soft_threshold_pruning(
+    model: nn.Module, loader: Loader, config: SoftThresholdPruningConfig, training: Training
+) -> Pruned:
+    each = SoftThresholdConfig(config.epochs, config.lr, config.threshold, config.checkpoint_every)
+    train_soft_threshold(model, loader, each, folder=training.folder, **training.arguments)
+    masks = from_scores(scores.magnitude(model), config.sparsity, allow_empty=True)
+    return Pruned(apply(model, masks), masks, [])
+
+
+METHODS: Mapping[str, tuple[type[Config], Callable[..., Pruned]]] = {
+    "one_shot": (OneShotConfig, one_shot),
+    "gradual_magnitude": (GradualMagnitudeConfig, gradual_magnitude),
+    "iterative_magnitude": (IterativeMagnitudeConfig, iterative_magnitude),
+    "mask_finetuning": (MaskFinetuningConfig, mask_finetuning),
+    "frozen_probabilities": (FrozenProbabilitiesConfig, frozen_probabilities),
+    "rigl": (RigLConfig, rigl),
+    "movement": (MovementConfig, movement),
+    "continuous_sparsification": (ContinuousSparsificationConfig, continuous_sparsification),
+    "hard_concrete": (HardConcreteConfig, hard_concrete),
+    "soft_threshold": (SoftThresholdPruningConfig, soft_threshold_pruning),
+}
+"""By name: the type of the configuration, and the function that runs it."""
+
+
+@checked
+def make_config(name: str, values: Mapping[str, Any]) -> Config:
+    """Return the configuration of the method called ``name``.
+
+    Raises:
+        ValueError: an unknown method or field; the message lists the known ones. Or a value outside its range.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known are: {', '.join(METHODS)}")
+    kind = METHODS[name][0]
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(known)}")
+    return kind(**values)
+
+
+@checked
+def prune(
+    model: nn.Module,
+    train_loader: Loader,
+    config: Config,
+    *,
+    loss_fn: LossFunction = F.cross_entropy,
+    folder: Path | None = None,
+    callbacks: Sequence[object] = (),
+    options: LoopOptions | None = None,
+) -> Pruned:
+    """Train and prune a model by the method of a configuration, in place.
+
+    Every method takes the model as it is, trained or not, makes ``config.epochs`` passes over the data, and prunes
+    ``config.sparsity`` of all prunable weights, ranked together (RigL from a random start: by its own densities)::
+
+        found = sp.training.prune(model, loader, GradualMagnitudeConfig(sparsity=0.98, epochs=10))
+
+    Args:
+        model: if it is itself a layer, use the model of the result.
+        train_loader: batches as for :func:`stochprune.finetune`, of a known length.
+        config: such as :class:`GradualMagnitudeConfig`; its type chooses the method.
+        folder: if given, checkpoints are written there, and the same call continues after a kill; pass the model as it
+            was at the start.
+        callbacks, options: see :func:`stochprune.finetune`.
+
+    Raises:
+        ValueError: a configuration of no method, no prunable layer, a loader of unknown length; see also
+            :func:`stochprune.training.loop.fit`.
+    """
+    training = Training(loss_fn, folder, "", callbacks, options or LoopOptions())
+    for kind, run in METHODS.values():
+        if type(config) is kind:
+            return run(model, train_loader, config, training)
+    known = ", ".join(kind.__name__ for kind, _ in METHODS.values())
+    raise ValueError(f"prune: config must be one of {known}, got {type(config).__name__}")

@@ -1,0 +1,41 @@
+"""The starts of mask fine-tuning: the keep probabilities that a configuration wants for scored weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stochprune.masks.probabilities import keep_probabilities
+from stochprune.masks.select import from_scores
+from stochprune.training.config import FinetuneConfig
+
+
+def start_masks(
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    config: FinetuneConfig,
+    *,
+    scope: str = "global",
+    pattern: str | None = None,
+) -> dict[str, Tensor]:
+    """Return the ``masks`` of :func:`stochprune.convert` for the start of a configuration.
+
+    Raises:
+        ValueError: see :func:`stochprune.masks.from_scores`, of every start: a cut that cannot be made is refused
+            before the training. Only a global cut of other starts may empty a layer here, because the training decides.
+    """
+    open_end = config.start != "mask" and scope == "global"
+    mask = from_scores(scores, sparsity, scope, pattern=pattern, allow_empty=open_end)
+    if config.start == "mask":
+        return mask
+    if config.start == "dense":
+        return {name: torch.ones_like(kept) for name, kept in mask.items()}
+    return keep_probabilities(scores, pattern=pattern)
+
+
+def at_sparsity(config: FinetuneConfig, sparsity: float) -> FinetuneConfig:
+    """Return the configuration with the sparsity that its cubic budget reaches; a constant budget needs none."""
+    return config if config.budget_schedule == "constant" else dataclasses.replace(config, sparsity=sparsity)

@@ -1,0 +1,83 @@
+"""Training: what the trainers of plain weights have in common besides the model, its data and the method."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stochprune import scores
+from stochprune.runs.run import open_run
+from stochprune.training.batch_loss import LossFunction
+from stochprune.training.config import WeightConfig
+from stochprune.training.constraint import Constraint
+from stochprune.training.loop import Loader, fit
+from stochprune.training.options import LoopOptions
+from stochprune.training.schedules import SCHEDULES, Schedule, follow
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The arguments that trainers pass on; see :func:`stochprune.training.train_weights` for their meaning."""
+
+    loss_fn: LossFunction = F.cross_entropy
+    folder: Path | None = None
+    identity: str = ""
+    callbacks: Sequence[object] = ()
+    options: LoopOptions = dataclasses.field(default_factory=LoopOptions)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that every trainer takes by keyword."""
+        return {"loss_fn": self.loss_fn, "callbacks": self.callbacks, "options": self.options}
+
+    def score(self, name: str, model: nn.Module, loader: Loader, sparsity: float, seed: int) -> dict[str, Tensor]:
+        """Return the pruning score called ``name`` on the batches of the first epoch, whatever ran before."""
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(0)
+        return scores.compute(name, model, self.loss_fn, loader, sparsity=sparsity, seed=seed)
+
+    def steps(self, loader: Loader, epochs: int) -> int:
+        """Return the number of optimiser steps in ``epochs``; ``ValueError`` for a loader of unknown length."""
+        return self.options.steps("a schedule", loader, epochs)
+
+    def fit(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        config: WeightConfig,
+        optimizer: torch.optim.Optimizer,
+        constraint: Constraint,
+        schedule: Schedule | None = None,
+    ) -> list[dict[str, float]]:
+        """Train a model in place, resumed from the folder; return the history.
+
+        Args:
+            constraint: if it has ``state_dict`` and ``load_state_dict``, its state is stored in the checkpoint.
+            schedule: of the learning rate, used instead of ``config.schedule``.
+        """
+        if schedule is not None or config.schedule != "constant":
+            steps = self.steps(loader, config.epochs)
+            if self.options.schedule is not None:
+                raise ValueError("options and the configuration both have a schedule; give one of them")
+            follow(optimizer, schedule or SCHEDULES[config.schedule], steps)
+        stateful = hasattr(constraint, "state_dict")
+        with open_run(config, self.folder) as run:
+            checkpoint = run.checkpoint(config.checkpoint_every, model, self.options.identity(self.identity))
+            model.train()
+            return fit(
+                model,
+                loader,
+                epochs=config.epochs,
+                optimizer=optimizer,
+                loss_fn=self.loss_fn,
+                constraint=constraint,
+                checkpoint=checkpoint,
+                callbacks=[constraint, *self.callbacks] if stateful else self.callbacks,
+                options=self.options,
+            )
