@@ -2,6 +2,7 @@
 
 from stochprune.runs.files import CheckpointError
 from stochprune.runs.progress import ProgressBar
+from stochprune.training.adamw import MaskedAdamW
 from stochprune.training.annealing import PriorStrength, Sparsity, Temperature
 from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig, WeightConfig
@@ -30,6 +31,7 @@ __all__ = [
     "IMPConfig",
     "IMPRound",
     "LoopOptions",
+    "MaskedAdamW",
     "PriorStrength",
     "ProgressBar",
     "PruneEarly",
