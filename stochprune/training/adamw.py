@@ -37,7 +37,8 @@ class MaskedAdamW(Optimizer):
     a budget of the kind ``shift``, pass ``thresholds=False``.
 
     A CUDA graph can capture a step, after one step without a graph. The number of the step is then on the device, and
-    so is a learning rate that is a tensor; a learning rate that is a number stays in the graph as it was.
+    so is a learning rate that is a tensor; a learning rate that is a number stays in the graph as it was. Between two
+    replays nothing else may change the logits, because the graph reads the thresholds of its last step.
 
     Args:
         params: parameters or groups, as for every optimiser of torch.

@@ -14,8 +14,8 @@ from stochprune.kernels import adam
 from stochprune.kernels.routes import OVERRIDE
 from stochprune.kernels.thresholds import cache, packed_thresholds
 from stochprune.memory_format import channels_last
-from stochprune.models import mlp
 from stochprune.training.groups import LOGITS, WEIGHTS
+from tests.runs import owners
 
 SHAPES = [(5, 7), (33, 130), (64, 256), (3, 2, 2, 2), (1, 1), (0, 4)]
 STEPS = 5
@@ -157,23 +157,25 @@ def test_autograd_sees_the_change(device: torch.device) -> None:
 def test_a_layer_reads_the_thresholds(thresholds: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mask is that of thresholds formed anew; a change of the logits by anything else is noticed."""
     monkeypatch.setenv(OVERRIDE, "thresholds")
-    model = sp.convert(mlp((70, 24), seed=0), keep_kept=0.6).to(device)
+    model = sp.convert(owners.dense(hidden=70), keep_kept=0.6).to(device)  # two layers
     optimizer = sp.MaskedAdamW(sp.parameter_groups(model, 1e-3), thresholds=thresholds)
-    x = torch.randn(3, 70, generator=torch.Generator().manual_seed(1)).to(device)
+    x = owners.problem()[0].to(device)
     model(x).square().sum().backward()
     optimizer.step()
     formed = []
-    monkeypatch.setattr(cache, "_form", lambda logits: formed.append(1) or packed_thresholds(logits))
+    monkeypatch.setattr(cache, "_form", lambda logits: formed.append(logits) or packed_thresholds(logits))
+
+    def run(module: nn.Module, count: int) -> Tensor:
+        formed.clear()
+        y = module(x)
+        assert len(formed) == count
+        return y
+
     again = copy.deepcopy(model)
-    y = model(x)
-    assert formed == ([] if thresholds else [1])
-    fresh = again(x)
-    assert formed == ([1] if thresholds else [1, 1])
-    assert torch.equal(y, fresh)
+    assert torch.equal(run(model, 0 if thresholds else 2), run(again, 2))
     with torch.no_grad():
-        model.fc1.mask_logits.sub_(1)
-    model(x)
-    assert len(formed) == (2 if thresholds else 3)
+        model[0].mask_logits.sub_(1)
+    run(model, 1 if thresholds else 2)
 
 
 def test_the_thresholds_stay_at_one_address(device: torch.device) -> None:
