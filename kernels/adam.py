@@ -82,7 +82,7 @@ def adamw(
     Masked products with these logits read the thresholds from now on, until something else changes the logits.
 
     Args:
-        parameters: their steps already count this step.
+        parameters: on one device; their steps already count this step.
         lr: a number, or a tensor [] on the device, which a CUDA graph reads at each replay.
     """
     launches: dict[tuple[torch.device, torch.dtype, bool, bool], list[Parameter]] = defaultdict(list)

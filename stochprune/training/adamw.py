@@ -30,7 +30,8 @@ class MaskedAdamW(Optimizer):
         optimizer = sp.MaskedAdamW(sp.parameter_groups(model, lr=1e-3, logit_lr=0.1))
 
     Everywhere else, and for parameters of another dtype or of a subclass of Tensor, the step is
-    :class:`torch.optim.AdamW`'s own, bit for bit. The states of both have the same names and load into each other.
+    :class:`torch.optim.AdamW`'s own, bit for bit; on a GPU with ``capturable=True``. The states of both have the same
+    names and load into each other.
 
     Thresholds are written for contiguous logits with at least two dimensions in the group with the name ``"logits"``.
     They are of use for hard masks only, and as long as nothing else changes the logits: with other estimators, or with
@@ -99,16 +100,16 @@ class MaskedAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            fused: dict[Any, list[Tensor]] = {}  # by the module of the kernel
+            fused: dict[tuple[Any, torch.device], list[Tensor]] = {}  # by the module of the kernel
             others: dict[bool, list[Tensor]] = {}  # by whether a graph may capture them
             for p in group["params"]:
                 if p.grad is not None:
                     self._prepare(p)
                     if (adam := _kernel(p)) is not None:
-                        fused.setdefault(adam, []).append(p)
+                        fused.setdefault((adam, p.device), []).append(p)
                     else:
                         others.setdefault(p.is_cuda, []).append(p)
-            for adam, params in fused.items():
+            for (adam, _), params in fused.items():
                 self._fused(adam, params, group)
             for capturable, params in others.items():
                 self._unfused(params, group, capturable)
@@ -126,6 +127,7 @@ class MaskedAdamW(Optimizer):
         state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=device)
 
     def _unfused(self, params: list[Tensor], group: dict[str, Any], capturable: bool) -> None:
+        """Make torch's step for parameters of one group."""
         states = [self.state[p] for p in params]
         adamw(
             params,
@@ -146,6 +148,7 @@ class MaskedAdamW(Optimizer):
         )
 
     def _fused(self, adam: Any, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Make the kernel's step for parameters of one group on one device."""
         given = []
         for p in params:
             assert p.grad is not None
