@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from stochprune.address import KLTerm, Logits, Mask, Masks
+from stochprune.kernels.adam import Parameter, adamw
 from stochprune.kernels.gaussian import gaussian_grad, gaussian_weight
 from stochprune.kernels.keep_mask import keep_mask
 from stochprune.kernels.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
@@ -33,6 +34,7 @@ FILTERS, POSITIONS = (256, 256 * 9), 9
 """Filters of 3 x 3 and their number of kernel positions."""
 DRAWS = 64
 """Examples with a mask each, in a convolution."""
+ADAMW: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 SAME = (1, 1, 1, 1, 1, 1)
 """Stride, padding and dilation of a convolution of 3 x 3."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
@@ -73,7 +75,7 @@ class Case(NamedTuple):
         mask = Mask(number, number, self.stream, self.estimator, self.temperature, *self.first)
         many = mask._replace(draw=meta(DRAWS, dtype=torch.int64))
         masks = Masks(number, number, [1], self.estimator, self.temperature, *([first] for first in self.first))
-        levels = meta(n, 32 * -(-k // 64), dtype=torch.int32)
+        step, levels = meta(dtype=torch.float32), meta(n, 32 * -(-k // 64), dtype=torch.int32)
         pattern = tuple(map(int, self.estimator.split(":"))) if ":" in self.estimator else (2, 4)
         frozen = w_dtype == torch.float8_e4m3fn
         results = {"dweight": None if frozen else torch.empty_like(weight), "dlogits": torch.empty_like(logits)}
@@ -101,6 +103,8 @@ class Case(NamedTuple):
                 [filters], [filters], [filters], masks=masks, needs=needs
             ),
             "packed_thresholds": lambda: packed_thresholds(logits),
+            "adamw": lambda: adamw([Parameter(*[weight] * 4, step, None)], **ADAMW),
+            "adamw, thresholds": lambda: adamw([Parameter(*[logits] * 4, step, levels)], **ADAMW),
             "bernoulli_kl": lambda: bernoulli_kl(logits, prior),
             "bernoulli_kl_grad": lambda: bernoulli_kl_backward(one, logits, prior, needs=needs),
             "spike_and_slab_kl": lambda: gaussian_kl(*[weight] * 4, logits),
@@ -157,6 +161,9 @@ def cases() -> Iterator[Case]:
         yield Case("multi_prepass", dtypes, quick=dtypes == "bf16 fp32")
         yield Case("multi_layer_grads", dtypes, quick=dtypes == "bf16 fp32")
         yield Case("packed_thresholds", dtypes, quick=dtypes == "bf16 fp32")
+        if dtypes != "fp32 fp32":  # the dtype of x does not matter
+            yield Case("adamw", dtypes, quick=dtypes == "bf16 fp32")
+            yield Case("adamw, thresholds", dtypes, quick=dtypes == "bf16 fp32")
         for op in ("bernoulli_kl", "bernoulli_kl_grad", "spike_and_slab_kl", "spike_and_slab_kl_grad"):
             yield Case(op, dtypes, quick=dtypes == "bf16 fp32" and not op.startswith("spike"))
     for dtypes in masters:
@@ -217,6 +224,8 @@ def cases() -> Iterator[Case]:
         yield Case("one_pass, kl", "bf16 fp32", 32, estimator, shape=ODD)
         yield Case("one_pass, kl", "bf16 fp32", 64, estimator, since=90, shape=ODD)
         yield Case("weight_grad_matmul, kl", "bf16 fp32", 512, estimator, shape=ODD)
+    for op in ("adamw", "adamw, thresholds"):
+        yield Case(op, "bf16 fp32", shape=ODD)
     for op in ELEMENTWISE:
         estimator = "2:4" if op.startswith("nm") else "straight_through"
         yield Case(op, "bf16 fp32", 0, estimator, quick=op == "prepass", first=SHARD)

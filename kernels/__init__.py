@@ -20,6 +20,7 @@ from stochprune.sparse_rows import sparse_linear as sparse_linear
 with extra("gpu", "the Triton backend"):
     import triton
 
+from . import adam as adam
 from . import routes
 from .calibrate import calibrate as calibrate
 from .gaussian import gaussian_grad as gaussian_grad

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stochprune.pac_bayes.self_bound import self_bound
     from stochprune.shrinking import ShrinkReport
     from stochprune.shrinking.shrink import shrink
-    from stochprune.training import Budget, FinetuneConfig, parameter_groups
+    from stochprune.training import Budget, FinetuneConfig, MaskedAdamW, parameter_groups
     from stochprune.training.finetune import finetune
     from stochprune.training.mask_loss import mask_loss
     from stochprune.training.prune_finetune import prune_finetune
@@ -38,6 +38,7 @@ __all__ = [
     "Budget",
     "Certificate",
     "FinetuneConfig",
+    "MaskedAdamW",
     "ShrinkReport",
     "backends",
     "bounds",
@@ -71,6 +72,7 @@ _HOMES = {
     "Budget": "training",
     "Certificate": "pac_bayes",
     "FinetuneConfig": "training",
+    "MaskedAdamW": "training",
     "ShrinkReport": "shrinking",
     "certify": "pac_bayes",
     "finetune": "training",

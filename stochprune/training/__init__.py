@@ -2,6 +2,7 @@
 
 from stochprune.runs.files import CheckpointError
 from stochprune.runs.progress import ProgressBar
+from stochprune.training.adamw import MaskedAdamW
 from stochprune.training.annealing import PriorStrength, Sparsity, Temperature
 from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig, WeightConfig
@@ -50,6 +51,7 @@ __all__ = [
     "IterativeMagnitudeConfig",
     "LoopOptions",
     "MaskFinetuningConfig",
+    "MaskedAdamW",
     "MovementConfig",
     "OneShotConfig",
     "PriorStrength",

@@ -42,6 +42,14 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "training.EMA": lambda: {"decay": 0.9},
         "training.EarlyStopping": lambda: {"monitor": "loss", "patience": 2, "mode": "min"},
         "training.LoopOptions": lambda: fields(LoopOptions),
+        "training.MaskedAdamW": lambda: {
+            "params": list(dense().parameters()),
+            "lr": 1e-3,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "thresholds": True,
+        },
         "training.TensorBoard": lambda: {"folder": "empty"},
         "training.Validation": lambda: {"loader": loader(), "metrics": {"error": sp.training.error}},
         "training.mask_loss": lambda: {
