@@ -72,6 +72,6 @@ def seconds(product: Product, examples: int, device: torch.device) -> dict[str, 
 
 
 def result_format(x: Tensor, weight: Tensor, draws: int) -> torch.memory_format:
-    """Return the memory format of the result: of one draw as in torch, where x or the weight decides; else contiguous."""
+    """Return the result's memory format: of one draw as in torch, by those of x and the weight; else contiguous."""
     last = draws == 1 and weight.dim() == 4 and any(suggests_channels_last(t) for t in (x, weight))
     return torch.channels_last if last else torch.contiguous_format
