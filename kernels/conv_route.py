@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from stochprune.address import Mask
+from stochprune.memory_format import suggests_channels_last
 
 from .estimators import hard
 from .philox import GROUP
@@ -68,3 +69,9 @@ def seconds(product: Product, examples: int, device: torch.device) -> dict[str, 
         "thresholds": found["thresholds"] + GATHER * gathered,
         "prepass": GROUPED * found["prepass"] if examples == 1 < product.draws else each,
     }
+
+
+def result_format(x: Tensor, weight: Tensor, draws: int) -> torch.memory_format:
+    """Return the result's memory format: of one draw as in torch, by those of x and the weight; else contiguous."""
+    last = draws == 1 and weight.dim() == 4 and any(suggests_channels_last(t) for t in (x, weight))
+    return torch.channels_last if last else torch.contiguous_format

@@ -21,7 +21,7 @@ from torch import Tensor
 from stochprune.address import Logits, Mask
 
 from . import matmul, tiles
-from .conv_route import choose
+from .conv_route import choose, result_format
 from .estimators import hard, masked
 from .matmul import STEP, precision, settled, stages, tile_for, usable
 from .pairs import masked_pairs, raised_pairs
@@ -243,6 +243,8 @@ def masked_convolution(
 ) -> Tensor | None:
     """As :func:`stochprune.materialised.masked_convolution`: with one or two dimensions and one group, where faster."""
     spatial, draws = weight.dim() - 2, len(mask.draw)
+    if not weight.numel():  # no input channels
+        return None
     stride, padding, dilation = ([*geometry[i * spatial : (i + 1) * spatial]] for i in range(3))
     transposed, groups = geometry[-2:]
     inner = -spatial - 2  # the examples of a draw: their elements have offsets of 32 bits
@@ -256,11 +258,9 @@ def masked_convolution(
     route = choose(shape, x, weight, logits, mask, formed)
     if route == "prepass":
         return None
+    weight = tiles.readable(weight)
     thresholds = cache.get(logits) if route == "thresholds" else None
-    # As in torch, the channels of one draw's result are last if those of x or of the weight are.
-    last = draws == 1 and spatial == 2 and any(_channels_last(t) for t in (x, weight))
-    layout = torch.channels_last if last else torch.contiguous_format
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=result_format(x, weight, draws))
     images, out = (x, y) if draws > 1 else (x[None], y[None])
     filters, levels = weight, logits
     if spatial == 1:  # images of height 1
@@ -269,7 +269,3 @@ def masked_convolution(
     sizes = (*stride, *padding, *dilation)
     masked_conv(images, filters, Logits(levels), bias, mask=mask, geometry=sizes, out=out, thresholds=thresholds)
     return y
-
-
-def _channels_last(t: Tensor) -> bool:
-    return t.is_contiguous(memory_format=torch.channels_last) and t.stride(1) == 1

@@ -17,6 +17,9 @@ from .routes import FUSED_TOKENS, Product, choose
 from .thresholds import cache
 from .weight_grad_matmul import weight_grad_matmul
 
+REACH = 1 << 25
+"""The largest stride with which the main loops address the 64 rows of a step: these offsets have 32 bits."""
+
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.masked_linear`."""
@@ -37,7 +40,7 @@ def masked_linear_backward(
             torch.empty(t.shape, dtype=t.dtype, device=t.device) if need else None
             for t, need in zip((weight, logits), wanted, strict=True)
         )
-        if need_x and one_pass_fits(x, grad, weight, logits):
+        if need_x and max(x.shape[2], grad.stride(2)) <= REACH and one_pass_fits(x, grad, weight, logits):
             dx = one_pass(grad[0], x[0], weight, logits, mask=mask, dweight=dweight, dlogits=dlogits, kl=kl)[None]
             return dx, dweight, dlogits
         weight_grad_matmul(grad, x, weight, logits, mask=mask, dweight=dweight, dlogits=dlogits, kl=kl)
@@ -71,6 +74,7 @@ def _product(
             None if bias is None else bias.to(x.dtype),
             transpose,
         )
+    x = x if x.stride(2) <= REACH else x.contiguous()
     out = x.new_empty(*x.shape[:2], weight.shape[1 if transpose else 0])
     thresholds = cache.get(logits) if route == "thresholds" else None
     masked_matmul(x, weight, logits, bias, mask=mask, out=out, transpose=transpose, thresholds=thresholds)

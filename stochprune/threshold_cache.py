@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from stochprune.address import Logits
@@ -15,16 +19,31 @@ class Entry(NamedTuple):
     """Thresholds of logits at one version."""
 
     version: int
+    storage: weakref.ref[torch.UntypedStorage]  # of the logits: another one may have the same address later
     address: int  # of the logits
     levels: Tensor
+
+
+def _advance(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Advance the version counters of the parameters that a fused optimiser of torch changed without doing so."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            torch.autograd.graph.increment_version(group["params"])
+
+
+@functools.cache
+def _follow_optimizers() -> None:
+    register_optimizer_step_post_hook(_advance)
 
 
 class ThresholdCache:
     """Thresholds of logits, kept while the logits do not change: 2 bytes for each weight. Off by default.
 
     The cache helps if many masks are sampled with the same logits, as in a certificate. It notices a change by the
-    tensor's version counter, which every in-place operation advances. It does not notice a change through ``.data`` or
-    by another library. Tensors made in inference mode have no such counter and are not cached.
+    tensor's version counter, which every in-place operation advances. The kernels of torch's fused optimisers do not:
+    the first entry of any cache registers a hook, which advances the counters after each step of such an optimiser. The
+    cache does not notice a change through ``.data`` or by another library. Tensors made in inference mode have no such
+    counter and are not cached.
 
     Args:
         form: returns the thresholds of logits, in the form that a backend reads.
@@ -40,8 +59,9 @@ class ThresholdCache:
         entry = self._cached.get(logits)
         if entry is None or logits.is_inference():
             return None
-        # ``module.to(device)`` gives a parameter new values without a new version.
-        same = entry.version == logits._version and entry.address == logits.data_ptr()
+        # ``module.to(device)`` gives a parameter new values without a new version, perhaps at an earlier address.
+        moved = entry.address != logits.data_ptr() or entry.storage() is not logits.untyped_storage()
+        same = entry.version == logits._version and not moved
         return entry.levels if same and entry.levels.device == logits.device else None
 
     def get(self, logits: Logits) -> Tensor:
@@ -55,7 +75,9 @@ class ThresholdCache:
 
     def keep(self, logits: Logits, levels: Tensor) -> None:
         """Store the thresholds of the present values of ``logits``."""
-        self._cached[logits] = Entry(logits._version, logits.data_ptr(), levels)
+        _follow_optimizers()
+        storage = weakref.ref(logits.untyped_storage())
+        self._cached[logits] = Entry(logits._version, storage, logits.data_ptr(), levels)
 
     @property
     def nbytes(self) -> int:

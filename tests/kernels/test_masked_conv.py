@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochprune import reference
 from stochprune.address import Mask
-from stochprune.kernels import conv_route, masked_convolution
+from stochprune.kernels import conv_route, masked_convolution, tiles
 from stochprune.kernels.conv_route import choose
 from stochprune.kernels.routes import OVERRIDE, ROUTES
 from stochprune.kernels.thresholds import cache
@@ -113,6 +113,36 @@ def test_memory_formats(case: str, device: torch.device, generator: torch.Genera
         assert torch.equal(y, expected)
         one_in_nhwc = len(at.draw) == 1 and images is not shared
         assert y.is_contiguous(memory_format=torch.channels_last) if one_in_nhwc else y.is_contiguous()
+
+
+def test_the_result_has_torch_s_memory_format(device: torch.device, generator: torch.Generator) -> None:
+    """A filter of one position or one channel has the strides of both formats; a slice has neither without gaps."""
+    at, geometry = mask(9, [3], 7, device=device), packed((1, 1), (1, 1), (1, 1))
+    last = {"memory_format": torch.channels_last}
+    for kernel, channels in ((1, 4), (3, 1), (1, 1), (3, 4)):
+        weight = torch.randn(6, channels, kernel, kernel, generator=generator).to(device)
+        image = torch.randn(2, 2 * channels, 5, 5, generator=generator).to(device)
+        images = image[:, :channels], image[:, :channels].contiguous(), image.contiguous(**last)[:, :channels]
+        for x in (*images, images[0][:, :, :1, :1].contiguous(), images[0][..., :1].contiguous(**last)):
+            for w in (weight, weight.contiguous(**last)):
+                y = masked_convolution(x, w, weight, None, mask=at, geometry=geometry)
+                assert y.stride() == F.conv2d(x, w, padding=1).stride()
+
+
+def test_a_weight_without_channels_is_left_to_torch(device: torch.device) -> None:
+    weight, at = torch.ones(3, 0, 3, 3, device=device), mask(9, [3], 7, device=device)
+    x = torch.ones(2, 0, 5, 5, device=device)
+    assert masked_convolution(x, weight, weight, None, mask=at, geometry=packed((1, 1), (0, 0), (1, 1))) is None
+
+
+def test_a_device_that_cannot_read_eight_bits_gets_sixteen(device, generator, monkeypatch) -> None:
+    """Before sm_89 the loop would not compile."""
+    x, weight, logits, _ = tensors("3 x 3", (torch.float16, torch.float16), device, generator)
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr(tiles, "readable", lambda weight: asked.append(weight.dtype) or weight.to(torch.bfloat16))
+    given = dict(mask=mask(9, [3], 7, device=device), geometry=packed((1, 1), (1, 1), (1, 1)))
+    masked_convolution(x[0], weight.to(torch.float8_e4m3fn), logits, None, **given)
+    assert asked == [torch.float8_e4m3fn]
 
 
 @LOOPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 
 import pytest
@@ -15,6 +16,7 @@ from stochprune.kernels.routes import OVERRIDE, ROUTES
 from tests.backends.cases import ESTIMATORS
 from tests.kernels.cases import case
 
+kernel_module = importlib.import_module("stochprune.kernels.masked_linear")  # the package has a function of this name
 SHAPES = [(1, 5, 37, 13), (3, 7, 130, 33), (1, 1, 64, 128), (2, 70, 200, 66), (1, 3, 600, 5), (1, 2, 5, 600)]
 EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (1, 0, 4, 5), (2, 3, 0, 4), (1, 3, 0, 4), (1, 3, 4, 0)]
 # dtypes of x, weight and logits
@@ -144,3 +146,24 @@ def test_the_mask_is_the_contract_s(device: torch.device) -> None:
         threshold = reference.threshold_from_logits(tensors["logits"])
         keep = reference.keep_mask(threshold, mask=Mask(tensors["seed"], tensors["draw"][i : i + 1], 7))
         assert torch.equal(masked[i].mT, tensors["weight"] * keep)
+
+
+def test_wide_strides_are_left_to_kernels_with_wide_offsets(
+    route: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main loops address the rows of a step with 32 bits, so 64 strides must stay below 2^31."""
+    assert 64 * kernel_module.REACH == 2**31
+    t = case((1, 5, 70, 13), DTYPES[1], device)
+    t |= {name: t[name].mT.contiguous().mT for name in ("x", "grad")}  # a stride of 5 between columns
+    strides = []
+    plain = kernel_module.masked_matmul
+    monkeypatch.setattr(kernel_module, "REACH", 4)
+    monkeypatch.setattr(
+        kernel_module, "masked_matmul", lambda x, *a, **more: (strides.append(x.stride(2)), plain(x, *a, **more))[1]
+    )
+    monkeypatch.setattr(kernel_module, "one_pass", None)
+    ours, exact = forward(t, "straight_through")
+    agree(ours, exact, torch.float16)
+    for one, other, like in backward(t, "straight_through", (True, True, True)):
+        agree(one, other, like.dtype)
+    assert strides == [1, 1] * (route != "prepass")
