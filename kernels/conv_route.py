@@ -28,7 +28,7 @@ ROWS = 128
 GROUPED = 4
 """Estimated time of masked filters and one convolution with a group for each draw, relative to a product per draw."""
 SPILLS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-"""Triton 3.6 spills registers in the main loops, so there they run only if the environment asks for them."""
+"""Triton 3.6 spills registers where a tile has more than 64 tokens, so its tiles are half as wide."""
 MOST_TOKENS = 1 << 30
 """Tokens of a draw whose numbers have 32 bits in the kernel."""
 
@@ -56,7 +56,7 @@ def choose(shape: Sequence[int], x: Tensor, weight: Tensor, logits: Tensor, mask
         del found["thresholds"]
     if wanted in found:
         return wanted
-    return "prepass" if SPILLS else min(found, key=lambda route: found[route])
+    return min(found, key=lambda route: found[route])
 
 
 def seconds(product: Product, examples: int, device: torch.device) -> dict[str, float]:
@@ -64,9 +64,10 @@ def seconds(product: Product, examples: int, device: torch.device) -> dict[str, 
     found = product.seconds(device)
     each = found["prepass"] + 2 * (product.draws - 1) * constants(device).launch
     gathered = product.draws * product.tokens * product.cols * triton.cdiv(product.rows, ROWS)
+    passes = 2 if SPILLS else 1
     return {
-        "in_register": found["in_register"] + GATHER * gathered,
-        "thresholds": found["thresholds"] + GATHER * gathered,
+        "in_register": passes * (found["in_register"] + GATHER * gathered),
+        "thresholds": passes * (found["thresholds"] + GATHER * gathered),
         "prepass": GROUPED * found["prepass"] if examples == 1 < product.draws else each,
     }
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from stochprune.address import Logits, Mask
 
 from . import matmul, tiles
-from .conv_route import choose, result_format
+from .conv_route import SPILLS, choose, result_format
 from .estimators import hard, masked
-from .matmul import STEP, precision, settled, stages, tile_for, usable
+from .matmul import STEP, Tile, precision, settled, stages, tile_for, usable
 from .pairs import masked_pairs, raised_pairs
 from .philox import GROUP, load_key, uniform_pairs, uniforms
 from .split_sum import most_shares, split, split_sum
@@ -31,6 +31,8 @@ from .thresholds import cache
 from .tiles import after, aligned, load, load_tile, offsets
 from .unfold import LARGEST_KERNEL, edges, interleaved, located, taps
 
+NARROW = Tile(64, 64, 8, 3, 1)
+"""The widest tile if wider ones spill registers."""
 RESIDENT = 2
 """Most programs that a multiprocessor runs at a time: they need more registers than those of a matrix product."""
 
@@ -187,9 +189,7 @@ def masked_conv(
     matrix, levels = weight.flatten(1), logits.flatten(1)
     K = matrix.shape[1]
     read = (matrix, levels) if thresholds is None else (matrix,)
-    tile = tile_for(M, usable(x.dtype, x.device, aligned(*read)))
-    if x.element_size() == 4 and matmul.capability(x.device) == 8:
-        tile = tile._replace(warps=8)  # with four warps, registers are spilled
+    tile = fit(x, M, aligned(*read))
     each = matrix.element_size() + (levels.element_size() if thresholds is None else 2)  # bytes read for a weight
     programs = D * triton.cdiv(M, tile.tokens) * triton.cdiv(N, tile.out)
     resident = min(tile.resident, RESIDENT) if x.element_size() == 2 else 1
@@ -236,6 +236,16 @@ def masked_conv(
         )
     if shares > 1:
         split_sum(partial, None, out.as_strided((out.numel(),), (1,)))  # the bias is in the first share
+
+
+def fit(x: Tensor, tokens: int, wide: bool) -> Tile:
+    """Return the tile for some tokens; ``wide`` if the matrices are aligned."""
+    tiles = usable(x.dtype, x.device, wide)
+    if SPILLS:
+        tiles = tiles[:1] if x.element_size() == 4 else (*tiles[:2], *([NARROW] if wide else []))
+    tile = tile_for(tokens, tiles)
+    # With four warps, float32 spills registers on sm_80.
+    return tile._replace(warps=8) if x.element_size() == 4 and matmul.capability(x.device) == 8 else tile
 
 
 def masked_convolution(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,14 +185,26 @@ def test_what_torch_computes_instead(x, weight, geometry, col, device) -> None:
     assert masked_convolution(torch.ones(x, device=device), w, w, None, mask=at, geometry=geometry) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("tokens", [1, 60, 1000])
+def test_narrow_tiles_where_wide_ones_spill(
+    tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    module = importlib.import_module("stochprune.kernels.masked_conv")
+    x = torch.empty(1, dtype=dtype, device=device)
+    for spills in (False, True):
+        monkeypatch.setattr(module, "SPILLS", spills)
+        tile = module.fit(x, tokens, True)
+        most = {torch.float16: 64 if spills else 128, torch.float32: 16 if spills else 32}[dtype]
+        assert tile.tokens <= most and (tile.tokens == most or tokens <= tile.tokens)
+
+
 @pytest.mark.parametrize("draws, examples, size, expected", RULE)
 def test_rule(draws: int, examples: int, size: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.empty(1, dtype=torch.bfloat16), torch.empty(256, 256, 3, 3, device="meta")
     shape = [*([draws] if draws > 1 else []), examples, 256, size, size]
     at = mask(9, [*range(draws)], 7)
     monkeypatch.delenv(OVERRIDE)
-    monkeypatch.setattr(conv_route, "SPILLS", True)
-    assert choose(shape, x, weight, weight, at, formed=False) == "prepass"
     monkeypatch.setattr(conv_route, "SPILLS", False)
     assert choose(shape, x, weight, weight, at, formed=False) == expected
     soft = choose(shape, x, weight, weight, at._replace(estimator="concrete"), formed=False)
