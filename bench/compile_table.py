@@ -106,8 +106,8 @@ MOST = {
     ("forward", "bf16 fp32"): 19.0,
     ("forward, thresholds", "bf16 bf16"): 9.0,
     ("forward, thresholds", "bf16 fp32"): 10.5,
-    ("convolution", "bf16 bf16"): 42.0,
-    ("convolution", "bf16 fp32"): 42.0,
+    ("convolution", "bf16 bf16"): 45.0,  # 43 to 45 in the narrow tiles of Triton 3.6
+    ("convolution", "bf16 fp32"): 45.0,
     ("convolution, thresholds", "bf16 bf16"): 28.0,
     ("convolution, thresholds", "bf16 fp32"): 28.0,
     ("one_pass", "bf16 bf16"): 36.0,
