@@ -99,7 +99,7 @@ def one_pass_kernel(
     share = (tl.program_id(0) // across).to(tl.int64)
     cols = group * GROUP + tl.arange(0, GROUP)
     m = tl.arange(0, TOKENS).to(tl.int64)
-    index = tl.arange(0, ROWS)
+    index = tl.arange(0, ROWS).to(tl.int64)
     k0, k1 = load_key(seed_ptr)
     draw = tl.load(draw_ptr)
     x = tl.load(x_ptr + offsets(m, cols, x_row, x_col), mask=(m < M)[:, None] & (cols < K)[None, :], other=0.0)
