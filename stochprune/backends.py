@@ -34,6 +34,31 @@ TABLE = {
 OVERRIDE = "STOCHPRUNE_BACKEND"
 
 
+class MaskedConvolution(Protocol):
+    """A convolution whose filters are masked as they are used.
+
+    It returns [D, M, N, *T], contiguous, or [M, N, *T] in torch's memory format; None where torch's convolution of
+    masked filters is better.
+
+    Args:
+        x: [D, M, C, *S] for D draws, [M, C, *S] for one.
+        weight, logits: [N, C / groups, *kernel], or as torch has them if transposed.
+        bias: [N] or None, in x's dtype.
+        geometry: stride, padding, dilation and output padding of each dimension; 1 if transposed, else 0; groups.
+    """
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        logits: Logits,
+        bias: Tensor | None,
+        *,
+        mask: Mask,
+        geometry: Sequence[int],
+    ) -> Tensor | None: ...
+
+
 class Backend(Protocol):
     """The functions of a backend. A gradient that ``needs`` does not ask for is None."""
 
@@ -63,16 +88,8 @@ class Backend(Protocol):
         kl: KLTerm | None = None,
     ) -> Grads3: ...
 
-    def masked_convolution(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        logits: Logits,
-        bias: Tensor | None,
-        *,
-        mask: Mask,
-        geometry: Sequence[int],
-    ) -> Tensor | None: ...  # None: torch convolves with masked_weight
+    @property
+    def masked_convolution(self) -> MaskedConvolution | None: ...  # None: torch convolves with masked_weight
 
     def masked_weight(
         self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None, memo: Memo = None

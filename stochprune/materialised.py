@@ -102,12 +102,18 @@ def sum_over_draws(
         ]
         epilogue(0, g, Gradients(results[0], results[1]))
         return results[0], results[1]
-    zeros = like[0].new_zeros(rows, like[0].shape[1]) if like[0].dim() == 2 else torch.zeros_like(like[0])
-    sums = [None if t is None else torch.zeros_like(zeros, dtype=torch.float32) for t in wanted]
+    sums = [t if t is None else _zeros(t, rows) for t in wanted]
     for i in range(draws):
         epilogue(i, outer(i, torch.float32), Gradients(sums[0], sums[1], add=True))
     dweight, dlogits = (None if r is None else r.to(t.dtype) for r, t in zip(sums, like, strict=True))
     return dweight, dlogits
+
+
+def _zeros(like: Tensor, rows: int) -> Tensor:
+    """Return zeros for sums [rows, K], float32; for filters in their shape and memory format."""
+    if like.dim() == 2:
+        return like.new_zeros(rows, like.shape[1], dtype=torch.float32)
+    return torch.zeros_like(like, dtype=torch.float32)
 
 
 def outer(grad: Tensor, x: Tensor, i: int, dtype: torch.dtype) -> Tensor:
@@ -184,7 +190,7 @@ def masked_weight(
     :func:`flattened`; with ``rows`` the weight is a matrix.
     """
     out = mask_weight(*flattened(weight, logits, filters), mask=mask, dtype=dtype, rows=rows)
-    return out.view(*out.shape[:2], *weight.shape[1:])
+    return in_format_of(weight, out.view(*out.shape[:2], *weight.shape[1:]))
 
 
 def weight_grad(
@@ -214,25 +220,6 @@ def weight_grad(
     grads = sum_over_draws(epilogue, outer, (flat, levels), grad.shape[1], len(grad), needs)
     dweight, dlogits = (None if g is None else g.view(grad.shape[1:]) for g in grads)
     return dweight, dlogits
-
-
-def masked_convolution(
-    x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask, geometry: Sequence[int]
-) -> Tensor | None:
-    """Return a convolution whose filters are masked as they are used; None if torch should use masked filters instead.
-
-    This one is for backends that have no such convolution, so it returns None.
-
-    Args:
-        x: [D, M, C, *S] for D draws, [M, C, *S] for one.
-        weight, logits: [N, C / groups, *kernel], or as torch has them if transposed.
-        bias: [N] or None, in x's dtype.
-        geometry: stride, padding, dilation and output padding of each dimension; 1 if transposed, else 0; groups.
-
-    Returns:
-        [D, M, N, *T], contiguous, or [M, N, *T] in torch's memory format; or None.
-    """
-    return None
 
 
 def product_grads(

@@ -26,7 +26,7 @@ def suggests_channels_last(t: Tensor) -> bool:
 
 def in_format_of(like: Tensor, t: Tensor) -> Tensor:
     """Return t [..., *like.shape] with the channels last if ``like`` has them last, else contiguous; t itself if so."""
-    if like.is_contiguous() or not channels_last(like):  # the first, cheap, answers for most weights
+    if not channels_last(like):
         return t.contiguous()
     channels = t.dim() - like.dim() + 1
     last = t.movedim(channels, -1)

@@ -15,7 +15,6 @@ from stochprune.cuda.masked_linear import masked_linear_backward as masked_linea
 from stochprune.cuda.passes import keep_mask as keep_mask
 from stochprune.cuda.passes import mask_backward, mask_weight
 from stochprune.cuda.passes import threshold_from_logits as threshold_from_logits
-from stochprune.materialised import masked_convolution as masked_convolution
 from stochprune.reference import bernoulli_kl as bernoulli_kl
 from stochprune.reference import bernoulli_kl_backward as bernoulli_kl_backward
 from stochprune.reference import gaussian_grad as gaussian_grad
@@ -31,6 +30,7 @@ from stochprune.sparse_rows import sparse_linear as sparse_linear
 
 NAME = "cuda"
 MATRICES = False
+masked_convolution = None
 masked_weight = partial(materialised.masked_weight, mask_weight)
 weight_grad = partial(materialised.weight_grad, mask_backward)
 masked_weights = partial(materialised.masked_weights, masked_weight)

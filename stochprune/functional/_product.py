@@ -59,7 +59,7 @@ def backward(
     if draws == 1:
         dx_one, g = differentiate(grad, x, weights(slice(0, 1))[0] if needs[0] else weight.to(x.dtype), geometry, needs)
         grads = [] if g is None else parameter_grads(slice(0, 1), g[None])
-        return x.new_empty(0) if dx_one is None else _formatted(x, dx_one, geometry), grads
+        return x.new_empty(0) if dx_one is None else in_format_of(x, dx_one) if geometry else dx_one, grads
     dx: list[Tensor] = []
     sums: Sequence[Tensor | None] = []
     for part in _parts(x, weight, geometry):
@@ -71,7 +71,9 @@ def backward(
         if g is not None:
             found = parameter_grads(part, g)
             sums = [accumulated(*pair) for pair in zip(sums, found, strict=True)] if sums else found
-    return (_formatted(x, _join(dx), geometry) if needs[0] else x.new_empty(0)), sums
+    if not needs[0]:
+        return x.new_empty(0), sums
+    return in_format_of(x, _join(dx)) if geometry else _join(dx), sums
 
 
 def fake_forward(x: Tensor, weight: Tensor, geometry: Sequence[int], draws: int) -> Tensor:
@@ -85,12 +87,15 @@ def operator_grads(likes: Sequence[Tensor | None], grads: Sequence[Tensor | None
     ``spare`` gives the dtype and device of the empty tensor if the tensor itself is None.
     """
 
-    def result(like: Tensor | None, g: Tensor | None) -> Tensor:
+    results = []
+    for like, g in zip(likes, grads or [None] * len(likes), strict=True):
         if like is None or g is None:
-            return (spare if like is None else like).new_empty(0)
-        return in_format_of(like, reshaped(g, like.shape))
-
-    return [result(*pair) for pair in zip(likes, grads or [None] * len(likes), strict=True)]
+            results.append((spare if like is None else like).new_empty(0))
+        elif like.is_contiguous():  # most are
+            results.append(reshaped(g, like.shape).contiguous())
+        else:
+            results.append(in_format_of(like, reshaped(g, like.shape)))
+    return results
 
 
 def _parts(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> Iterator[slice]:
@@ -160,10 +165,6 @@ def _to_groups(x: Tensor) -> Tensor:
 def _from_groups(y: Tensor, draws: int) -> Tensor:
     """Invert :func:`_to_groups` in the memory of y, which has one draw or one example."""
     return reshaped(y, (draws, y.shape[0], y.shape[1] // draws, *y.shape[2:]))
-
-
-def _formatted(x: Tensor, dx: Tensor, geometry: Sequence[int]) -> Tensor:
-    return in_format_of(x, dx) if geometry else dx
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -23,13 +23,13 @@ from stochprune.memory_format import in_format_of
 def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     backend, mask, geometry = backends.resolve(x, weight, logits), Mask(*rest[:7]), rest[7]
 
-    fused = backend.masked_convolution(x, weight, Logits(logits), bias, mask=mask, geometry=geometry)
-    if fused is not None:
-        return fused
+    if backend.masked_convolution is not None:
+        fused = backend.masked_convolution(x, weight, Logits(logits), bias, mask=mask, geometry=geometry)
+        if fused is not None:
+            return fused
 
     def weights(part: slice) -> Tensor:
-        masked = backend.masked_weight(weight, Logits(logits), mask=mask.part(part), dtype=x.dtype)
-        return in_format_of(weight, masked)
+        return backend.masked_weight(weight, Logits(logits), mask=mask.part(part), dtype=x.dtype)
 
     return _product.forward(x, weight, bias, weights, geometry, len(mask.draw))
 
@@ -48,8 +48,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: An
 
     def weights(part: slice) -> Tensor:
         memo.clear()
-        masked = backend.masked_weight(weight, levels, mask=mask.part(part), dtype=x.dtype, memo=memo)
-        return in_format_of(weight, masked)
+        return backend.masked_weight(weight, levels, mask=mask.part(part), dtype=x.dtype, memo=memo)
 
     def parameter_grads(part: slice, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return backend.weight_grad(g, weight, levels, mask=mask.part(part), needs=needs, memo=memo)

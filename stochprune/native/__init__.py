@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stochprune import _C
-from stochprune.materialised import compute_dtype, masked_convolution
+from stochprune.materialised import compute_dtype
 from stochprune.native.gaussian import gaussian_grad, gaussian_weight, normal
 from stochprune.native.keep_mask import keep_mask
 from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
@@ -21,6 +21,7 @@ from stochprune.native.workspace import Workspace, workspace
 
 NAME = "native"
 MATRICES = True
+masked_convolution = None
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stochprune import _C, materialised
 from stochprune.address import Grads2, Logits, Mask, Memo, Needs2, Rows
+from stochprune.memory_format import in_format_of
 from stochprune.native.masked import masked, write_masked_weight
 from stochprune.native.workspace import fresh
 
@@ -22,7 +23,7 @@ def masked_weight(
     out, bits = write_masked_weight(layer, shape, dtype, memo is not None)
     if memo is not None:
         memo.append(bits)
-    return out
+    return out if weight.is_contiguous() else in_format_of(weight, out)
 
 
 def weight_grad(

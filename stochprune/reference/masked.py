@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stochprune import materialised, rng
 from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Memo, Needs2, Needs3, Rows
+from stochprune.memory_format import in_format_of
 from stochprune.reference.kl import bernoulli_kl_backward
 
 STRETCH = (-0.1, 1.1)
@@ -109,7 +110,7 @@ def masked_weight(
 ) -> Tensor:
     """Return z * weight [D, N, ...] in ``dtype`` for products in torch; slice d has the mask of ``draw[d]``.
 
-    The result may be temporary memory that the backend's next call overwrites.
+    Filters keep their memory format. The result may be temporary memory that the backend's next call overwrites.
 
     Args:
         weight, logits: [N, ...]; the trailing dimensions are flattened to the contract's columns.
@@ -121,7 +122,7 @@ def masked_weight(
     for i in range(len(mask.draw)):
         z, _ = factor(Logits(logits.flatten(1)), mask.one(i))
         out[i] = times(z.view(weight.shape), weight, mask.estimator)
-    return out if rows is None else out[:, rows]
+    return in_format_of(weight, out if rows is None else out[:, rows])
 
 
 def weight_grad(
