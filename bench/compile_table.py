@@ -87,8 +87,7 @@ class Row(NamedTuple):
             broken.append("masked operand not in registers")
         if in_loop and op != "dx" and self.arch == 100 and "from tensor memory" not in self.matrix:
             broken.append("masked operand not in tensor memory")
-        least = 64 if op == "nm_weight_grad" else 128  # groups of eight 16-bit weights: eight bytes a thread
-        if self.load < least or (self.store < least and op not in NARROW):
+        if self.load < 128 or (self.store < 128 and op not in NARROW):
             broken.append(f"loads {self.load} bits and stores {self.store} bits at a time")
         if not self.case.tokens and self.narrow > SCALARS:
             broken.append(f"{self.narrow} narrow loads")

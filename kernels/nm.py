@@ -256,6 +256,8 @@ def nm_weight_grad_kernel(
 
 ROWS = {2: 64, 4: 32, 8: 16}
 """Rows of a tile by M, limited by the registers for the sums over subsets."""
+WARPS = {2: tiles.WARPS, 4: tiles.WARPS, 8: tiles.WARPS // 2}
+"""Warps of the backward pass by M: each thread loads 16 bytes, also of two groups of eight 16-bit weights."""
 
 
 def nm_masked_weight(
@@ -312,6 +314,6 @@ def nm_weight_grad(
                 N=n,
                 M=m,
                 ROWS=height,
-                **tiles.LAUNCH,
+                **tiles.LAUNCH | {"num_warps": WARPS[m]},
             )
     return dweight, dlogits
