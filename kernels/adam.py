@@ -26,7 +26,7 @@ from torch import Tensor
 from stochprune.address import Logits
 
 from . import tiles
-from .layers import DTYPES, addresses_of, capturing, find_layer
+from .layers import DTYPES, addresses_of, find_layer, keep_if_captured
 from .pairs import raised_pairs
 from .philox import GROUP
 from .thresholds import cache
@@ -92,8 +92,7 @@ def adamw(
     for (device, dtype, thresholds, aligned), together in launches.items():
         rows = tuple((*each.addresses, *each.matrix) for each in together)
         table, starts, programs = _table(rows, thresholds, device)
-        if capturing(device):
-            _captured[table.data_ptr()] = table, starts
+        keep_if_captured(table, starts)
         with torch.cuda.device_of(table):
             adamw_kernel[(programs,)](
                 table,
@@ -124,10 +123,6 @@ def empty_thresholds(logits: Logits) -> Tensor:
     """Return memory for the packed thresholds of logits [N, ...], int32 [N, 32 * ceil(K / 64)]."""
     words = triton.cdiv(math.prod(logits.shape[1:]), GROUP.value) * (GROUP.value // 2)
     return torch.empty(len(logits), words, dtype=torch.int32, device=logits.device)
-
-
-_captured: dict[int, tuple[Tensor, Tensor]] = {}
-"""Tables that CUDA graphs read at each replay. They are never freed, because we do not know when a graph is deleted."""
 
 
 @functools.lru_cache(maxsize=16)

@@ -92,13 +92,18 @@ def layers_of(weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks)
     shapes = tuple((len(w), w[:1].numel(), positions) for w, positions in zip(weights, formats, strict=True))
     keys = tuple(zip(masks.streams, masks.rows, masks.cols, strict=True))
     layers = _layers(addresses, shapes, keys, device)
-    if capturing(device) and not any(layers is known for known in _captured):
-        _captured.append(layers)
+    keep_if_captured(layers.table, layers.starts)
     return layers
 
 
-_captured: list[Layers] = []
+_captured: dict[int, tuple[Tensor, ...]] = {}
 """Tables that CUDA graphs read at each replay. They are never freed, because we do not know when a graph is deleted."""
+
+
+def keep_if_captured(*tables: Tensor) -> None:
+    """Keep the tables of a launch for ever if a CUDA graph records it."""
+    if capturing(tables[0].device):
+        _captured[tables[0].data_ptr()] = tables
 
 
 def capturing(device: torch.device) -> bool:

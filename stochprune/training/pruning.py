@@ -1,4 +1,4 @@
-"""What every pruning method has in common: the fields of its configuration, and its result."""
+"""The fields of every pruning method's configuration, and its result."""
 
 from __future__ import annotations
 

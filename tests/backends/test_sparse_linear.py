@@ -1,4 +1,4 @@
-"""What every backend keeps of the product with sparse rows."""
+"""The product with sparse rows, on every backend."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_last_of_65536_columns(backend, device):
 
 
 def test_an_output_depends_on_its_own_example_alone(backend, device, generator):
-    """Of the compiled kernels: any batch and any number of threads give the same bits."""
+    """The compiled kernels give the same bits in any batch and with any number of threads."""
     if backend.NAME != "native":
         pytest.skip("torch's product, which promises nothing")
     rows, x = pack(sparse(generator, 700, 300, 0.6)), torch.randn(37, 300, generator=generator)

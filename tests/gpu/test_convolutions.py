@@ -35,7 +35,7 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("rows, channels", [(37, 20), (256, 64)])
 @pytest.mark.parametrize("first", [(0, 0), (2**32 - 1024, 2**34 - 1024)], ids=str)
 def test_the_mask_is_the_contract_s(dtype, rows, channels, first, device, generator) -> None:
-    """Of images with a single 1, as large as the kernel, the output is the masked filter itself."""
+    """The output for images with a single 1, as large as the kernel, is the masked filter itself."""
     weight = torch.randn(rows, channels, 3, 3, generator=generator).bfloat16().to(device, dtype)
     logits = (2 * torch.randn(rows, channels, 3, 3, generator=generator)).to(device)
     cols = 9 * channels

@@ -53,7 +53,7 @@ def current(monkeypatch) -> Iterator[Current]:
         monkeypatch.setattr(torch.cuda, name, function)
     monkeypatch.setattr(Tensor, "data_ptr", lambda t: 4096 * (1 + t.device.index))
     monkeypatch.setattr(Tensor, "__getitem__", element)
-    monkeypatch.setattr(layers, "_captured", [])
+    monkeypatch.setattr(layers, "_captured", {})
     caches = (routes.constants, layers._layers)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for cache in caches:

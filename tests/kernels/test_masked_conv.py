@@ -149,7 +149,7 @@ def test_a_device_that_cannot_read_eight_bits_gets_sixteen(device, generator, mo
 
 @LOOPS
 def test_the_mask_is_the_contract_s(device: torch.device, generator: torch.Generator) -> None:
-    """Of images with a single 1, as large as the kernel, the output is the masked filter itself, bit for bit."""
+    """The output for images with a single 1, as large as the kernel, is the masked filter itself, bit for bit."""
     weight, logits = torch.randn(2, 70, 15, 3, 3, generator=generator).to(device)
     images = torch.eye(135, device=device).view(135, 15, 3, 3).expand(2, -1, -1, -1, -1)
     at = mask(2**64 - 77, [5, 2**32 - 1], 7, device=device)

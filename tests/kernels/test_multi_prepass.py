@@ -124,7 +124,7 @@ def test_a_captured_graph_holds_its_numbers_itself(device: torch.device, monkeyp
     weights, logits, grads = tensors(SHAPES[0], device, 3)
     masks = masks_of(3, device)
     layers_of(weights, logits, masks)
-    monkeypatch.setattr(layers, "_captured", [])
+    monkeypatch.setattr(layers, "_captured", {})
     monkeypatch.setattr(layers, "capturing", lambda device: True)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "tensor", lambda *args, **options: pytest.fail("a copy from the host"))

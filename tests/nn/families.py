@@ -159,7 +159,7 @@ EVERYDAY = (
 
 @dataclass
 class Row:
-    """What a family does. ``refused``: by a plain convert; ``way``: round that; ``reason``: why it goes no further."""
+    """A family of models. ``refused``: by a plain convert; ``way``: round that; ``reason``: why it goes no further."""
 
     library: str
     name: str

@@ -169,7 +169,7 @@ def test_a_generator_of_batches_trains_alike(masked, loader):
 
 
 def test_accumulated_batches_are_one_large_batch(dense, problem, recorder):
-    """Of a dense model; a masked one has another mask in each forward."""
+    """The model is dense, because a masked one has another mask in each forward."""
     large, watch = copy.deepcopy(dense), recorder()
     config = WeightConfig(2, lr=0.1, optimizer="sgd")
 
