@@ -23,6 +23,8 @@ FIELDS = tl.constexpr(9)
 columns, the stream, the first element of the results, the offsets of its shard (row and column), and the number of
 kernel positions if its filters have the channels last in memory, else 1."""
 ALIGNMENT = 16  # elements; a layer's results start at a multiple of it, for 16-byte loads and stores
+ROWS = 32
+"""Rows of a tile. With more, the gradients of float32 weights leave room for one program on a multiprocessor."""
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 DTYPES |= {torch.float8_e4m3fn: tl.float8e4nv}
 
@@ -38,7 +40,6 @@ class Layers(NamedTuple):
     aligned: bool  # every row of every layer starts at a multiple of 16 bytes
     sharded: bool  # some layer is a shard whose first row or column is not 0
     filters: bool  # some layer has filters with the channels last in memory
-    height: int  # rows of a tile
 
     def options(self, weights: Sequence[Tensor], logits: Sequence[Logits], masks: Masks) -> dict[str, Any]:
         """Return the constants with which a kernel for these layers is launched."""
@@ -49,7 +50,7 @@ class Layers(NamedTuple):
             "FILTERS": self.filters,
             "ESTIMATOR": masks.estimator,
             "LAYERS": triton.next_power_of_2(len(weights)),
-            "ROWS": self.height,
+            "ROWS": ROWS,
             **tiles.LAUNCH,
         }
 
@@ -138,11 +139,10 @@ def _layers(
     aligned = not filters and all(
         value % 16 == 0 for pair, (_, k, _), (*_, col) in multiples for value in (*pair, k, col)
     )
-    height = tiles.ROWS if aligned else tiles.ODD_ROWS
     for (weight, logits), (n, k, positions), (stream, row, col) in zip(addresses, shapes, keys, strict=True):
         rows.append([weight, logits, n, k, stream, elements, row, col, positions])
         starts.append(programs)
-        programs += tiles.count(n, k + col % GROUP.value, height)
+        programs += tiles.count(n, k + col % GROUP.value, ROWS)
         elements += triton.cdiv(n * k, ALIGNMENT) * ALIGNMENT
     return Layers(
         torch.tensor(rows, dtype=torch.int64, device=device),
@@ -153,7 +153,6 @@ def _layers(
         aligned,
         any(row or col for _, row, col in keys),
         filters,
-        height,
     )
 
 
