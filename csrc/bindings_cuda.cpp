@@ -75,12 +75,13 @@ void bind_cuda(py::module_& m) {
       unlocked);
   m.def(
       "weight_grad",
-      [](At at, const Masked& masked, Array grad, Array prior, uintptr_t kl_grad, Array dweight, Array dlogits, bool add) {
+      [](At at, const Masked& masked, Array grad, Array prior, uintptr_t kl_grad, Array dweight, Array dlogits,
+         Array masked_weight, bool add) {
         const cuda::KLTerm kl = {given(prior), pointer<double>(kl_grad)};
-        cuda::weight_grad(launch(at), masked, given(grad), kl, {result(dweight), result(dlogits), add});
+        cuda::weight_grad(launch(at), masked, given(grad), kl, {result(dweight), result(dlogits), result(masked_weight), add});
       },
       unlocked, arg("launch"), arg("masked"), py::kw_only(), arg("grad"), arg("prior"), arg("kl_grad"), arg("dweight"),
-      arg("dlogits"), arg("add"));
+      arg("dlogits"), arg("masked_weight"), arg("add"));
 }
 
 }  // namespace stochprune

@@ -46,12 +46,11 @@ def masked_linear_backward(
         weight_grad_matmul(grad, x, weight, logits, mask=mask, dweight=dweight, dlogits=dlogits, kl=kl)
     elif any(wanted):
         together = need_x and route == "prepass" and len(x) == 1  # this masked weight is the only temporary one
-        masked = torch.empty(weight.shape, dtype=grad.dtype, device=weight.device) if together else None
-        dweight, dlogits = materialised.product_grads(
-            mask_backward, grad, x, weight, logits, mask=mask, needs=wanted, kl=kl, masked=masked
+        dx, dweight, dlogits = materialised.product_grads(
+            mask_backward, grad, x, weight, logits, mask=mask, needs=(together, *wanted), kl=kl
         )
-        if masked is not None:
-            return torch.mm(grad[0], masked)[None], dweight, dlogits
+        if together:
+            return dx, dweight, dlogits
     dx = _product(route, grad, weight, logits, None, mask, transpose=True) if need_x else None
     return dx, dweight, dlogits
 

@@ -123,5 +123,6 @@ class cuda:  # a submodule, missing if there was no nvcc
         kl_grad: int,
         dweight: _Array,
         dlogits: _Array,
+        masked_weight: _Array,
         add: bool,
     ) -> None: ...

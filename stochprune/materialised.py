@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stochprune.address import Grads2, KLTerm, Logits, Mask, Masks, Memo, Needs2, Rows
+from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Memo, Needs2, Needs3, Rows
 from stochprune.memory_format import channels_last, in_format_of
 
 BUDGET = 256 << 20
@@ -70,7 +70,7 @@ class Gradients(NamedTuple):
     dweight: Tensor | None
     dlogits: Tensor | None
     add: bool = False  # add to the present values, which must then be float32, instead of overwriting them
-    masked: Tensor | None = None  # z * weight, also contiguous [N, K]; only the Triton kernel writes it
+    masked: Tensor | None = None  # z * weight, also contiguous [N, K]
 
 
 def sum_over_draws(
@@ -230,23 +230,24 @@ def product_grads(
     logits: Logits,
     *,
     mask: Mask,
-    needs: Needs2,
+    needs: Needs3,
     kl: KLTerm | None,
-    masked: Tensor | None = None,
-) -> Grads2:
-    """Return dweight and dlogits [N, K] from grad [D, M, N] and x [D, M, K]; None where not needed.
+) -> Grads3:
+    """Return dx [D, M, K], dweight and dlogits [N, K] from grad [D, M, N] and x [D, M, K]; None where not needed.
 
-    The gradient of ``kl`` is added to dlogits. For one draw, ``z * W`` can be written to ``masked`` [N, K] in the same
-    pass, for the gradient of x. The pass then reads G, W and the logits and writes three results: with 16 bits each, 12
-    bytes a weight, and 18 with the mask of the forward pass. Two passes would read W and the logits again: 22 bytes.
+    The gradient of ``kl`` is added to dlogits. dx can be computed for one draw only: its ``z * W`` is written in the
+    same pass. The pass then reads G, W and the logits and writes three results: with 16 bits each, 12 bytes a weight,
+    and 18 with the mask of the forward pass. Two passes would read W and the logits again: 22 bytes.
     """
+    masked = torch.empty(weight.shape, dtype=grad.dtype, device=weight.device) if needs[0] else None
 
     def epilogue(i: int, g: Tensor, to: Gradients) -> None:
         mask_backward(
             g, weight, logits, mask=mask.one(i), to=to._replace(masked=masked), rows=None, kl=None if i else kl
         )
 
-    return sum_over_draws(epilogue, partial(outer, grad, x), (weight, logits), len(weight), len(x), needs)
+    grads = sum_over_draws(epilogue, partial(outer, grad, x), (weight, logits), len(weight), len(x), needs[1:])
+    return None if masked is None else torch.mm(grad[0], masked)[None], *grads
 
 
 def masked_weights(

@@ -75,6 +75,7 @@ void weight_grad(Launch at, const Masked& m, ConstMatrix grad, KLTerm kl, Gradie
                                                        kl.grad,
                                                        cells(to.dweight, m),
                                                        cells(to.dlogits, m),
+                                                       cells(to.masked_weight, m),
                                                        m.relaxation.temperature,
                                                        to.add};
     run(op, grid(m), key(m), 1, at.device, at.stream);

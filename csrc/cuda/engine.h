@@ -15,7 +15,7 @@ struct KLTerm {        // the KL divergence between the masks and a prior's mask
 };
 
 struct Gradients {
-  Matrix dweight, dlogits;
+  Matrix dweight, dlogits, masked_weight;
   bool add;  // add to the present values instead of overwriting them
 };
 
@@ -23,7 +23,7 @@ void keep_mask(Launch, const Masked&, uint8_t* keep);
 void thresholds(Launch, Shape, ConstMatrix logits, uint16_t* out);
 // out: the masked weights of all draws, one matrix below the other.
 void masked_weight(Launch, const Masked&, Matrix out);
-// Writes the gradients under the first draw, plus those of the divergence.
+// Writes the gradients under the first draw, plus those of the divergence, and the masked weight.
 void weight_grad(Launch, const Masked&, ConstMatrix grad, KLTerm, Gradients);
 
 }  // namespace stochprune::cuda

@@ -54,24 +54,29 @@ struct MaskWeight {
   }
 };
 
-// From grad = dL/d(z * weight): dweight = grad z and dlogits = grad weight dz/dlogit; either may be grad itself.
+// From grad = dL/d(z * weight): dweight = grad z and dlogits = grad weight dz/dlogit; either may be grad itself. The masked
+// weight z * weight can be written in the same pass, for the gradient of x.
 template <Estimator E>
 struct WeightGrad {
   Cells grad, weight, logits, prior;  // prior: its logits, or no data
   const double* kl_grad;              // the derivative of the loss with respect to the KL divergence
-  Cells dweight, dlogits;
+  Cells dweight, dlogits, masked_weight;
   float temperature;
   bool add;  // add to the present values instead of overwriting them
 
   // The straight-through slope needs no bits.
   STOCHPRUNE_DEVICE bool draws() const {
-    return E != Estimator::expected && (E != Estimator::straight_through || dweight.data);
+    return E != Estimator::expected && (E != Estimator::straight_through || dweight.data || masked_weight.data);
   }
   STOCHPRUNE_DEVICE void operator()(Place at, const uint32_t* u, uint32_t) const {
     float g[kColumns], logit[kColumns], w[kColumns], result[kColumns] = {};
     load(grad, at.row, at.col, at.span, g);
     load(logits, at.source, at.col, at.span, logit);
-    if (dlogits.data) load(weight, at.source, at.col, at.span, w);  // loaded before a store, which may overwrite it
+    if (dlogits.data || masked_weight.data) load(weight, at.source, at.col, at.span, w);  // before a store overwrites it
+    if (masked_weight.data) {
+      for (int i = 0; i < kColumns; ++i) result[i] = masked<E>(w[i], logit[i], u[i], temperature);
+      store(masked_weight, at.row, at.col, at.span, result);
+    }
     if (dweight.data) {
       if (add) load(dweight, at.row, at.col, at.span, result);
       for (int i = 0; i < kColumns; ++i) result[i] = masked<E>(g[i], logit[i], u[i], temperature) + (add ? result[i] : 0.0f);

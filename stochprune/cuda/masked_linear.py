@@ -28,8 +28,11 @@ def masked_linear_backward(
 ) -> Grads3:
     """As :func:`stochprune.reference.masked_linear_backward`."""
     need_x, wanted = needs[0], needs[1:]
-    dx = _product(grad, weight, logits, None, mask, transpose=True) if need_x else None
+    together = need_x and len(x) == 1 and any(wanted)
+    dx = _product(grad, weight, logits, None, mask, transpose=True) if need_x and not together else None
     if not any(wanted):
         return dx, None, None
-    grads = materialised.product_grads(mask_backward, grad, x, weight, logits, mask=mask, needs=wanted, kl=kl)
-    return dx, *grads
+    found = materialised.product_grads(
+        mask_backward, grad, x, weight, logits, mask=mask, needs=(together, *wanted), kl=kl
+    )
+    return found if together else (dx, *found[1:])

@@ -75,7 +75,7 @@ def mask_weight(weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtyp
 def mask_backward(
     grad: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, to: Gradients, rows: Rows, kl: KLTerm | None
 ) -> None:
-    """Write dweight and dlogits, as :class:`stochprune.materialised.MaskBackward`."""
+    """Write the gradients, as :class:`stochprune.materialised.MaskBackward`."""
     w, levels = rows_of(readable(weight.detach())), rows_of(logits.detach())
     prior = None if kl is None else rows_of(kl.prior_logits)
     address = 0 if rows is None else rows.data_ptr()
@@ -87,5 +87,6 @@ def mask_backward(
         kl_grad=0 if kl is None else kl.grad.data_ptr(),
         dweight=array(to.dweight),
         dlogits=array(to.dlogits),
+        masked_weight=array(to.masked),
         add=to.add,
     )

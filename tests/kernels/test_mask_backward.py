@@ -25,9 +25,10 @@ def test_one_pass_over_the_weights_gives_the_bits_of_two(
     given = [t[name] for name in ("grad", "x", "weight", "logits")]
     mask = Mask(t["seed"], t["draw"], 7, estimator, 0.7, row=3, col=col)
     kl = KLTerm(t["weight"] / 2, torch.tensor(0.37, dtype=torch.float64, device=device))
-    masked = torch.empty_like(t["weight"], dtype=DTYPES[0])
-    ours = materialised.product_grads(mask_backward, *given, mask=mask, needs=needs, kl=kl, masked=masked)
-    apart = materialised.product_grads(mask_backward, *given, mask=mask, needs=needs, kl=kl)
+    dx, *ours = materialised.product_grads(mask_backward, *given, mask=mask, needs=(True, *needs), kl=kl)
+    none, *apart = materialised.product_grads(mask_backward, *given, mask=mask, needs=(False, *needs), kl=kl)
+    assert none is None
     for together, alone, need in zip(ours, apart, needs, strict=True):
         assert (together is not None) == need and (not need or torch.equal(together, alone))
-    assert torch.equal(masked, mask_weight(t["weight"], t["logits"], mask=mask, dtype=DTYPES[0])[0])
+    masked = mask_weight(t["weight"], t["logits"], mask=mask, dtype=DTYPES[0])[0]
+    assert torch.equal(dx[0], t["grad"][0] @ masked)
