@@ -35,9 +35,9 @@ class Tile(NamedTuple):
     resident: int  # programs that a multiprocessor runs at a time
 
 
-# The keys are those of matmul.capability. Matrices that are not aligned allow half as many tokens.
+# The keys are those of matmul.capability. Matrices that are not aligned allow half as many tokens, and fewer rows.
 TILES = {8: Tile(16, 64, 4, 3, 2), 9: Tile(64, 128, 8, 2, 1)}
-ODD = {8: Tile(16, 32, 4, 1, 1), 9: Tile(64, 64, 8, 1, 1)}
+ODD = {8: Tile(16, 32, 4, 1, 1), 9: Tile(32, 64, 8, 1, 1)}
 NARROW = Tile(64, 32, 4, 2, 2)
 """The tile of few tokens on Hopper: a multiprocessor runs two programs, so that one computes while the other waits. It
 has no registers left for another estimator or a KL term."""
