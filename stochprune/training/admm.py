@@ -26,7 +26,7 @@ class ADMMConfig(PruningConfig):
     The paper projects each layer to a sparsity of its own; here all weights are ranked together.
     """
 
-    rho: float = option(1e-2, "Strength of the penalty rho / 2 |W - Z + U|^2.", POSITIVE)
+    rho: float = option(1e-3, "Strength of the penalty rho / 2 |W - Z + U|^2.", POSITIVE)
     every: int = option(100, "Optimiser steps between updates of Z and U.", at_least(1))
     stop: float = option(
         0.75, "Fraction of the epochs after which the smallest weights are pruned and the others retrained.", at_most(1)

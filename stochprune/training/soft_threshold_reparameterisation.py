@@ -32,9 +32,9 @@ class STRConfig(PruningConfig):
     """
 
     s_init: float = option(-5.0, "The parameter s of each layer at the start.", Range("be finite", lambda value: True))
-    s_lr: float = option(1e-2, "Learning rate of s.", POSITIVE)
+    s_lr: float = option(0.05, "Learning rate of s.", POSITIVE)
     s_decay: float = option(
-        1e-3,
+        0.1,
         "L2 penalty of s, which raises the thresholds.",
         Range("be at least 0 and finite", lambda value: value >= 0),
     )

@@ -28,7 +28,7 @@ class SupermaskConfig(PruningConfig):
     determine the sparsity; to compare at equal sparsity, the cut at the end keeps the highest logits.
     """
 
-    lr: float = option(0.1, "Learning rate of the logits at the start.", POSITIVE)
+    lr: float = option(0.03, "Learning rate of the logits at the start.", POSITIVE)
     keep: float = option(0.5, "Probability of keeping a weight at the start.", PROBABILITY)
 
 
