@@ -48,14 +48,15 @@ def test_str_by_hand(dense, loader):
             if name in s:
                 g = torch.sigmoid(s[name])
                 slope = -(g * (1 - g)) * (grads[name] * value.detach().sign() * on).sum()
-                s[name] = s[name] - 0.5 * (slope + decay * s[name])
+                s[name] = s[name] - 3.0 * (slope + decay * s[name])
             with torch.no_grad():
                 value -= rate * grads[name] * on
     above = {name: params[name].detach().abs() - torch.sigmoid(s[name]) for name in WEIGHTS}
-    final = largest(above, 18)
-    config = STRConfig(epochs=4, lr=rate, sparsity=0.8, s_init=-2.0, s_lr=0.5, s_decay=decay)
+    final = largest(above, 27)
+    config = STRConfig(epochs=4, lr=rate, sparsity=0.7, s_init=-2.0, s_lr=3.0, s_decay=decay)
     found = prune(dense, loader, config, options=SGD)
     assert same_masks(found, final)
+    assert not same_masks(found, largest({name: params[name].detach().abs() for name in WEIGHTS}, 27))
     close(found.model, {n: p.sign() * above[n].relu() if n in above else p for n, p in params.items()}, final)
     own = sum(int((value <= 0).sum()) for value in above.values()) / 90
     assert found.history[-1]["sparsity"] == pytest.approx(own) and 0.1 < own < 0.9
@@ -76,16 +77,19 @@ def test_edge_popup_by_hand(dense, loader):
     def masks():
         return {name: largest({name: score}, round(0.2 * score.numel()))[name] for name, score in scores.items()}
 
-    first = masks()
+    first, losses = masks(), []
     for x, y in batches_of(loader, 4):
         now = masks()
         used = {n: (w * now[n] if n in now else w.clone()).requires_grad_() for n, w in weights.items()}
-        F.cross_entropy(functional_call(dense, used, (x,)), y).backward()
+        loss = F.cross_entropy(functional_call(dense, used, (x,)), y)
+        loss.backward()
+        losses.append(loss.item())
         for name, score in scores.items():
             score -= 0.5 * (used[name].grad * weights[name] + 0.01 * score)
     config = EdgePopupConfig(epochs=4, lr=0.5, weight_decay=0.01, sparsity=0.8, seed=3)
     found = prune(dense, loader, config, options=SGD)
     assert same_masks(found, masks()) and not same_masks(found, first)
+    assert found.history[0]["loss"] == pytest.approx(sum(losses[:4]) / 4)
     close(found.model, weights, masks(), atol=0)
 
 
