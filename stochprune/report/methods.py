@@ -19,9 +19,9 @@ def methods_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     first = final[0]["score"]
     base = {(row["sparsity"], row["seed"]): row["error"] for row in final if row["score"] == first}
     differences = [
-        {**row, "difference": _difference(row["error"], base.get((row["sparsity"], row["seed"])))}
+        {**row, "difference": _difference(row["error"], base[at])}
         for row in final
-        if row["score"] != first
+        if row["score"] != first and (at := (row["sparsity"], row["seed"])) in base
     ]
     parts = ["Processor seconds of an arm, without the dense training.", pivot(final, "seconds", ("score",))]
     if differences:

@@ -24,7 +24,7 @@ from stochprune.runs.store import Kept, remember
 from stochprune.studies.bench import Bench
 from stochprune.studies.processor_time import ProcessorTime
 from stochprune.training.config import WeightConfig
-from stochprune.training.methods import make_config, prune
+from stochprune.training.methods import config_type, make_config, prune
 from stochprune.training.weights import train_weights
 
 
@@ -52,7 +52,7 @@ class Arm:
         epochs: of the arm, where it shall differ from the other arms (equal time instead of equal epochs); 0: as they.
 
     Raises:
-        ValueError: an unknown method or option, or an option outside its range.
+        ValueError: an unknown method or option.
     """
 
     name: str
@@ -66,10 +66,14 @@ class Arm:
             at_least(0).require(self, field)
         if own := sorted({"epochs", "sparsity", "seed"} & {key for key, _ in self.options}):
             raise ValueError(f"arm {self.name!r}: the study sets {own[0]}")
-        make_config(self.method, dict(self.options))
+        config_type(self.method, dict(self.options))
 
     def config(self, epochs: int, sparsity: float, seed: int) -> Config:
-        """Return the configuration of the method in a study whose arms have ``epochs`` epochs."""
+        """Return the configuration of the method in a study whose arms have ``epochs`` epochs.
+
+        Raises:
+            ValueError: an option outside its range, or an arm that is too long.
+        """
         left = (self.epochs or epochs) - self.retrain_epochs
         if left < 0:
             raise ValueError(

@@ -3,11 +3,13 @@
 from stochprune.runs.files import CheckpointError
 from stochprune.runs.progress import ProgressBar
 from stochprune.training.adamw import MaskedAdamW
+from stochprune.training.admm import ADMMConfig
 from stochprune.training.annealing import PriorStrength, Sparsity, Temperature
 from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.continuous_sparsification import ContinuousSparsificationConfig
 from stochprune.training.early_pruning import PruneEarly, early_pruning_indicator
+from stochprune.training.edge_popup import EdgePopupConfig
 from stochprune.training.evaluate import StochasticError, error, predict, stochastic_error
 from stochprune.training.finetune import FinetuneResult, finetune
 from stochprune.training.flips import StuckMaskWarning
@@ -32,15 +34,19 @@ from stochprune.training.prune_finetune import prune_finetune
 from stochprune.training.pruning import Pruned
 from stochprune.training.rigl import RigLConfig
 from stochprune.training.soft_threshold import SoftThresholdConfig, soft_threshold, train_soft_threshold
+from stochprune.training.soft_threshold_reparameterisation import STRConfig
+from stochprune.training.supermask import SupermaskConfig
 from stochprune.training.weights import train_weights
 
 __all__ = [
     "EMA",
+    "ADMMConfig",
     "Budget",
     "CSVLogger",
     "CheckpointError",
     "ContinuousSparsificationConfig",
     "EarlyStopping",
+    "EdgePopupConfig",
     "FinetuneConfig",
     "FinetuneResult",
     "FrozenProbabilitiesConfig",
@@ -59,11 +65,13 @@ __all__ = [
     "PruneEarly",
     "Pruned",
     "RigLConfig",
+    "STRConfig",
     "SoftThresholdConfig",
     "SoftThresholdPruningConfig",
     "Sparsity",
     "StochasticError",
     "StuckMaskWarning",
+    "SupermaskConfig",
     "Temperature",
     "TensorBoard",
     "Validation",

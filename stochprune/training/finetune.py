@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,9 +14,11 @@ from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers, sampling
 from stochprune.runs.run import open_run, run_folder
+from stochprune.training.all_masked import mask_logits
 from stochprune.training.batch_loss import LossFunction
 from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig
+from stochprune.training.freezing import frozen
 from stochprune.training.groups import parameter_groups
 from stochprune.training.loop import Loader, fit
 from stochprune.training.options import LoopOptions
@@ -101,7 +102,8 @@ def finetune(
     with open_run(config, folder) as run:
         checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity())
         model.train()
-        with sampling(model), _weights_frozen(model, config.mode == "frozen"):
+        trained = model.parameters() if config.mode == "joint" else mask_logits(model)
+        with sampling(model), frozen(model, trained):
             groups = parameter_groups(model, config.weight_lr, logit_lr=config.logit_lr)
             optimizer = (options.optimizer or torch.optim.Adam)(groups)
             refuse_uncalled_layers(layers, optimizer)
@@ -138,17 +140,3 @@ def _budget_of(model: nn.Module, config: FinetuneConfig, steps: int) -> Budget:
     if not steps:
         return Budget(model, kind=config.budget, strength=strength)
     return Budget(model, config.sparsity, kind=config.budget, strength=strength, schedule="cubic", steps=steps)
-
-
-@contextlib.contextmanager
-def _weights_frozen(model: nn.Module, frozen: bool) -> Iterator[None]:
-    """Inside the block the parameters that are no mask logits require no gradient, if ``frozen``."""
-    logits = {id(layer.mask_logits) for layer in masked_layers(model).values()}
-    others = [each for each in model.parameters() if each.requires_grad and id(each) not in logits]
-    for parameter in others if frozen else []:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from stochprune.masks.select import from_scores
-from stochprune.nn import convert, masked_layers, sampling
-from stochprune.nn.harden import cut
+from stochprune.nn import masked_layers, sampling
 from stochprune.runs.config import POSITIVE, PROBABILITY, option
-from stochprune.scores import prunable_weights
+from stochprune.training.all_masked import convert_all, cut_lowest, mask_logits, share_pruned
 from stochprune.training.constraint import Constraint
 from stochprune.training.loop import Loader
 from stochprune.training.mask_loss import mask_loss
@@ -41,28 +38,22 @@ class _Price(Constraint):
 
     def __init__(self, model: nn.Module, price: float) -> None:
         self.model = model
-        self.layers = list(masked_layers(model).values())
-        self.count = sum(layer.mask_logits.numel() for layer in self.layers)
-        self.each = price / max(1, self.count)
+        count = sum(layer.mask_logits.numel() for layer in masked_layers(model).values())
+        self.each = price / max(1, count)
 
     def penalty(self) -> Tensor:
         return mask_loss(self.model, l0=self.each)
 
     def measure(self, state: State) -> dict[str, float]:
-        return {"sparsity": 1 - sum(int(layer.mask().sum()) for layer in self.layers) / max(1, self.count)}
+        return {"sparsity": share_pruned(self.model)}
 
 
 def hard_concrete(model: nn.Module, loader: Loader, config: HardConcreteConfig, training: Training) -> Pruned:
     """Train weights and gates, then keep the weights of the highest logits of all, in place."""
-    everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable_weights(model).items()}
-    model = convert(model, everything, keep_kept=config.keep, seed=config.seed)
-    layers = masked_layers(model)
-    for layer in layers.values():
+    model = convert_all(model, config.keep, config.seed)
+    for layer in masked_layers(model).values():
         layer.estimator, layer.temperature = "hard_concrete", config.temperature
-    logits = list({id(layer.mask_logits): layer.mask_logits for layer in layers.values()}.values())
     with sampling(model):
-        optimizer = make_optimizer(model, config, training.options, logits, config.logit_lr)
+        optimizer = make_optimizer(model, config, training.options, mask_logits(model), config.logit_lr)
         history = training.fit(model, loader, config, optimizer, _Price(model, config.price))
-    found = {name: layers[name].mask_logits.detach() for name in everything}
-    masks = from_scores(found, config.sparsity, allow_empty=True)
-    return Pruned(cut(model, masks), masks, history)
+    return cut_lowest(model, config.sparsity, history)

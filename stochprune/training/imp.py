@@ -21,37 +21,60 @@ from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions
+from stochprune.training.rewinding import Rewinding
 from stochprune.training.schedules import SCHEDULES, Schedule
 from stochprune.training.weights import train_weights
 
+
+def _last_part(original: Schedule, ratio: float) -> Schedule:
+    """Return the last part of a schedule, ``ratio`` of its length; all of it for a ratio of 1 or more."""
+    return lambda progress: original(max(0.0, 1.0 - ratio) + min(1.0, ratio) * progress)
+
+
 RETRAINING: Mapping[str, Callable[[Schedule, float, float], Schedule]] = {
     "ft": lambda original, ratio, discount: lambda progress: original(math.nextafter(1.0, 0.0)),
-    "lrw": lambda original, ratio, discount: (
-        lambda progress: original(max(0.0, 1.0 - ratio) + min(1.0, ratio) * progress)
-    ),
+    "lrw": lambda original, ratio, discount: _last_part(original, ratio),
+    "wr": lambda original, ratio, discount: _last_part(original, ratio),
     "slr": lambda original, ratio, discount: original,
     "clr": lambda original, ratio, discount: SCHEDULES["cosine"],
     "llr": lambda original, ratio, discount: SCHEDULES["linear"],
     "allr": lambda original, ratio, discount: lambda progress: discount * (1.0 - progress),
 }
 """Learning-rate schedules of a retraining, made from the original schedule, the ratio of the lengths of both trainings,
-and the discount. FT: the last rate of the original (Han et al. 2015). LRW: its last epochs (Renda, Frankle and Carbin
-2020, arXiv 2003.02389). SLR: the whole schedule, compressed (Le and Hua 2021, arXiv 2105.03193). CLR: a cosine from the
-first rate. LLR: linear from the first rate to 0. ALLR: linear from the discounted first rate (Zimmer, Spiegel and
-Pokutta 2023, arXiv 2111.00843)."""
+and the discount. FT: the last rate of the original (Han et al. 2015). LRW, learning-rate rewinding: its last epochs
+(Renda, Frankle and Carbin 2020, arXiv 2003.02389). WR, weight rewinding: the same (the same paper). SLR: the whole
+schedule, compressed (Le and Hua 2021, arXiv 2105.03193). CLR: a cosine from the first rate. LLR: linear from the first
+rate to 0. ALLR: linear from the discounted first rate (Zimmer, Spiegel and Pokutta 2023, arXiv 2111.00843)."""
 
 
 @dataclass(frozen=True)
 class IMPConfig(Config):
-    """Configuration of iterative magnitude pruning: train, then prune and retrain the trained weights in cycles."""
+    """Configuration of iterative magnitude pruning: train, then prune and retrain the trained weights in cycles.
+
+    After each pruning, learning-rate rewinding (``retraining="lrw"``) returns to the learning rate of epoch
+    ``dense.epochs - retrain_epochs`` of the dense training. Weight rewinding (``"wr"``) returns to the weights of that
+    epoch too: Frankle, Dziugaite, Roy and Carbin 2020, "Linear mode connectivity and the lottery ticket hypothesis"
+    (arXiv 1912.05671). Epoch 0 gives the lottery tickets of Frankle and Carbin 2019 (arXiv 1803.03635).
+
+    Raises:
+        ValueError: weight rewinding to an epoch before the first.
+    """
 
     sparsity: float = option(0.9, "Fraction of weights pruned at the end.", FRACTION)
     cycles: int = option(3, "Prunings, each of the same share of what is left.", at_least(1))
     retrain_epochs: int = option(3, "Epochs of weight training after each.", at_least(0))
-    retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option(
-        "allr", "Learning-rate schedule of the retraining."
+    retraining: Literal["ft", "lrw", "wr", "slr", "clr", "llr", "allr"] = option(
+        "allr", "Learning-rate schedule of the retraining; wr rewinds the weights too."
     )
     dense: WeightConfig = field(default_factory=WeightConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.retraining == "wr" and self.retrain_epochs > self.dense.epochs:
+            raise ValueError(
+                f"IMPConfig: retraining wr needs retrain_epochs of at most the {self.dense.epochs} epochs of the dense "
+                f"training, got {self.retrain_epochs}"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,7 +143,11 @@ def imp(
     folder = None if out is None else run_folder(out, "imp", config)
 
     def train(
-        name: str, weights: WeightConfig, schedule: Schedule, masks: Mapping[str, Tensor] | None
+        name: str,
+        weights: WeightConfig,
+        schedule: Schedule,
+        masks: Mapping[str, Tensor] | None = None,
+        also: Sequence[object] = (),
     ) -> list[dict[str, float]]:
         return train_weights(
             model,
@@ -130,18 +157,21 @@ def imp(
             schedule=schedule,
             loss_fn=loss_fn,
             folder=None if folder is None else folder / name,
-            callbacks=callbacks,
+            callbacks=[*also, *callbacks],
             options=options,
         )
 
     original = SCHEDULES[config.dense.schedule]
-    rounds = [IMPRound(0.0, None, train("dense", config.dense, original, None))]
+    early = [Rewinding(model, config.dense.epochs - config.retrain_epochs)] if config.retraining == "wr" else []
+    rounds = [IMPRound(0.0, None, train("dense", config.dense, original, also=early))]
     masks: dict[str, Tensor] = {}
     ratio = config.retrain_epochs / max(1, config.dense.epochs)
     for cycle in range(1, config.cycles + 1):
         sparsity = 1 - (1 - config.sparsity) ** (cycle / config.cycles)
         before = {name: weight.detach().clone() for name, weight in scores.prunable_weights(model).items()}
         masks = mask_tools.from_scores(scores.magnitude(model), sparsity)
+        for each in early:
+            each.rewind(model)
         mask_tools.apply(model, masks)
         factor = discount(before, {name: torch.where(masks[name], weight, 0) for name, weight in before.items()}, ratio)
         schedule = RETRAINING[config.retraining](original, ratio, factor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,11 @@ from stochprune.arguments import checked
 from stochprune.masks.ablate import apply
 from stochprune.masks.select import from_scores
 from stochprune.runs.config import POSITIVE, Config, at_least, option
+from stochprune.training.admm import ADMMConfig, admm
 from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.continuous_sparsification import ContinuousSparsificationConfig, continuous_sparsification
+from stochprune.training.edge_popup import EdgePopupConfig, edge_popup
 from stochprune.training.frozen_probabilities import FrozenProbabilitiesConfig, frozen_probabilities
 from stochprune.training.gradual_magnitude import GradualMagnitudeConfig, gradual_magnitude
 from stochprune.training.hard_concrete import HardConcreteConfig, hard_concrete
@@ -30,6 +32,8 @@ from stochprune.training.prune_finetune import tune_and_cut
 from stochprune.training.pruning import Pruned, PruningConfig
 from stochprune.training.rigl import RigLConfig, rigl
 from stochprune.training.soft_threshold import SoftThresholdConfig, train_soft_threshold
+from stochprune.training.soft_threshold_reparameterisation import STRConfig, soft_threshold_reparameterisation
+from stochprune.training.supermask import SupermaskConfig, supermask
 from stochprune.training.training import Training
 
 
@@ -42,18 +46,29 @@ class MaskFinetuningConfig(FinetuneConfig):
 
 @dataclasses.dataclass(frozen=True)
 class IterativeMagnitudeConfig(PruningConfig):
-    """Iterative magnitude pruning of a model that is trained already; see :class:`IMPConfig`."""
+    """Iterative magnitude pruning; see :class:`IMPConfig`.
 
-    cycles: int = option(5, "Prunings, each of the same share of what is left; it divides the epochs.", at_least(1))
-    retraining: Literal["ft", "lrw", "slr", "clr", "llr", "allr"] = option(
-        "llr", "Learning-rate schedule of each retraining."
+    Rewinding (``lrw``, ``wr``) returns to an epoch of the dense training, so it needs ``dense_epochs``.
+    """
+
+    cycles: int = option(5, "Prunings, each of the same share of what is left; they share the epochs.", at_least(1))
+    retraining: Literal["ft", "lrw", "wr", "slr", "clr", "llr", "allr"] = option(
+        "llr", "Learning-rate schedule of each retraining; wr rewinds the weights too."
     )
+    dense_epochs: int = option(0, "Epochs before the first pruning, part of the epochs.", at_least(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.epochs % self.cycles:
+        left = self.epochs - self.dense_epochs
+        if left < 0 or left % self.cycles:
             raise ValueError(
-                f"IterativeMagnitudeConfig: cycles must divide epochs, got {self.cycles} and {self.epochs} epochs"
+                f"IterativeMagnitudeConfig: cycles must divide the epochs after the dense_epochs, got "
+                f"{self.cycles} and {left} epochs"
+            )
+        if self.retraining in ("lrw", "wr") and self.dense_epochs < left // self.cycles:
+            raise ValueError(
+                f"IterativeMagnitudeConfig: retraining {self.retraining} needs dense_epochs of at least the "
+                f"{left // self.cycles} epochs of a retraining, got {self.dense_epochs}"
             )
 
 
@@ -75,8 +90,16 @@ def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConf
 def iterative_magnitude(
     model: nn.Module, loader: Loader, config: IterativeMagnitudeConfig, training: Training
 ) -> Pruned:
-    trained = WeightConfig(0, config.lr, config.checkpoint_every, config.optimizer, config.weight_decay)
-    each = IMPConfig(config.sparsity, config.cycles, config.epochs // config.cycles, config.retraining, trained)
+    dense = WeightConfig(
+        config.dense_epochs,
+        config.lr,
+        config.checkpoint_every,
+        config.optimizer,
+        config.weight_decay,
+        config.schedule,
+    )
+    epochs = (config.epochs - config.dense_epochs) // config.cycles
+    each = IMPConfig(config.sparsity, config.cycles, epochs, config.retraining, dense)
     masks, rounds = imp(model, loader, each, out=training.folder, **training.arguments)
     return Pruned(model, masks, [entry for round_ in rounds for entry in round_.history])
 
@@ -97,12 +120,32 @@ METHODS: Mapping[str, tuple[type[Config], Callable[..., Pruned]]] = {
     "mask_finetuning": (MaskFinetuningConfig, mask_finetuning),
     "frozen_probabilities": (FrozenProbabilitiesConfig, frozen_probabilities),
     "rigl": (RigLConfig, rigl),
+    "admm": (ADMMConfig, admm),
     "movement": (MovementConfig, movement),
     "continuous_sparsification": (ContinuousSparsificationConfig, continuous_sparsification),
     "hard_concrete": (HardConcreteConfig, hard_concrete),
+    "edge_popup": (EdgePopupConfig, edge_popup),
+    "supermask": (SupermaskConfig, supermask),
+    "str": (STRConfig, soft_threshold_reparameterisation),
     "soft_threshold": (SoftThresholdPruningConfig, soft_threshold_pruning),
 }
 """By name: the type of the configuration, and the function that runs it."""
+
+
+@checked
+def config_type(name: str, fields: Iterable[str] = ()) -> type[Config]:
+    """Return the type of the configuration of the method called ``name``, which must have these fields.
+
+    Raises:
+        ValueError: an unknown method or field; the message lists the known ones.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known are: {', '.join(METHODS)}")
+    kind = METHODS[name][0]
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(fields) - set(known)):
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(known)}")
+    return kind
 
 
 @checked
@@ -110,15 +153,9 @@ def make_config(name: str, values: Mapping[str, Any]) -> Config:
     """Return the configuration of the method called ``name``.
 
     Raises:
-        ValueError: an unknown method or field; the message lists the known ones. Or a value outside its range.
+        ValueError: see :func:`config_type`. Or a value outside its range.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; known are: {', '.join(METHODS)}")
-    kind = METHODS[name][0]
-    known = [field.name for field in dataclasses.fields(kind)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(known)}")
-    return kind(**values)
+    return config_type(name, values)(**values)
 
 
 @checked
@@ -135,7 +172,8 @@ def prune(
     """Train and prune a model by the method of a configuration, in place.
 
     Every method takes the model as it is, trained or not, makes ``config.epochs`` passes over the data, and prunes
-    ``config.sparsity`` of all prunable weights, ranked together (RigL from a random start: by its own densities)::
+    ``config.sparsity`` of all prunable weights, ranked together. (edge-popup ranks the weights of each layer; RigL from
+    a random start has densities of its own.) ::
 
         found = sp.training.prune(model, loader, GradualMagnitudeConfig(sparsity=0.98, epochs=10))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,15 @@ class MovementMask(nn.Module):
         return weight * (self.mask + (self.scores - self.scores.detach()))
 
 
+def keep_highest(parts: Mapping[str, MovementMask], sparsity: float, scope: str = "global") -> dict[str, Tensor]:
+    """Set the masks to those of the highest scores, and return them; see :func:`stochprune.masks.from_scores`."""
+    found = {name: part.scores.detach() for name, part in parts.items()}
+    masks = from_scores(found, sparsity, scope, allow_empty=True)
+    for name, part in parts.items():
+        part.mask.copy_(masks[name])
+    return masks
+
+
 class _Movement(Counting):
     """Chooses the masks after each step."""
 
@@ -64,9 +74,6 @@ class _Movement(Counting):
         """Return the value of the cubic from 0 to ``end`` after the steps made."""
         return cubic(0.0, end, min(1.0, self.made / self.steps))
 
-    def scores(self) -> dict[str, Tensor]:
-        return {name: part.scores.detach() for name, part in self.parts.items()}
-
     def penalty(self) -> Tensor | float:
         if self.config.kind == "hard":
             return 0.0
@@ -76,11 +83,10 @@ class _Movement(Counting):
     @torch.no_grad()
     def hold(self) -> None:
         if self.config.kind == "hard":
-            kept = from_scores(self.scores(), self.at(self.config.sparsity), allow_empty=True)
-        else:
-            kept = {name: torch.sigmoid(score) > self.config.threshold for name, score in self.scores().items()}
-        for name, part in self.parts.items():
-            part.mask.copy_(kept[name])
+            keep_highest(self.parts, self.at(self.config.sparsity))
+            return
+        for part in self.parts.values():
+            part.mask.copy_(torch.sigmoid(part.scores) > self.config.threshold)
 
     def measure(self, state: State) -> dict[str, float]:
         return {"sparsity": 1 - sum(int(part.mask.sum()) for part in self.parts.values()) / self.count}
@@ -94,5 +100,5 @@ def movement(model: nn.Module, loader: Loader, config: MovementConfig, training:
         constraint = _Movement(parts, config, steps)
         optimizer = make_optimizer(model, config, training.options, scores, config.score_lr)
         history = training.fit(model, loader, config, optimizer, constraint)
-        masks = from_scores(constraint.scores(), config.sparsity, allow_empty=True)
+        masks = keep_highest(parts, config.sparsity)
     return Pruned(apply(model, masks), masks, history)

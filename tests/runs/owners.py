@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from stochprune.data import Batches
 from stochprune.data.splits import split
 from stochprune.pac_bayes import CertifyConfig, PriorConfig, SelfBoundConfig, certify, make_posterior, train_prior
 from stochprune.studies.finetune import StudyConfig, run_study
+from stochprune.studies.methods import Arm, ArmBlock, MethodsConfig
 from stochprune.studies.plan import Block
 from stochprune.training import (
     FinetuneConfig,
@@ -117,6 +120,20 @@ def run_finetune_study(out: Path, callbacks: tuple[object, ...] = ()) -> Any:
     return run_study(TINY_STUDY, out=out)[1]
 
 
+def run_methods(out: Path, callbacks: tuple[object, ...] = ()) -> Any:
+    """Without a clock: the seconds are in the tables and in the checkpoints."""
+    dense = WeightConfig(epochs=1, checkpoint_every=2)
+    settings = MethodsConfig(dense, epochs=2, batch_size=512, train_examples=1024)
+    arms = (
+        Arm("gradual", "gradual_magnitude", (("checkpoint_every", 2), ("every", 1))),
+        Arm("one-shot", "one_shot", (), retrain_epochs=1),
+    )
+    grid = (ArmBlock(arms, (0.9,)),)
+    plan = studies.Plan("tiny", "Tiny", "methods", ("digits",), ("lenet_300_100",), 1, grid, settings)
+    with mock.patch("stochprune.studies.processor_time.time", SimpleNamespace(process_time=lambda: 0.0)):
+        return studies.run(plan, out=out)[1]["rows"]
+
+
 TRAINERS: dict[str, Callable[..., Any]] = {
     "finetune": run_finetune,
     "train_weights": run_weights,
@@ -129,6 +146,7 @@ OWNERS: dict[str, Callable[..., Any]] = {
     **TRAINERS,
     "initialisation": run_initialisation,
     "finetune study": run_finetune_study,
+    "methods": run_methods,
 }
 STUDY = """
 title: Two masks

@@ -112,6 +112,30 @@ def test_tables_have_paired_differences_and_seconds(finished):
     assert "Processor seconds" in text and "| gradual | trained |" in text
 
 
+def test_arms_from_random_weights_and_a_dense_one(tmp_path):
+    """Untrained networks, and a block of sparsity 0, whose arm has no partner to compare with."""
+    arms = """
+      edge-popup: {method: edge_popup}
+      rewinding: {method: iterative_magnitude, cycles: 1, dense_epochs: 1, retraining: wr}
+  - {sparsities: [0.0], arms: {"dense, as long": {method: one_shot}}}
+settings:"""
+    start, end = TEXT.index("\n      gradual"), TEXT.index("\nsettings:")
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        (TEXT[:start] + arms + TEXT[end + len("\nsettings:") :]).replace("dense: {epochs: 1}", "dense: {epochs: 0}")
+    )
+    folder, results = studies.run(studies.load(path), out=tmp_path)
+    rows = {(row["score"], row["arm"], row["seed"]): row for row in results["rows"]}
+    dataset = data.digits()
+    held = studies.finetune.hold_out(dataset, 0.2)
+    model = models.build("lenet_300_100", dataset.shape, 10, 0)
+    assert rows["dense", "none", 0]["error"] == error(predict(model, held.test_x), held.test_y) > 60
+    train_weights(model, data.Batches(held.train_x, held.train_y, 512, 0), WeightConfig(2))
+    assert rows["dense, as long", "trained", 0]["error"] == error(predict(model, held.test_x), held.test_y)
+    differences = (folder / "tables.md").read_text().split("minus that of")[1]
+    assert "| rewinding | " in differences and "dense, as long" not in differences
+
+
 def test_the_interval_is_student_s():
     found = Paired.of([1.0, 2.0, 3.0, 4.0, 5.0])  # the quantile of 4 degrees of freedom is 2.776
     assert (found.mean, found.half_width) == (3.0, pytest.approx(2.776 * 1.5811 / 5**0.5, rel=1e-3))

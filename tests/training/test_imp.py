@@ -19,6 +19,7 @@ from stochprune.training.schedules import SCHEDULES
     [  # of an original of 8 epochs in steps, retrained for 4: at progress 0, 0.4 and 0.5
         ("ft", [0.01, 0.01, 0.01]),
         ("lrw", [0.1, 0.1, 0.01]),
+        ("wr", [0.1, 0.1, 0.01]),
         ("slr", [1.0, 1.0, 0.1]),
         ("clr", [1.0, (1 + math.cos(0.4 * math.pi)) / 2, 0.5]),
         ("llr", [1.0, 0.6, 0.5]),
@@ -63,14 +64,14 @@ def test_cycles_prune_and_retrain(dense, loader, retraining):
         assert not bool(model.get_parameter(name)[~value].any())
 
 
-def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, tmp_path, recorder, stop):
-    config = IMPConfig(cycles=2, sparsity=0.6, retrain_epochs=1, dense=WeightConfig(1, 0.01, 2))
+@pytest.mark.parametrize(("retraining", "stopped_at"), [("allr", 3), ("wr", 5), ("wr", 7), ("wr", 10), ("wr", 14)])
+def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, tmp_path, killer, stop, retraining, stopped_at):
+    """The dense training has 8 steps, and each cycle 4; weight rewinding keeps the weights after step 4."""
+    config = IMPConfig(0.6, cycles=2, retrain_epochs=1, retraining=retraining, dense=WeightConfig(2, 0.01, 2))
     whole = copy.deepcopy(dense)
     expected, rounds = imp(whole, loader, config, out=tmp_path / "whole")
-    for _ in range(2):
-        with pytest.raises(stop):
-            imp(copy.deepcopy(dense), loader, config, out=tmp_path / "part", callbacks=[recorder(stop=3)])
-        next((tmp_path / "part").rglob("checkpoint.pt"))
+    with pytest.raises(stop):
+        imp(copy.deepcopy(dense), loader, config, out=tmp_path / "part", callbacks=[killer(stopped_at)])
     part = copy.deepcopy(dense)
     found, again = imp(part, loader, config, out=tmp_path / "part")
     assert again == rounds and all(torch.equal(found[name], expected[name]) for name in found)
@@ -84,3 +85,5 @@ def test_bad_values_are_named():
         IMPConfig(cycles=0)
     with pytest.raises(ValueError, match=r"sparsity.*got 1.0"):
         IMPConfig(sparsity=1.0)
+    with pytest.raises(ValueError, match=r"retrain_epochs.*2 epochs.*got 3"):
+        IMPConfig(retraining="wr", retrain_epochs=3, dense=WeightConfig(2))

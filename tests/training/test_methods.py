@@ -25,16 +25,20 @@ from stochprune.training import (
     prune,
 )
 from stochprune.training.methods import METHODS, make_config
+from tests.training.by_hand import WEIGHTS, batches_of, by_name, close, largest
 
 pytestmark = pytest.mark.filterwarnings("ignore::stochprune.training.StuckMaskWarning")
-WEIGHTS = ("0.weight", "2.weight")
 OWN = {
     "iterative_magnitude": {"cycles": 2},
     "gradual_magnitude": {"every": 2},
     "mask_finetuning": {"budget_schedule": "cubic", "logit_lr": 0.5},
     "rigl": {"every": 3},
+    "admm": {"every": 3},
     "soft_threshold": {"threshold": 0.05},
 }
+NO_BUDGET = {"mask_finetuning": {"budget_schedule": "constant"}}
+FREEZE = ("edge_popup", "supermask")
+"""The methods that train no weights."""
 
 
 def config_of(name, **values):
@@ -43,7 +47,7 @@ def config_of(name, **values):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_prunes_to_the_sparsity(dense, loader, recorder, name):
-    watch, biases = recorder(), [dense[0].bias.clone(), dense[2].bias.clone()]
+    watch, before = recorder(), copy.deepcopy(dense)
     found = prune(dense, loader, config_of(name), callbacks=[watch])
     assert len(watch.seen) == 16
     assert [type(module) for module in found.model] == [torch.nn.Linear, torch.nn.ReLU, torch.nn.Linear]
@@ -54,7 +58,9 @@ def test_every_method_prunes_to_the_sparsity(dense, loader, recorder, name):
         assert not bool(found.model.get_parameter(key)[~mask].any())
     assert found.model.state_dict().keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert all(parameter.requires_grad for parameter in found.model.parameters())
-    assert not any(torch.equal(a, b) for a, b in zip(biases, (found.model[0].bias, found.model[2].bias), strict=True))
+    for key, value in before.named_parameters():
+        kept = found.masks.get(key, torch.ones_like(value, dtype=torch.bool))
+        assert torch.equal(found.model.get_parameter(key)[kept], value[kept]) == (name in FREEZE), key
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -69,29 +75,6 @@ def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, killer, stop, t
     assert whole.history == resumed.history
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-
-
-def batches_of(loader, epochs):
-    for epoch in range(epochs):
-        loader.set_epoch(epoch)
-        yield from loader
-
-
-def by_name(dense):
-    """Copies of the parameters of a model, to train by hand."""
-    return {name: value.detach().clone().requires_grad_() for name, value in dense.named_parameters()}
-
-
-def largest(values, count):
-    """bool masks of the ``count`` largest of all values."""
-    bound = torch.cat([value.flatten() for value in values.values()]).sort(descending=True).values[count - 1]
-    return {name: value >= bound for name, value in values.items()}
-
-
-def close(model, params, masks, atol=1e-6):
-    for name, value in params.items():
-        expected = value * masks[name] if name in masks else value
-        assert torch.allclose(model.get_parameter(name), expected, atol=atol), name
 
 
 def test_gradual_magnitude_by_hand(dense, loader):
@@ -289,6 +272,23 @@ def test_methods_take_the_options_of_the_loop(dense, loader, recorder, name, opt
     found = prune(dense, loader, config_of(name), options=options, callbacks=[watch])
     assert len(watch.seen) == 16 // (2 if options.accumulate == 3 else 1)
     assert sum(int(mask.sum()) for mask in found.masks.values()) == 18
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sparsity_zero_keeps_everything(dense, loader, name):
+    found = prune(dense, loader, config_of(name, epochs=2, sparsity=0.0, **NO_BUDGET.get(name, {})))
+    assert all(bool(mask.all()) for mask in found.masks.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bad_input_is_named(loader, name):
+    with pytest.raises(ValueError, match=rf"{name}.*'magic'.*sparsity"):
+        config_of(name, magic=1)
+    for sparsity in (1.0, -0.1):
+        with pytest.raises(ValueError, match=rf"sparsity.*got {sparsity}"):
+            config_of(name, sparsity=sparsity)
+    with pytest.raises(ValueError, match="Sequential"):
+        prune(torch.nn.Sequential(torch.nn.LayerNorm(6)), loader, config_of(name))
 
 
 def test_unknown_names_and_configurations_are_named(dense, loader):
