@@ -30,7 +30,7 @@ WITHOUT_TRITON = ("test_cuda_backend.py", "test_scores.py")
 """Files of tests that launch CUDA C++ kernels, or work in float64, which the reference serves."""
 NEED_A_DEVICE = ("test_torch_compile_gives_the_eager_bits", "test_more_draws_than_an_axis_holds[cuda]")
 """Tests that fail whatever they launch: one compiles for the device it finds, one launches CUDA C++ itself."""
-WITH_STORAGE = ("test_capture.py", "test_commands.py", "test_layers.py")
+WITH_STORAGE = ("test_adam.py", "test_capture.py", "test_commands.py", "test_layers.py")
 """Files of tests that ask for values, or go through torch.library, which makes no launches for empty tensors."""
 
 
