@@ -128,7 +128,8 @@ void bind_masked(py::module_& m) {
 
 void bind_tiles(py::module_& m) {
   m.def("has_tiles", [] { return tile_kernels() != nullptr; });
-  m.def("tile_bytes", [](const MaskedTensors& m, int64_t examples, int threads) { return tile_bytes(m.masked, examples, threads); });
+  m.def("tile_bytes",
+        [](const MaskedTensors& m, int64_t examples, int threads) { return tile_bytes(m.masked, examples, threads); });
   m.def("tile_forward", [](const MaskedTensors& m, const object& x, const object& bias, const object& y, const object& memory,
                            int threads) {
     const Dense from(x, m.masked.shape.cols), b(bias, m.masked.shape.rows);

@@ -99,10 +99,10 @@ inline void interleave(__m512i a, __m512i b, uint16_t* to, std::integer_sequence
 }
 
 // A whole unit of bfloat16 weights under the hard mask of one draw, at a row and a column of the weight. Its thresholds and its
-// bits are given by their first row. Not inlined, so that the loop around the products keeps its registers.
+// bits are given by their first row.
 template <bool Pairs>
-[[gnu::noinline]] void draw_whole(const Masked& m, const RoundKeys& key, const Item& item, int64_t row, int64_t col,
-                                  Thresholds levels, Bits kept, uint16_t* to, NanWatch& nan) {
+inline void draw_whole(const Masked& m, const RoundKeys& key, const Item& item, int64_t row, int64_t col, Thresholds levels,
+                       Bits kept, uint16_t* to, NanWatch& nan) {
   __m512i u[kUnitRows][2], w[kUnitRows][2];
   const uint64_t group = (m.col + uint64_t(col)) / kGroup;
   uniforms_of_rows(key, uint32_t(m.draw[item.draw]), m.stream, uint32_t(m.row + uint64_t(row)), group, u);
@@ -182,7 +182,8 @@ class Drawing {
 
   bool found_nan() const { return nan_ || watch_.found(); }
 
-  void unit(const Item& item, int64_t unit, uint16_t* block) {
+  // Not inlined, so that the loop around the products keeps its registers.
+  [[gnu::noinline]] void unit(const Item& item, int64_t unit, uint16_t* block) {
     const int64_t row = (Pairs ? item.depth : item.block) * kBlock.rows + unit / kGroups * kUnitRows;
     const int64_t group = (Pairs ? item.block : item.depth) * kGroups + unit % kGroups;
     uint16_t* const to = unit_in<Pairs>(block, unit);

@@ -232,7 +232,8 @@ class WeightGrad {
     Bits kept = p_.kept;
     if (kept.data) kept.data += (item.draw * m.shape.rows + row) * kept.stride + (first + columns.begin) / kGroup;
     const Divergence kl = item.draw ? Divergence{} : Divergence{moved(p_.kl.prior, row, col), p_.kl.scale};
-    const Gradients to{moved(p_.to.weight, row, col), moved(p_.to.logits, row, col), p_.to.add || item.draw > 0};
+    const Gradients to{moved(p_.to.weight, row, col), moved(p_.to.logits, row, col), p_.to.add || item.draw > 0,
+                       m.draws == 1 && is_large(m.shape)};
     kernels_.weight_grad(part_of(m, item.draw, row, col, {rows, columns.count()}), grad, kept, kl, to);
   }
 
@@ -254,6 +255,7 @@ class WeightGrad {
       more = walk.advance(now);
     }
     for (int64_t q = 0; q < quads; ++q) finish(shifted(before), q, block(turn ^ 1));
+    stream_fence();
   }
 };
 

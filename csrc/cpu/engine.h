@@ -50,7 +50,8 @@ struct Activations {  // bfloat16 [draws, examples, features]
 // on any number of threads. `memory` holds tile_bytes() bytes, on a boundary of 64.
 int64_t tile_bytes(const Masked&, int64_t examples, int threads);
 bool tile_forward(const Masked&, Activations x, ConstMatrix bias, uint16_t* y, char* memory, int threads);
-bool tile_backward(const Masked&, Activations x, Activations grad, uint16_t* dx, Divergence, Gradients, char* memory, int threads);
+bool tile_backward(const Masked&, Activations x, Activations grad, uint16_t* dx, Divergence, Gradients, char* memory,
+                   int threads);
 
 // For `count` weights in one row. Sums do not depend on the number of threads.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads);

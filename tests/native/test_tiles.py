@@ -25,6 +25,7 @@ EDGES = [
     (5, 129, 64, 0, 63),
     (2, 260, 140, 9, 127),
     (40, 65, 530, 2**32 - 65, 1),
+    (3, 515, 516, 0, 5),  # so large that new gradients are stored past the caches
 ]
 
 
