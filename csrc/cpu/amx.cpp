@@ -140,14 +140,12 @@ bool tile_backward(const Masked& m, Activations x, Activations grad, uint16_t* d
   const TileKernels& tiles = *tile_kernels();
   Scratch scratch(memory);
   const BackwardPass pass(m, x, grad, threads, scratch);
-  const Estimator e = m.relaxation.estimator;
-  const bool hard = e == Estimator::straight_through || e == Estimator::straight_through_concrete;
   std::vector<char> nan(size_t(pass.plan.workers), 0);
   for (int64_t d = 0; d < m.draws; d += pass.plan.draws) {
     const Masked some = some_draws(m, d, std::min(pass.plan.draws, m.draws - d));
     Bits kept{};
     if (dx) {
-      if (hard && to.weight.data) kept = {reinterpret_cast<uint64_t*>(pass.kept), groups_of(m)};
+      if (has_hard_mask(m) && to.weight.data) kept = {reinterpret_cast<uint64_t*>(pass.kept), groups_of(m)};
       const Tiles g = packed(tiles, pass.grad, d, some.draws, pass.packed, threads);
       const TileProduct p{some, kept, lead_of(m), g, grad.examples, {}, dx + d * x.examples * m.shape.cols, pass.plan.panel};
       each_worker(pass.plan.workers, pass.plan.blocks, [&](int64_t first, int64_t last, int64_t w) {

@@ -14,6 +14,11 @@ constexpr int64_t kDeep = 2 * kTile;           // one product of tiles sums over
 
 static inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+static inline bool has_hard_mask(const Masked& m) {
+  const Estimator e = m.relaxation.estimator;
+  return e == Estimator::straight_through || e == Estimator::straight_through_concrete;
+}
+
 struct Tiles {  // activations [draws, examples, features] as tiles
   uint32_t* data;
   int64_t draws, across, down;  // tiles along the features and along the examples

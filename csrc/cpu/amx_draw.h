@@ -52,11 +52,6 @@ struct Columns {
   int64_t count() const { return end - begin; }
 };
 
-inline bool is_hard_mask(const Masked& m) {
-  const Estimator e = m.relaxation.estimator;
-  return e == Estimator::straight_through || e == Estimator::straight_through_concrete;
-}
-
 // Where a unit lies in a block of 256 values in each row: forward, row by row; for dx, two rows of the weight become one row of
 // pairs.
 template <bool Pairs>
@@ -177,8 +172,8 @@ class Drawing {
 
   Drawing(const Kernels& kernels, const TileProduct& p, char* levels)
       : kernels_(kernels), p_(p), key_(uint64_t(*p.masked.seed)),
-        form_once_(is_hard_mask(p.masked) && p.masked.draws > 1 && !p.masked.thresholds.data),
-        fast_(is_hard_mask(p.masked) && p.masked.weight.dtype == DType::bf16), levels_(reinterpret_cast<uint16_t*>(levels)) {}
+        form_once_(has_hard_mask(p.masked) && p.masked.draws > 1 && !p.masked.thresholds.data),
+        fast_(has_hard_mask(p.masked) && p.masked.weight.dtype == DType::bf16), levels_(reinterpret_cast<uint16_t*>(levels)) {}
 
   bool found_nan() const { return nan_ || watch_.found(); }
 

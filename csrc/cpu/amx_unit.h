@@ -19,6 +19,7 @@ class TileUnit {
       uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
+    static_assert(sizeof config == 64);
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
   ~TileUnit() { asm volatile("tilerelease"); }

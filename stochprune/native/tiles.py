@@ -22,16 +22,10 @@ SMALLEST_LAYER = 1 << 16  # weights
 
 
 def take(x: Tensor, weight: Tensor) -> bool:
-    """Return True if the tile kernels serve the product of x [..., M, K] with a masked weight [N, K].
-
-    The emulation takes every shape, because it serves tests.
-    """
+    """Return True if the tile kernels serve the product of x [..., M, K] with a masked weight [N, K]."""
     if x.dtype is not torch.bfloat16 or not _C.has_tiles():
         return False
-    batch, weights = x.shape[-2], weight.numel()
-    if _C.instruction_set() == "amx-emulated":
-        return batch * weights * x.numel() > 0
-    return 0 < batch <= LARGEST_BATCH and weights >= SMALLEST_LAYER and x.numel() > 0
+    return 0 < x.shape[-2] <= LARGEST_BATCH and weight.numel() >= SMALLEST_LAYER and x.numel() > 0
 
 
 def forward(layer: _C.Masked, x: Tensor, bias: Tensor | None) -> Tensor:
