@@ -143,6 +143,7 @@ void bind_tiles(py::module_& m) {
     const int64_t cols = m.masked.shape.cols;
     const auto& [dweight, dlogits] = to;
     const Dense from(x, cols), g(grad, m.masked.shape.rows);
+    if (g.matrix.dtype != DType::bf16) throw py::type_error("tile_backward: grad must be bfloat16, as x is");
     const int64_t examples = examples_of(x);
     const GivenKL term(kl);
     const Gradients grads{result(dweight, cols), result(dlogits, cols), false};

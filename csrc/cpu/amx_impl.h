@@ -49,7 +49,7 @@ class MaskedProduct {
 
   const TileProduct& p_;
   const int64_t outputs_, sum_;                // sizes of the whole product, with the lead
-  const int64_t pairs_ = p_.activations.draws ? ceil_div(p_.examples, kDeep) : 0;
+  const int64_t pairs_ = ceil_div(p_.examples, kDeep);  // of tiles of examples
   char* scratch_;
   Drawing<Input> drawing_;
   TileUnit tiles_;
@@ -72,43 +72,30 @@ class MaskedProduct {
     for (int64_t e = 0; e < pairs_; ++e)
       for (int64_t o = 0; o < output_pairs(item); ++o) {
         float* sums = accumulator(item, o, e);
-        if (item.depth == 0) {
-          tiles_.template zero<0>();
-          tiles_.template zero<1>();
-          tiles_.template zero<2>();
-          tiles_.template zero<3>();
-        } else {
-          tiles_.template load<0>(sums, 64);
-          tiles_.template load<1>(sums + kTileWords, 64);
-          tiles_.template load<2>(sums + 2 * kTileWords, 64);
-          tiles_.template load<3>(sums + 3 * kTileWords, 64);
-        }
+        item.depth == 0 ? zero_sums(tiles_) : load_sums(tiles_, sums);
         // A tile of the block is 16 rows of 32 values; the next output's lies below (A) or beside (B).
         constexpr int64_t below = kTile * kWide, beside = kDeep;
         const uint16_t* weights = masked + o * 2 * (Input ? beside : below);
         const uint32_t* x = p_.activations.at(item.draw, first, 2 * e);
         for (int64_t t = 0; t < depth; ++t, weights += Input ? below : beside, x += p_.activations.down * kTileWords) {
-          tiles_.template load<4>(weights, 2 * kWide);
-          tiles_.template load<6>(x, 64);
-          tiles_.template load<5>(weights + (Input ? beside : below), 2 * kWide);
-          tiles_.template load<7>(x + kTileWords, 64);
+          tiles_.load<4>(weights, 2 * kWide);
+          tiles_.load<6>(x, 64);
+          tiles_.load<5>(weights + (Input ? beside : below), 2 * kWide);
+          tiles_.load<7>(x + kTileWords, 64);
           if constexpr (Input) {
-            tiles_.template dot<0, 6, 4>();
-            tiles_.template dot<1, 7, 4>();
-            tiles_.template dot<2, 6, 5>();
-            tiles_.template dot<3, 7, 5>();
+            tiles_.dot<0, 6, 4>();
+            tiles_.dot<1, 7, 4>();
+            tiles_.dot<2, 6, 5>();
+            tiles_.dot<3, 7, 5>();
           } else {
-            tiles_.template dot<0, 4, 6>();
-            tiles_.template dot<1, 4, 7>();
-            tiles_.template dot<2, 5, 6>();
-            tiles_.template dot<3, 5, 7>();
+            tiles_.dot<0, 4, 6>();
+            tiles_.dot<1, 4, 7>();
+            tiles_.dot<2, 5, 6>();
+            tiles_.dot<3, 5, 7>();
           }
           spread.step();
         }
-        tiles_.template store<0>(sums, 64);
-        tiles_.template store<1>(sums + kTileWords, 64);
-        tiles_.template store<2>(sums + 2 * kTileWords, 64);
-        tiles_.template store<3>(sums + 3 * kTileWords, 64);
+        store_sums(tiles_, sums);
       }
   }
 
@@ -196,27 +183,24 @@ class WeightGrad {
     for (int64_t c = 0; c < pairs_of_columns(item); ++c) {
       const uint32_t* g = p_.grad.at(item.draw, 2 * item.depth, 0);
       const uint32_t* x = p_.x.at(item.draw, item.block * (kGradient.cols / kTile) + 2 * c, 0);
-      tiles_.template zero<0>();
-      tiles_.template zero<1>();
-      tiles_.template zero<2>();
-      tiles_.template zero<3>();
+      zero_sums(tiles_);
       for (int64_t t = 0; t < p_.x.down; ++t, g += kTileWords, x += kTileWords) {
-        tiles_.template load<4>(g, 64);
-        tiles_.template load<6>(x, 64);
-        tiles_.template load<5>(g + p_.grad.down * kTileWords, 64);
-        tiles_.template load<7>(x + p_.x.down * kTileWords, 64);
-        tiles_.template dot<0, 4, 6>();
-        tiles_.template dot<1, 4, 7>();
-        tiles_.template dot<2, 5, 6>();
-        tiles_.template dot<3, 5, 7>();
+        tiles_.load<4>(g, 64);
+        tiles_.load<6>(x, 64);
+        tiles_.load<5>(g + p_.grad.down * kTileWords, 64);
+        tiles_.load<7>(x + p_.x.down * kTileWords, 64);
+        tiles_.dot<0, 4, 6>();
+        tiles_.dot<1, 4, 7>();
+        tiles_.dot<2, 5, 6>();
+        tiles_.dot<3, 5, 7>();
         spread.step();
       }
       constexpr int64_t row = kGradient.cols * 4;
       float* at = to + 2 * kTile * c;
-      tiles_.template store<0>(at, row);
-      tiles_.template store<1>(at + kTile, row);
-      tiles_.template store<2>(at + kTile * kGradient.cols, row);
-      tiles_.template store<3>(at + kTile * kGradient.cols + kTile, row);
+      tiles_.store<0>(at, row);
+      tiles_.store<1>(at + kTile, row);
+      tiles_.store<2>(at + kTile * kGradient.cols, row);
+      tiles_.store<3>(at + kTile * kGradient.cols + kTile, row);
     }
   }
 

@@ -97,5 +97,27 @@ class TileUnit {
 
 #endif
 
+// The four sums of 2 x 2 tiles, in the tiles 0 to 3 and one after the other in memory.
+inline void zero_sums(TileUnit& t) {
+  t.zero<0>();
+  t.zero<1>();
+  t.zero<2>();
+  t.zero<3>();
+}
+
+inline void load_sums(TileUnit& t, const float* from) {
+  t.load<0>(from, 64);
+  t.load<1>(from + kTileWords, 64);
+  t.load<2>(from + 2 * kTileWords, 64);
+  t.load<3>(from + 3 * kTileWords, 64);
+}
+
+inline void store_sums(TileUnit& t, float* to) {
+  t.store<0>(to, 64);
+  t.store<1>(to + kTileWords, 64);
+  t.store<2>(to + 2 * kTileWords, 64);
+  t.store<3>(to + 3 * kTileWords, 64);
+}
+
 }  // namespace
 }  // namespace stochprune
