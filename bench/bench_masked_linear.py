@@ -23,6 +23,7 @@ SIZES = [(1024, 128), (4096, 128), (4096, 512)]  # square weight, batch
 PARTS = ["forward", "backward", "step"]
 MODES = ["joint", "mask-only"]
 torch._functorch.config.donated_buffer = False  # the compiled backward runs several times on one graph
+WITHOUT_AMX = "ours without AMX"  # bfloat16 where the processor has it
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -64,15 +65,28 @@ class Layer:
         return {"saved": saved / weights, "peak": peak_bytes(self.step) / weights}
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.fixture
+def made(contender, dtype):
+    """Set up a contender, and return the name under which it is made."""
+    if contender != WITHOUT_AMX:
+        yield contender
+        return
+    if dtype != "bf16" or _C.instruction_set() != "amx":
+        pytest.skip("AMX serves bfloat16, on processors that have it")
+    _C.use_instruction_set("avx512")
+    yield "ours"
+    _C.use_instruction_set("amx")
+
+
+@pytest.mark.parametrize("contender", [*CONTENDERS, WITHOUT_AMX])
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("width", "batch"), SIZES, ids=[f"{w}x{b}" for w, b in SIZES])
-def test_linear(benchmark, width, batch, dtype, mode, part, contender):
+def test_linear(benchmark, width, batch, dtype, mode, part, contender, made):
     if (batch, part) not in {(128, "forward"), (128, "backward"), (128, "step"), (512, "step")}:
         pytest.skip("the larger batch is timed by the step")
-    layer = Layer(contender, width, batch, DTYPES[dtype], mode)
+    layer = Layer(made, width, batch, DTYPES[dtype], mode)
     run = layer.forward if part == "forward" else layer.step
     if part == "backward":
         y = layer.forward()

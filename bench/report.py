@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import stochprune
+from bench.bench_masked_linear import WITHOUT_AMX
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmark-cpu.md"
@@ -46,14 +47,25 @@ def steps(rows: list[Row]) -> str:
     lines = []
     for (width, batch, *rest), by in cases.items():
         ours, dense = by["ours"]["ms"], by["dense"]["ms"]
-        others = {name: row["ms"] for name, row in by.items() if name not in ("ours", "dense")}
+        others = {name: row["ms"] for name, row in by.items() if name != "dense" and not name.startswith("ours")}
         best = min(others, key=lambda name: others[name])
-        times = [f"{by[name]['ms']:.1f}" for name in ("dense", "ours", *others)]
+        times = [f"{by[name]['ms']:.1f}" if name in by else "" for name in ("dense", "ours", WITHOUT_AMX, *others)]
         lines.append(
             [f"{width}², {batch}", *rest, *times, f"**{ours / dense:.2f}**", f"{others[best] / ours:.1f}x ({best})"]
         )
-    names = [name for name in next(iter(cases.values())) if name not in ("ours", "dense")]
-    head = ["weight, batch", "dtype", "mode", "part", "dense", "ours", *names, "tax", "faster than the best other"]
+    names = [name for name in next(iter(cases.values())) if name != "dense" and not name.startswith("ours")]
+    head = [
+        "weight, batch",
+        "dtype",
+        "mode",
+        "part",
+        "dense",
+        "ours",
+        WITHOUT_AMX,
+        *names,
+        "tax",
+        "faster than the best other",
+    ]
     return table(head, lines)
 
 

@@ -52,6 +52,11 @@ struct GivenKL {
   operator Divergence() const { return {prior, scale}; }
 };
 
+int64_t examples_of(py::handle x) {  // M of [D, M, K] or [M, K]
+  const std::vector<int64_t> sizes = shape_of(x);
+  return sizes[sizes.size() - 2];
+}
+
 int64_t count_of(py::handle tensor) {
   int64_t count = 1;
   for (const int64_t size : shape_of(tensor)) count *= size;
@@ -118,6 +123,34 @@ void bind_masked(py::module_& m) {
     const Dense g(grad, cols);
     const Gradients to{result(dweight, cols), result(dlogits, cols), false};
     unlocked([&, p = Pattern{kept, group}] { nm_weight_grad(m.masked, p, g, to, threads); });
+  });
+}
+
+void bind_tiles(py::module_& m) {
+  m.def("has_tiles", [] { return tile_kernels() != nullptr; });
+  m.def("tile_bytes",
+        [](const MaskedTensors& m, int64_t examples, int threads) { return tile_bytes(m.masked, examples, threads); });
+  m.def("tile_forward", [](const MaskedTensors& m, const object& x, const object& bias, const object& y, const object& memory,
+                           int threads) {
+    const Dense from(x, m.masked.shape.cols), b(bias, m.masked.shape.rows);
+    const Activations in{static_cast<const uint16_t*>(from.matrix.data), examples_of(x)};
+    const auto out = address<uint16_t>(y);
+    const auto scratch = address<char>(memory);
+    checked([&] { return tile_forward(m.masked, in, b, out, scratch, threads); });
+  });
+  m.def("tile_backward", [](const MaskedTensors& m, const object& x, const object& grad, const object& dx,
+                            const std::tuple<object, object>& to, const object& kl, const object& memory, int threads) {
+    const int64_t cols = m.masked.shape.cols;
+    const auto& [dweight, dlogits] = to;
+    const Dense from(x, cols), g(grad, m.masked.shape.rows);
+    if (g.matrix.dtype != DType::bf16) throw py::type_error("tile_backward: grad must be bfloat16, as x is");
+    const int64_t examples = examples_of(x);
+    const GivenKL term(kl);
+    const Gradients grads{result(dweight, cols), result(dlogits, cols), false};
+    const auto out = address<uint16_t>(dx);
+    const auto scratch = address<char>(memory);
+    const auto halves = [&](const Dense& d) { return Activations{static_cast<const uint16_t*>(d.matrix.data), examples}; };
+    checked([&] { return tile_backward(m.masked, halves(from), halves(g), out, term, grads, scratch, threads); });
   });
 }
 
@@ -204,6 +237,7 @@ PYBIND11_MODULE(_C, m) {
     checked([&] { return thresholds({rows, cols}, l, to, threads); });
   });
   bind_masked(m);
+  bind_tiles(m);
   bind_gaussian(m);
   bind_sparse(m);
   bind_kl(m);

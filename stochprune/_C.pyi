@@ -45,6 +45,21 @@ def weight_grad(
     threads: int,
     part: tuple[int, int] | None = None,
 ) -> None: ...
+def has_tiles() -> bool: ...  # the instruction set has tile products: bfloat16 on AMX
+
+# x [D, M, K] and grad [D, M, N], or matrices. ``memory``: tile_bytes() bytes of scratch, for a batch of ``examples``.
+def tile_bytes(masked: Masked, examples: int, threads: int) -> int: ...
+def tile_forward(masked: Masked, x: Tensor, bias: Tensor | None, y: Tensor, memory: Tensor, threads: int) -> None: ...
+def tile_backward(
+    masked: Masked,
+    x: Tensor,
+    grad: Tensor,
+    dx: Tensor | None,
+    to: tuple[Tensor | None, Tensor | None],
+    kl: KLTerm | None,
+    memory: Tensor,
+    threads: int,
+) -> None: ...
 def nm_masked_weight(masked: Masked, pattern: tuple[int, int], out: Tensor, threads: int) -> None: ...
 def nm_weight_grad(
     masked: Masked,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -151,6 +154,18 @@ def test_threads_have_workspaces_of_their_own(generator):
 def test_an_unknown_instruction_set_names_the_known_ones():
     with pytest.raises(ValueError, match=r"'sve'.*scalar"):
         _C.use_instruction_set("sve")
+
+
+@pytest.mark.parametrize(("name", "status"), [("scalar", 0), ("amx-emulated", 0), ("sve", 1)])
+def test_the_environment_chooses(name, status):
+    code = "from stochprune import native; print(native.describe())"
+    environment = {**os.environ, "STOCHPRUNE_CPU": name}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.returncode == status
+    if status:
+        assert "STOCHPRUNE_CPU" in ended.stderr and "sve" in ended.stderr and "avx" in ended.stderr
+    else:
+        assert ended.stdout.startswith(name) and ("tiles" in ended.stdout) == (name != "scalar")
 
 
 @pytest.fixture

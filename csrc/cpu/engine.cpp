@@ -14,27 +14,47 @@
 namespace stochprune {
 namespace {
 
-std::vector<const Kernels*> runnable() {
-  std::vector<const Kernels*> found;
+struct Choice {
+  const char* name;
+  const Kernels* kernels;
+  const TileKernels* tiles;
+};
+
+std::vector<Choice> runnable() {
+  std::vector<Choice> found;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && avx512_kernels()) found.push_back(avx512_kernels());
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && avx2_kernels()) found.push_back(avx2_kernels());
+  if (avx512 && avx512_kernels()) {
+    if (amx_tiles() && amx_permitted()) found.push_back({"amx", avx512_kernels(), amx_tiles()});
+    found.push_back({"avx512", avx512_kernels(), nullptr});
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && avx2_kernels())
+    found.push_back({"avx2", avx2_kernels(), nullptr});
 #endif
-  found.push_back(scalar_kernels());
+  found.push_back({"scalar", scalar_kernels(), nullptr});
   return found;
 }
 
-const std::vector<const Kernels*>& choices() {
-  static const std::vector<const Kernels*> list = runnable();
+const std::vector<Choice>& choices() {
+  static const std::vector<Choice> list = runnable();
   return list;
 }
 
-std::atomic<const Kernels*>& chosen() {
-  static std::atomic<const Kernels*> kernels{choices().front()};
-  return kernels;
+// The best instruction set with tiles in software. It is slow, and serves tests.
+const Choice& emulated() {
+  static const Choice choice = [] {
+    const Kernels* best = choices().front().kernels;
+    const TileKernels* wide = best == avx512_kernels() ? emulated_tiles_avx512() : nullptr;
+    return Choice{"amx-emulated", best, wide ? wide : emulated_tiles()};
+  }();
+  return choice;
+}
+
+std::atomic<const Choice*>& chosen() {
+  static std::atomic<const Choice*> choice{&choices().front()};
+  return choice;
 }
 
 size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
@@ -154,33 +174,38 @@ void transpose(const float* x, float* to, int64_t cols, int examples, int lanes,
 
 }  // namespace
 
+const Kernels& kernels() { return *chosen().load()->kernels; }
+const TileKernels* tile_kernels() { return chosen().load()->tiles; }
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const Kernels* k : choices()) names.emplace_back(k->name);
+  for (const Choice& c : choices()) names.emplace_back(c.name);
   return names;
 }
 
 void use_instruction_set(const std::string& name) {
   std::string known;
-  for (const Kernels* k : choices()) {
-    if (name == k->name) {
-      chosen() = k;
+  for (const Choice& c : choices()) {
+    if (name == c.name) {
+      chosen() = &c;
       return;
     }
-    known += std::string(known.empty() ? "" : ", ") + k->name;
+    known += std::string(known.empty() ? "" : ", ") + c.name;
   }
-  throw std::invalid_argument("unknown instruction set '" + name + "'; this machine runs: " + known);
+  if (name != emulated().name)
+    throw std::invalid_argument("unknown instruction set '" + name + "'; this machine runs: " + known + ", " + emulated().name);
+  chosen() = &emulated();
 }
 
 std::string instruction_set() { return chosen().load()->name; }
 
 void keep_mask(const Masked& m, uint8_t* keep, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   split_draws(threads, m, all(m), [&](const Masked& part, int64_t, int64_t at) { k.keep_mask(part, keep + at * m.shape.cols); });
 }
 
 bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   std::atomic<bool> nan{false};
   split(threads, shape, [&](int64_t r, Shape part) {
     if (k.thresholds(part, from_row(logits, r), out + r * shape.cols)) nan = true;
@@ -189,7 +214,7 @@ bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out, int threads) {
 }
 
 bool masked_weight(const Masked& m, Rows rows, Matrix out, Bits kept, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   std::atomic<bool> nan{false};
   split_draws(threads, m, rows, [&](const Masked& part, int64_t, int64_t at) {
     if (k.masked_weight(part, from_row(out, at), from_row(kept, at))) nan = true;
@@ -198,7 +223,7 @@ bool masked_weight(const Masked& m, Rows rows, Matrix out, Bits kept, int thread
 }
 
 void weight_grad(const Masked& m, Rows rows, ConstMatrix grad, Bits kept, Divergence kl, Gradients to, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   split_rows(threads, m, rows, [&](const Masked& part, int64_t d, int64_t r) {
     const int64_t at = d * rows.count + r;
     k.weight_grad(part, from_row(grad, at), from_row(kept, at), d ? Divergence{} : from_row(kl, rows.first + r),
@@ -207,21 +232,21 @@ void weight_grad(const Masked& m, Rows rows, ConstMatrix grad, Bits kept, Diverg
 }
 
 void gaussian_weight(const Masked& m, ConstMatrix mu, ConstMatrix rho, Matrix out, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   split_draws(threads, m, all(m), [&](const Masked& part, int64_t r, int64_t at) {
     k.gaussian_weight(part, from_row(mu, r), from_row(rho, r), from_row(out, at));
   });
 }
 
 void gaussian_grad(const Masked& m, ConstMatrix grad, ConstMatrix rho, Matrix drho, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   split_rows(threads, m, all(m), [&](const Masked& part, int64_t d, int64_t r) {
     k.gaussian_grad(part, from_row(grad, d * m.shape.rows + r), from_row(rho, r), from_row(drho, r), d > 0);
   });
 }
 
 bool nm_masked_weight(const Masked& m, Pattern pattern, Matrix out, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   std::atomic<bool> nan{false};
   split_draws(threads, m, all(m), [&](const Masked& part, int64_t, int64_t at) {
     if (k.nm_masked_weight(part, pattern, from_row(out, at))) nan = true;
@@ -230,14 +255,14 @@ bool nm_masked_weight(const Masked& m, Pattern pattern, Matrix out, int threads)
 }
 
 void nm_weight_grad(const Masked& m, Pattern pattern, ConstMatrix grad, Gradients to, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   split_rows(threads, m, all(m), [&](const Masked& part, int64_t d, int64_t r) {
     k.nm_weight_grad(part, pattern, from_row(grad, d * m.shape.rows + r), from_row(to, r, d));
   });
 }
 
 bool moments(Shape shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho, Matrix mean, Matrix variance, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   std::atomic<bool> nan{false};
   split(threads, shape, [&](int64_t r, Shape part) {
     if (k.moments(part, from_row(weight, r), from_row(logits, r), from_row(rho, r), from_row(mean, r), from_row(variance, r)))
@@ -248,7 +273,7 @@ bool moments(Shape shape, ConstMatrix weight, ConstMatrix logits, ConstMatrix rh
 
 void moments_grad(Shape shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix weight, ConstMatrix logits, ConstMatrix rho,
                   Matrix dweight, Matrix dlogits, Matrix drho, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   split(threads, shape, [&](int64_t r, Shape part) {
     k.moments_grad(part, from_row(dmean, r), from_row(dvariance, r), from_row(weight, r), from_row(logits, r), from_row(rho, r),
                    from_row(dweight, r), from_row(dlogits, r), from_row(drho, r));
@@ -256,7 +281,7 @@ void moments_grad(Shape shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMa
 }
 
 void sparse_linear(Shape shape, const SparseRows& w, int64_t batch, const float* x, const float* bias, float* y, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   // Threads share the kept weights evenly; a row counts for one more, so that empty ones are shared too.
   const int64_t work = w.first[shape.rows] + shape.rows;
   const auto row_at = [&, rows = std::views::iota(int64_t{0}, shape.rows)](int64_t position) {
@@ -281,27 +306,27 @@ void sparse_linear(Shape shape, const SparseRows& w, int64_t batch, const float*
 }
 
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   return sum_of_chunks(threads, count, [&](int64_t i, int64_t n) {
     return k.bernoulli_kl(n, from_weight(logits, i), from_weight(prior, i));
   });
 }
 
 double gaussian_kl(int64_t count, Gaussians g, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   return sum_of_chunks(threads, count, [&](int64_t i, int64_t n) { return k.gaussian_kl(n, from_weight(g, i)); });
 }
 
 void bernoulli_kl_grad(int64_t count, double scale, ConstMatrix logits, ConstMatrix prior, Matrix dlogits, Matrix dprior,
                        int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   for_each_chunk(threads, count, [&](int64_t, int64_t i, int64_t n) {
     k.bernoulli_kl_grad(n, scale, from_weight(logits, i), from_weight(prior, i), from_weight(dlogits, i), from_weight(dprior, i));
   });
 }
 
 void gaussian_kl_grad(int64_t count, double scale, Gaussians g, GaussianGrads d, int threads) {
-  const Kernels& k = *chosen().load();
+  const Kernels& k = kernels();
   for_each_chunk(threads, count, [&](int64_t, int64_t i, int64_t n) {
     k.gaussian_kl_grad(n, scale, from_weight(g, i), from_weight(d, i));
   });

@@ -3,15 +3,20 @@
 #include <string>
 #include <vector>
 
+#include "amx.h"
 #include "kernels.h"
 
 namespace stochprune {
 
-// Names of the instruction sets that this binary contains and this processor supports, best first.
+// Names of the instruction sets that this binary contains and this processor supports, best first. "amx" is AVX-512 with
+// products on tiles.
 std::vector<std::string> instruction_sets();
-// Chooses one of them for all later calls. Throws std::invalid_argument for another name.
+// Chooses one of them for all later calls, or "amx-emulated": the best one, with tiles in software, for tests. Throws
+// std::invalid_argument for another name.
 void use_instruction_set(const std::string& name);
 std::string instruction_set();
+const Kernels& kernels();
+const TileKernels* tile_kernels();  // null: the instruction set has no tiles
 
 struct Rows {
   int64_t first, count;
@@ -34,6 +39,19 @@ void moments_grad(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix w
 // y [batch, rows] = x [batch, cols] W^T + bias, dense matrices in float32. Sums are the same on any number of threads and for
 // any batch.
 void sparse_linear(Shape, const SparseRows&, int64_t batch, const float* x, const float* bias, float* y, int threads);
+
+struct Activations {  // bfloat16 [draws, examples, features]
+  const uint16_t* data;
+  int64_t examples;
+};
+
+// Masked linear layers on tiles: y [draws, M, N] = x [draws, M, K] (z * weight)^T + bias, and the gradients of x, weight and
+// logits from grad [draws, M, N]; dx and the matrices of Gradients may be null. Return whether a logit is NaN. Sums are the same
+// on any number of threads. `memory` holds tile_bytes() bytes, on a boundary of 64.
+int64_t tile_bytes(const Masked&, int64_t examples, int threads);
+bool tile_forward(const Masked&, Activations x, ConstMatrix bias, uint16_t* y, char* memory, int threads);
+bool tile_backward(const Masked&, Activations x, Activations grad, uint16_t* dx, Divergence, Gradients, char* memory,
+                   int threads);
 
 // For `count` weights in one row. Sums do not depend on the number of threads.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads);

@@ -29,6 +29,7 @@ struct Divergence {  // the KL of the masks from a prior's, times a factor; its 
 struct Gradients {
   Matrix weight, logits;
   bool add;  // add to the old values, to sum over draws
+  bool past_caches = false;  // new float32 gradients are stored past the caches, and the caller fences, after many small parts
 };
 
 struct Pattern {

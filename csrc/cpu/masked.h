@@ -99,7 +99,7 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
   constexpr bool relaxed = E != Estimator::straight_through && E != Estimator::expected;
   const Tables& table = tables();
   const float inverse_temperature = 1.0f / m.relaxation.temperature;
-  const bool fresh = !to.add && is_large(m.shape);
+  const bool fresh = !to.add && (to.past_caches || is_large(m.shape));
   NanWatch nan;  // not used: forward has refused NaN
   for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> gbuf, wbuf, lbuf, pbuf, slopes, dw, dl;
@@ -151,7 +151,7 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
     if (to.weight.data) write_sum(to.weight, b, dw, to.add, fresh && to.weight.data != grad.data);
     if (to.logits.data) write_sum(to.logits, b, dl, to.add, fresh && to.logits.data != grad.data);
   });
-  stream_fence();
+  if (!to.past_caches) stream_fence();
 }
 
 // Runs f.template operator()<E>() for the run-time estimator.

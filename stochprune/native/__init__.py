@@ -1,7 +1,12 @@
 """The C++ backend of the CPU, a module with the functions of :mod:`stochprune.reference`.
 
-It samples masks and writes masked weights to one workspace, which all layers share.
+It samples masks and writes masked weights to one workspace, which all layers share. Linear layers in bfloat16 on a
+processor with AMX need no masked weights. The environment variable STOCHPRUNE_CPU names the instruction set: amx,
+avx512, avx2 or scalar; the default is the best one of the processor. ``amx-emulated`` is slow and for tests: it takes
+the path of AMX on any processor, with its tile instructions in software.
 """
+
+import os
 
 import torch
 from torch import Tensor
@@ -25,6 +30,14 @@ masked_convolution = None
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+OVERRIDE = "STOCHPRUNE_CPU"
+if forced := os.environ.get(OVERRIDE):
+    try:
+        _C.use_instruction_set(forced)
+    except ValueError as error:
+        raise ValueError(f"{OVERRIDE}: {error}") from error
+
+
 def supports(*tensors: Tensor) -> bool:
     """Return True if the kernels take these tensors: on the CPU, float32, bfloat16, or integers (thresholds).
 
@@ -35,8 +48,8 @@ def supports(*tensors: Tensor) -> bool:
 
 
 def describe() -> str:
-    """Return the instruction set in use."""
-    return _C.instruction_set()
+    """Return the instruction set in use, and whether linear layers in bfloat16 are computed on tiles."""
+    return _C.instruction_set() + (": bfloat16 linear layers on tiles" if _C.has_tiles() else "")
 
 
 __all__ = [

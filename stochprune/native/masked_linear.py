@@ -1,17 +1,19 @@
-"""masked_linear on the CPU, by torch's products; one product takes as many draws as fit in the cache."""
+"""masked_linear on the CPU: on tiles, or by torch's products, which take as many draws as fit in the cache."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from stochprune.address import KLTerm, Logits, Mask, Needs3
-from stochprune.native import products
+from stochprune.native import products, tiles
 from stochprune.native.masked import masked
 from stochprune.native.workspace import fresh, workspace
 
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.masked_linear`; with one draw, x may be [M, K] and the result is then [M, N]."""
+    if tiles.take(x, weight):
+        return tiles.forward(masked(weight, logits, mask), x, bias)
     n, k = weight.shape
     step = workspace.draws(n, k, x.dtype)
     if x.dim() == 2 and step:
@@ -35,6 +37,8 @@ def masked_linear_backward(
     dweight = fresh((n, k), weight.dtype) if needs[1] else None
     dlogits = fresh((n, k), logits.dtype) if needs[2] else None
     to = dweight, dlogits
+    if tiles.take(x, weight):
+        return tiles.backward(masked(weight, logits, mask), grad, x, needs[0], to, kl), dweight, dlogits
     if x.dim() == 2 and step:
         return products.backward_of_one(masked(weight, logits, mask), grad, x, needs[0], to, kl), dweight, dlogits
     dx = x.new_empty(x.shape) if needs[0] else None

@@ -23,7 +23,7 @@ def _native_variants() -> list[str]:
         return []
     from stochprune import _C
 
-    return [f"native-{name}" for name in _C.instruction_sets()]
+    return [f"native-{name}" for name in (*_C.instruction_sets(), "amx-emulated")]
 
 
 @contextlib.contextmanager
