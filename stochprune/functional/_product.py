@@ -18,8 +18,8 @@ from stochprune.memory_format import in_format_of
 SCRATCH = 64 << 20
 """The most bytes of weights that a product of several draws holds at once; one draw may need more."""
 CACHED = 512 << 10
-"""Bytes of x, y and weights that stay in a core's cache. Draws that fit run as groups of one convolution, which is up to 4
-times as fast. Above this size the copies into groups cost more than the calls that they save."""
+"""Bytes of x, y and weights that stay in a core's cache. Draws that fit run as groups of one convolution, up to 4
+times as fast. Above it, the copies into groups cost more than the calls that they save."""
 LINEAR: list[int] = []
 """The geometry of a linear layer; that of a convolution is packed by Geometry."""
 
