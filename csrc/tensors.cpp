@@ -6,9 +6,14 @@ namespace {
 constexpr std::array<const char*, 5> kEstimators = {"straight_through", "concrete", "straight_through_concrete", "expected",
                                                     "hard_concrete"};  // in the order of Estimator
 
-Estimator estimator_of(py::handle name) {
+std::optional<Estimator> find_estimator(py::handle name) {
   for (size_t i = 0; i < kEstimators.size(); ++i)
     if (PyUnicode_CompareWithASCIIString(name.ptr(), kEstimators[i]) == 0) return Estimator(i);
+  return {};
+}
+
+Estimator estimator_of(py::handle name) {
+  if (const auto found = find_estimator(name)) return *found;
   throw py::value_error("unknown estimator " + py::cast<std::string>(py::repr(name)));
 }
 
@@ -32,6 +37,8 @@ const Torch& torch() {
       })
       .get_stored();
 }
+
+bool known_estimator(py::handle name) { return find_estimator(name).has_value(); }
 
 DType dtype_of(py::handle tensor) {
   const py::object dtype = attribute(tensor, torch().dtype);

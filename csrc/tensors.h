@@ -38,6 +38,7 @@ T* address(py::handle tensor) {
 
 DType dtype_of(py::handle tensor);  // throws TypeError if the CPU kernels do not support it
 std::vector<int64_t> shape_of(py::handle tensor);
+bool known_estimator(py::handle name);  // a str
 
 // A tensor that is read as a matrix: its first dimension is the rows, the others together are the columns. If a row is not
 // contiguous in memory, this object holds a copy.

@@ -239,3 +239,62 @@ def test_nan_logits_are_refused_at_any_index():
         with pytest.raises(ValueError, match="NaN"):
             native.threshold_from_logits(logits)
     masked_weight(torch.ones(1, 2), torch.tensor([[float("inf"), float("-inf")]]))
+
+
+USUAL = {
+    **{"x": torch.zeros(2, 5), "weight": torch.nn.Parameter(torch.zeros(3, 5)), "logits": torch.zeros(3, 5)},
+    **{"bias": None, "seed": torch.tensor([-1]), "draw": torch.tensor([2**32 - 1]), "stream": 2**31 - 1},
+    **{"estimator": "concrete", "temperature": 0.5, "samples": None, "row_offset": 0, "col_offset": 0},
+}
+
+
+@pytest.mark.parametrize(
+    "usual, given",
+    [
+        (True, {}),
+        (True, {"bias": torch.zeros(3)}),
+        (True, {"x": torch.zeros(4, 2, 5).bfloat16(), "bias": torch.zeros(3).bfloat16()}),
+        (True, {"weight": torch.zeros(5, 3).T}),
+        (False, {"x": torch.zeros(2, 4)}),
+        (False, {"x": torch.tensor(0.0)}),
+        (False, {"x": torch.zeros(2, 5).double()}),
+        (False, {"x": torch.zeros(2, 5).long()}),
+        (False, {"x": torch.zeros(2, 5).to_sparse()}),
+        (False, {"x": [[0.0] * 5]}),
+        (False, {"x": torch.nn.Buffer(torch.zeros(2, 5)).as_subclass(type("Own", (torch.Tensor,), {}))}),
+        (False, {"weight": torch.zeros(3, 5, device="meta")}),
+        (False, {"weight": torch.zeros(3, 5, 1)}),
+        (False, {"weight": None}),
+        (False, {"logits": torch.zeros(5, 3)}),
+        (False, {"bias": torch.zeros(1)}),
+        (False, {"bias": torch.zeros(3).bfloat16()}),
+        (False, {"seed": 1}),
+        (False, {"seed": torch.tensor([1.0])}),
+        (False, {"draw": torch.tensor([0, 1])}),
+        (False, {"draw": torch.tensor([2**32])}),
+        (False, {"draw": torch.tensor([-1])}),
+        (False, {"stream": 2**31}),
+        (False, {"stream": -1}),
+        (False, {"stream": 2**70}),
+        (False, {"stream": True}),
+        (False, {"estimator": "concret"}),
+        (False, {"estimator": None}),
+        (False, {"temperature": 0.0}),
+        (False, {"temperature": float("nan")}),
+        (False, {"temperature": float("inf")}),
+        (False, {"temperature": 1}),
+        (False, {"samples": 1}),
+        (False, {"row_offset": 1}),
+        (False, {"col_offset": torch.tensor(0)}),
+    ],
+)
+def test_the_fast_test_of_arguments_accepts_the_usual_ones_only(usual, given):
+    assert _C.usual_linear(*{**USUAL, **given}.values()) is usual
+
+
+def test_the_fast_test_of_arguments_leaves_autocast_and_transforms_to_python():
+    found = []
+    with torch.autocast("cpu"):
+        found.append(_C.usual_linear(*USUAL.values()))
+    torch.func.vmap(lambda x: found.append(_C.usual_linear(*{**USUAL, "x": x}.values())) or x)(torch.zeros(4, 2, 5))
+    assert found == [False, False]

@@ -9,6 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+try:
+    from stochprune._C import usual_linear
+except ImportError:  # without the extension, the checks below see every call
+
+    def usual_linear(*args: Any) -> bool:
+        return False
+
+
 Result = TypeVar("Result")
 _USUAL = (Tensor, torch.nn.Parameter)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
