@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+usual_linear: Callable[..., bool]
 try:
-    from stochprune._C import usual_linear
+    from stochprune import _C
+
+    usual_linear = _C.usual_linear
 except ImportError:  # without the extension, the checks below see every call
-
-    def usual_linear(*args: Any) -> bool:
-        return False
-
+    usual_linear = lambda *args: False  # noqa: E731
 
 Result = TypeVar("Result")
 _USUAL = (Tensor, torch.nn.Parameter)
