@@ -21,15 +21,9 @@ from bench.report import table
 from bench.turns import medians, ratios, take_turns
 
 LINEAR = [(width, batch) for width in (256, 512, 1024) for batch in (32, 128)]
-CONVOLUTIONS = [  # examples of a draw, channels, outputs, height and width of an image; the kernel is 3 x 3
-    (1, 32, 64, 26),
-    (2, 16, 16, 16),
-    (4, 16, 16, 8),
-    (4, 64, 64, 8),
-    (16, 1, 32, 28),
-    (16, 32, 64, 26),
-    (16, 64, 64, 8),
-]
+# Examples of a draw, channels, outputs, height and width of an image; the kernel is 3 x 3.
+FEW = [(1, 32, 64, 26), (2, 16, 16, 16), (4, 16, 16, 8), (4, 64, 64, 8)]
+CONVOLUTIONS = [*FEW, (16, 1, 32, 28), (16, 32, 64, 26), (16, 64, 64, 8)]
 DRAWS = 8
 ROUND_WORK = 2e8  # multiplications of a dense layer's steps in a round, for times well above the clock's resolution
 

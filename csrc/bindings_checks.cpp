@@ -7,34 +7,11 @@
 namespace stochprune {
 namespace {
 
-struct Names {
-  py::str is_cpu, layout;
-  py::object tensor, parameter, strided, int64, transforms, autocast;
-};
-
-const Names& names() {
-  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Names> stored;
-  return stored
-      .call_once_and_store_result([] {
-        const auto name = [](const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); };
-        const py::module_ torch = py::module_::import("torch");
-        return Names{name("is_cpu"),
-                     name("layout"),
-                     torch.attr("Tensor"),
-                     torch.attr("nn").attr("Parameter"),
-                     torch.attr("strided"),
-                     torch.attr("int64"),
-                     torch.attr("_C").attr("_functorch").attr("peek_interpreter_stack"),
-                     torch.attr("is_autocast_enabled")};
-      })
-      .get_stored();
-}
-
 bool is_dense(py::handle t) {
-  const Names& n = names();
+  const Torch& names = torch();
   const py::handle type(reinterpret_cast<PyObject*>(Py_TYPE(t.ptr())));
-  return (type.is(n.tensor) || type.is(n.parameter)) && attribute(t, n.is_cpu).is(py::handle(Py_True)) &&
-         attribute(t, n.layout).is(n.strided);
+  return (type.is(names.tensor) || type.is(names.parameter)) && attribute(t, names.is_cpu).is(py::handle(Py_True)) &&
+         attribute(t, names.layout).is(names.strided);
 }
 
 bool is_floating(py::handle t) {
@@ -52,7 +29,7 @@ bool is_integer(py::handle number, long long most) {
 
 bool is_address(py::handle seed, py::handle draw) {
   for (const py::handle t : {seed, draw})
-    if (!is_dense(t) || !attribute(t, torch().dtype).is(names().int64) || shape_of(t) != std::vector<int64_t>{1}) return false;
+    if (!is_dense(t) || !attribute(t, torch().dtype).is(torch().int64) || shape_of(t) != std::vector<int64_t>{1}) return false;
   const int64_t value = *address<int64_t>(draw);
   return 0 <= value && value <= UINT32_MAX;
 }
@@ -80,8 +57,8 @@ void bind_checks(py::module_& m) {
                            py::handle stream, py::handle estimator, py::handle temperature, py::handle samples, py::handle row,
                            py::handle col) {
     return samples.is_none() && is_integer(row, 0) && is_integer(col, 0) && is_integer(stream, INT32_MAX) &&
-           names().transforms().is_none() && fits(x, weight, logits, bias) && is_address(seed, draw) &&
-           is_estimator(estimator, temperature) && !names().autocast("cpu").cast<bool>();
+           torch().interpreter_stack().is_none() && fits(x, weight, logits, bias) && is_address(seed, draw) &&
+           is_estimator(estimator, temperature) && !torch().is_autocast_enabled("cpu").cast<bool>();
   });
 }
 

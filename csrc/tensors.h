@@ -11,10 +11,11 @@
 
 namespace stochprune {
 
-// Attribute names, interned once, and torch's dtypes.
+// Attribute names, interned once, and objects of torch.
 struct Torch {
   py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature, prior_logits, grad;
-  py::object float32, bfloat16;
+  py::str is_cpu, layout;
+  py::object float32, bfloat16, int64, strided, tensor, parameter, is_autocast_enabled, interpreter_stack;
 };
 const Torch& torch();
 
