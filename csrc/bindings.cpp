@@ -236,6 +236,7 @@ PYBIND11_MODULE(_C, m) {
     const auto to = address<uint16_t>(out);
     checked([&] { return thresholds({rows, cols}, l, to, threads); });
   });
+  bind_checks(m);
   bind_masked(m);
   bind_tiles(m);
   bind_gaussian(m);

@@ -6,9 +6,14 @@ namespace {
 constexpr std::array<const char*, 5> kEstimators = {"straight_through", "concrete", "straight_through_concrete", "expected",
                                                     "hard_concrete"};  // in the order of Estimator
 
-Estimator estimator_of(py::handle name) {
+std::optional<Estimator> find_estimator(py::handle name) {
   for (size_t i = 0; i < kEstimators.size(); ++i)
     if (PyUnicode_CompareWithASCIIString(name.ptr(), kEstimators[i]) == 0) return Estimator(i);
+  return {};
+}
+
+Estimator estimator_of(py::handle name) {
+  if (const auto found = find_estimator(name)) return *found;
   throw py::value_error("unknown estimator " + py::cast<std::string>(py::repr(name)));
 }
 
@@ -28,10 +33,14 @@ const Torch& torch() {
         return Torch{name("data_ptr"), name("shape"),     name("stride"),      name("dtype"),          name("contiguous"),
                      name("seed"),     name("draw"),      name("stream"),      name("row"),            name("col"),
                      name("estimator"), name("temperature"), name("prior_logits"), name("grad"),
-                     torch.attr("float32"), torch.attr("bfloat16")};
+                     name("is_cpu"),   name("layout"),    torch.attr("float32"), torch.attr("bfloat16"), torch.attr("int64"),
+                     torch.attr("strided"), torch.attr("Tensor"), torch.attr("nn").attr("Parameter"),
+                     torch.attr("is_autocast_enabled"), torch.attr("_C").attr("_functorch").attr("peek_interpreter_stack")};
       })
       .get_stored();
 }
+
+bool known_estimator(py::handle name) { return find_estimator(name).has_value(); }
 
 DType dtype_of(py::handle tensor) {
   const py::object dtype = attribute(tensor, torch().dtype);

@@ -11,10 +11,11 @@
 
 namespace stochprune {
 
-// Attribute names, interned once, and torch's dtypes.
+// Attribute names, interned once, and objects of torch.
 struct Torch {
   py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature, prior_logits, grad;
-  py::object float32, bfloat16;
+  py::str is_cpu, layout;
+  py::object float32, bfloat16, int64, strided, tensor, parameter, is_autocast_enabled, interpreter_stack;
 };
 const Torch& torch();
 
@@ -38,6 +39,7 @@ T* address(py::handle tensor) {
 
 DType dtype_of(py::handle tensor);  // throws TypeError if the CPU kernels do not support it
 std::vector<int64_t> shape_of(py::handle tensor);
+bool known_estimator(py::handle name);  // a str
 
 // A tensor that is read as a matrix: its first dimension is the rows, the others together are the columns. If a row is not
 // contiguous in memory, this object holds a copy.

@@ -12,6 +12,20 @@ _Size: TypeAlias = tuple[int, ...]  # rows, columns
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
+def usual_linear(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    bias: Tensor | None,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    stream: int,
+    estimator: str,
+    temperature: float,
+    samples: int | None,
+    row_offset: int,
+    col_offset: int,
+) -> bool: ...  # True: valid arguments of one draw on the CPU, which need no conversion
 
 class Masked:  # a weight matrix under the masks of one or more draws
     def __init__(

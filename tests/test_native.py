@@ -15,6 +15,7 @@ from stochprune import reference, rng
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
 from stochprune.address import KLTerm, Mask  # noqa: E402
+from stochprune.native.masked import SHARED  # noqa: E402
 from stochprune.native.workspace import Workspace, workspace  # noqa: E402
 from tests.backends.cases import instructions  # noqa: E402
 
@@ -58,7 +59,8 @@ def test_thresholds_are_exact_at_every_boundary(instruction_set):
 
 def test_masks_from_logits_are_those_of_the_thresholds(instruction_set):
     """The kernels that form thresholds in registers decide every weight as the exact thresholds do."""
-    logits = torch.linspace(-9, 9, 1 << 20).view(1024, 1024)
+    logits = torch.linspace(-14, 14, 1 << 20).view(1024, 1024)
+    logits[0, :2] = torch.tensor([float("inf"), float("-inf")])
     weight = torch.ones(1024, 1024)
     masked = masked_weight(weight, logits)
     keep = native.keep_mask(native.threshold_from_logits(logits), mask=AT)
@@ -86,6 +88,36 @@ def test_the_workspace_is_all_that_is_kept(budget):
     for w in layers:
         native.masked_linear(torch.ones(1, 1, 64), w, w, None, mask=AT)
     assert workspace.nbytes == 64 * 64 * 4
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "straight_through_concrete", "concrete"])
+@pytest.mark.parametrize("together", [1, 2, 8])  # draws of a pass
+def test_draws_that_share_thresholds_have_the_masks_of_single_draws(together, estimator, budget, generator):
+    draws = torch.arange(SHARED + 1)
+    x, grad = (torch.randn(len(draws), 8, n, generator=generator) for n in (100, 37))
+    w, logits = torch.randn(2, 37, 100, generator=generator)
+    mask = AT._replace(draw=draws, estimator=estimator, temperature=0.7)
+    budget(together * w.nbytes)
+    y = native.masked_linear(x, w, logits, None, mask=mask)
+    dx, dweight, dlogits = native.masked_linear_backward(grad, x, w, logits, mask=mask, needs=ALL)
+    sums = torch.zeros_like(w), torch.zeros_like(w)
+    for i in range(len(draws)):
+        one = mask.one(i)
+        torch.testing.assert_close(y[i : i + 1], native.masked_linear(x[i : i + 1], w, logits, None, mask=one))
+        found = native.masked_linear_backward(grad[i : i + 1], x[i : i + 1], w, logits, mask=one, needs=ALL)
+        torch.testing.assert_close(dx[i : i + 1], found[0])
+        for total, part in zip(sums, found[1:], strict=True):
+            total.add_(part)
+    torch.testing.assert_close((dweight, dlogits), sums)
+
+
+def test_draws_beside_a_cache_that_is_off_see_every_change(cache, generator):
+    logits = torch.full((30, 64), 9.0)
+    x, mask = torch.ones(SHARED, 1, 64), AT._replace(draw=torch.arange(SHARED))
+    y = native.masked_linear(x, torch.ones(30, 64), logits, None, mask=mask)
+    cache.enabled = False
+    logits.data.sub_(18)
+    assert (native.masked_linear(x, torch.ones(30, 64), logits, None, mask=mask) < y - 32).all()
 
 
 def test_equal_panels():
@@ -222,3 +254,62 @@ def test_nan_logits_are_refused_at_any_index():
         with pytest.raises(ValueError, match="NaN"):
             native.threshold_from_logits(logits)
     masked_weight(torch.ones(1, 2), torch.tensor([[float("inf"), float("-inf")]]))
+
+
+USUAL = {
+    **{"x": torch.zeros(2, 5), "weight": torch.nn.Parameter(torch.zeros(3, 5)), "logits": torch.zeros(3, 5)},
+    **{"bias": None, "seed": torch.tensor([-1]), "draw": torch.tensor([2**32 - 1]), "stream": 2**31 - 1},
+    **{"estimator": "concrete", "temperature": 0.5, "samples": None, "row_offset": 0, "col_offset": 0},
+}
+
+
+@pytest.mark.parametrize(
+    "usual, given",
+    [
+        (True, {}),
+        (True, {"bias": torch.zeros(3)}),
+        (True, {"x": torch.zeros(4, 2, 5).bfloat16(), "bias": torch.zeros(3).bfloat16()}),
+        (True, {"weight": torch.zeros(5, 3).T}),
+        (False, {"x": torch.zeros(2, 4)}),
+        (False, {"x": torch.tensor(0.0)}),
+        (False, {"x": torch.zeros(2, 5).double()}),
+        (False, {"x": torch.zeros(2, 5).long()}),
+        (False, {"x": torch.zeros(2, 5).to_sparse()}),
+        (False, {"x": [[0.0] * 5]}),
+        (False, {"x": torch.nn.Buffer(torch.zeros(2, 5)).as_subclass(type("Own", (torch.Tensor,), {}))}),
+        (False, {"weight": torch.zeros(3, 5, device="meta")}),
+        (False, {"weight": torch.zeros(3, 5, 1)}),
+        (False, {"weight": None}),
+        (False, {"logits": torch.zeros(5, 3)}),
+        (False, {"bias": torch.zeros(1)}),
+        (False, {"bias": torch.zeros(3).bfloat16()}),
+        (False, {"seed": 1}),
+        (False, {"seed": torch.tensor([1.0])}),
+        (False, {"draw": torch.tensor([0, 1])}),
+        (False, {"draw": torch.tensor([2**32])}),
+        (False, {"draw": torch.tensor([-1])}),
+        (False, {"stream": 2**31}),
+        (False, {"stream": -1}),
+        (False, {"stream": 2**70}),
+        (False, {"stream": True}),
+        (False, {"estimator": "concret"}),
+        (False, {"estimator": None}),
+        (False, {"temperature": 0.0}),
+        (False, {"temperature": float("nan")}),
+        (False, {"temperature": float("inf")}),
+        (False, {"temperature": 1}),
+        (False, {"samples": 1}),
+        (False, {"row_offset": 1}),
+        (False, {"col_offset": torch.tensor(0)}),
+    ],
+)
+def test_the_fast_test_of_arguments_accepts_the_usual_ones_only(usual, given):
+    assert _C.usual_linear(*{**USUAL, **given}.values()) is usual
+
+
+def test_the_fast_test_of_arguments_leaves_autocast_and_transforms_to_python():
+    found = []
+    with torch.autocast("cpu"):
+        found.append(_C.usual_linear(*USUAL.values()))
+    torch.func.vmap(lambda x: found.append(_C.usual_linear(*{**USUAL, "x": x}.values())) or x)(torch.zeros(4, 2, 5))
+    assert found == [False, False]

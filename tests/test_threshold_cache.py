@@ -41,3 +41,25 @@ def test_memory_at_an_address_that_was_used_before_is_a_change(cache, generator)
 def test_logits_that_do_not_change_are_read_once(cache):
     logits = nn.Parameter(torch.zeros(4, 8))
     assert cache.get(logits) is cache.get(logits) is cache.find(logits)
+
+
+def through_data(logits):
+    logits.data.fill_(1)
+
+
+def through_another_view_of_the_memory(logits):
+    logits.detach().numpy().fill(1)
+
+
+@pytest.mark.parametrize("edit", [through_data, through_another_view_of_the_memory])
+def test_why_the_cache_is_off_by_default(cache, edit):
+    """Some changes leave no trace but the values themselves: the cache returns the old thresholds."""
+    assert not ThresholdCache(cache._form).enabled
+    logits = nn.Parameter(torch.zeros(4, 8))
+    cache.get(logits)
+    before = logits._version, logits.data_ptr()
+    edit(logits)
+    assert (logits._version, logits.data_ptr()) == before
+    assert not torch.equal(cache.get(logits), logits)
+    cache.clear()
+    assert torch.equal(cache.get(logits), logits)

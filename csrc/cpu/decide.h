@@ -39,7 +39,8 @@ inline void exact_thresholds(const float* logits, uint16_t* out, NanWatch& nan) 
   }
 }
 
-// Thresholds within kQuickError of the exact ones. With table look-ups in registers, this is a third of the work.
+// Thresholds within kQuickError of the exact ones. With table look-ups in registers, or a quotient of polynomials, this is a
+// third of the work.
 #if defined(__AVX512F__)
 constexpr int kQuickError = 16;  // 3 inside [-8, 8]; outside, logits are clamped to the interval, which adds up to 11
 
@@ -55,6 +56,25 @@ inline void quick_thresholds(const float* logits, uint16_t* out, NanWatch& nan) 
     };
     const f32v r = f32v(s) - f32v(_mm512_cvtepi32_ps(piece)), y = (pick(c + 64) * r + pick(c + 32)) * r + pick(c);
     store(out + i, __builtin_convertvector(__builtin_convertvector(y, i32v), u16v));
+  }
+}
+#elif defined(__AVX2__)
+constexpr int kQuickError = 3;  // 1 inside [-10, 10]; outside, logits are clamped to the interval, which adds 1.5
+
+// 16384 + 16384 tanh(x / 2), the second term by an odd quotient whose largest error, 0.7, is the least.
+inline void quick_thresholds(const float* logits, uint16_t* out, NanWatch& nan) {
+  const auto one = [&](int i) {
+    const f32v given = load<f32v>(logits + i);
+    nan.see(given);
+    const f32v x = f32v(_mm256_min_ps(_mm256_max_ps(__m256(given), __m256(splat(-10.0f))), __m256(splat(10.0f))));
+    const f32v s = x * x;
+    const f32v p = ((s * 0.335331647f + 208.329037f) * s + 8190.44468f) * x;
+    const f32v q = (s * 7.8994e-4f + 0.108626f) * s + 1.0f;
+    return _mm256_cvttps_epi32(__m256(p / q + 16384.5f));
+  };
+  for (int i = 0; i < kGroup; i += 16) {
+    const __m256i mixed = _mm256_packus_epi32(one(i), one(i + 8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_permute4x64_epi64(mixed, 0xD8));
   }
 }
 #else
@@ -76,9 +96,12 @@ inline void deciding_thresholds(const float* logits, const uint16_t* u, uint16_t
     quick_thresholds(logits, out, nan);
   }
   const auto is_near = [](uint16_t v, uint16_t t) { return uint16_t((v & 0x7FFF) - t + kQuickError) <= 2 * kQuickError; };
-  uint16_t near = 0;
-  for (int i = 0; i < kGroup; ++i) near |= is_near(u[i], out[i]);
-  if (near) {
+  u16w near = {};
+  for (int i = 0; i < kGroup; i += 2 * kLanes) {
+    const u16w v = load<u16w>(u + i) & uint16_t(0x7FFF), above = v - load<u16w>(out + i) + uint16_t(kQuickError);
+    near |= reinterpret_cast<u16w>(above <= uint16_t(2 * kQuickError));
+  }
+  if (any(near)) {
     const float* bound = tables().bound;
     for (int i = 0; i < kGroup; ++i) {
       const int v = u[i] & 0x7FFF;
@@ -87,17 +110,41 @@ inline void deciding_thresholds(const float* logits, const uint16_t* u, uint16_t
   }
 }
 
-inline i32v kept(const uint16_t* u, const uint16_t* t) {
-  const u16v v = load<u16v>(u) & uint16_t(0x7FFF);
-  return __builtin_convertvector(v < load<u16v>(t), i32v);
+// A block's hard mask as bits. Uniforms and thresholds are below 2^15, so signed comparisons are right.
+inline uint64_t kept_bits(const uint16_t* u, const uint16_t* t) {
+  uint64_t bits = 0;
+#if defined(__AVX512BW__)
+  const auto under = [&](int i) {
+    return _mm512_cmplt_epi16_mask(_mm512_and_si512(_mm512_loadu_si512(u + i), _mm512_set1_epi16(0x7FFF)), _mm512_loadu_si512(t + i));
+  };
+  bits = uint64_t(under(0)) | uint64_t(under(32)) << 32;
+#elif defined(__AVX2__)
+  const auto under = [&](int i) {
+    const auto at = [](const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); };
+    return _mm256_cmpgt_epi16(at(t + i), _mm256_and_si256(at(u + i), _mm256_set1_epi16(0x7FFF)));
+  };
+  for (int i = 0; i < kGroup; i += 32) {
+    const __m256i mixed = _mm256_packs_epi16(under(i), under(i + 16));
+    bits |= uint64_t(uint32_t(_mm256_movemask_epi8(_mm256_permute4x64_epi64(mixed, 0xD8)))) << i;
+  }
+#else
+  for (int i = 0; i < kGroup; i += kLanes) {
+    const u16v v = load<u16v>(u + i) & uint16_t(0x7FFF);
+    bits |= uint64_t(lane_bits(__builtin_convertvector(v < load<u16v>(t + i), i32v))) << i;
+  }
+#endif
+  return bits;
 }
 
 // Lanes [i, i + kLanes) of a block's hard mask, from its bits.
 inline i32v lanes_of(uint64_t bits, int i) {
-  u32v position;
-  for (int lane = 0; lane < kLanes; ++lane) position[lane] = uint32_t(lane);
-  const u32v word = uint32_t(bits >> i) - u32v{};
-  return -reinterpret_cast<i32v>((word >> position) & 1u);
+#if defined(__AVX512DQ__)
+  return i32v(_mm512_movm_epi32(__mmask16(bits >> i)));
+#else
+  u32v bit;
+  for (int lane = 0; lane < kLanes; ++lane) bit[lane] = 1u << lane;
+  return reinterpret_cast<i32v>(((uint32_t(bits >> i) - u32v{}) & bit) == bit);
+#endif
 }
 
 inline uint64_t& word_of(Bits bits, const Masked& m, const Block& b) {

@@ -74,12 +74,8 @@ bool masked_weight_as(const Masked& m, Matrix out, Bits keep) {
       } else {
         deciding_thresholds(read(m.logits, from, lbuf), u.v, tbuf.v, nullptr, nan);
       }
-      uint64_t bits = 0;
-      for (int i = 0; i < kGroup; i += kLanes) {
-        const i32v lanes = kept(u.v + i, t + i);
-        put(o + i, zero_unless(lanes, load<f32v>(w + i)));
-        bits |= uint64_t(lane_bits(lanes)) << i;
-      }
+      const uint64_t bits = kept_bits(u.v, t);
+      for (int i = 0; i < kGroup; i += kLanes) put(o + i, zero_unless(lanes_of(bits, i), load<f32v>(w + i)));
       if (keep.data) word_of(keep, m, b) = bits;
     } else {
       const float* l = read(m.logits, from, lbuf);
@@ -122,7 +118,7 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
           have_slopes = E == Estimator::straight_through;
           deciding_thresholds(l, u.v, tbuf.v, have_slopes ? slopes.v : nullptr, nan);
         }
-        for (int i = 0; i < kGroup; i += kLanes) bits |= uint64_t(lane_bits(kept(u.v + i, t + i))) << i;
+        bits = kept_bits(u.v, t);
       }
       for (int i = 0; i < kGroup; i += kLanes) store(dw.v + i, zero_unless(lanes_of(bits, i), load<f32v>(g + i)));
     }

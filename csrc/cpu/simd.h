@@ -31,6 +31,7 @@ using f32v = vector_of<float, kLanes>::type;
 using i32v = vector_of<int32_t, kLanes>::type;
 using u32v = vector_of<uint32_t, kLanes>::type;
 using u16v = vector_of<uint16_t, kLanes>::type;
+using u16w = vector_of<uint16_t, 2 * kLanes>::type;
 
 template <class V, class T>
 inline V load(const T* p) {
@@ -74,6 +75,18 @@ inline uint32_t lane_bits(i32v mask) {
   uint32_t bits = 0;
   for (int i = 0; i < kLanes; ++i) bits |= uint32_t(mask[i] & 1) << i;
   return bits;
+#endif
+}
+
+inline bool any(u16w mask) {
+#if defined(__AVX512BW__)
+  return _mm512_test_epi16_mask(__m512i(mask), __m512i(mask)) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256(__m256i(mask), __m256i(mask));
+#else
+  uint16_t set = 0;
+  for (int i = 0; i < 2 * kLanes; ++i) set |= mask[i];
+  return set != 0;
 #endif
 }
 
@@ -149,27 +162,33 @@ inline void uniforms64(uint64_t seed, uint32_t draw, uint32_t stream, uint32_t r
 
 #elif defined(__AVX2__)
 
+// As above, calls 0..3 in `a` and 4..7 in `b`.
 inline void uniforms64(uint64_t seed, uint32_t draw, uint32_t stream, uint32_t row, uint64_t group, uint16_t* u) {
   const __m256i m0 = _mm256_set1_epi64x(kMul0), m1 = _mm256_set1_epi64x(kMul1);
-  const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
-  for (int half = 0; half < 2; ++half) {  // calls 0..3, then 4..7
-    __m256i c0 = _mm256_add_epi64(_mm256_set1_epi64x(uint32_t(group << 3) + 4 * half), _mm256_setr_epi64x(0, 1, 2, 3));
-    __m256i c1 = _mm256_set1_epi64x(row), c2 = _mm256_set1_epi64x(draw), c3 = _mm256_set1_epi64x(stream);
-    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-    for (int i = 0; i < kRounds; ++i) {
-      const __m256i p0 = _mm256_mul_epu32(m0, c0), p1 = _mm256_mul_epu32(m1, c2);
-      c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1), _mm256_set1_epi64x(k0));
-      c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3), _mm256_set1_epi64x(k1));
-      c1 = p1;
-      c3 = p0;
-      k0 += kWeyl0;
-      k1 += kWeyl1;
-    }
-    const __m256i words[4] = {c0, c1, c2, c3};
-    for (int s = 0; s < 4; ++s) {
-      const __m128i packed = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(words[s], even));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(u + 16 * s + 8 * half), packed);
-    }
+  const __m256i weyl0 = _mm256_set1_epi32(int(kWeyl0)), weyl1 = _mm256_set1_epi32(int(kWeyl1));
+  __m256i k0 = _mm256_set1_epi32(int(seed)), k1 = _mm256_set1_epi32(int(seed >> 32));
+  struct Calls {
+    __m256i c[4];
+  };
+  const __m256i first = _mm256_add_epi64(_mm256_set1_epi64x(uint32_t(group << 3)), _mm256_setr_epi64x(0, 1, 2, 3));
+  const __m256i c1 = _mm256_set1_epi64x(row), c2 = _mm256_set1_epi64x(draw), c3 = _mm256_set1_epi64x(stream);
+  Calls a{{first, c1, c2, c3}}, b{{_mm256_add_epi64(first, _mm256_set1_epi64x(4)), c1, c2, c3}};
+  const auto round = [&](Calls& x) {
+    const __m256i p0 = _mm256_mul_epu32(m0, x.c[0]), p1 = _mm256_mul_epu32(m1, x.c[2]);
+    x.c[0] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), x.c[1]), k0);
+    x.c[2] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), x.c[3]), k1);
+    x.c[1] = p1;
+    x.c[3] = p0;
+  };
+  for (int i = 0; i < kRounds; ++i) {
+    round(a);
+    round(b);
+    k0 = _mm256_add_epi32(k0, weyl0);
+    k1 = _mm256_add_epi32(k1, weyl1);
+  }
+  for (int s = 0; s < 4; ++s) {  // the even words of both, in order
+    const __m256i mixed = __m256i(_mm256_shuffle_ps(__m256(a.c[s]), __m256(b.c[s]), 0x88));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(u + 16 * s), _mm256_permute4x64_epi64(mixed, 0xD8));
   }
 }
 

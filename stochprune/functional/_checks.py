@@ -9,6 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+usual_linear: Callable[..., bool]
+try:
+    from stochprune import _C
+
+    usual_linear = _C.usual_linear
+except ImportError:  # without the extension, the checks below see every call
+    usual_linear = lambda *args: False  # noqa: E731
+
 Result = TypeVar("Result")
 _USUAL = (Tensor, torch.nn.Parameter)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

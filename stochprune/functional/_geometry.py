@@ -54,10 +54,11 @@ class Geometry(NamedTuple):
                 raise ValueError(f"{op}: padding {self.padding} leaves nothing of x's spatial sizes {tuple(x)}")
 
     def positions(self, x: Sequence[int], kernel: Sequence[int]) -> int:
-        """Return the number of spatial positions of the result for these spatial sizes of x, if not transposed."""
+        """Return the number of spatial positions of the result for these spatial sizes of x."""
         count = 1  # torch.compile does not trace math.prod
-        for n, k, s, p, d in zip(x, kernel, *self[:3], strict=True):
-            count *= (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d, extra in zip(x, kernel, *self[:3], self.output_padding, strict=True):
+            reach = d * (k - 1) + 1
+            count *= (n - 1) * s - 2 * p + reach + extra if self.transposed else (n + 2 * p - reach) // s + 1
         return count
 
 

@@ -35,10 +35,8 @@ def _forward(x: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None, *re
 
 
 def _fake(x: Tensor, weight: Tensor, logits: Tensor, bias: Any, seed: Tensor, draw: Tensor, *rest: Any) -> Tensor:
-    def weights(part: slice) -> Tensor:
-        return in_format_of(weight, x.new_empty(part.stop - part.start, *weight.shape))
-
-    return _product.forward(x, weight, None, weights, rest[-1], len(draw))
+    filters = in_format_of(weight, x.new_empty(weight.shape))
+    return _product.fake_forward(x, filters, rest[-1], len(draw))
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

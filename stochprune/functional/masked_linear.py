@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stochprune import backends
 from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
+from stochprune.functional._checks import usual_linear
 from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, product, reshaped
 
@@ -32,7 +34,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *rest: An
     given = (grad, x) if backend.MATRICES and x.dim() == 2 else (by_draw(grad, mask.draw), by_draw(x, mask.draw))
     dx, dweight, dlogits = backend.masked_linear_backward(*given, weight, Logits(logits), mask=mask, needs=needs)
     return (
-        x.new_empty(0) if dx is None else dx.view(x.shape),
+        x.new_empty(0) if dx is None else dx if dx.shape == x.shape else dx.view(x.shape),
         weight.new_empty(0) if dweight is None else dweight,
         logits.new_empty(0) if dlogits is None else dlogits,
     )
@@ -113,6 +115,10 @@ def masked_linear(
             requires a gradient, an unknown estimator, an integer out of range.
         RuntimeError: if it is differentiated twice.
     """
+    if not torch.compiler.is_compiling() and usual_linear(
+        x, weight, logits, bias, seed, draw, stream, estimator, temperature, samples, row_offset, col_offset
+    ):
+        return _masked_linear(_OP, x, weight, logits, bias, seed, draw, stream, estimator, temperature, 0, 0)
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
     given = linear(_OP, x, {"weight": weight, "logits": logits}, bias, at)
     return given.restore(_masked_linear(_OP, given.x, weight, logits, given.bias, *given.mask))

@@ -70,7 +70,7 @@ def _forward(x: Tensor, mu: Tensor, rho: Tensor, logits: Tensor | None, bias: Te
 
 
 def _fake(x: Tensor, mu: Tensor, *rest: Any) -> Tensor:
-    return _product.fake_forward(x, mu, rest[-1], len(rest[4]))
+    return _product.fake_forward(x, x.new_empty(mu.shape), rest[-1], len(rest[4]))
 
 
 def _backward(

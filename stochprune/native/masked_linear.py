@@ -6,7 +6,7 @@ from torch import Tensor
 
 from stochprune.address import KLTerm, Logits, Mask, Needs3
 from stochprune.native import products, tiles
-from stochprune.native.masked import masked
+from stochprune.native.masked import masked, shared_thresholds
 from stochprune.native.workspace import fresh, workspace
 
 
@@ -23,8 +23,9 @@ def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None
         for i, (x_one, y_one) in enumerate(zip(_each(x), _each(y), strict=True)):
             products.forward_by_panels(masked(weight, logits, mask.one(i)), x_one, bias, y_one)
         return y
+    threshold = shared_thresholds(logits, mask)
     for part in _parts(len(x), step):
-        products.forward(masked(weight, logits, mask.part(part)), x[part], bias, y[part])
+        products.forward(masked(weight, logits, mask.part(part), None, threshold), x[part], bias, y[part])
     return y
 
 
@@ -48,9 +49,10 @@ def masked_linear_backward(
             layer = masked(weight, logits, mask.one(i))
             products.backward_by_panels(layer, g, x_one, dx_one, to, i > 0, once)
         return dx, dweight, dlogits
+    threshold = shared_thresholds(logits, mask)
     for part in _parts(len(x), step):
         dx_part, once = None if dx is None else dx[part], None if part.start else kl
-        layer = masked(weight, logits, mask.part(part))
+        layer = masked(weight, logits, mask.part(part), None, threshold)
         products.backward(layer, grad[part], x[part], dx_part, to, part.start > 0, once)
     return dx, dweight, dlogits
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import stochprune as sp
 from stochprune import functional
 from stochprune.functional import masked_conv2d
+from stochprune.functional._geometry import Geometry
 from tests.backends.cases import ESTIMATORS
 from tests.functional.definitions import AT, mask_at, recorded, saved_bytes
 
@@ -108,17 +109,21 @@ def test_samples_are_consecutive_draws(generator):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("scratch", [1, 2 * 8 * 216, 1 << 30])  # bytes: a group of one, two and all draws
-def test_a_vector_of_draws_gives_each_example_its_own_mask(transposed, scratch, generator, monkeypatch):
-    monkeypatch.setattr(op, "SCRATCH", scratch)
+@pytest.mark.parametrize("limit, examples", [("SCRATCH", 1), ("CACHED", 2)])
+@pytest.mark.parametrize("together", [1, 2, 5])  # draws of a group
+def test_draws_that_run_as_groups_keep_their_own_masks(transposed, limit, examples, together, generator, monkeypatch):
     masked, _ = functions(2, transposed)
-    inputs = tensors(generator, (5, 4, 7, 6), (4, 6, 3, 3) if transposed else (6, 4, 3, 3), 6)
+    inputs = tensors(generator, (5, examples, 4, 7, 6), (4, 6, 3, 3) if transposed else (6, 4, 3, 3), 6)
     x, *rest = inputs
     draws = torch.tensor([7, 0, 2**32 - 1, 3, 7])
-    groups = [part.stop - part.start for part in op._parts(x.unsqueeze(1), rest[0], [1])]  # of each convolution
-    assert groups == {1: [1] * 5, 2 * 8 * 216: [2, 2, 1], 1 << 30: [5]}[scratch]
-    y = masked(x, *rest, **{**AT, "draw": draws})
     apart = torch.stack([masked(x[i], *rest, **{**AT, "draw": int(draws[i])}) for i in range(5)])
+    numbers = rest[0].numel() + (examples > 1) * (x[0].numel() + apart[0].numel())  # that count towards the limit
+    monkeypatch.setattr(op, limit, 8 * together * numbers)
+    geometry = Geometry([1, 1], [0, 0], [1, 1], transposed, [0, 0], 1).packed()
+    groups = [part.stop - part.start for part in op._parts(x, rest[0], geometry)]
+    assert groups == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[together]
+    y = masked(x, *rest, **{**AT, "draw": draws})
+    assert y.is_contiguous()
     torch.testing.assert_close(y, apart)
     for g, w in zip(
         torch.autograd.grad(y.sin().sum(), inputs), torch.autograd.grad(apart.sin().sum(), inputs), strict=True
