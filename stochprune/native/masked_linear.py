@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from stochprune.address import KLTerm, Logits, Mask, Needs3
@@ -12,7 +13,7 @@ from stochprune.native.workspace import fresh, workspace
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.masked_linear`; with one draw, x may be [M, K] and the result is then [M, N]."""
-    if tiles.take(x, weight):
+    if x.dtype is torch.bfloat16 and tiles.take(x, weight):
         return tiles.forward(masked(weight, logits, mask), x, bias)
     n, k = weight.shape
     step = workspace.draws(n, k, x.dtype)
@@ -38,7 +39,7 @@ def masked_linear_backward(
     dweight = fresh((n, k), weight.dtype) if needs[1] else None
     dlogits = fresh((n, k), logits.dtype) if needs[2] else None
     to = dweight, dlogits
-    if tiles.take(x, weight):
+    if x.dtype is torch.bfloat16 and tiles.take(x, weight):
         return tiles.backward(masked(weight, logits, mask), grad, x, needs[0], to, kl), dweight, dlogits
     if x.dim() == 2 and step:
         return products.backward_of_one(masked(weight, logits, mask), grad, x, needs[0], to, kl), dweight, dlogits

@@ -22,10 +22,8 @@ SMALLEST_LAYER = 1 << 16  # weights
 
 
 def take(x: Tensor, weight: Tensor) -> bool:
-    """Return True if the tile kernels serve the product of x [..., M, K] with a masked weight [N, K]."""
-    if x.dtype is not torch.bfloat16 or not _C.has_tiles():
-        return False
-    return 0 < x.shape[-2] <= LARGEST_BATCH and weight.numel() >= SMALLEST_LAYER and x.numel() > 0
+    """Return True if the tile kernels serve the product of x [..., M, K], bfloat16, with a masked weight [N, K]."""
+    return _C.has_tiles() and 0 < x.shape[-2] <= LARGEST_BATCH and weight.numel() >= SMALLEST_LAYER and x.numel() > 0
 
 
 def forward(layer: _C.Masked, x: Tensor, bias: Tensor | None) -> Tensor:
