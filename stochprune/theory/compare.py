@@ -89,7 +89,8 @@ def run_bounds(
     assert parts.prior is not None
     # The folder's identity includes the data: a checkpoint of other files may have seen examples that certify here.
     folder = run_folder(out, "bounds", config, suffix=f"-{parts.prior.digest[:8]}")
-    sizes = [math.prod(dataset.shape)] * config.layers + [dataset.num_classes]
+    inputs = math.prod(dataset.shape)
+    sizes = [inputs, *[config.width or inputs] * (config.layers - 1), dataset.num_classes]
     steps = math.ceil(len(parts.prior) / config.batch_size)
     total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
     with open_run(config, folder) as run, ProgressBar("training", total) as bar:

@@ -16,7 +16,7 @@ from stochprune.theory import compression, norm_bounds, sketch
 from stochprune.theory.bounds_config import BoundsConfig
 from stochprune.theory.compression import Weights
 from stochprune.theory.spectral import norm_lower, norm_upper
-from stochprune.theory.subject import Subject
+from stochprune.theory.subject import Subject, margin_of
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,19 @@ class Bound:
 
 @dataclass(frozen=True)
 class PruningRound:
-    """A round of iterative pruning: the paper's complexity and the counting bound, as the network gets sparser."""
+    """A round of iterative pruning: what the bounds add to the margin loss, as the network gets sparser.
+
+    Attributes:
+        complexity: of Guha et al.
+        sparse_norms: of :func:`stochprune.theory.norm_bounds.galanti_2023`; None if the margin is not positive.
+        counting: the counting bound, which is complete.
+    """
 
     kept: float
     train_error: float
     test_error: float
     complexity: float
+    sparse_norms: float | None
     counting: float
 
 
@@ -136,6 +143,7 @@ def bound_table(subject: Subject, certificate: Bound, config: BoundsConfig) -> l
         "Neyshabur 2015": norm_bounds.neyshabur_2015(subject.norms, subject.radius, margin, n),
         "Bartlett 2017": norm_bounds.bartlett_2017(subject.norms, subject.radius, margin, n),
         "Neyshabur 2017": norm_bounds.neyshabur_2017(subject.norms, subject.radius, margin, n),
+        "Galanti 2023": norm_bounds.galanti_2023(subject.norms, subject.radius, margin, n),
         "Arora 2018": norm_bounds.arora_2018(found, margin, n),
     }
     complexity = compression.paper_complexity(subject.shapes, compression.predicted_kept(scale), n)
@@ -166,12 +174,15 @@ def _counted(subject: Subject, weights: Weights, config: BoundsConfig) -> tuple[
 
 def pruning_round(subject: Subject, weights: Weights, config: BoundsConfig) -> PruningRound:
     """Measure what is left of the network after a round."""
-    kept = compression.kept(weights)
+    kept, examples = compression.kept(weights), len(subject.train)
+    margin, _ = margin_of(weights, subject.train, config.margin_share)
+    norms = [norm_bounds.Norms.of(weight) for weight in weights.values()]
     return PruningRound(
         kept=kept,
         train_error=subject.train_error(weights),
         test_error=subject.test_error(weights),
-        complexity=compression.paper_complexity(subject.shapes, kept, len(subject.train)),
+        complexity=compression.paper_complexity(subject.shapes, kept, examples),
+        sparse_norms=norm_bounds.galanti_2023(norms, subject.radius, margin, examples) if margin > 0 else None,
         counting=_counted(subject, weights, config)[0],
     )
 

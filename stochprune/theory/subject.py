@@ -50,8 +50,7 @@ class Subject:
             ValueError: that margin is not positive.
         """
         weights = weights_of(model)
-        margins = compression.margins(compression.outputs(weights, train.x), train.y)
-        margin = float(margins.sort().values[int(margin_share * len(margins))])
+        margin, loss = margin_of(weights, train, margin_share)
         if margin <= 0:
             raise ValueError(
                 f"{margin_share:g} of the training examples have a margin of {margin:.3g} or less: "
@@ -59,7 +58,6 @@ class Subject:
             )
         radius = float(train.x.flatten(1).double().norm(dim=1).max())
         norms = [Norms.of(weight) for weight in weights.values()]
-        loss = float((margins <= margin).double().mean())
         return cls(weights, train, held_out, test_x, test_y, radius, norms, margin, loss)
 
     @property
@@ -78,6 +76,13 @@ class Subject:
     def test_error(self, weights: Weights) -> float:
         """Return the error on the test examples, a fraction."""
         return _error(weights, self.test_x, self.test_y)
+
+
+def margin_of(weights: Weights, examples: Subset, share: float) -> tuple[float, float]:
+    """Return the margin that the fraction ``share`` of the examples does not exceed, and the exact fraction."""
+    margins = compression.margins(compression.outputs(weights, examples.x), examples.y)
+    margin = float(margins.sort().values[int(share * len(margins))])
+    return margin, float((margins <= margin).double().mean())
 
 
 def _error(weights: Weights, x: Tensor, y: Tensor) -> float:

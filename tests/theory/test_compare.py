@@ -66,6 +66,7 @@ def test_every_bound_is_there_and_the_norm_based_ones_are_vacuous(run):
         "Neyshabur 2015",
         "Bartlett 2017",
         "Neyshabur 2017",
+        "Galanti 2023",
         "Arora 2018",
         "Guha 2023",
         "counting",
@@ -89,6 +90,7 @@ def test_the_next_mask_keeps_the_largest_of_those_kept():
 
 def test_rounds_keep_nine_tenths_each(run):
     assert [row["kept"] for row in run[2]["iterative"]] == pytest.approx([0.9, 0.81], abs=1e-3)
+    assert all(row["sparse_norms"] > 1 for row in run[2]["iterative"])
 
 
 def test_the_scale_whose_margin_is_the_measured_one(run):
@@ -130,6 +132,13 @@ def test_a_network_that_knows_nothing_is_refused(tmp_path):
     config = dataclasses.replace(SMALL, epochs=1, lr=1e-7)
     with pytest.raises(ValueError, match=r"0\.3 of the training examples .*margin.* -"):
         run_bounds(config, out=tmp_path)
+
+
+def test_hidden_layers_of_another_width(tmp_path):
+    config = dataclasses.replace(SMALL, layers=3, width=32, rounds=0, draws=2, margin_share=0.5)
+    _, results = run_bounds(config, out=tmp_path)
+    assert results["sizes"] == [64, 32, 32, 10]
+    assert [layer["width"] for layer in results["norms"]] == [64, 32, 32]
 
 
 def test_command(run):
