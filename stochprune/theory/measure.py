@@ -16,7 +16,7 @@ from stochprune.theory import compression, norm_bounds, sketch
 from stochprune.theory.bounds_config import BoundsConfig
 from stochprune.theory.compression import Weights
 from stochprune.theory.spectral import norm_lower, norm_upper
-from stochprune.theory.subject import Subject, margin_of
+from stochprune.theory.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class PruningRound:
-    """A round of iterative pruning: what the bounds add to the margin loss, as the network gets sparser.
+class PrunedNetwork:
+    """Errors of a pruned network, and what the bounds add to its margin loss.
 
     Attributes:
         complexity: of Guha et al.
@@ -161,29 +161,30 @@ def bound_table(subject: Subject, certificate: Bound, config: BoundsConfig) -> l
 def _counting(subject: Subject, scale: float, config: BoundsConfig) -> Bound:
     """Return the counting bound of one rounded compression; it holds for all networks that the code can write."""
     pruned = compression.compress(subject.weights, scale, seed=config.seed)
-    value, error, nats = _counted(subject, pruned, config)
+    value, error, nats = _counted(subject, pruned, config.levels, config.delta)
     return Bound("counting", value, True, {"scale": scale, "nats": nats, "error": error})
 
 
-def _counted(subject: Subject, weights: Weights, config: BoundsConfig) -> tuple[float, float, float]:
+def _counted(subject: Subject, weights: Weights, levels: int, delta: float) -> tuple[float, float, float]:
     """The counting bound of weights once they are rounded; their training error, and the nats of their code."""
-    coded = compression.quantise(weights, config.levels)
-    nats, error = compression.code_length(coded, config.levels), subject.train_error(coded)
-    return compression.counting_bound(error, nats, len(subject.train), config.delta), error, nats
+    coded = compression.quantise(weights, levels)
+    nats, error = compression.code_length(coded, levels), subject.train_error(coded)
+    return compression.counting_bound(error, nats, len(subject.train), delta), error, nats
 
 
-def pruning_round(subject: Subject, weights: Weights, config: BoundsConfig) -> PruningRound:
-    """Measure what is left of the network after a round."""
-    kept, examples = compression.kept(weights), len(subject.train)
-    margin, _ = margin_of(weights, subject.train, config.margin_share)
-    norms = [norm_bounds.Norms.of(weight) for weight in weights.values()]
-    return PruningRound(
+def pruned_network(subject: Subject, levels: int, delta: float) -> PrunedNetwork:
+    """Measure a pruned network; ``levels`` and ``delta`` are those of the counting bound."""
+    kept, examples = compression.kept(subject.weights), len(subject.train)
+    sparse_norms = None
+    if subject.margin > 0:
+        sparse_norms = norm_bounds.galanti_2023(subject.norms, subject.radius, subject.margin, examples)
+    return PrunedNetwork(
         kept=kept,
-        train_error=subject.train_error(weights),
-        test_error=subject.test_error(weights),
+        train_error=subject.train_error(subject.weights),
+        test_error=subject.test_error(subject.weights),
         complexity=compression.paper_complexity(subject.shapes, kept, examples),
-        sparse_norms=norm_bounds.galanti_2023(norms, subject.radius, margin, examples) if margin > 0 else None,
-        counting=_counted(subject, weights, config)[0],
+        sparse_norms=sparse_norms,
+        counting=_counted(subject, subject.weights, levels, delta)[0],
     )
 
 

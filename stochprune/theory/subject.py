@@ -16,7 +16,7 @@ from stochprune.theory.norm_bounds import Norms
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network and the measurements that the bounds need.
+    """A trained network, dense or pruned, and the measurements that the bounds need.
 
     Attributes:
         weights: by name, float32 [out, in], in the order of the layers.
@@ -44,21 +44,20 @@ class Subject:
         """Measure a model.
 
         Args:
-            margin_share: the fraction of the training examples that may have a margin below ``margin``.
-
-        Raises:
-            ValueError: that margin is not positive.
+            margin_share: the fraction of the training examples that may have a margin below ``margin``, which may be
+                negative.
         """
         weights = weights_of(model)
-        margin, loss = margin_of(weights, train, margin_share)
-        if margin <= 0:
-            raise ValueError(
-                f"{margin_share:g} of the training examples have a margin of {margin:.3g} or less: "
-                "train for longer, or give a larger margin_share"
-            )
+        margins = compression.margins(compression.outputs(weights, train.x), train.y)
+        margin = float(margins.sort().values[int(margin_share * len(margins))])
+        loss = float((margins <= margin).double().mean())
         radius = float(train.x.flatten(1).double().norm(dim=1).max())
         norms = [Norms.of(weight) for weight in weights.values()]
         return cls(weights, train, held_out, test_x, test_y, radius, norms, margin, loss)
+
+    def of_pruned(self, model: nn.Module, margin_share: float) -> Subject:
+        """Measure another network on the same examples."""
+        return Subject.of(model, self.train, self.held_out, self.test_x, self.test_y, margin_share)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -76,13 +75,6 @@ class Subject:
     def test_error(self, weights: Weights) -> float:
         """Return the error on the test examples, a fraction."""
         return _error(weights, self.test_x, self.test_y)
-
-
-def margin_of(weights: Weights, examples: Subset, share: float) -> tuple[float, float]:
-    """Return the margin that the fraction ``share`` of the examples does not exceed, and the exact fraction."""
-    margins = compression.margins(compression.outputs(weights, examples.x), examples.y)
-    margin = float(margins.sort().values[int(share * len(margins))])
-    return margin, float((margins <= margin).double().mean())
 
 
 def _error(weights: Weights, x: Tensor, y: Tensor) -> float:
