@@ -15,12 +15,18 @@ from stochprune.arguments import checked, fits, in_words, is_finite, shown
 from stochprune.runs.config import FRACTION, at_least
 from stochprune.studies import document
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
+from stochprune.studies.fraction import FractionCell, FractionConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
 from stochprune.studies.methods import Arm, ArmBlock, MethodCell, MethodsConfig
 
 MAX_CELLS = 100_000
-SHIPPED = ("immune", "prospr", "finetune", "methods")
-SETTINGS = {"initialisation": InitialisationConfig, "finetune": StudyConfig, "methods": MethodsConfig}
+SHIPPED = ("immune", "prospr", "finetune", "methods", "pruning-fraction")
+SETTINGS = {
+    "initialisation": InitialisationConfig,
+    "finetune": StudyConfig,
+    "methods": MethodsConfig,
+    "fraction": FractionConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +62,20 @@ class Plan:
         title: one line for tables and pictures.
         job: ``initialisation``: prune at initialisation and train (:mod:`stochprune.studies.initialisation`), and train
             dense networks; ``finetune``: fine-tune the masks of trained networks (:mod:`stochprune.studies.finetune`);
-            ``methods``: compare pruning methods on trained networks (:mod:`stochprune.studies.methods`).
+            ``methods``: compare pruning methods on trained networks (:mod:`stochprune.studies.methods`); ``fraction``:
+            bounds and errors against the pruned fraction (:mod:`stochprune.studies.fraction`).
         seeds: the number of seeds.
-        settings: fields of :class:`InitialisationConfig`, :class:`StudyConfig` or :class:`MethodsConfig`.
+        settings: fields of the job's configuration, see :data:`SETTINGS`.
     """
 
     name: str
     title: str
-    job: Literal["initialisation", "finetune", "methods"]
+    job: Literal["initialisation", "finetune", "methods", "fraction"]
     data: tuple[str, ...]
     models: tuple[str, ...]
     seeds: int
     grid: tuple[Block | ArmBlock, ...]
-    settings: InitialisationConfig | StudyConfig | MethodsConfig
+    settings: InitialisationConfig | StudyConfig | MethodsConfig | FractionConfig
 
     def __post_init__(self) -> None:
         at_least(1).require(self, "seeds")
@@ -78,10 +85,12 @@ class Plan:
             if not getattr(self, name):
                 raise ValueError(f"{self.name}: {name} must name at least one")
         for block in self.grid:
-            if isinstance(block, ArmBlock) != (self.job == "methods"):
-                raise ValueError(f"{self.name}: job methods, and no other, has arms in its grid, got job {self.job}")
+            if isinstance(block, ArmBlock) != (self.job in ("methods", "fraction")):
+                raise ValueError(
+                    f"{self.name}: jobs methods and fraction, and no others, have arms in their grid, got {self.job}"
+                )
             if isinstance(block, ArmBlock):
-                assert isinstance(self.settings, MethodsConfig)
+                assert isinstance(self.settings, MethodsConfig | FractionConfig)
                 for arm in block.arms:
                     arm.config(self.settings.epochs, block.sparsities[0], 0)  # raises for an arm that is too long
                 continue
@@ -112,10 +121,21 @@ class Plan:
     def method_cells(self, data: str) -> Iterator[MethodCell]:
         """The cells of job ``methods`` on one data set, each once, seed by seed."""
         assert isinstance(self.settings, MethodsConfig)
+        for model, seed, arm, sparsity in self._arms():
+            yield MethodCell(data, model, arm, sparsity, seed, self.settings)
+
+    def fraction_cells(self, data: str) -> Iterator[FractionCell]:
+        """The cells of job ``fraction`` on one data set, each once, seed by seed."""
+        assert isinstance(self.settings, FractionConfig)
+        for model, seed, arm, sparsity in self._arms():
+            yield FractionCell(data, model, arm, sparsity, seed, self.settings)
+
+    def _arms(self) -> Iterator[tuple[str, int, Arm, float]]:
+        """Yield model, seed, arm and sparsity, seed by seed."""
         for model, seed, block in itertools.product(self.models, range(self.seeds), self.grid):
             assert isinstance(block, ArmBlock)
             for arm, sparsity in itertools.product(block.arms, block.sparsities):
-                yield MethodCell(data, model, arm, sparsity, seed, self.settings)
+                yield model, seed, arm, sparsity
 
 
 @checked
