@@ -20,17 +20,17 @@ from stochprune import bounds
 from stochprune.data import Dataset, subset
 from stochprune.data.splits import Split, split
 from stochprune.pac_bayes.config import CertifyConfig
-from stochprune.runs.config import PROBABILITY, Config, at_least, digest, option
+from stochprune.runs.config import PROBABILITY, at_least, digest, option
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.store import Kept, remember
 from stochprune.studies.bench import Bench
-from stochprune.studies.methods import Arm, DenseCell
+from stochprune.studies.finetune import hold_out
+from stochprune.studies.methods import DenseCell, MethodCell, MethodsConfig
 from stochprune.studies.rows import FractionRow, Key, SheddingRow
 from stochprune.theory import compression
 from stochprune.theory.mask_certificate import mask_certificate
 from stochprune.theory.measure import pruned_network
 from stochprune.theory.subject import Subject, weights_of
-from stochprune.training.config import WeightConfig
 from stochprune.training.methods import prune
 from stochprune.training.shedding import WeightShedding
 
@@ -38,13 +38,9 @@ History = list[dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class FractionConfig(Config):
+class FractionConfig(MethodsConfig):
     """Configuration that all cells of a study share."""
 
-    dense: WeightConfig = dataclasses.field(default_factory=WeightConfig)
-    epochs: int = option(10, "Epochs of every arm: the method and the weight training after its cut.", at_least(1))
-    batch_size: int = option(128, "Examples in a batch.", at_least(1))
-    train_examples: int = option(0, "Number of training examples, of both parts; 0 means all.", at_least(0))
     train_fraction: float = option(
         0.5, "Fraction of the training set that trains the networks; the rest certifies.", PROBABILITY
     )
@@ -55,23 +51,6 @@ class FractionConfig(Config):
     keep: float = option(0.99, "Probability of keeping a weight in the PAC-Bayes certificate.", PROBABILITY)
     draws: int = option(2000, "Monte Carlo draws of the certificate.", at_least(1))
     delta: float = option(0.05, "Probability with which a complete bound may fail.", PROBABILITY)
-
-
-@dataclasses.dataclass(frozen=True)
-class FractionCell:
-    """One arm at one sparsity, from one dense network."""
-
-    data: str
-    model: str
-    arm: Arm
-    sparsity: float
-    seed: int
-    settings: FractionConfig
-
-    @property
-    def folder(self) -> str:
-        """The name of the cell's folder, which depends on its whole configuration."""
-        return digest(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +96,14 @@ class Fractions:
         cls, dataset: Dataset, settings: FractionConfig, device: torch.device, bar: ProgressBar, root: Path
     ) -> Fractions:
         """Split a data set that is not standardised."""
-        dataset = subset(dataset, settings.train_examples)
+        dataset = subset(hold_out(dataset, settings.validation), settings.train_examples)
         parts = split(dataset.train_x, dataset.train_y, settings.train_fraction)
         assert parts.prior is not None
         test_x = parts.scaled(dataset.test_x)
         seen = dataclasses.replace(dataset, train_x=parts.prior.x, train_y=parts.prior.y, test_x=test_x)
         return cls(parts, Bench(seen.to(device), settings.batch_size, bar), root)
 
-    def cell(self, cell: FractionCell) -> Kept[FractionResult]:
+    def cell(self, cell: MethodCell) -> Kept[FractionResult]:
         """Return the result of a cell, from its folder if it is there."""
         examples = {"examples": self.bench.examples, "certify": self.parts.certify.digest}
         work = functools.partial(self._run, cell)
@@ -146,16 +125,17 @@ class Fractions:
         self.bench.train(model, self.root / f"unbiased-{digest(which)}", title, which.seed, which.dense)
         return model
 
-    def _run(self, cell: FractionCell, folder: Path) -> FractionResult:
+    def _run(self, cell: MethodCell, folder: Path) -> FractionResult:
         settings, bench, arm = cell.settings, self.bench, cell.arm
         checkpoints, history = folder / "checkpoints", History()
         title = f"{cell.model} {arm.name} {100 * cell.sparsity:g}% seed {cell.seed}"
         which = DenseCell(cell.data, cell.model, cell.seed, settings.batch_size, settings.dense, bench.examples)
-        config = arm.config(settings.epochs, cell.sparsity, cell.seed)
         try:
             model = copy.deepcopy(self.dense(which))
             bench.bar.begin(title)
-            found = prune(model, bench.batches(cell.seed), config, folder=checkpoints / "method", callbacks=[bench.bar])
+            found = prune(
+                model, bench.batches(cell.seed), cell.config, folder=checkpoints / "method", callbacks=[bench.bar]
+            )
             if arm.retrain_epochs:
                 again = dataclasses.replace(settings.dense, epochs=arm.retrain_epochs)
                 look = [WeightShedding(found.masks)]
@@ -164,9 +144,9 @@ class Fractions:
             return FractionResult(diverged=str(problem))
         return self._measured(cell, found.model, history, checkpoints)
 
-    def _measured(self, cell: FractionCell, model: nn.Module, history: History, folder: Path) -> FractionResult:
+    def _measured(self, cell: MethodCell, model: nn.Module, history: History, folder: Path) -> FractionResult:
         settings, parts, bench = cell.settings, self.parts, self.bench
-        assert parts.prior is not None
+        assert isinstance(settings, FractionConfig) and parts.prior is not None
         plan = CertifyConfig(delta=0.8 * settings.delta, delta_draws=0.2 * settings.delta, draws=settings.draws)
         certificate = mask_certificate(
             model, parts, plan, keep=settings.keep, seed=cell.seed, folder=folder / "certificate"
@@ -188,14 +168,14 @@ class Fractions:
         )
 
 
-def fraction_row(cell: FractionCell, result: FractionResult) -> FractionRow:
+def fraction_row(cell: MethodCell, result: FractionResult) -> FractionRow:
     """Return the line of a cell in the table of errors and bounds."""
     own = {field.name for field in dataclasses.fields(FractionRow)} - {"shed"}
     values = {name: value for name, value in vars(result).items() if name in own}
     return FractionRow(**_key(cell), **values, shed=result.history[-1]["shed"] if result.history else None)
 
 
-def shedding_rows(cell: FractionCell, result: FractionResult) -> list[SheddingRow]:
+def shedding_rows(cell: MethodCell, result: FractionResult) -> list[SheddingRow]:
     """Return a line for each epoch after the cut and each layer."""
     return [
         SheddingRow(**_key(cell), epoch=int(entry["epoch"]), name=name.removeprefix("shed_"), shed=value)
@@ -205,7 +185,7 @@ def shedding_rows(cell: FractionCell, result: FractionResult) -> list[SheddingRo
     ]
 
 
-def _key(cell: FractionCell) -> dict[str, Any]:
+def _key(cell: MethodCell) -> dict[str, Any]:
     return vars(Key(cell.data, cell.model, cell.arm.name, cell.sparsity, "trained", cell.seed))
 
 

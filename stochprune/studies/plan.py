@@ -15,7 +15,7 @@ from stochprune.arguments import checked, fits, in_words, is_finite, shown
 from stochprune.runs.config import FRACTION, at_least
 from stochprune.studies import document
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
-from stochprune.studies.fraction import FractionCell, FractionConfig
+from stochprune.studies.fraction import FractionConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
 from stochprune.studies.methods import Arm, ArmBlock, MethodCell, MethodsConfig
 
@@ -75,7 +75,7 @@ class Plan:
     models: tuple[str, ...]
     seeds: int
     grid: tuple[Block | ArmBlock, ...]
-    settings: InitialisationConfig | StudyConfig | MethodsConfig | FractionConfig
+    settings: InitialisationConfig | StudyConfig | MethodsConfig
 
     def __post_init__(self) -> None:
         at_least(1).require(self, "seeds")
@@ -85,12 +85,12 @@ class Plan:
             if not getattr(self, name):
                 raise ValueError(f"{self.name}: {name} must name at least one")
         for block in self.grid:
-            if isinstance(block, ArmBlock) != (self.job in ("methods", "fraction")):
+            if isinstance(block, ArmBlock) != isinstance(self.settings, MethodsConfig):
                 raise ValueError(
                     f"{self.name}: jobs methods and fraction, and no others, have arms in their grid, got {self.job}"
                 )
             if isinstance(block, ArmBlock):
-                assert isinstance(self.settings, MethodsConfig | FractionConfig)
+                assert isinstance(self.settings, MethodsConfig)
                 for arm in block.arms:
                     arm.config(self.settings.epochs, block.sparsities[0], 0)  # raises for an arm that is too long
                 continue
@@ -119,23 +119,12 @@ class Plan:
                         yield cell
 
     def method_cells(self, data: str) -> Iterator[MethodCell]:
-        """The cells of job ``methods`` on one data set, each once, seed by seed."""
+        """The cells of jobs ``methods`` and ``fraction`` on one data set, each once, seed by seed."""
         assert isinstance(self.settings, MethodsConfig)
-        for model, seed, arm, sparsity in self._arms():
-            yield MethodCell(data, model, arm, sparsity, seed, self.settings)
-
-    def fraction_cells(self, data: str) -> Iterator[FractionCell]:
-        """The cells of job ``fraction`` on one data set, each once, seed by seed."""
-        assert isinstance(self.settings, FractionConfig)
-        for model, seed, arm, sparsity in self._arms():
-            yield FractionCell(data, model, arm, sparsity, seed, self.settings)
-
-    def _arms(self) -> Iterator[tuple[str, int, Arm, float]]:
-        """Yield model, seed, arm and sparsity, seed by seed."""
         for model, seed, block in itertools.product(self.models, range(self.seeds), self.grid):
             assert isinstance(block, ArmBlock)
             for arm, sparsity in itertools.product(block.arms, block.sparsities):
-                yield model, seed, arm, sparsity
+                yield MethodCell(data, model, arm, sparsity, seed, self.settings)
 
 
 @checked

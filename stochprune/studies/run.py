@@ -251,7 +251,7 @@ def _fractions(plan: Plan, data_dir: Path | None, out: Path, device: torch.devic
     assert isinstance(settings, FractionConfig)
     for name in plan.data:
         dataset = data.load(name, _files(data_dir, name), standardised=False)
-        cells = list(plan.fraction_cells(name))
+        cells = list(plan.method_cells(name))
         with ProgressBar("starting") as bar:
             fractions = Fractions.of(dataset, settings, device, bar, out / "cells")
             steps = fractions.bench.steps

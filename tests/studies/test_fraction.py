@@ -48,18 +48,6 @@ settings:
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "mine.yaml"
-    path.write_text(TEXT)
-    return studies.load(path)
-
-
-@pytest.fixture(scope="module")
-def finished(plan, tmp_path_factory):
-    return studies.run(plan, out=tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
 def by_hand(plan):
     """The split, the network pruned by 80 per cent, and the history of its last training."""
     digits = data.load("digits", standardised=False)
