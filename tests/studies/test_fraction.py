@@ -127,16 +127,15 @@ def test_a_training_that_diverges_is_a_result(plan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("old", "new", "said"),
     [
-        (("models: [lenet_300_100]", "models: [resnet20]"), "resnet20|shape"),
-        (("arms:\n      whole: {method: one_shot, retrain_epochs: 3}", "scores: [snip]"), "arms.*fraction"),
-        (("retrain_epochs: 3", "retrain_epochs: 4"), "'whole'.*got 4"),
-        (("train_fraction: 0.6", "train_fraction: 1.0"), r"train_fraction.*1\.0"),
+        ("lenet_300_100", "resnet20", "'resnet20'.*lenet_300_100"),
+        ("arms:\n      whole: {method: one_shot, retrain_epochs: 3}", "scores: [snip]", "arms.*fraction"),
+        ("retrain_epochs: 3", "retrain_epochs: 4", "'whole'.*got 4"),
+        ("train_fraction: 0.6", "train_fraction: 1.0", r"train_fraction.*1\.0"),
     ],
 )
-def test_refusals(tmp_path, change, said):
-    path = tmp_path / "mine.yaml"
-    path.write_text(TEXT.replace(*change, 1))
+def test_refusals(tmp_path, old, new, said):
+    (tmp_path / "mine.yaml").write_text(TEXT.replace(old, new, 1))
     with pytest.raises(ValueError, match=said):
-        studies.run(studies.load(path), out=tmp_path / "runs")
+        studies.run(studies.load(tmp_path / "mine.yaml"), out=tmp_path / "runs")
