@@ -3,7 +3,7 @@
 A mask is a dictionary of bool tensors by qualified weight name, True where the weight is kept.
 """
 
-from stochprune.masks.ablate import apply, expand, reinitialize, rescale, shuffle
+from stochprune.masks.ablate import apply, expand, invert, reinitialize, rescale, shuffle
 from stochprune.masks.distribution import LayerStatistics, kept_weights, layer_statistics, statistics
 from stochprune.masks.model import of
 from stochprune.masks.probabilities import keep_probabilities
@@ -14,6 +14,7 @@ __all__ = [
     "apply",
     "expand",
     "from_scores",
+    "invert",
     "keep_probabilities",
     "kept_weights",
     "layer_statistics",

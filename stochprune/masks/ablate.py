@@ -1,4 +1,4 @@
-"""Apply masks to the weights of a model, and change masks or weights for ablations."""
+"""Apply masks to the weights of a model, and change scores, masks or weights for ablations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,29 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from stochprune.masks.select import check_masks
+from stochprune.masks.select import check_masks, check_scores
 from stochprune.models.initialise import kaiming_normal_
 from stochprune.seeding import check_seed, generator
+
+
+def invert(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Change the sign of scores, so that :func:`from_scores` keeps the weights of lowest score.
+
+    A score that means something makes a much worse mask if it is inverted. This is an ablation of Frankle, Dziugaite,
+    Roy and Carbin 2020 (arXiv 2009.08576).
+
+    Args:
+        scores: floating tensors by weight name; they stay as they are.
+
+    Returns:
+        Tensors of the same names, shapes and dtypes.
+
+    Raises:
+        TypeError: scores that are not floating tensors.
+        ValueError: no scores, or NaN scores.
+    """
+    check_scores("invert", "score", scores)
+    return {name: -score for name, score in scores.items()}
 
 
 def shuffle(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

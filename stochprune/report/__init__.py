@@ -6,6 +6,7 @@ from typing import Any
 from stochprune.report.bounds import bounds_table, plot_bounds
 from stochprune.report.certificates import certificate_table, plot_certificates
 from stochprune.report.finetune import finetune_table, plot_finetune
+from stochprune.report.fraction import plot_fractions
 from stochprune.report.initialisation import plot_initialisation
 from stochprune.report.linear_lab import linear_lab_table, plot_linear_lab
 from stochprune.report.study import study_markdown, write_csv
@@ -22,6 +23,7 @@ __all__ = [
     "plot_bounds",
     "plot_certificates",
     "plot_finetune",
+    "plot_fractions",
     "plot_initialisation",
     "plot_linear_lab",
     "study_markdown",

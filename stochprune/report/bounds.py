@@ -20,6 +20,7 @@ ABOUT = {
     "Neyshabur 2015": "Frobenius norms",
     "Bartlett 2017": "spectral and (2,1) norms",
     "Neyshabur 2017": "spectral and Frobenius norms",
+    "Galanti 2023": "row norms and inputs of the units",
     "Arora 2018": "cushions, on a few examples",
     "Guha 2023": "sketch of the compressed layers",
     "counting": "code of a compressed network",
@@ -96,7 +97,9 @@ def _plot_sketches(axis: Axes, points: list[Mapping[str, float]]) -> None:
 
 def _plot_rounds(axis: Axes, rows: list[Mapping[str, float]]) -> None:
     kept = [row["kept"] for row in rows]
-    axis.plot(kept, [row["complexity"] for row in rows], "s-", color=ORANGE, markersize=4, label="bound's complexity")
+    axis.plot(kept, [row["complexity"] for row in rows], "s-", color=ORANGE, markersize=4, label="Guha's complexity")
+    norms = [np.nan if row["sparse_norms"] is None else row["sparse_norms"] for row in rows]
+    axis.plot(kept, norms, "^-", color=GREEN, markersize=4, label="norms of the units")
     axis.plot(kept, [row["test_error"] for row in rows], "o-", color=BLUE, markersize=4, label="test error")
     axis.axhline(1, color="black", linewidth=0.8, linestyle="--", label="vacuous above")
     axis.set(yscale="log", xlabel="fraction of weights kept", title="Iterative pruning")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stochprune.report.fraction import fractions_markdown
 from stochprune.report.methods import methods_markdown
 from stochprune.report.pivot import pivot, spread
 
@@ -45,6 +46,8 @@ def study_markdown(results: Mapping[str, Any]) -> str:
             parts.append(pivot(pruned, "error", ("score", "arm")))
         if timed := [row for row in pruned if row.get("seconds") is not None]:
             parts += methods_markdown(timed)
+        if bounded := [row for row in pruned if "certificate" in row]:
+            parts += fractions_markdown(bounded)
         for when, (column, what) in itertools.product(("before", "after"), DISTANCES.items()):
             chosen = [row for row in distances if row["when"] == when]
             if chosen:

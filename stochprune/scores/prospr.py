@@ -39,7 +39,8 @@ def prospr(
     The steps change all parameters. The derivative goes through all steps, with their second order and momentum. The
     masks are for the weights before the steps, not for theta_M. Alizadeh, Tailor, Zintgraf, van Amersfoort, Farquhar,
     Lane and Gal 2022, "Prospect pruning: finding trainable weights at initialization using meta-gradients" (arXiv
-    2202.08132), algorithm 1.
+    2202.08132), algorithm 1. The authors' released code treats the first momentum buffer as a constant, and so leaves
+    out a part of the derivative. With momentum its masks are therefore others (docs/results/prospr.md).
 
     Args:
         loss_fn: as for :func:`snip`.

@@ -48,31 +48,41 @@ def sparsegpt_prune(
     sparsity: float | tuple[int, int],
     *,
     damping: float = 0.01,
-    block: int = 128,
+    block: int | None = None,
 ) -> dict[str, Tensor]:
     """Prune the linear layers of ``model`` in place, one after the other, and adjust their remaining weights.
 
     The input of each layer comes from the pruned layers before it. Within a layer the columns are processed from the
     left. The mask of a block is chosen when the block is reached, and the columns to the right of a removed weight
-    compensate for it (algorithm 1 of the paper).
+    compensate for it (algorithm 1 of the paper). So an N:M mask chooses each group after all columns to its left have
+    been compensated, as in the authors' code.
 
     Args:
         batches: (x, y), iterated once per layer.
         sparsity: the fraction to prune of each block of columns; or (n, m): prune n of each m in a row.
         damping: as for :func:`sparsegpt`.
-        block: the number of columns whose mask is chosen together.
+        block: the number of columns whose mask is chosen together; by default 128 for a fraction, and m for (n, m).
 
     Returns:
         bool masks by weight name.
 
     Raises:
-        ValueError: as for :func:`sparsegpt`; also a sparsity outside [0, 1), or a block that m does not divide.
+        ValueError: as for :func:`sparsegpt`; also a sparsity outside [0, 1), a block that m does not divide, or a
+            layer whose inputs m does not divide.
     """
+    if block is None:
+        block = sparsity[1] if isinstance(sparsity, tuple) else 128
     if block < 1 or (isinstance(sparsity, tuple) and block % sparsity[1]):
         raise ValueError(f"sparsegpt_prune: block {block} must be at least 1 and a multiple of m, sparsity {sparsity}")
     batches = repeatable(batches)
-    masks = {}
-    for name, layer in linear_layers(model).items():
+    layers, masks = linear_layers(model), {}
+    for name, layer in layers.items():
+        if isinstance(sparsity, tuple) and layer.in_features % sparsity[1]:
+            raise ValueError(
+                f"sparsegpt_prune: m = {sparsity[1]} does not divide the {layer.in_features} inputs of {name}: give "
+                "sparsity another m, or a fraction"
+            )
+    for name, layer in layers.items():
         weight = wide(layer.weight).clone()
         factor = _inverse_factor(_moments(model, batches, damping)[name], weight, damping)
         mask = torch.ones_like(weight, dtype=torch.bool)

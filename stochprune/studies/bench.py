@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -50,10 +50,12 @@ class Bench:
         seed: int,
         config: WeightConfig,
         masks: Mapping[str, Tensor] | None = None,
+        callbacks: Sequence[object] = (),
     ) -> list[dict[str, float]]:
         """Train in place, resumed from ``folder``; see :func:`stochprune.training.train_weights`."""
         self.bar.begin(title)
         loader = self.batches(seed)
+        everyone = [self.bar, *callbacks]
         return train_weights(
-            model, loader, config, masks=masks, folder=folder, identity=self.examples, callbacks=[self.bar]
+            model, loader, config, masks=masks, folder=folder, identity=self.examples, callbacks=everyone
         )

@@ -88,7 +88,7 @@ def pruned(cell: Cell, bench: Bench) -> tuple[nn.Module, dict[str, Tensor]]:
         cell.score, model, F.cross_entropy, batches, sparsity=cell.sparsity, seed=cell.seed, **dict(cell.options)
     )
     if "invert" in parts:
-        scored = {name: -score for name, score in scored.items()}
+        scored = masks.invert(scored)
     mask = masks.from_scores(scored, cell.sparsity, allow_empty=True)
     if "shuffle" in parts:
         mask = masks.shuffle(mask, cell.seed)

@@ -15,12 +15,18 @@ from stochprune.arguments import checked, fits, in_words, is_finite, shown
 from stochprune.runs.config import FRACTION, at_least
 from stochprune.studies import document
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
+from stochprune.studies.fraction import FractionConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
 from stochprune.studies.methods import Arm, ArmBlock, MethodCell, MethodsConfig
 
 MAX_CELLS = 100_000
-SHIPPED = ("immune", "prospr", "finetune", "methods")
-SETTINGS = {"initialisation": InitialisationConfig, "finetune": StudyConfig, "methods": MethodsConfig}
+SHIPPED = ("immune", "prospr", "finetune", "methods", "pruning-fraction")
+SETTINGS = {
+    "initialisation": InitialisationConfig,
+    "finetune": StudyConfig,
+    "methods": MethodsConfig,
+    "fraction": FractionConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +62,15 @@ class Plan:
         title: one line for tables and pictures.
         job: ``initialisation``: prune at initialisation and train (:mod:`stochprune.studies.initialisation`), and train
             dense networks; ``finetune``: fine-tune the masks of trained networks (:mod:`stochprune.studies.finetune`);
-            ``methods``: compare pruning methods on trained networks (:mod:`stochprune.studies.methods`).
+            ``methods``: compare pruning methods on trained networks (:mod:`stochprune.studies.methods`); ``fraction``:
+            bounds and errors against the pruned fraction (:mod:`stochprune.studies.fraction`).
         seeds: the number of seeds.
-        settings: fields of :class:`InitialisationConfig`, :class:`StudyConfig` or :class:`MethodsConfig`.
+        settings: fields of the job's configuration, see :data:`SETTINGS`.
     """
 
     name: str
     title: str
-    job: Literal["initialisation", "finetune", "methods"]
+    job: Literal["initialisation", "finetune", "methods", "fraction"]
     data: tuple[str, ...]
     models: tuple[str, ...]
     seeds: int
@@ -78,8 +85,10 @@ class Plan:
             if not getattr(self, name):
                 raise ValueError(f"{self.name}: {name} must name at least one")
         for block in self.grid:
-            if isinstance(block, ArmBlock) != (self.job == "methods"):
-                raise ValueError(f"{self.name}: job methods, and no other, has arms in its grid, got job {self.job}")
+            if isinstance(block, ArmBlock) != isinstance(self.settings, MethodsConfig):
+                raise ValueError(
+                    f"{self.name}: jobs methods and fraction, and no others, have arms in their grid, got {self.job}"
+                )
             if isinstance(block, ArmBlock):
                 assert isinstance(self.settings, MethodsConfig)
                 for arm in block.arms:
@@ -110,7 +119,7 @@ class Plan:
                         yield cell
 
     def method_cells(self, data: str) -> Iterator[MethodCell]:
-        """The cells of job ``methods`` on one data set, each once, seed by seed."""
+        """The cells of jobs ``methods`` and ``fraction`` on one data set, each once, seed by seed."""
         assert isinstance(self.settings, MethodsConfig)
         for model, seed, block in itertools.product(self.models, range(self.seeds), self.grid):
             assert isinstance(block, ArmBlock)

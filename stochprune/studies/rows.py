@@ -50,6 +50,32 @@ class MethodRow(ErrorRow):
 
 
 @dataclasses.dataclass(frozen=True)
+class FractionRow(ErrorRow):
+    """Bounds on the risk of a pruned network, see :class:`stochprune.studies.fraction.FractionResult`.
+
+    Attributes:
+        shed: the fraction of the kept weights near 0 after the training; None without epochs.
+    """
+
+    train_error: float | None
+    held_out: float | None
+    certificate: float | None
+    counting: float | None
+    guha: float | None
+    galanti: float | None
+    shed: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SheddingRow(Key):
+    """The fraction of a layer's kept weights near 0 after an epoch, see :class:`stochprune.training.WeightShedding`."""
+
+    epoch: int
+    name: str
+    shed: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Moments:
     """Moments of a layer's kept weights, see :class:`stochprune.masks.LayerStatistics`; None if too few are kept."""
 
@@ -98,3 +124,4 @@ class StudyResults:
     rows: list[ErrorRow]
     layers: list[LayerRow] = dataclasses.field(default_factory=list)
     distances: list[DistanceRow] = dataclasses.field(default_factory=list)
+    shedding: list[SheddingRow] = dataclasses.field(default_factory=list)

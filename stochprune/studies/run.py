@@ -21,10 +21,20 @@ from stochprune.runs.store import Kept, remember, say_reused
 from stochprune.runs.threads import few_threads
 from stochprune.studies.bench import Bench
 from stochprune.studies.finetune import Done, StudyConfig, hold_out, study_masks
+from stochprune.studies.fraction import FractionConfig, Fractions, fraction_row, shedding_rows
 from stochprune.studies.initialisation import Cell, CellResult, InitialisationConfig, load_kept, number, run_cell
 from stochprune.studies.methods import Methods, MethodsConfig, steps_of
 from stochprune.studies.plan import Block, Plan
-from stochprune.studies.rows import DistanceRow, ErrorRow, Key, LayerRow, MethodRow, StudyResults, TrainedRow
+from stochprune.studies.rows import (
+    DistanceRow,
+    ErrorRow,
+    Key,
+    LayerRow,
+    MethodRow,
+    SheddingRow,
+    StudyResults,
+    TrainedRow,
+)
 
 Found = tuple[StudyResults, list[Kept[Any]]]
 """The results of a study, and the stored results of its cells."""
@@ -46,8 +56,9 @@ def run(
     Returns:
         The folder ``out/<name>-<digest of the plan>``, and the content of its ``results.json``: ``title``,
         ``configuration``, ``versions``, ``hours`` (sum over the cells), ``rows`` (one per error: data, model, score,
-        sparsity, arm, seed), ``layers`` (moments of kept weights) and ``distances`` between cells. Beside it:
-        ``errors.csv``, ``layers.csv``, ``distances.csv``, ``tables.md`` and the pictures.
+        sparsity, arm, seed), ``layers`` (moments of kept weights), ``distances`` between cells, and ``shedding`` by
+        epoch and layer. Beside it: ``errors.csv``, ``layers.csv``, ``distances.csv``, ``shedding.csv``, ``tables.md``
+        and the pictures.
 
     Raises:
         ValueError: an unknown data set, model or device, an invalid name of a folder, or missing files.
@@ -66,16 +77,21 @@ def run(
             found, kept = _finetune(plan, data_dir, out, folder, device)
         elif plan.job == "methods":
             found, kept = _methods(plan, data_dir, out, device)
+        elif plan.job == "fraction":
+            found, kept = _fractions(plan, data_dir, out, device)
         else:
             found, kept = _initialisation(plan, data_dir, out, device)
         results = run.write(dataclasses.asdict(found), device)
         say_reused(kept, results["versions"])
-        for name in ("rows", "layers", "distances"):
+        for name in ("rows", "layers", "distances", "shedding"):
             if results[name]:
                 report.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
         (folder / "tables.md").write_text(report.study_markdown(results), encoding="utf-8")
-        if plan.job == "initialisation" and any(row.error is not None for row in found.rows if row.score != "dense"):
+        trained = any(row.error is not None for row in found.rows if row.score != "dense")
+        if plan.job == "initialisation" and trained:
             report.plot_initialisation(results, folder / "errors.png")
+        if plan.job == "fraction" and trained:
+            report.plot_fractions(results, folder / "bounds.png")
     return folder, results
 
 
@@ -227,6 +243,27 @@ def _methods(plan: Plan, data_dir: Path | None, out: Path, device: torch.device)
                     error = getattr(done.result, when)
                     rows.append(MethodRow(**{**key, "arm": when}, error=error, seconds=done.result.seconds))
     return StudyResults(plan.title, _hours(kept), rows), kept
+
+
+def _fractions(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
+    kept: list[Kept[Any]] = []
+    settings, rows, shedding = plan.settings, list[ErrorRow](), list[SheddingRow]()
+    assert isinstance(settings, FractionConfig)
+    for name in plan.data:
+        dataset = data.load(name, _files(data_dir, name), standardised=False)
+        cells = list(plan.method_cells(name))
+        with ProgressBar("starting") as bar:
+            fractions = Fractions.of(dataset, settings, device, bar, out / "cells")
+            steps = fractions.bench.steps
+            dense = len(plan.models) * plan.seeds * steps(settings.dense.epochs)
+            bar.expect(dense + sum(steps(cell.arm.epochs or settings.epochs) for cell in cells))
+            for cell in cells:
+                done = fractions.cell(cell)
+                bar.finish(steps(cell.arm.epochs or settings.epochs))
+                kept.append(done)
+                rows.append(fraction_row(cell, done.result))
+                shedding += shedding_rows(cell, done.result)
+    return StudyResults(plan.title, _hours(kept), rows, shedding=shedding), kept
 
 
 def _files(data_dir: Path | None, name: str) -> Path | None:

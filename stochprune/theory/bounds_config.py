@@ -10,10 +10,11 @@ from stochprune.runs.config import POSITIVE, PROBABILITY, Config, at_least, opti
 
 @dataclass(frozen=True)
 class BoundsConfig(Config):
-    """Configuration of one fully connected network of equal layers without biases, and of the bounds on it."""
+    """Configuration of one fully connected network without biases, with hidden layers of one width, and its bounds."""
 
     data: str = option("digits", DATA)
-    layers: int = option(5, "Linear layers, as wide as the inputs.", at_least(2))
+    layers: int = option(5, "Linear layers.", at_least(2))
+    width: int = option(0, "Width of the hidden layers; 0: that of the inputs.", at_least(0))
     epochs: int = option(20, "Epochs of training.", at_least(1))
     batch_size: int = option(64, "Examples in a batch.", at_least(1))
     lr: float = option(1e-3, "Adam's learning rate; it falls by a cosine.", POSITIVE)

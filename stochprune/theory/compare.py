@@ -15,27 +15,24 @@ from torch import Tensor, nn
 
 from stochprune import data
 from stochprune.data.splits import Split, split
-from stochprune.nn import convert
-from stochprune.pac_bayes.certify import certify
 from stochprune.pac_bayes.config import CertifyConfig
-from stochprune.pac_bayes.families import make_posterior
-from stochprune.pac_bayes.prior import Prior
 from stochprune.runs.device import device_of
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
 from stochprune.theory.bounds_config import BoundsConfig
+from stochprune.theory.mask_certificate import mask_certificate
 from stochprune.theory.measure import (
     Bound,
     Compressed,
-    PruningRound,
+    PrunedNetwork,
     SketchPoint,
     bound_table,
     compressed,
-    pruning_round,
+    pruned_network,
     sketches,
 )
 from stochprune.theory.norm_bounds import Norms
-from stochprune.theory.subject import Subject, network, next_mask, weights_of
+from stochprune.theory.subject import Subject, network, next_mask
 from stochprune.training.config import WeightConfig
 from stochprune.training.weights import train_weights
 
@@ -59,7 +56,7 @@ class BoundsResults:
     norms: list[Norms]
     compression: list[Compressed]
     bounds: list[dict[str, Any]]
-    iterative: list[PruningRound]
+    iterative: list[PrunedNetwork]
     sketch: list[SketchPoint]
 
 
@@ -89,7 +86,8 @@ def run_bounds(
     assert parts.prior is not None
     # The folder's identity includes the data: a checkpoint of other files may have seen examples that certify here.
     folder = run_folder(out, "bounds", config, suffix=f"-{parts.prior.digest[:8]}")
-    sizes = [math.prod(dataset.shape)] * config.layers + [dataset.num_classes]
+    inputs = math.prod(dataset.shape)
+    sizes = [inputs, *[config.width or inputs] * (config.layers - 1), dataset.num_classes]
     steps = math.ceil(len(parts.prior) / config.batch_size)
     total = steps * (config.epochs + config.rounds * config.round_epochs) + config.draws
     with open_run(config, folder) as run, ProgressBar("training", total) as bar:
@@ -97,8 +95,13 @@ def run_bounds(
         model = comparing.trained(network(sizes, config.seed), "dense", config.epochs)
         test_x = parts.scaled(dataset.test_x)
         subject = Subject.of(model, parts.prior, parts.certify, test_x, dataset.test_y, config.margin_share)
+        if subject.margin <= 0:
+            raise ValueError(
+                f"{config.margin_share:g} of the training examples have a margin of {subject.margin:.3g} or less: "
+                "train for longer, or give a larger margin_share"
+            )
         rounds = comparing.iterative(network(sizes, config.seed), subject)
-        certificate = comparing.certificate(model, subject)
+        certificate = comparing.certificate(model)
         bar.begin("compressing")
         compressions = [compressed(subject, scale, config.seed) for scale in config.scales]
         bar.begin("comparing")
@@ -147,27 +150,29 @@ class Comparison:
         self.bar.finish(epochs * len(batches))
         return model.cpu()
 
-    def iterative(self, start: nn.Sequential, subject: Subject) -> list[PruningRound]:
+    def iterative(self, start: nn.Sequential, subject: Subject) -> list[PrunedNetwork]:
         """Prune by magnitude in rounds, each of which starts from the weights before training."""
+        config = self.config
         kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in subject.weights.items()}
         weights, rounds = subject.weights, []
         for number in range(1, self.config.rounds + 1):
             self.bar.begin(f"pruning, round {number}")
             kept = next_mask(weights, kept, 0.9)
             model = self.trained(copy.deepcopy(start), f"round{number}", self.config.round_epochs, kept)
-            weights = weights_of(model)
-            rounds.append(pruning_round(subject, weights, self.config))
+            found = subject.of_pruned(model, config.margin_share)
+            weights = found.weights
+            rounds.append(pruned_network(found, config.levels, config.delta))
         return rounds
 
-    def certificate(self, model: nn.Sequential, subject: Subject) -> Bound:
+    def certificate(self, model: nn.Sequential) -> Bound:
         """Certify the same weights under random masks of keep probability ``keep``, on the held-out examples."""
         config = self.config
         self.bar.begin("certifying")
-        random = convert(copy.deepcopy(model), keep_kept=config.keep, seed=config.seed).to(self.device)
-        posterior = make_posterior(Prior(random.requires_grad_(False).eval(), (subject.train,)), "masks")
         plan = CertifyConfig(delta=0.8 * config.delta, delta_draws=0.2 * config.delta, draws=config.draws)
-        held_out = subject.held_out.to(self.device)
-        found = certify(posterior, held_out, plan, seed=config.seed, folder=self.folder / "certificate")
+        folder = self.folder / "certificate"
+        found = mask_certificate(
+            model.to(self.device), self.parts, plan, keep=config.keep, seed=config.seed, folder=folder
+        )
         self.bar.finish(config.draws)
         numbers = {"error": found.mean_loss, "kl": found.total_kl}
         return Bound("PAC-Bayes certificate", found.bound, True, numbers)

@@ -61,13 +61,20 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class PruningRound:
-    """A round of iterative pruning: the paper's complexity and the counting bound, as the network gets sparser."""
+class PrunedNetwork:
+    """Errors of a pruned network, and what the bounds add to its margin loss.
+
+    Attributes:
+        complexity: of Guha et al.
+        sparse_norms: of :func:`stochprune.theory.norm_bounds.galanti_2023`; None if the margin is not positive.
+        counting: the counting bound, which is complete.
+    """
 
     kept: float
     train_error: float
     test_error: float
     complexity: float
+    sparse_norms: float | None
     counting: float
 
 
@@ -136,6 +143,7 @@ def bound_table(subject: Subject, certificate: Bound, config: BoundsConfig) -> l
         "Neyshabur 2015": norm_bounds.neyshabur_2015(subject.norms, subject.radius, margin, n),
         "Bartlett 2017": norm_bounds.bartlett_2017(subject.norms, subject.radius, margin, n),
         "Neyshabur 2017": norm_bounds.neyshabur_2017(subject.norms, subject.radius, margin, n),
+        "Galanti 2023": norm_bounds.galanti_2023(subject.norms, subject.radius, margin, n),
         "Arora 2018": norm_bounds.arora_2018(found, margin, n),
     }
     complexity = compression.paper_complexity(subject.shapes, compression.predicted_kept(scale), n)
@@ -153,26 +161,30 @@ def bound_table(subject: Subject, certificate: Bound, config: BoundsConfig) -> l
 def _counting(subject: Subject, scale: float, config: BoundsConfig) -> Bound:
     """Return the counting bound of one rounded compression; it holds for all networks that the code can write."""
     pruned = compression.compress(subject.weights, scale, seed=config.seed)
-    value, error, nats = _counted(subject, pruned, config)
+    value, error, nats = _counted(subject, pruned, config.levels, config.delta)
     return Bound("counting", value, True, {"scale": scale, "nats": nats, "error": error})
 
 
-def _counted(subject: Subject, weights: Weights, config: BoundsConfig) -> tuple[float, float, float]:
+def _counted(subject: Subject, weights: Weights, levels: int, delta: float) -> tuple[float, float, float]:
     """The counting bound of weights once they are rounded; their training error, and the nats of their code."""
-    coded = compression.quantise(weights, config.levels)
-    nats, error = compression.code_length(coded, config.levels), subject.train_error(coded)
-    return compression.counting_bound(error, nats, len(subject.train), config.delta), error, nats
+    coded = compression.quantise(weights, levels)
+    nats, error = compression.code_length(coded, levels), subject.train_error(coded)
+    return compression.counting_bound(error, nats, len(subject.train), delta), error, nats
 
 
-def pruning_round(subject: Subject, weights: Weights, config: BoundsConfig) -> PruningRound:
-    """Measure what is left of the network after a round."""
-    kept = compression.kept(weights)
-    return PruningRound(
+def pruned_network(subject: Subject, levels: int, delta: float) -> PrunedNetwork:
+    """Measure a pruned network; ``levels`` and ``delta`` are those of the counting bound."""
+    kept, examples = compression.kept(subject.weights), len(subject.train)
+    sparse_norms = None
+    if subject.margin > 0:
+        sparse_norms = norm_bounds.galanti_2023(subject.norms, subject.radius, subject.margin, examples)
+    return PrunedNetwork(
         kept=kept,
-        train_error=subject.train_error(weights),
-        test_error=subject.test_error(weights),
-        complexity=compression.paper_complexity(subject.shapes, kept, len(subject.train)),
-        counting=_counted(subject, weights, config)[0],
+        train_error=subject.train_error(subject.weights),
+        test_error=subject.test_error(subject.weights),
+        complexity=compression.paper_complexity(subject.shapes, kept, examples),
+        sparse_norms=sparse_norms,
+        counting=_counted(subject, subject.weights, levels, delta)[0],
     )
 
 

@@ -16,7 +16,7 @@ from stochprune.theory.norm_bounds import Norms
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network and the measurements that the bounds need.
+    """A trained network, dense or pruned, and the measurements that the bounds need.
 
     Attributes:
         weights: by name, float32 [out, in], in the order of the layers.
@@ -44,23 +44,20 @@ class Subject:
         """Measure a model.
 
         Args:
-            margin_share: the fraction of the training examples that may have a margin below ``margin``.
-
-        Raises:
-            ValueError: that margin is not positive.
+            margin_share: the fraction of the training examples that may have a margin below ``margin``, which may be
+                negative.
         """
         weights = weights_of(model)
         margins = compression.margins(compression.outputs(weights, train.x), train.y)
         margin = float(margins.sort().values[int(margin_share * len(margins))])
-        if margin <= 0:
-            raise ValueError(
-                f"{margin_share:g} of the training examples have a margin of {margin:.3g} or less: "
-                "train for longer, or give a larger margin_share"
-            )
+        loss = float((margins <= margin).double().mean())
         radius = float(train.x.flatten(1).double().norm(dim=1).max())
         norms = [Norms.of(weight) for weight in weights.values()]
-        loss = float((margins <= margin).double().mean())
         return cls(weights, train, held_out, test_x, test_y, radius, norms, margin, loss)
+
+    def of_pruned(self, model: nn.Module, margin_share: float) -> Subject:
+        """Measure another network on the same examples."""
+        return Subject.of(model, self.train, self.held_out, self.test_x, self.test_y, margin_share)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:

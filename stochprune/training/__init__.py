@@ -33,6 +33,7 @@ from stochprune.training.options import LoopOptions
 from stochprune.training.prune_finetune import prune_finetune
 from stochprune.training.pruning import Pruned
 from stochprune.training.rigl import RigLConfig
+from stochprune.training.shedding import WeightShedding
 from stochprune.training.soft_threshold import SoftThresholdConfig, soft_threshold, train_soft_threshold
 from stochprune.training.soft_threshold_reparameterisation import STRConfig
 from stochprune.training.supermask import SupermaskConfig
@@ -76,6 +77,7 @@ __all__ = [
     "TensorBoard",
     "Validation",
     "WeightConfig",
+    "WeightShedding",
     "early_pruning_indicator",
     "error",
     "finetune",

@@ -65,7 +65,14 @@ class _SoftThreshold(torch.autograd.Function):
 
 @checked
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
-    """Return ``sign(w) max(|w| - threshold, 0)``; gradients pass unchanged, so pruned weights can return."""
+    """Return ``sign(w) max(|w| - threshold, 0)``; gradients pass unchanged, so pruned weights can return.
+
+    Raises:
+        TypeError: a tensor that is not floating.
+    """
+    for name, value in (("weight", weight), ("threshold", threshold)):
+        if not value.is_floating_point():
+            raise TypeError(f"soft_threshold: {name} must be a floating tensor, got {value.dtype}")
     return _SoftThreshold.apply(weight, threshold)
 
 

@@ -18,6 +18,16 @@ def half_masks(model: nn.Module) -> dict[str, Tensor]:
     return masks.from_scores(weights, 0.5, "layer")
 
 
+def test_inverted_scores_keep_the_lowest() -> None:
+    scores = {"a": torch.tensor([[1.0, 5.0], [2.0, 9.0]]), "b": torch.tensor([-1.0, 3.0], dtype=torch.float64)}
+    inverted = masks.invert(scores)
+    assert inverted["b"].dtype == torch.float64 and scores["a"].sum() == 17
+    kept = masks.from_scores(inverted, 0.5)
+    assert kept["a"].tolist() == [[True, False], [True, False]] and kept["b"].tolist() == [True, False]
+    again = masks.invert(inverted)
+    assert all(torch.equal(again[name], scores[name]) for name in scores)
+
+
 def test_shuffle_permutes_within_each_tensor() -> None:
     before = {name: torch.arange(1200).view(30, 40) < 600 for name in ("a", "b")}
     copies = {name: mask.clone() for name, mask in before.items()}

@@ -45,6 +45,12 @@ SEEDS = [(1.5, "1.5"), (-1, "-1"), (1 << 64, str(1 << 64)), (None, "None"), (Tru
 TABLE = {
     "apply": [*on_models(), *[((model(), bad), {}, ValueError, named) for bad, named in WRONG_TYPES]],
     "expand": [*on_models(), *[((model(), bad), {}, TypeError, named) for bad, named in WRONG_TYPES]],
+    "invert": [
+        (([1.0],), {}, TypeError, "scores .* list"),
+        (({},), {}, ValueError, "no scores"),
+        ((score(b=torch.arange(4)),), {}, TypeError, "b .*int64"),
+        ((score(b=torch.tensor([1, NAN])),), {}, ValueError, "1 of 2 scores of b are NaN"),
+    ],
     "kept_weights": [*on_models(), *[((model(), bad), {}, ValueError, named) for bad, named in WRONG_TYPES]],
     "layer_statistics": [
         *on_models(),

@@ -51,8 +51,25 @@ def test_each_removal_is_made_up_for_by_least_squares_on_the_columns_after_it(la
     assert bool((kept == 1).all()) if sparsity == (2, 3) else int(mask.sum()) == 12
 
 
+def few_directions():
+    """Inputs [200, 32] in which others can stand in for a removed one."""
+    return normal(200, 4) @ normal(4, 32, seed=1) + 0.1 * normal(200, 32, seed=2)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (6, 8)])
+def test_groups_of_n_of_m_are_chosen_after_compensation(n, m):
+    x = few_directions()
+    errors = {}
+    for block in (None, 32):
+        layer = models.mlp((32, 16), seed=2).double().fc1
+        before = layer(x).detach()
+        scores.sparsegpt_prune(layer, [(x, None)], (n, m), block=block)
+        errors[block] = (layer(x).detach() - before).square().mean().item()
+    assert errors[None] < 0.7 * errors[32]  # 32: all groups of a row are chosen before any compensation
+
+
 def test_sparsegpt_beats_magnitude_on_what_it_minimises():
-    x = normal(200, 4) @ normal(4, 32, seed=1) + 0.1 * normal(200, 32, seed=2)  # few directions, so others can stand in
+    x = few_directions()
     errors = {}
     for name in ("magnitude", "sparsegpt"):
         layer = models.mlp((32, 16), seed=2).double().fc1
@@ -90,5 +107,8 @@ def test_bad_input_is_named(layer):
         scores.sparsegpt(layer, None, [])
     with pytest.raises(ValueError, match=r"damping.*got 0"):
         scores.sparsegpt(layer, None, [(correlated(5, 6), None)], damping=0)
-    with pytest.raises(ValueError, match=r"sparsegpt_prune: block .*sparsity"):
-        scores.sparsegpt_prune(layer, [(correlated(5, 6), None)], (2, 4), block=6)
+    before = layer.weight.detach().clone()
+    for sparsity, block, said in (((2, 4), 6, r"block .*sparsity"), ((2, 4), None, r"4 .* 6 inputs of weight")):
+        with pytest.raises(ValueError, match=rf"sparsegpt_prune: .*{said}"):
+            scores.sparsegpt_prune(layer, [(correlated(5, 6), None)], sparsity, block=block)
+    assert torch.equal(layer.weight, before)

@@ -37,18 +37,6 @@ settings:
 pytestmark = pytest.mark.filterwarnings("ignore::stochprune.training.StuckMaskWarning")
 
 
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "mine.yaml"
-    path.write_text(TEXT)
-    return studies.load(path)
-
-
-@pytest.fixture(scope="module")
-def finished(plan, tmp_path_factory):
-    return studies.run(plan, out=tmp_path_factory.mktemp("runs"))
-
-
 def test_a_file_names_arms(plan):
     assert isinstance(plan.settings, MethodsConfig) and len(plan.grid[0]) == 3
     gradual, longer, falling = plan.grid[0].arms

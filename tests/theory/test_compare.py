@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 from stochprune import data, models
 from stochprune.cli import app
 from stochprune.data.splits import split
+from stochprune.pac_bayes import CertifyConfig
 from stochprune.runs import read_json
 from stochprune.theory import compression, measure, norm_bounds
 from stochprune.theory.bounds_config import BoundsConfig
 from stochprune.theory.compare import run_bounds
+from stochprune.theory.mask_certificate import mask_certificate
 from stochprune.theory.subject import Subject, next_mask
 
 SMALL = BoundsConfig(
@@ -66,6 +68,7 @@ def test_every_bound_is_there_and_the_norm_based_ones_are_vacuous(run):
         "Neyshabur 2015",
         "Bartlett 2017",
         "Neyshabur 2017",
+        "Galanti 2023",
         "Arora 2018",
         "Guha 2023",
         "counting",
@@ -89,6 +92,7 @@ def test_the_next_mask_keeps_the_largest_of_those_kept():
 
 def test_rounds_keep_nine_tenths_each(run):
     assert [row["kept"] for row in run[2]["iterative"]] == pytest.approx([0.9, 0.81], abs=1e-3)
+    assert all(row["sparse_norms"] > 1 for row in run[2]["iterative"])
 
 
 def test_the_scale_whose_margin_is_the_measured_one(run):
@@ -130,6 +134,25 @@ def test_a_network_that_knows_nothing_is_refused(tmp_path):
     config = dataclasses.replace(SMALL, epochs=1, lr=1e-7)
     with pytest.raises(ValueError, match=r"0\.3 of the training examples .*margin.* -"):
         run_bounds(config, out=tmp_path)
+
+
+def test_the_certificate_of_a_network_under_random_masks(tmp_path):
+    digits = data.load("digits", standardised=False)
+    model = models.mlp((64, 16, 10), seed=0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    parts, plan = data.split(digits.train_x, digits.train_y, 0.5), CertifyConfig(draws=30)
+    found = mask_certificate(model, parts, plan, keep=0.9, seed=0, folder=tmp_path)
+    assert found.mean_loss < found.bound <= 1 and 0 <= found.total_kl < 1e-3
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    with pytest.raises(ValueError, match=r"mask_certificate: parts .*no prior"):
+        mask_certificate(model, dataclasses.replace(parts, prior=None), plan, keep=0.9, seed=0, folder=tmp_path)
+
+
+def test_hidden_layers_of_another_width(tmp_path):
+    config = dataclasses.replace(SMALL, layers=3, width=32, rounds=0, draws=2, margin_share=0.5)
+    _, results = run_bounds(config, out=tmp_path)
+    assert results["sizes"] == [64, 32, 32, 10]
+    assert [layer["width"] for layer in results["norms"]] == [64, 32, 32]
 
 
 def test_command(run):

@@ -29,6 +29,15 @@ def test_gradients_pass_unchanged_also_where_pruned():
     assert weight.grad.tolist() == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("weight", (torch.ones(2).int(), torch.tensor(0.2))), ("threshold", (torch.ones(2), torch.tensor(True)))],
+)
+def test_tensors_that_are_not_floating_are_named(name, values):
+    with pytest.raises(TypeError, match=f"soft_threshold: {name} .*torch"):
+        soft_threshold(*values)
+
+
 def test_the_threshold_is_the_share_of_the_rate_that_is_spent():
     total = quad(SCHEDULES["cosine"], 0, 1)[0]
     for progress in (0.0, 0.1, 0.5, 0.9, 1.0):

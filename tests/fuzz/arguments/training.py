@@ -59,6 +59,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
             "prior_logits": 0.5,
             "accumulation": 2,
         },
+        "training.WeightShedding": lambda: {"masks": masks(), "tolerance": 0.01},
         "training.parameter_groups": lambda: {"model": masked(), "lr": 0.1, "logit_lr": 0.1, "weight_decay": 0.1},
         "training.prune_finetune": lambda: {
             "model": dense(),
