@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochprune.report.style import BLUE, GREEN, GREY, ORANGE, log_errors, new_figure, save, terminal_table
-from stochprune.report.summary import Spread, summarize
+from stochprune.report.summary import Spread, measured, summarize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 def finetune_table(results: Mapping[str, Any]) -> Table:
-    """Return test errors in per cent; the better of two trainings of equal length is bold.
+    """Return errors in per cent; the better of two trainings of equal length is bold.
 
     With several seeds a cell shows mean±standard deviation over the seeds.
     """
@@ -44,7 +44,7 @@ def finetune_table(results: Mapping[str, Any]) -> Table:
     if any(row.gain is None for row in rows):
         caption += " -: no gain is reported, because weight training alone hardly improves on guessing."
     made = terminal_table(
-        f"Test error in per cent, {config['model']} on {config['data']}, {_seeds(config['seeds'])}; "
+        f"{measured(config)} in per cent, {config['model']} on {config['data']}, {_seeds(config['seeds'])}; "
         f"dense {_short(dense)}",
         caption,
         gap=0,
@@ -111,7 +111,7 @@ def plot_finetune(results: Mapping[str, Any], path: Path) -> None:
         panel.set_xticks(positions, [f"{100 * row.sparsity:g}" for row in mine])
         panel.set_xlabel("weights pruned (%)")
         log_errors(panel, (1, 2, 5))
-    panels[0].set_ylabel("test error (%)")
+    panels[0].set_ylabel(f"{measured(config).lower()} (%)")
     handles, labels = panels[0].get_legend_handles_labels()
     columns = min(len(labels), 2 * len(names) - 1)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)

@@ -9,11 +9,12 @@ from stochprune.report.pivot import pivot
 from stochprune.report.summary import Paired
 
 
-def methods_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def methods_markdown(rows: Sequence[Mapping[str, Any]], error: str) -> list[str]:
     """Return the parts of a Markdown text.
 
     Args:
         rows: of one network on one data set, see :class:`stochprune.studies.rows.MethodRow`.
+        error: what the rows' errors are, see :func:`stochprune.report.summary.measured`.
     """
     final = [row for row in rows if row["arm"] == "trained"]
     first = final[0]["score"]
@@ -26,7 +27,7 @@ def methods_markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     parts = ["Processor seconds of an arm, without the dense training.", pivot(final, "seconds", ("score",))]
     if differences:
         parts.append(
-            f'Test error minus that of "{first}" on the same seed, in percentage points, with a 95 % confidence '
+            f'{error} minus that of "{first}" on the same seed, in percentage points, with a 95 % confidence '
             "interval; negative is better."
         )
         parts.append(pivot(differences, "difference", ("score",), _interval))

@@ -11,6 +11,7 @@ from typing import Any
 from stochprune.report.fraction import fractions_markdown
 from stochprune.report.methods import methods_markdown
 from stochprune.report.pivot import pivot, spread
+from stochprune.report.summary import measured
 
 DISTANCES = {
     "wasserstein": "the kept weights",
@@ -28,8 +29,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def study_markdown(results: Mapping[str, Any]) -> str:
-    """Return the tables of a study: test errors, and distances between the distributions of kept weights."""
-    parts = [f"# {results['title']}"]
+    """Return the tables of a study: errors, and distances between the distributions of kept weights."""
+    parts, error = [f"# {results['title']}"], measured(results["configuration"]["settings"])
     for data, model in dict.fromkeys((row["data"], row["model"]) for row in results["rows"]):
         rows, distances = (
             [row for row in results[name] if (row["data"], row["model"]) == (data, model)]
@@ -42,10 +43,10 @@ def study_markdown(results: Mapping[str, Any]) -> str:
         if any(row["error"] is not None for row in pruned):
             reference = f" Dense: {spread(dense)}." if dense else ""
             over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-            parts.append(f"Test error in per cent, {over}.{reference}")
+            parts.append(f"{error} in per cent, {over}.{reference}")
             parts.append(pivot(pruned, "error", ("score", "arm")))
         if timed := [row for row in pruned if row.get("seconds") is not None]:
-            parts += methods_markdown(timed)
+            parts += methods_markdown(timed, error)
         if bounded := [row for row in pruned if "certificate" in row]:
             parts += fractions_markdown(bounded)
         for when, (column, what) in itertools.product(("before", "after"), DISTANCES.items()):

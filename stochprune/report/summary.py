@@ -43,6 +43,11 @@ class Paired:
         return cls(spread.mean, float(t.ppf(0.975, n - 1)) * spread.sd / math.sqrt(n))
 
 
+def measured(settings: Mapping[str, Any]) -> str:
+    """Return what errors of these settings are: on the test set, or on training examples that were held out."""
+    return "Validation error" if settings.get("validation") else "Test error"
+
+
 @dataclass(frozen=True)
 class Row:
     """One score at one sparsity, over ``seeds`` seeds.

@@ -64,6 +64,8 @@ class Arm:
     def __post_init__(self) -> None:
         for field in ("retrain_epochs", "epochs"):
             at_least(0).require(self, field)
+        if self.name == "dense":
+            raise ValueError("an arm cannot have the name 'dense': the tables give it to the network before pruning")
         if own := sorted({"epochs", "sparsity", "seed"} & {key for key, _ in self.options}):
             raise ValueError(f"arm {self.name!r}: the study sets {own[0]}")
         config_type(self.method, dict(self.options))

@@ -98,6 +98,7 @@ def test_tables_have_paired_differences_and_seconds(finished):
     found = Paired.of([by["falling", seed]["error"] - by["gradual", seed]["error"] for seed in (0, 1)])
     assert f"| falling | {found.mean:+.2f} ± {found.half_width:.2f} |" in text
     assert "Processor seconds" in text and "| gradual | trained |" in text
+    assert "Validation error in per cent" in text and "Test error" not in text
 
 
 def test_arms_from_random_weights_and_a_dense_one(tmp_path):
@@ -167,6 +168,7 @@ def test_processor_time_counts_the_time_before_a_checkpoint(tmp_path):
         (("retrain_epochs: 1", "retrain_epochs: -1"), r"retrain_epochs.*got -1"),
         (("{method: gradual_magnitude, epochs: 3}", "3"), r"'longer'.*got 3"),
         (("method: gradual_magnitude, epochs: 3", "epochs: 3"), "method is missing"),
+        (("longer: {", "dense: {"), "'dense'.*before pruning"),
         (("job: methods", "job: initialisation"), "mine: "),
         (("epochs: 2", "epoch: 2"), r"'epoch'.*epochs"),
     ],
