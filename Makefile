@@ -63,9 +63,11 @@ compile-gates: $(READY) $(OLD)/.ready
 	for python in $(BIN)/python $(OLD)/bin/python; do \
 	  $$python -m bench.front_end && $$python -m tests.kernels.unsettled && $$python -m bench.compile_table --check || exit 1; \
 	done
-	rm -f .benchmarks/launches.pickle
-	$(BIN)/python -O -m pytest --assert=plain -q -n 0 -p tests.recorder --record .benchmarks/launches.pickle tests/gpu
-	for python in $(BIN)/python $(OLD)/bin/python; do $$python -m bench.recorded .benchmarks/launches.pickle || exit 1; done
+	for python in $(BIN)/python $(OLD)/bin/python; do \
+	  rm -f .benchmarks/launches.pickle; \
+	  $$python -O -m pytest --assert=plain -q -n 0 -p tests.recorder --record .benchmarks/launches.pickle tests/gpu || exit 1; \
+	  $$python -m bench.recorded .benchmarks/launches.pickle || exit 1; \
+	done
 
 # Check, time and test on a machine with a GPU and its own torch and Triton; needs no network. See docs/gpu.md.
 gpu-check:

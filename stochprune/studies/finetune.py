@@ -45,7 +45,7 @@ from stochprune.studies.bench import Bench
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
-from stochprune.training.starts import at_sparsity, start_masks
+from stochprune.training.starts import at_cut, start_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Study(Bench):
 
         masked = convert(copy.deepcopy(dense), start_masks(scored, sparsity, config.finetune), seed=seed)
         self.bar.begin(f"{name}/stochastic")
-        tuning = at_sparsity(dataclasses.replace(config.finetune, seed=seed), sparsity)
+        tuning = at_cut(dataclasses.replace(config.finetune, seed=seed), sparsity)
         history = finetune(masked, self.batches(seed), tuning, out=checkpoints, callbacks=[self.bar]).history
         stochastic = stochastic_error(masked, self.dataset.test_x, self.dataset.test_y, config.draws)
         errors |= {"stochastic": stochastic.mean, "ensemble": stochastic.ensemble}

@@ -19,6 +19,7 @@ change, and still let the sum drift by 8%.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -37,7 +38,10 @@ from stochprune.training.state import State
 
 Kind = Literal["shift", "penalty", "kl", "none"]
 Schedule = Literal["constant", "cubic"]
+Scope = Literal["global", "layer"]
 STRENGTHS = {"penalty": 100.0, "kl": 1e-4}
+OF_PARTS = ("target", "first_sparsity")
+"""The keys of a state that hold one number for each sum that is held."""
 
 
 class Budget(Constraint):
@@ -68,9 +72,10 @@ class Budget(Constraint):
             sparsity s: ``sparsity + (s - sparsity)(1 - progress)^3`` (Zhu and Gupta 2017, arXiv 1710.01878, equation
             1), from dense to the target if the model was converted without masks.
         steps, begin: the length of the cubic in optimiser steps, and the step at which it starts.
+        scope: ``global`` holds the sum over all layers; ``layer`` holds the sum of each layer, for a cut that prunes
+            each layer to the same sparsity.
 
     Attributes:
-        target: the present budget, the wanted sum of q.
         made: the number of steps made.
 
     Raises:
@@ -90,22 +95,23 @@ class Budget(Constraint):
         schedule: Schedule = "constant",
         steps: int = 0,
         begin: int = 0,
+        scope: Scope = "global",
     ) -> None:
         self.layers = _trainable_layers(model)
         self.kind, self.sparsity, self.schedule, self.steps, self.begin = kind, sparsity, schedule, steps, begin
-        self.made = 0
+        self.scope, self.made = scope, 0
         self._check(strength)
         self.strength = STRENGTHS.get(kind, 0.0) if strength is None else strength
         self.count = sum(tensor.numel() for tensor in self.logits)
-        self.target = self.kept()
-        self._first_sparsity = 1 - self.target / self.count
+        self._targets = [expected_kept(part).item() for part in self._parts]
+        self._first = [1 - kept / _count(part) for kept, part in zip(self._targets, self._parts, strict=True)]
         self._prior = [tensor.detach().clone() for tensor in self.logits] if kind == "kl" else []
         self.flips = Flips(self.layers)
         if sparsity is not None:
-            self.aim(self.sparsity_at(0))
+            self._follow()
 
     def _check(self, strength: float | None) -> None:
-        for name, kinds in (("kind", Kind), ("schedule", Schedule)):
+        for name, kinds in (("kind", Kind), ("schedule", Schedule), ("scope", Scope)):
             if getattr(self, name) not in get_args(kinds):
                 raise ValueError(
                     f"Budget: {name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}"
@@ -137,26 +143,47 @@ class Budget(Constraint):
         """The logits that count, each tensor once."""
         return [layer.mask_logits for layer in self.layers]
 
+    @property
+    def target(self) -> float:
+        """The present budget, the wanted sum of q."""
+        return sum(self._targets)
+
+    @property
+    def _parts(self) -> list[list[Tensor]]:
+        """The logits by the sums that are held."""
+        return [self.logits] if self.scope == "global" else [[tensor] for tensor in self.logits]
+
     def kept(self) -> float:
         """Return the present sum(q)."""
         return expected_kept(self.logits).item()
 
     def aim(self, sparsity: float) -> None:
-        """Hold another expected sparsity from now on."""
-        # A shift cannot reach an expected sparsity of exactly 0.
-        self.target = min((1 - sparsity) * self.count, self.count * (1 - 2.0**-20))
+        """Hold another expected sparsity from now on, in each layer if the scope is ``layer``."""
+        self._targets = [_target(sparsity, part) for part in self._parts]
 
     def sparsity_at(self, step: int) -> float:
-        """Return the expected sparsity to hold after ``step`` steps."""
-        last = self._first_sparsity if self.sparsity is None else self.sparsity
+        """Return the expected sparsity to hold after ``step`` steps, over all layers."""
+        each = zip(self._first, self._parts, strict=True)
+        return self._at(step, sum(first * _count(part) for first, part in each) / self.count)
+
+    def _at(self, step: int, first: float) -> float:
+        last = first if self.sparsity is None else self.sparsity
         if self.schedule == "constant":
             return last
-        return cubic(self._first_sparsity, last, min(max((step - self.begin) / self.steps, 0.0), 1.0))
+        return cubic(first, last, min(max((step - self.begin) / self.steps, 0.0), 1.0))
+
+    def _follow(self) -> None:
+        """Set the budget to that of the steps made."""
+        each = zip(self._first, self._parts, strict=True)
+        self._targets = [_target(self._at(self.made, first), part) for first, part in each]
 
     def penalty(self) -> Tensor | float:
         """Return the term to add to the loss, a float64 scalar; 0.0 for kinds shift and none."""
         if self.kind == "penalty":
-            return self.strength * (expected_kept(self.logits) / self.target - 1).square()
+            each = zip(self._parts, self._targets, strict=True)
+            errors = [expected_kept(part) / target - 1 for part, target in each]
+            device = self.logits[0].device
+            return self.strength * torch.stack([error.to(device) for error in errors]).square().mean()
         if self.kind == "kl":
             pairs = zip(self.logits, self._prior, strict=True)
             device = self.logits[0].device
@@ -168,7 +195,7 @@ class Budget(Constraint):
         """Follow the schedule and hold the budget; call it after each step of the optimiser."""
         self.made += 1
         if self.sparsity is not None:
-            self.aim(self.sparsity_at(self.made))
+            self._follow()
         self.hold()
 
     def after_step(self) -> None:
@@ -178,9 +205,10 @@ class Budget(Constraint):
     def hold(self) -> None:
         """Shift the logits so that sum(q) equals the budget (kind shift)."""
         if self.kind == "shift":
-            shift = solve_shift(self.logits, self.target)
-            for tensor in self.logits:
-                tensor.add_(shift)
+            for part, target in zip(self._parts, self._targets, strict=True):
+                shift = solve_shift(part, target)
+                for tensor in part:
+                    tensor.add_(shift)
 
     def end_epoch(self, epochs_left: int | None = None, logit_lr: float | None = None) -> dict[str, float]:
         """Return numbers for the history; call it after each epoch.
@@ -213,8 +241,8 @@ class Budget(Constraint):
         """Return everything that a resumed training needs besides the model: numbers and tensors."""
         return {
             "made": self.made,
-            "target": self.target,
-            "first_sparsity": self._first_sparsity,
+            "target": self._targets,
+            "first_sparsity": self._first,
             "prior": self._prior,
             "kept_at_start": self.flips.kept,
         }
@@ -231,9 +259,25 @@ class Budget(Constraint):
             shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (state[name], own)]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"Budget.load_state_dict: {name} must have shapes {shapes[1]}, got {shapes[0]}")
-        self.made, self.target = int(state["made"]), float(state["target"])
-        self._first_sparsity = float(state["first_sparsity"])
+        # A state made before budgets had a scope has numbers in the place of lists.
+        found = (state[name] for name in OF_PARTS)
+        targets, first = ([number] if isinstance(number, float) else [*number] for number in found)
+        if not len(targets) == len(first) == len(self._targets):
+            raise ValueError(
+                f"Budget.load_state_dict: target must hold {len(self._targets)} numbers, got {len(targets)}: the state "
+                "is that of a budget with another scope"
+            )
+        self.made, self._targets, self._first = int(state["made"]), targets, first
         self._prior, self.flips.kept = [*state["prior"]], [*state["kept_at_start"]]
+
+
+def _count(part: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in part)
+
+
+def _target(sparsity: float, part: Sequence[Tensor]) -> float:
+    """Return the sum of q at an expected sparsity; a shift cannot reach a sparsity of exactly 0."""
+    return min((1 - sparsity) * _count(part), _count(part) * (1 - 2.0**-20))
 
 
 def _trainable_layers(model: nn.Module) -> list[MaskedLayer]:

@@ -59,6 +59,9 @@ class FinetuneConfig(Config):
     budget_schedule: Literal["constant", "cubic"] = option(
         "constant", "constant: the budget stays at its start; cubic: it falls to the number of weights to keep."
     )
+    budget_scope: Literal["global", "layer"] = option(
+        "global", "global: hold the budget over all weights together; layer: in each layer."
+    )
     ramp: float = option(0.75, "Fraction of the epochs in which the cubic budget falls; then it stays.", at_most(1))
     start: Literal["mask", "dense", "score"] = option(
         "mask",

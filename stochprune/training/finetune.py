@@ -137,6 +137,9 @@ def _budget_of(model: nn.Module, config: FinetuneConfig, steps: int) -> Budget:
     """Return the budget of a configuration: at the present sum(q) of a model, or falling for ``steps`` steps."""
     strengths = {"penalty": config.penalty_strength, "kl": config.kl_strength}
     strength = strengths.get(config.budget)
+    scope = config.budget_scope
     if not steps:
-        return Budget(model, kind=config.budget, strength=strength)
-    return Budget(model, config.sparsity, kind=config.budget, strength=strength, schedule="cubic", steps=steps)
+        return Budget(model, kind=config.budget, strength=strength, scope=scope)
+    return Budget(
+        model, config.sparsity, kind=config.budget, strength=strength, schedule="cubic", steps=steps, scope=scope
+    )

@@ -20,9 +20,13 @@ from stochprune.training.finetune import finetune
 from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions
 from stochprune.training.pruning import Pruned
-from stochprune.training.starts import at_sparsity, start_masks
+from stochprune.training.starts import at_cut, start_masks
 from stochprune.training.training import Training
 from stochprune.training.weights import train_weights
+
+
+METHOD = FinetuneConfig(epochs=18, budget_schedule="cubic", start="score")
+"""The mask fine-tuning of :func:`prune_finetune` without a configuration."""
 
 
 @checked
@@ -44,10 +48,10 @@ def prune_finetune(
 ) -> nn.Module:
     """Prune a trained model by a score, fine-tune the mask, cut it, and train the weights that are left, in place.
 
-    It does what ``stochprune finetune`` measures: a score chooses the first mask, :func:`stochprune.finetune` trains
-    its probabilities, :func:`stochprune.harden` keeps the most probable weights, and
-    :func:`stochprune.training.train_weights` trains them. The last step matters: directly after the cut the error is
-    high.
+    A score chooses the first keep probabilities, :func:`stochprune.finetune` trains them together with the weights,
+    :func:`stochprune.harden` keeps the most probable weights, and :func:`stochprune.training.train_weights` trains
+    them. By default the budget, the sum of the probabilities, falls to the number of weights to keep, so that the cut
+    changes little. With a constant budget the last step matters: directly after the cut the error is high.
 
     Args:
         model: a dense model, usually trained. With random weights this is pruning at initialisation.
@@ -60,8 +64,10 @@ def prune_finetune(
             :func:`stochprune.shrink` then removes; see :func:`stochprune.convert`.
         exclude: shell patterns on weight names, or types: these layers stay dense.
         config: of the mask fine-tuning; its seed is also that of the score and of the masks. Its ``start`` chooses the
-            first keep probabilities, and a cubic budget falls to ``sparsity``.
-        weights: of the weight training; default: as many epochs as the fine-tuning, at its rate for the weights.
+            first keep probabilities, and a cubic budget falls to ``sparsity``, in each layer unless the scope is
+            ``global``. Default: 18 epochs with a cubic budget, from probabilities by the score.
+        weights: of the weight training. Default: the rate of the fine-tuning for the weights, and as many epochs; a
+            third of them after a cubic budget.
         loss_fn: a function of (model(x), y) that returns a scalar.
         out: if given, both trainings keep their checkpoints in folders there, and the same call continues after a kill;
             pass the model as it was at the start.
@@ -77,8 +83,9 @@ def prune_finetune(
         FloatingPointError: a loss is not finite.
         CheckpointError: a checkpoint is damaged or of another run, or another process is using the folder.
     """
-    config = config or FinetuneConfig()
-    weights = weights or WeightConfig(config.epochs, config.weight_lr, config.checkpoint_every)
+    config = config or METHOD
+    epochs = config.epochs if config.budget_schedule == "constant" else config.epochs // 3
+    weights = weights or WeightConfig(epochs, config.weight_lr, config.checkpoint_every)
     check_cut("prune_finetune", sparsity, scope)
     training = model.training
     ways = Training(loss_fn, None if out is None else Path(out), "", callbacks, options or LoopOptions())
@@ -115,7 +122,7 @@ def tune_and_cut(
         scored: the scores, by the names of the weights to mask.
         training: its ``folder`` is that of all runs.
     """
-    config = at_sparsity(config, sparsity)
+    config = at_cut(config, sparsity, scope)
     start = start_masks(scored, sparsity, config, scope=scope, pattern=pattern)
     model = convert(model, start, pattern=pattern, seed=config.seed)
     history = finetune(model, loader, config, out=training.folder, **training.arguments).history

@@ -29,6 +29,8 @@ def start_masks(
     """
     open_end = config.start != "mask" and scope == "global"
     mask = from_scores(scores, sparsity, scope, pattern=pattern, allow_empty=open_end)
+    if sum(int(kept.sum()) for kept in mask.values()) < len(mask):  # a layer will be empty, whatever the training does
+        from_scores(scores, sparsity, scope, pattern=pattern)
     if config.start == "mask":
         return mask
     if config.start == "dense":
@@ -36,6 +38,12 @@ def start_masks(
     return keep_probabilities(scores, pattern=pattern)
 
 
-def at_sparsity(config: FinetuneConfig, sparsity: float) -> FinetuneConfig:
-    """Return the configuration with the sparsity that its cubic budget reaches; a constant budget needs none."""
-    return config if config.budget_schedule == "constant" else dataclasses.replace(config, sparsity=sparsity)
+def at_cut(config: FinetuneConfig, sparsity: float, scope: str = "global") -> FinetuneConfig:
+    """Return the configuration whose cubic budget reaches the sparsity of a cut; a constant budget needs none.
+
+    If the cut prunes each layer, or each row, to the same sparsity, the budget is held in each layer.
+    """
+    if config.budget_schedule == "constant":
+        return config
+    held = config.budget_scope if scope == "global" else "layer"
+    return dataclasses.replace(config, sparsity=sparsity, budget_scope=held)

@@ -207,3 +207,57 @@ def test_the_warning_of_stuck_masks_still_comes(masked, loader):
     config = FinetuneConfig(**{**vars(CUBIC), "logit_lr": 1e-9, "sparsity": 0.55, "ramp": 0.05})
     with pytest.warns(StuckMaskWarning):
         finetune(masked(), loader, config)
+
+
+@pytest.mark.parametrize("kind, exact", [("shift", 2e-6), ("penalty", 0.2)])
+def test_scope_layer_holds_each_layer(masked, loader, kind, exact):
+    model, given = masked(), {"budget": kind, "budget_scope": "layer", "penalty_strength": 1000.0, "epochs": 12}
+    finetune(model, loader, FinetuneConfig(**{**vars(CUBIC), **given}))
+    assert [expected_kept([tensor]).item() / tensor.numel() for tensor in logits_of(model)] == pytest.approx(
+        [0.2] * 2, rel=exact
+    )
+
+
+def test_budgets_of_layers_follow_their_own_cubics_and_resume(masked):
+    model = masked()
+    with torch.no_grad():
+        logits_of(model)[0].fill_(1.0)
+    starts = [torch.sigmoid(tensor.double()).mean().item() for tensor in logits_of(model)]
+    budget = sp.Budget(model, 0.8, schedule="cubic", steps=4, scope="layer")
+    resumed = sp.Budget(model, 0.8, schedule="cubic", steps=4, scope="layer")
+    budget.step()
+    state = budget.state_dict()
+    resumed.load_state_dict(state)
+    for each in (budget, resumed):
+        each.step()
+        for start, tensor in zip(starts, logits_of(model), strict=True):
+            assert torch.sigmoid(tensor.double()).mean().item() == pytest.approx(0.2 + (start - 0.2) / 8, rel=1e-6)
+    total = sum(tensor.numel() for tensor in logits_of(model))
+    assert budget.target == pytest.approx((1 - budget.sparsity_at(2)) * total)
+    with pytest.raises(ValueError, match="another scope"):
+        sp.Budget(model, 0.8, schedule="cubic", steps=4).load_state_dict(state)
+    with pytest.raises(ValueError, match="scope.*row"):
+        sp.Budget(model, 0.8, scope="row")
+
+
+def test_states_from_before_the_scope_load(masked):
+    model = masked()
+    budget = sp.Budget(model, 0.8, schedule="cubic", steps=4)
+    (target,), (first,) = (budget.state_dict()[name] for name in ("target", "first_sparsity"))
+    budget.load_state_dict({**budget.state_dict(), "made": 2, "target": target / 2, "first_sparsity": first})
+    assert budget.made == 2 and budget.target == target / 2 and budget.sparsity_at(0) == pytest.approx(first)
+
+
+@pytest.mark.parametrize("scope", ["layer", "row"])
+def test_cuts_of_layers_have_budgets_of_layers(dense, loader, scope):
+    """With one budget for all layers, the cut of this layer would prune weights whose probability is near 1."""
+    model, config = copy.deepcopy(dense), FinetuneConfig(**{**vars(CUBIC), "start": "score"})
+    each = []
+
+    class Watch:
+        def on_epoch(self, state):
+            if state.phase == "mask":
+                each[:] = [torch.sigmoid(tensor).mean().item() for tensor in logits_of(state.model)]
+
+    sp.prune_finetune(model, loader, 0.5, scope=scope, config=config, weights=WeightConfig(1), callbacks=[Watch()])
+    assert each == pytest.approx([0.5, 0.5], rel=1e-5)
