@@ -24,7 +24,6 @@ from stochprune.training.starts import at_cut, start_masks
 from stochprune.training.training import Training
 from stochprune.training.weights import train_weights
 
-
 METHOD = FinetuneConfig(epochs=18, budget_schedule="cubic", start="score")
 """The mask fine-tuning of :func:`prune_finetune` without a configuration."""
 

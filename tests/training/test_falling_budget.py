@@ -236,7 +236,7 @@ def test_budgets_of_layers_follow_their_own_cubics_and_resume(masked):
     assert budget.target == pytest.approx((1 - budget.sparsity_at(2)) * total)
     with pytest.raises(ValueError, match="another scope"):
         sp.Budget(model, 0.8, schedule="cubic", steps=4).load_state_dict(state)
-    with pytest.raises(ValueError, match="scope.*row"):
+    with pytest.raises(ValueError, match=r"scope.*row"):
         sp.Budget(model, 0.8, scope="row")
 
 
