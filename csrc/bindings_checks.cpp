@@ -30,8 +30,9 @@ bool is_integer(py::handle number, long long most) {
 bool is_address(py::handle seed, py::handle draw) {
   for (const py::handle t : {seed, draw})
     if (!is_dense(t) || !attribute(t, torch().dtype).is(torch().int64) || shape_of(t) != std::vector<int64_t>{1}) return false;
-  const int64_t value = *address<int64_t>(draw);
-  return 0 <= value && value <= UINT32_MAX;
+  if (call(draw, torch().is_neg).is(py::handle(Py_True))) return false;
+  const int64_t* value = address<int64_t>(draw);
+  return value && 0 <= *value && *value <= UINT32_MAX;
 }
 
 bool is_estimator(py::handle name, py::handle temperature) {
@@ -45,6 +46,7 @@ bool fits(py::handle x, py::handle weight, py::handle logits, py::handle bias) {
     if (!is_dense(t) || !is_floating(t)) return false;
   const std::vector<int64_t> from = shape_of(x), sizes = shape_of(weight);
   if (from.empty() || sizes.size() != 2 || from.back() != sizes[1] || shape_of(logits) != sizes) return false;
+  if (sizes[0] > int64_t{1} << 32 || sizes[1] > int64_t{1} << 34) return false;  // the limits of an address
   if (bias.is_none()) return true;
   return is_dense(bias) && attribute(bias, torch().dtype).is(attribute(x, torch().dtype)) &&
          shape_of(bias) == std::vector<int64_t>{sizes[0]};

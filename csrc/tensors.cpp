@@ -33,7 +33,7 @@ const Torch& torch() {
         return Torch{name("data_ptr"), name("shape"),     name("stride"),      name("dtype"),          name("contiguous"),
                      name("seed"),     name("draw"),      name("stream"),      name("row"),            name("col"),
                      name("estimator"), name("temperature"), name("prior_logits"), name("grad"),
-                     name("is_cpu"),   name("layout"),    torch.attr("float32"), torch.attr("bfloat16"), torch.attr("int64"),
+                     name("is_cpu"),   name("layout"),    name("is_neg"),      name("resolve_neg"), torch.attr("float32"), torch.attr("bfloat16"), torch.attr("int64"),
                      torch.attr("strided"), torch.attr("Tensor"), torch.attr("nn").attr("Parameter"),
                      torch.attr("is_autocast_enabled"), torch.attr("_C").attr("_functorch").attr("peek_interpreter_stack")};
       })
@@ -51,6 +51,7 @@ DType dtype_of(py::handle tensor) {
 
 std::vector<int64_t> shape_of(py::handle tensor) {
   const py::object sizes = attribute(tensor, torch().shape);
+  if (!PyTuple_Check(sizes.ptr())) throw py::type_error("a tensor's shape must be a tuple");
   std::vector<int64_t> shape(size_t(PyTuple_GET_SIZE(sizes.ptr())));
   for (size_t i = 0; i < shape.size(); ++i) shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(sizes.ptr(), Py_ssize_t(i)));
   return shape;
@@ -58,6 +59,7 @@ std::vector<int64_t> shape_of(py::handle tensor) {
 
 Given::Given(py::object given, bool integers) : tensor(std::move(given)) {
   if (tensor.is_none()) return;
+  tensor = call(tensor, torch().resolve_neg);  // the memory of a negated view has the other sign
   const std::vector<int64_t> sizes = shape_of(tensor);
   shape = {sizes[0], 1};
   for (size_t i = 1; i < sizes.size(); ++i) shape.cols *= sizes[i];
@@ -75,7 +77,7 @@ Given::Given(py::object given, bool integers) : tensor(std::move(given)) {
 
 Dense::Dense(py::object given, int64_t cols) : tensor(std::move(given)) {
   if (tensor.is_none()) return;
-  tensor = call(tensor, torch().contiguous);
+  tensor = call(call(tensor, torch().resolve_neg), torch().contiguous);
   matrix = {address<void>(tensor), cols, dtype_of(tensor)};
 }
 
@@ -85,7 +87,8 @@ Matrix result(py::handle tensor, int64_t cols) {
 
 MaskedTensors::MaskedTensors(py::object mask, Shape shape) {
   const Torch& names = torch();
-  const py::object seed = attribute(mask, names.seed), draw = call(attribute(mask, names.draw), names.contiguous);
+  const py::object seed = call(attribute(mask, names.seed), names.resolve_neg);
+  const py::object draw = call(call(attribute(mask, names.draw), names.resolve_neg), names.contiguous);
   held = {seed, draw};
   masked.shape = shape;
   masked.seed = address<int64_t>(seed);

@@ -14,7 +14,7 @@ namespace stochprune {
 // Attribute names, interned once, and objects of torch.
 struct Torch {
   py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature, prior_logits, grad;
-  py::str is_cpu, layout;
+  py::str is_cpu, layout, is_neg, resolve_neg;
   py::object float32, bfloat16, int64, strided, tensor, parameter, is_autocast_enabled, interpreter_stack;
 };
 const Torch& torch();

@@ -15,6 +15,7 @@ from stochprune import reference, rng
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
 from stochprune.address import KLTerm, Mask  # noqa: E402
+from stochprune.functional import masked_linear  # noqa: E402
 from stochprune.native.masked import SHARED  # noqa: E402
 from stochprune.native.workspace import Workspace, workspace  # noqa: E402
 from tests.backends.cases import instructions  # noqa: E402
@@ -256,6 +257,8 @@ def test_nan_logits_are_refused_at_any_index():
     masked_weight(torch.ones(1, 2), torch.tensor([[float("inf"), float("-inf")]]))
 
 
+WITHOUT_MEMORY = torch.tensor([1])  # as after offloading
+WITHOUT_MEMORY.untyped_storage().resize_(0)
 USUAL = {
     **{"x": torch.zeros(2, 5), "weight": torch.nn.Parameter(torch.zeros(3, 5)), "logits": torch.zeros(3, 5)},
     **{"bias": None, "seed": torch.tensor([-1]), "draw": torch.tensor([2**32 - 1]), "stream": 2**31 - 1},
@@ -288,6 +291,9 @@ USUAL = {
         (False, {"draw": torch.tensor([0, 1])}),
         (False, {"draw": torch.tensor([2**32])}),
         (False, {"draw": torch.tensor([-1])}),
+        (False, {"draw": torch._neg_view(torch.tensor([-3]))}),
+        (False, {"draw": WITHOUT_MEMORY}),
+        (False, {name: torch.zeros(1, 1).expand(1, 2**35)[:0] for name in ("x", "weight", "logits")}),
         (False, {"stream": 2**31}),
         (False, {"stream": -1}),
         (False, {"stream": 2**70}),
@@ -313,3 +319,16 @@ def test_the_fast_test_of_arguments_leaves_autocast_and_transforms_to_python():
         found.append(_C.usual_linear(*USUAL.values()))
     torch.func.vmap(lambda x: found.append(_C.usual_linear(*{**USUAL, "x": x}.values())) or x)(torch.zeros(4, 2, 5))
     assert found == [False, False]
+
+
+@pytest.mark.parametrize("name", ["weight", "logits", "seed", "draw"])
+def test_negated_views_have_their_own_sign(name, generator):
+    """The memory of such a view holds the values before the sign changes."""
+    given = {
+        "x": torch.ones(2, 5),
+        **{key: torch.randn(3, 5, generator=generator) for key in ("weight", "logits")},
+        **{"seed": torch.tensor([7]), "draw": torch.tensor([3]), "stream": 1},
+    }
+    expected = masked_linear(**given)
+    given[name] = torch._neg_view(-given[name])
+    assert torch.equal(masked_linear(**given), expected)

@@ -18,7 +18,9 @@ def check_estimator(op: str, estimator: str, temperature: float) -> None:
     """Raise unless the estimator is known and the temperature is a positive number."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"{op}: unknown estimator {estimator!r}; known are: {', '.join(ESTIMATORS)}")
-    if isinstance(temperature, bool | Tensor) or not hasattr(temperature, "__float__"):
+    # torch.compile knows the type of a number, but not its attributes.
+    number = isinstance(temperature, float | int) or hasattr(temperature, "__float__")
+    if isinstance(temperature, bool | Tensor) or not number:
         raise TypeError(f"{op}: temperature must be a number, got {temperature!r}")
     if not 0 < temperature <= sys.float_info.max:  # an int may exceed the largest float
         raise ValueError(f"{op}: temperature must be a positive number, got {temperature}")

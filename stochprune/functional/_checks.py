@@ -114,7 +114,7 @@ def in_product_dtype(
 def expand_like(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
     """Return ``value`` expanded to the shape of ``like``; a number becomes a tensor of float32 or wider."""
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not hasattr(value, "__float__"):
+        if isinstance(value, bool) or not (isinstance(value, float | int) or hasattr(value, "__float__")):
             raise TypeError(f"{op}: {name} must be a tensor or a number, got {value!r}")
         if abs(value) > sys.float_info.max and isinstance(value, int):
             raise ValueError(f"{op}: {name} must be a number that a float can hold, got {value}")

@@ -189,9 +189,11 @@ def prune(
         ValueError: a configuration of no method, no prunable layer, a loader of unknown length; see also
             :func:`stochprune.training.loop.fit`.
     """
-    training = Training(loss_fn, folder, "", callbacks, options or LoopOptions())
+    training, mode = Training(loss_fn, folder, "", callbacks, options or LoopOptions()), model.training
     for kind, run in METHODS.values():
         if type(config) is kind:
-            return run(model, train_loader, config, training)
+            found = run(model, train_loader, config, training)
+            found.model.train(mode)
+            return found
     known = ", ".join(kind.__name__ for kind, _ in METHODS.values())
     raise ValueError(f"prune: config must be one of {known}, got {type(config).__name__}")

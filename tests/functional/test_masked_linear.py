@@ -128,6 +128,19 @@ def test_compiled_gives_the_eager_bits_without_recompiling(generator):
                 assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_whole_with_a_temperature_that_changes(generator, dynamic):
+    x, weight, logits, bias = tensors(generator, dtype=torch.float32)
+    at = {"seed": torch.tensor([7]), "draw": torch.tensor([2]), "stream": 3, "estimator": "concrete"}
+
+    def step(temperature):
+        return masked_linear(x, weight, logits, bias, **at, temperature=temperature)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for temperature in (1.0, 0.9, 0.5):
+        assert torch.equal(compiled(temperature), step(temperature))
+
+
 def test_checkpointing_gives_the_same_gradients(generator):
     inputs = tensors(generator, dtype=torch.float32)
     run = lambda *t: masked_linear(*t, **AT).sin()  # noqa: E731

@@ -64,6 +64,12 @@ def test_every_method_prunes_to_the_sparsity(dense, loader, recorder, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_stays(dense, loader, name, training):
+    assert prune(dense.train(training), loader, config_of(name)).model.training is training
+
+
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stopped_at", [2, 7, 13])
 def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, killer, stop, tmp_path, name, stopped_at):
     part, again = copy.deepcopy(dense), copy.deepcopy(dense)
