@@ -16,7 +16,7 @@ from stochprune.functional._op import reshaped
 from stochprune.memory_format import in_format_of
 
 SCRATCH = 64 << 20
-"""The most bytes of weights that a product of several draws holds at once; one draw may need more."""
+"""The most bytes of x, y and weights of the draws that run together; one draw may need more."""
 CACHED = 512 << 10
 """Bytes of x, y and weights that stay in a core's cache. Draws that fit run as groups of one convolution, up to 4
 times as fast. Above it, the copies into groups cost more than the calls that they save."""
@@ -112,14 +112,11 @@ def _parts(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> Iterator[slice
     it transposes x and y: on the CPU, as many run together as fit in :data:`CACHED`; on a GPU one.
     """
     draws, together = len(x), 1
-    if geometry and x.shape[1] == 1:
-        together = SCRATCH // max(1, weight.numel() * x.element_size())
-    elif geometry and x.is_cpu:
+    if geometry and (x.shape[1] == 1 or x.is_cpu):
         form = Geometry.of(geometry)
         spatial = form.positions(x.shape[3:], weight.shape[2:])
         numbers = x[0].numel() + x.shape[1] * form.channels(weight)[1] * spatial + weight.numel()
-        together = CACHED // max(1, numbers * x.element_size())
-    together = max(1, together)
+        together = max(1, (SCRATCH if x.shape[1] == 1 else CACHED) // max(1, numbers * x.element_size()))
     return (slice(start, min(start + together, draws)) for start in range(0, draws, together))
 
 
