@@ -33,8 +33,8 @@ const Torch& torch() {
         return Torch{name("data_ptr"), name("shape"),     name("stride"),      name("dtype"),          name("contiguous"),
                      name("seed"),     name("draw"),      name("stream"),      name("row"),            name("col"),
                      name("estimator"), name("temperature"), name("prior_logits"), name("grad"),
-                     name("is_cpu"),   name("layout"),    name("is_neg"),      name("resolve_neg"), torch.attr("float32"), torch.attr("bfloat16"), torch.attr("int64"),
-                     torch.attr("strided"), torch.attr("Tensor"), torch.attr("nn").attr("Parameter"),
+                     name("is_cpu"),   name("layout"),    name("is_neg"),      name("resolve_neg"),
+                     torch.attr("float32"), torch.attr("bfloat16"), torch.attr("int64"), torch.attr("strided"), torch.attr("Tensor"), torch.attr("nn").attr("Parameter"),
                      torch.attr("is_autocast_enabled"), torch.attr("_C").attr("_functorch").attr("peek_interpreter_stack")};
       })
       .get_stored();

@@ -251,7 +251,7 @@ def fit(x: Tensor, tokens: int, wide: bool) -> Tile:
 def masked_convolution(
     x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask, geometry: Sequence[int]
 ) -> Tensor | None:
-    """As :class:`stochprune.backends.MaskedConvolution`: with one or two dimensions and one group, where faster."""
+    """As :class:`stochprune.backends.FusedConvolution`: with one or two dimensions and one group, where faster."""
     spatial, draws = weight.dim() - 2, len(mask.draw)
     if not weight.numel():  # no input channels
         return None

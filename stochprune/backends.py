@@ -34,7 +34,7 @@ TABLE = {
 OVERRIDE = "STOCHPRUNE_BACKEND"
 
 
-class MaskedConvolution(Protocol):
+class FusedConvolution(Protocol):
     """A convolution whose filters are masked as they are used.
 
     It returns [D, M, N, *T], contiguous, or [M, N, *T] in torch's memory format; None where torch's convolution of
@@ -89,7 +89,7 @@ class Backend(Protocol):
     ) -> Grads3: ...
 
     @property
-    def masked_convolution(self) -> MaskedConvolution | None: ...  # None: torch convolves with masked_weight
+    def masked_convolution(self) -> FusedConvolution | None: ...  # None: torch convolves with masked_weight
 
     def masked_weight(
         self, weight: Tensor, logits: Logits, *, mask: Mask, dtype: torch.dtype, rows: Rows = None, memo: Memo = None

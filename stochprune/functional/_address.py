@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stochprune import rng
 from stochprune.address import Mask
+from stochprune.functional._checks import is_number
 
 ESTIMATORS = ("straight_through", "concrete", "straight_through_concrete", "expected", "hard_concrete")
 
@@ -18,9 +19,7 @@ def check_estimator(op: str, estimator: str, temperature: float) -> None:
     """Raise unless the estimator is known and the temperature is a positive number."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"{op}: unknown estimator {estimator!r}; known are: {', '.join(ESTIMATORS)}")
-    # torch.compile knows the type of a number, but not its attributes.
-    number = isinstance(temperature, float | int) or hasattr(temperature, "__float__")
-    if isinstance(temperature, bool | Tensor) or not number:
+    if not is_number(temperature):
         raise TypeError(f"{op}: temperature must be a number, got {temperature!r}")
     if not 0 < temperature <= sys.float_info.max:  # an int may exceed the largest float
         raise ValueError(f"{op}: temperature must be a positive number, got {temperature}")

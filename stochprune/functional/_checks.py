@@ -111,10 +111,17 @@ def in_product_dtype(
     return x, None if bias is None else bias.to(x.dtype)
 
 
+def is_number(value: object) -> bool:
+    """Return True for a number, also of numpy or a symbol of torch.compile; not for a bool or a tensor."""
+    if isinstance(value, bool | Tensor):
+        return False
+    return isinstance(value, float | int) or hasattr(value, "__float__")  # the compiler cannot ask for attributes
+
+
 def expand_like(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
     """Return ``value`` expanded to the shape of ``like``; a number becomes a tensor of float32 or wider."""
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not (isinstance(value, float | int) or hasattr(value, "__float__")):
+        if not is_number(value):
             raise TypeError(f"{op}: {name} must be a tensor or a number, got {value!r}")
         if abs(value) > sys.float_info.max and isinstance(value, int):
             raise ValueError(f"{op}: {name} must be a number that a float can hold, got {value}")

@@ -128,18 +128,17 @@ class Fractions:
     def _run(self, cell: MethodCell, folder: Path) -> FractionResult:
         settings, bench, arm = cell.settings, self.bench, cell.arm
         checkpoints, history = folder / "checkpoints", History()
-        title = f"{cell.model} {arm.name} {100 * cell.sparsity:g}% seed {cell.seed}"
-        which = DenseCell(cell.data, cell.model, cell.seed, settings.batch_size, settings.dense, bench.examples)
         try:
-            model = copy.deepcopy(self.dense(which))
-            bench.bar.begin(title)
+            model = copy.deepcopy(self.dense(cell.dense(bench.examples)))
+            bench.bar.begin(cell.title)
             found = prune(
                 model, bench.batches(cell.seed), cell.config, folder=checkpoints / "method", callbacks=[bench.bar]
             )
             if arm.retrain_epochs:
                 again = dataclasses.replace(settings.dense, epochs=arm.retrain_epochs)
                 look = [WeightShedding(found.masks)]
-                history = bench.train(found.model, checkpoints / "trained", title, cell.seed, again, found.masks, look)
+                after = checkpoints / "trained"
+                history = bench.train(found.model, after, cell.title, cell.seed, again, found.masks, look)
         except FloatingPointError as problem:
             return FractionResult(diverged=str(problem))
         return self._measured(cell, found.model, history, checkpoints)

@@ -121,8 +121,23 @@ class MethodCell:
         return digest(self)
 
     @property
+    def title(self) -> str:
+        """The name of the cell in the progress bar."""
+        return f"{self.model} {self.arm.name} {100 * self.sparsity:g}% seed {self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of the arm."""
+        return self.arm.epochs or self.settings.epochs
+
+    @property
     def config(self) -> Config:
         return self.arm.config(self.settings.epochs, self.sparsity, self.seed)
+
+    def dense(self, examples: str) -> DenseCell:
+        """Return the dense network from which the cell starts, trained on these examples."""
+        settings = self.settings
+        return DenseCell(self.data, self.model, self.seed, settings.batch_size, settings.dense, examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +188,7 @@ class Methods:
 
     def dense_of(self, cell: MethodCell) -> nn.Module:
         """Return the dense network from which a cell starts."""
-        settings, examples = cell.settings, self.bench.examples
-        return self.dense(DenseCell(cell.data, cell.model, cell.seed, settings.batch_size, settings.dense, examples))
+        return self.dense(cell.dense(self.bench.examples))
 
     def cell(self, cell: MethodCell) -> Kept[MethodResult]:
         """Return the result of a cell, from its folder if it is there."""
@@ -188,7 +202,7 @@ class Methods:
         cut = trained = sparsity = diverged = None
         history: list[dict[str, float]] = []
         callbacks = [bench.bar, clock]
-        bench.bar.begin(f"{cell.model} {arm.name} {100 * cell.sparsity:g}% seed {cell.seed}")
+        bench.bar.begin(cell.title)
         try:
             with clock:
                 found = prune(
@@ -210,6 +224,4 @@ class Methods:
 def steps_of(cells: list[MethodCell], bench: Bench) -> int:
     """Return the number of optimiser steps of these cells and of their dense networks."""
     dense = {(cell.model, cell.seed): cell.settings.dense.epochs for cell in cells}
-    return sum(map(bench.steps, dense.values())) + sum(
-        bench.steps(cell.arm.epochs or cell.settings.epochs) for cell in cells
-    )
+    return sum(map(bench.steps, dense.values())) + sum(bench.steps(cell.epochs) for cell in cells)

@@ -236,7 +236,7 @@ def _methods(plan: Plan, data_dir: Path | None, out: Path, device: torch.device)
                     rows.append(ErrorRow(name, cell.model, "dense", 0.0, "none", cell.seed, error))
                     bar.finish(bench.steps(settings.dense.epochs))
                 done = methods.cell(cell)
-                bar.finish(bench.steps(cell.arm.epochs or settings.epochs))
+                bar.finish(bench.steps(cell.epochs))
                 kept.append(done)
                 key = vars(Key(name, cell.model, cell.arm.name, cell.sparsity, "", cell.seed))
                 for when in ("cut", "trained"):
@@ -254,12 +254,10 @@ def _fractions(plan: Plan, data_dir: Path | None, out: Path, device: torch.devic
         cells = list(plan.method_cells(name))
         with ProgressBar("starting") as bar:
             fractions = Fractions.of(dataset, settings, device, bar, out / "cells")
-            steps = fractions.bench.steps
-            dense = len(plan.models) * plan.seeds * steps(settings.dense.epochs)
-            bar.expect(dense + sum(steps(cell.arm.epochs or settings.epochs) for cell in cells))
+            bar.expect(steps_of(cells, fractions.bench))
             for cell in cells:
                 done = fractions.cell(cell)
-                bar.finish(steps(cell.arm.epochs or settings.epochs))
+                bar.finish(fractions.bench.steps(cell.epochs))
                 kept.append(done)
                 rows.append(fraction_row(cell, done.result))
                 shedding += shedding_rows(cell, done.result)

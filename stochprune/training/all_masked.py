@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stochprune.masks.select import from_scores
+from stochprune.masks.select import from_scores, sparsity
 from stochprune.nn import convert, masked_layers
 from stochprune.nn.harden import cut
 from stochprune.scores import prunable_weights
@@ -25,13 +25,12 @@ def mask_logits(model: nn.Module) -> list[Tensor]:
 
 def share_pruned(model: nn.Module) -> float:
     """Return the fraction of the masked weights that evaluation mode prunes."""
-    masks = [layer.mask() for layer in masked_layers(model).values()]
-    return 1 - sum(int(mask.sum()) for mask in masks) / max(1, sum(mask.numel() for mask in masks))
+    return sparsity({name: layer.mask() for name, layer in masked_layers(model).items()})
 
 
-def cut_lowest(model: nn.Module, sparsity: float, history: list[dict[str, float]]) -> Pruned:
-    """Keep the weights of the highest logits of all, in place; the result has this history."""
+def cut_lowest(model: nn.Module, target: float, history: list[dict[str, float]]) -> Pruned:
+    """Prune to a sparsity by the lowest logits of all, in place; the result has this history."""
     layers = masked_layers(model)
     logits = {name: layers[name].mask_logits.detach() for name in prunable_weights(model)}
-    masks = from_scores(logits, sparsity, allow_empty=True)
+    masks = from_scores(logits, target, allow_empty=True)
     return Pruned(cut(model, masks), masks, history)

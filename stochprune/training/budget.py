@@ -40,8 +40,6 @@ Kind = Literal["shift", "penalty", "kl", "none"]
 Schedule = Literal["constant", "cubic"]
 Scope = Literal["global", "layer"]
 STRENGTHS = {"penalty": 100.0, "kl": 1e-4}
-OF_PARTS = ("target", "first_sparsity")
-"""The keys of a state that hold one number for each sum that is held."""
 
 
 class Budget(Constraint):
@@ -260,7 +258,7 @@ class Budget(Constraint):
             if shapes[0] != shapes[1]:
                 raise ValueError(f"Budget.load_state_dict: {name} must have shapes {shapes[1]}, got {shapes[0]}")
         # A state made before budgets had a scope has numbers in the place of lists.
-        found = (state[name] for name in OF_PARTS)
+        found = (state[name] for name in ("target", "first_sparsity"))
         targets, first = ([number] if isinstance(number, float) else [*number] for number in found)
         if not len(targets) == len(first) == len(self._targets):
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,10 +137,6 @@ def _steps(loader: Loader, config: FinetuneConfig, options: LoopOptions) -> int:
 def _budget_of(model: nn.Module, config: FinetuneConfig, steps: int) -> Budget:
     """Return the budget of a configuration: at the present sum(q) of a model, or falling for ``steps`` steps."""
     strengths = {"penalty": config.penalty_strength, "kl": config.kl_strength}
-    strength = strengths.get(config.budget)
-    scope = config.budget_scope
-    if not steps:
-        return Budget(model, kind=config.budget, strength=strength, scope=scope)
-    return Budget(
-        model, config.sparsity, kind=config.budget, strength=strength, schedule="cubic", steps=steps, scope=scope
-    )
+    falling: dict[str, Any] = {"sparsity": config.sparsity, "schedule": "cubic", "steps": steps} if steps else {}
+    strength, scope = strengths.get(config.budget), config.budget_scope
+    return Budget(model, kind=config.budget, strength=strength, scope=scope, **falling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -175,13 +175,7 @@ def imp(
         mask_tools.apply(model, masks)
         factor = discount(before, {name: torch.where(masks[name], weight, 0) for name, weight in before.items()}, ratio)
         schedule = RETRAINING[config.retraining](original, ratio, factor)
-        again = WeightConfig(
-            config.retrain_epochs,
-            config.dense.lr,
-            config.dense.checkpoint_every,
-            config.dense.optimizer,
-            config.dense.weight_decay,
-        )
+        again = replace(config.dense, epochs=config.retrain_epochs, schedule="constant")  # train has the schedule
         history = train(f"cycle{cycle}", again, schedule, masks)
         used = factor if config.retraining == "allr" else None
         rounds.append(IMPRound(sparsity, used, history))

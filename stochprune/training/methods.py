@@ -90,14 +90,8 @@ def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConf
 def iterative_magnitude(
     model: nn.Module, loader: Loader, config: IterativeMagnitudeConfig, training: Training
 ) -> Pruned:
-    dense = WeightConfig(
-        config.dense_epochs,
-        config.lr,
-        config.checkpoint_every,
-        config.optimizer,
-        config.weight_decay,
-        config.schedule,
-    )
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(WeightConfig)}
+    dense = WeightConfig(**{**shared, "epochs": config.dense_epochs})
     epochs = (config.epochs - config.dense_epochs) // config.cycles
     each = IMPConfig(config.sparsity, config.cycles, epochs, config.retraining, dense)
     masks, rounds = imp(model, loader, each, out=training.folder, **training.arguments)

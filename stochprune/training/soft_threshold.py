@@ -138,9 +138,8 @@ def train_soft_threshold(
     options = options or LoopOptions()
     total = options.steps("soft-threshold pruning", train_loader, config.epochs)
     with open_run(config, folder) as run:
-        checkpoint = run.checkpoint(
-            config.checkpoint_every, model, options.identity()
-        )  # of the plain model, as the caller has it
+        # The identity is that of the plain model, as the caller has it.
+        checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity())
         with parametrised(model, SoftThreshold, leave=True) as parts:
             optimizer = make_optimizer(model, config.weights, options)
             follow(optimizer, SCHEDULES[config.weights.schedule], total)
