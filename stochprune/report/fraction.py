@@ -8,7 +8,7 @@ from typing import Any
 
 from stochprune.report.pivot import pivot
 from stochprune.report.style import BLUE, GREEN, GREY, ORANGE, SKY, new_figure, save, tidy
-from stochprune.report.summary import Spread
+from stochprune.report.summary import Spread, measured
 
 COLUMNS = {
     "train_error": "training error",
@@ -33,7 +33,7 @@ def plot_fractions(results: Mapping[str, Any], path: Path) -> None:
 
     Points are means over seeds; a point is left out if a seed has no value. Bounds above 100 are vacuous.
     """
-    rows = results["rows"]
+    rows, names = results["rows"], {**COLUMNS, "error": measured(results["configuration"]["settings"]).lower()}
     panels = list(dict.fromkeys((row["data"], row["model"], row["score"]) for row in rows))
     figure = new_figure(1.2 + 3.6 * len(panels), 5.2)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -46,7 +46,7 @@ def plot_fractions(results: Mapping[str, Any], path: Path) -> None:
                 values = [row[column] for row in mine if row["sparsity"] == sparsity]
                 if None not in values:
                     points[index] = Spread.of(values).mean
-            label = COLUMNS[column]
+            label = names[column]
             axis.plot(points.keys(), points.values(), style, color=colour, label=label, markersize=4, linewidth=1.3)
         axis.axhline(100, color="black", linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities], fontsize=8)
