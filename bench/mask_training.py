@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import stochprune as sp
 from stochprune.language_models.model_sizes import checkpoint_blocks
-from stochprune.nn.members import layers_of
-from stochprune.training import StochasticRounding
+from stochprune.training import StochasticRounding, step_in_backward
 from stochprune.training.memory_plan import MemoryConfig
-
-# Run from the repository's root, transformers would take its folder "kernels" for the package of that name.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parents[1]]
-from transformers import AutoConfig as AutoConfig  # noqa: E402
-from transformers import AutoModelForCausalLM, PreTrainedConfig  # noqa: E402
 
 Step = Callable[[], float]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -34,9 +28,7 @@ def build(config: PreTrainedConfig, training: MemoryConfig, device: str) -> tupl
     model.requires_grad_(training.mode == "joint")
     _quantise(model, training.weights)
     pattern = None if training.pattern == "unstructured" else training.pattern
-    sp.convert(model, pattern=pattern, exclude=["lm_head.weight"])
-    for layer in layers_of("build", model).values():
-        layer.mask_logits = nn.Parameter(layer.mask_logits.detach().to(DTYPES[training.logits]))
+    sp.convert(model, pattern=pattern, exclude=["lm_head.weight"], logits_dtype=DTYPES[training.logits])
     model.train()
     if training.checkpointing:
         checkpoint_blocks(model)
@@ -59,13 +51,9 @@ def _quantise(model: nn.Module, dtype: str) -> None:
 
 
 def _stepper(model: nn.Module, training: MemoryConfig, vocabulary: int, device: str) -> Step:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if training.in_backward:
-        for p in trained:
-            p.register_post_accumulate_grad_hook(partial(_step_and_free, _optimizer([p], model, training)))
-        whole = None
-    else:
-        whole = _optimizer(trained, model, training)
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    make = partial(_optimizer, model=model, training=training)
+    optimizer = step_in_backward(groups, make) if training.in_backward else make(groups)
     numbers = torch.Generator().manual_seed(0)
     shape = (training.batch_size, training.sequence)
 
@@ -76,24 +64,18 @@ def _stepper(model: nn.Module, training: MemoryConfig, vocabulary: int, device: 
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss / training.accumulation
             loss.backward()
             total += float(loss.detach())
-        if whole is not None:
-            whole.step()
-            whole.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         return total
 
     return step
 
 
-def _step_and_free(optimizer: Optimizer, p: Tensor) -> None:
-    optimizer.step()
-    p.grad = None
-
-
-def _optimizer(params: list[nn.Parameter], model: nn.Module, training: MemoryConfig) -> Optimizer:
+def _optimizer(groups: list[dict[str, Any]], *, model: nn.Module, training: MemoryConfig) -> Optimizer:
     kind, options = _kind(training.optimizer)
-    if any(p.dtype == torch.bfloat16 for p in params):
-        return StochasticRounding(params, kind, model=model, **options)
-    return kind(params, **options)
+    if any(p.dtype == torch.bfloat16 for group in groups for p in group["params"]):
+        return StochasticRounding(groups, kind, model=model, **options)
+    return kind(groups, **options)
 
 
 def _kind(name: str) -> tuple[Callable[..., Optimizer], dict[str, object]]:

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from bench.gpu.journal import Journal, folders, say
-from bench.mask_training import AutoConfig, build
+from bench.mask_training import build
 from bench.plan import model_config, reset_peak, status
 from stochprune.language_models.model_sizes import LanguageModelSizes
 from stochprune.training.memory_plan import MemoryConfig, MemoryPlan, memory_plan

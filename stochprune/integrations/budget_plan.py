@@ -65,7 +65,7 @@ def measured(budget: Budget) -> dict[str, float]:
 
 
 class BudgetHolder:
-    """What the callbacks of all libraries have.
+    """Base of the callbacks of all libraries.
 
     Args:
         sparsity: see :class:`BudgetPlan`.

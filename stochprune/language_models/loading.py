@@ -15,7 +15,7 @@ from stochprune.arguments import checked, shown
 from stochprune.extras import extra
 
 Problems = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
-"""What transformers raises for files that it cannot read."""
+"""The errors of transformers for files that it cannot read."""
 
 
 @contextlib.contextmanager

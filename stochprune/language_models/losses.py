@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.training.batch_loss import ForwardLoss
+from stochprune.training.distillation import distillation_loss
 
 
 def next_token_loss(outputs: Any, y: Tensor) -> Tensor:
@@ -80,9 +81,8 @@ def distilled(teacher: nn.Module, strength: float) -> ForwardLoss:
         x, y = batch
         outputs = model(x)
         with torch.no_grad():
-            wanted = F.log_softmax(teacher(x).logits.flatten(0, -2).float(), dim=-1)
-        found = F.log_softmax(outputs.logits.flatten(0, -2).float(), dim=-1)
-        divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-        return strength * divergence + (1 - strength) * F.nll_loss(found, y.flatten())
+            wanted = teacher(x).logits
+        divergence = distillation_loss(outputs.logits, wanted).mean()
+        return strength * divergence + (1 - strength) * next_token_loss(outputs, y)
 
     return loss

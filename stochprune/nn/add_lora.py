@@ -10,7 +10,7 @@ from stochprune.nn.convert import _replace
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.lora import MaskedLoRALinear, SparseLoRALinear, check_adapter
 from stochprune.nn.masked_linear import MaskedLinear
-from stochprune.nn.selection import Selectors, check_selectors, wanted
+from stochprune.nn.selection import Selectors, check_choice, wanted
 
 
 @checked
@@ -61,8 +61,7 @@ def add_lora(
     for path, module in model.named_modules():
         if type(module) in (nn.Linear, MaskedLinear) and isinstance(module.weight, nn.Parameter):
             found[f"{path}.weight" if path else "weight"] = module
-    for argument, selectors in (("include", include), ("exclude", exclude)):
-        check_selectors(f"add_lora: {argument}", selectors, [*found], [key for key, _ in model.named_parameters()])
+    check_choice("add_lora", include, exclude, [*found], [key for key, _ in model.named_parameters()])
     chosen = {weight: layer for weight, layer in found.items() if wanted(model, [weight], include, exclude)}
     if not chosen:
         raise ValueError(

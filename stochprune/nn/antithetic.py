@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stochprune import functional
 from stochprune.nn.mask_source import MaskSource, override_weights
-from stochprune.nn.members import layers_of
+from stochprune.nn.members import first_names, layers_of
 
 
 def antithetic_gradients(
@@ -40,7 +40,7 @@ def antithetic_gradients(
     layers = layers_of("antithetic_gradients", model)
     if not callable(loss):
         raise TypeError(f"antithetic_gradients: loss must be a function of the model, got {type(loss).__name__}")
-    first = {id(layer.mask_logits): name for name, layer in reversed(layers.items())}
+    first = first_names(layers)
     for name, layer in layers.items():
         if not layer.independent:
             raise ValueError(

@@ -12,7 +12,7 @@ from stochprune import functional, rng
 from stochprune.arguments import checked
 from stochprune.functional._address import check_estimator
 from stochprune.nn.mask_source import MaskSource
-from stochprune.nn.selection import Selectors, check_selectors, wanted
+from stochprune.nn.selection import Selectors, check_choice, wanted
 from stochprune.seeding import generator
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -134,9 +134,7 @@ def mask_units_by_input(
         ValueError: a pattern that fits no layer, no layer left, a value outside its range.
     """
     found = {f"{path}.weight" if path else "weight": m for path, m in model.named_modules() if type(m) in LAYERS}
-    others = [key for key, _ in model.named_parameters()]
-    for argument, selectors in (("include", include), ("exclude", exclude)):
-        check_selectors(f"mask_units_by_input: {argument}", selectors, [*found], others)
+    check_choice("mask_units_by_input", include, exclude, [*found], [key for key, _ in model.named_parameters()])
     prefix = f"{name}." if name else ""
     streams = rng.streams(prefix + weight for weight in found)
     options: dict[str, Any] = {"keep": keep, "estimator": estimator, "seed": seed}

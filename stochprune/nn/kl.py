@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from stochprune.nn.members import layers_of
+from stochprune.nn.members import layers_of, once
 
 
 def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
@@ -36,12 +36,8 @@ def layer_kl(model: nn.Module, prior_logits: Mapping[str, Tensor | float]) -> di
     unknown = sorted(set(prior_logits) - set(layers))
     if unknown:
         raise ValueError(f"layer_kl: no masked layer has the weight {unknown[0]!r}; there are: {', '.join(layers)}")
-    first = {id(layer.mask_logits): name for name, layer in reversed(layers.items())}
-    missing = [name for name in first.values() if name not in prior_logits]
+    distinct = once(layers)
+    missing = [name for name in distinct if name not in prior_logits]
     if missing:
-        raise ValueError(f"layer_kl: prior_logits lack {missing[-1]}; they have: {', '.join(prior_logits)}")
-    return {
-        name: layer.divergence(prior_logits[name])
-        for name, layer in layers.items()
-        if first[id(layer.mask_logits)] == name
-    }
+        raise ValueError(f"layer_kl: prior_logits lack {missing[0]}; they have: {', '.join(prior_logits)}")
+    return {name: layer.divergence(prior_logits[name]) for name, layer in distinct.items()}

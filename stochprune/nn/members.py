@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from stochprune.nn.layer import MaskedLayer
@@ -23,6 +25,17 @@ def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
     if not layers:
         raise ValueError(f"{op}: {type(model).__name__} has no masked layer: stochprune.convert makes them")
     return layers
+
+
+def first_names(layers: Mapping[str, MaskedLayer]) -> dict[int, str]:
+    """Return the name of the first layer with each tensor of logits, by the tensor's id; layers may share one."""
+    return {id(layer.mask_logits): name for name, layer in reversed([*layers.items()])}
+
+
+def once(layers: Mapping[str, MaskedLayer]) -> dict[str, MaskedLayer]:
+    """Return the layers without those whose logits another one before them has."""
+    first = first_names(layers)
+    return {name: layer for name, layer in layers.items() if first[id(layer.mask_logits)] == name}
 
 
 def _layers(op: str, model: nn.Module) -> dict[str, MaskedLayer]:

@@ -164,6 +164,14 @@ def _check_selectors(
         check_selectors(f"convert: {argument}", selectors, names, others)
 
 
+def check_choice(
+    op: str, include: Selectors | None, exclude: Selectors | None, names: Sequence[str], others: Sequence[str] = ()
+) -> None:
+    """Raise unless the arguments ``include`` and ``exclude`` of the function ``op`` are patterns or types that fit."""
+    check_selectors(f"{op}: include", include, names, others)
+    check_selectors(f"{op}: exclude", exclude, names, others)
+
+
 def check_selectors(argument: str, selectors: Selectors | None, names: Sequence[str], others: Sequence[str]) -> None:
     """Raise unless these are patterns and types, and each pattern fits one of ``names``; others are misspelt.
 

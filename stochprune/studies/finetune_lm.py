@@ -160,7 +160,7 @@ class _Exporting(LanguageMethods):
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a run starts from: its configuration, and digests of the model and the text."""
+    """The origin of a run: its configuration, and digests of the model and the text."""
 
     config: FinetuneLMConfig
     settings: LanguageConfig

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,6 @@ from stochprune.language_models.losses import distilled, next_token_loss, perple
 from stochprune.language_models.text import Passages, TextData, read_text, split_text, text_data, train_tokenizer
 from stochprune.runs.config import Range, at_least, option
 from stochprune.runs.progress import ProgressBar
-from stochprune.runs.store import Kept, remember
 from stochprune.scores import prunable_weights
 from stochprune.studies.bench import Bench
 from stochprune.studies.methods import Arm, MethodCell, MethodResult, Methods, MethodsConfig, method_rows
@@ -143,12 +141,7 @@ class LanguageMethods(Methods):
     """The cells of a study of language models, in the folder ``root``."""
 
     bench: TextBench
-
-    def cell(self, cell: MethodCell) -> Kept[LanguageResult]:  # type: ignore[override]
-        """Return the result of a cell, from its folder if it is there."""
-        configuration = {**dataclasses.asdict(cell), "examples": self.bench.examples}
-        work = functools.partial(self._run, cell)
-        return remember(self.root / cell.folder, configuration, self.bench.device, work, LanguageResult)
+    result = LanguageResult
 
     def loop(self, cell: MethodCell) -> dict[str, Any]:
         assert isinstance(cell.arm, LanguageArm)

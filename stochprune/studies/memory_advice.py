@@ -1,4 +1,4 @@
-"""What to change where a run of ``finetune-lm`` is out of memory, from the memory plan."""
+"""Advice where a run of ``finetune-lm`` is out of memory, from the memory plan."""
 
 from __future__ import annotations
 

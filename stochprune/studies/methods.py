@@ -196,11 +196,13 @@ class Methods:
         """Return the dense network from which a cell starts."""
         return self.dense(cell.dense(self.bench.examples))
 
-    def cell(self, cell: MethodCell) -> Kept[MethodResult]:
+    result: type[MethodResult] = MethodResult
+
+    def cell(self, cell: MethodCell) -> Kept[Any]:
         """Return the result of a cell, from its folder if it is there."""
         configuration = {**dataclasses.asdict(cell), "examples": self.bench.examples}
         work = functools.partial(self._run, cell)
-        return remember(self.root / cell.folder, configuration, self.bench.device, work, MethodResult)
+        return remember(self.root / cell.folder, configuration, self.bench.device, work, self.result)
 
     def loop(self, cell: MethodCell) -> dict[str, Any]:
         """Return the loss and the options of a cell's trainings."""

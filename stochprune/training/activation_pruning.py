@@ -18,7 +18,7 @@ from stochprune.nn.harden import cut
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.restored import restored_on_error
-from stochprune.nn.selection import Selectors, check_selectors, wanted
+from stochprune.nn.selection import Selectors, check_choice, wanted
 from stochprune.runs.config import FRACTION, at_most, option
 from stochprune.scores import prunable_weights
 from stochprune.training.batch_loss import LossFunction
@@ -149,8 +149,7 @@ def activation_pruning(
     config = config or ActivationPruningConfig()
     training, mode = Training(loss_fn, folder, "", callbacks, options or LoopOptions()), model.training
     weights = prunable_weights(model)
-    for argument, selectors in (("include", include), ("exclude", exclude)):
-        check_selectors(f"activation_pruning: {argument}", selectors, [*weights], [])
+    check_choice("activation_pruning", include, exclude, [*weights])
     names = [name for name in weights if wanted(model, [name], include, exclude)]
     chosen = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
     every = training.steps(train_loader, 1)

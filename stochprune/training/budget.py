@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from stochprune import functional
 from stochprune.arguments import checked
 from stochprune.nn.layer import MaskedLayer
-from stochprune.nn.members import layers_of
+from stochprune.nn.members import layers_of, once
 from stochprune.training.constraint import Constraint
 from stochprune.training.flips import Flips, packed
 from stochprune.training.groups import LOGITS
@@ -289,10 +289,7 @@ def _target(sparsity: float, part: Sequence[Tensor]) -> float:
 
 def _trainable_layers(model: nn.Module) -> list[MaskedLayer]:
     """Return the masked layers whose logits require gradients, one for each tensor of logits."""
-    layers: dict[Tensor, MaskedLayer] = {}
-    for layer in layers_of("Budget", model).values():
-        layers.setdefault(layer.mask_logits, layer)
-    found = [layer for logits, layer in layers.items() if logits.requires_grad]
+    found = [layer for layer in once(layers_of("Budget", model)).values() if layer.mask_logits.requires_grad]
     if not found:
         raise ValueError("Budget: the mask_logits of at least one layer must require gradients, none of them does")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +13,7 @@ from stochprune.runs.config import at_least, option
 from stochprune.scores import Sparsity, admm_prune, sparsegpt_prune
 from stochprune.training.loop import Loader
 from stochprune.training.pruning import EXCLUDE, PATTERN, ChoiceConfig, Pruned, PruningConfig, check_pattern
-from stochprune.training.training import Training
+from stochprune.training.training import Training, first_batches
 from stochprune.training.weights import FixedMasks, make_optimizer
 
 
@@ -52,9 +51,7 @@ def one_shot(model: nn.Module, loader: Loader, config: OneShotConfig, training: 
 
 def layer_wise(model: nn.Module, loader: Loader, config: LayerWiseConfig, training: Training) -> Pruned:
     """Prune layer by layer, and train in place."""
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(0)
-    batches = list(itertools.islice(loader, config.calibration or None))
+    batches = first_batches(loader, config.calibration)
     prune = sparsegpt_prune if config.rule == "sparsegpt" else admm_prune
     masks = prune(model, batches, _sparsity(config), exclude=config.exclude or None)
     constraint = FixedMasks(model, masks)

@@ -38,6 +38,13 @@ class Choice(Protocol):
     def seed(self) -> int: ...
 
 
+def first_batches(loader: Loader, count: int) -> Loader:
+    """Return batches of the first epoch, for scores; 0 means all."""
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(0)
+    return list(itertools.islice(loader, count)) if count else loader
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """The arguments that trainers pass on; see :func:`stochprune.training.train_weights` for their meaning."""
@@ -61,9 +68,7 @@ class Training:
 
     def chosen(self, config: Choice, model: nn.Module, loader: Loader) -> dict[str, Tensor]:
         """Return the scores of the weights that a configuration prunes."""
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(0)
-        batches = list(itertools.islice(loader, config.calibration)) if config.calibration else loader
+        batches = first_batches(loader, config.calibration)
         found = self.score(config.score, model, batches, config.sparsity, config.seed)
         return {name: value for name, value in found.items() if wanted(model, [name], None, config.exclude or None)}
 

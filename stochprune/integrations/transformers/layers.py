@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,6 @@ from stochprune.extras import extra
 from stochprune.integrations.transformers.config import MaskConfig
 from stochprune.integrations.transformers.experts import DOWN, experts_of, has_hook, register_modules, routers_of
 from stochprune.nn.convert import convert
-from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.members import masked_layers
 from stochprune.nn.obstacles import ALLOW_SUBCLASSES
 
@@ -87,12 +86,6 @@ def set_trainable(model: PreTrainedModel, config: MaskConfig) -> None:
         model.requires_grad_(False)
     for layer in masked_layers(model).values():
         layer.mask_logits.requires_grad_()
-
-
-def once(layers: Mapping[str, MaskedLayer]) -> dict[str, MaskedLayer]:
-    """Return the layers without those whose logits another one before them has."""
-    first = {id(layer.mask_logits): name for name, layer in reversed([*layers.items()])}
-    return {name: layer for name, layer in layers.items() if first[id(layer.mask_logits)] == name}
 
 
 def _whole_experts(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:

@@ -20,10 +20,10 @@ from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.extras import extra
 from stochprune.integrations.transformers.config import DTYPES, MaskConfig
-from stochprune.integrations.transformers.layers import mask_layers, once, set_trainable
+from stochprune.integrations.transformers.layers import mask_layers, set_trainable
 from stochprune.integrations.transformers.quantizer import MaskQuantizer, attach, current_config, refuse_updates
 from stochprune.nn.layer import MaskedLayer
-from stochprune.nn.members import layers_of, masked_layers
+from stochprune.nn.members import layers_of, masked_layers, once
 from stochprune.runs.digests import json_digest
 from stochprune.runs.files import CheckpointError, read_json, replacing, write_json
 
@@ -151,7 +151,7 @@ def _fill(layers: Mapping[str, MaskedLayer], logits: Mapping[str, Tensor], addre
 
 
 def _address(layer: MaskedLayer) -> dict[str, int]:
-    return {"seed": int(layer.mask_seed) % (1 << 64), "draw": int(layer.mask_draw)}
+    return {"seed": int(layer.mask_seed) % rng.SEED_LIMIT, "draw": int(layer.mask_draw)}
 
 
 def _base_digest(model: nn.Module) -> str:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from stochprune import masks, scores
 from stochprune.integrations.transformers.config import CALIBRATED, MaskConfig
-from stochprune.integrations.transformers.layers import once
 from stochprune.nn.layer import MaskedLayer
-from stochprune.nn.members import masked_layers
+from stochprune.nn.members import masked_layers, once
 from stochprune.scores._common import evaluation
 
 INPUTS = ("input_ids", "pixel_values")
