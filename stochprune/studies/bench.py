@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from stochprune import models
 from stochprune.data import Batches, Dataset
+from stochprune.data.augment import Augmented
+from stochprune.runs.config import Config, at_least, option
 from stochprune.runs.progress import ProgressBar
 from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
@@ -19,27 +22,42 @@ from stochprune.training.options import LoopOptions
 from stochprune.training.weights import train_weights
 
 
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig(Config):
+    """Changes of the training images, see :class:`stochprune.data.Augmented`."""
+
+    shift: int = option(0, "Largest shift of an image, in pixels, in both directions.", at_least(0))
+    flip: bool = option(False, "Mirror half of the images.")
+
+
 class Bench:
     """One data set, its networks and batches, and a bar that counts optimiser steps over the whole study.
 
-    Everything is on the device of the data set. ``examples`` is the digest of the data: stored results of other data
-    with the same name are refused.
+    Everything is on the device of the data set. ``examples`` is the digest of the data with their changes: stored
+    results of other data with the same name are refused.
     """
 
     loss_fn: LossFunction = staticmethod(F.cross_entropy)
     options = LoopOptions()
 
-    def __init__(self, dataset: Dataset, batch_size: int, bar: ProgressBar) -> None:
-        self.dataset, self.batch_size, self.bar = dataset, batch_size, bar
+    def __init__(
+        self, dataset: Dataset, batch_size: int, bar: ProgressBar, augment: AugmentConfig = AugmentConfig()
+    ) -> None:
+        self.dataset, self.batch_size, self.bar, self.augment = dataset, batch_size, bar, augment
         self.device, self.examples = dataset.train_x.device, dataset.digest()
+        if augment != AugmentConfig():
+            self.examples += f" {augment}"
+            self.batches(0)  # raises for images that cannot be shifted
 
     def build(self, name: str, seed: int) -> nn.Module:
         """Build the network called ``name`` for the data, with the initial values of a seed."""
         return models.build(name, self.dataset.shape, self.dataset.num_classes, seed).to(self.device)
 
-    def batches(self, seed: int) -> Batches:
+    def batches(self, seed: int) -> Batches | Augmented:
         """Return the training set in the order of a seed."""
-        return Batches(self.dataset.train_x, self.dataset.train_y, self.batch_size, seed)
+        batches = Batches(self.dataset.train_x, self.dataset.train_y, self.batch_size, seed)
+        changed = self.augment.shift or self.augment.flip
+        return Augmented(batches, self.augment.shift, self.augment.flip) if changed else batches
 
     @property
     def loop(self) -> dict[str, Any]:

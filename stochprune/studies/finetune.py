@@ -67,6 +67,7 @@ class StudyConfig(Config):
     dense_epochs: int = option(20, "Epochs of dense training before pruning.", at_least(1))
     retrain_epochs: int = option(6, "Epochs of weight training after pruning with the fine-tuned mask.", at_least(0))
     batch_size: int = option(64, "Examples in a batch.", at_least(1))
+    train_examples: int = option(0, "Number of training examples; 0 means all.", at_least(0))
     draws: int = option(10, "Number of masks to evaluate the stochastic predictor.", at_least(1))
     validation: float = option(
         0.0, "Hold out this fraction of the training set and report on it, not on the test set.", FRACTION
@@ -171,7 +172,8 @@ def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: t
     """Do the work of :func:`run_study` without output."""
     for score in config.scores:
         scores.by_name(score)  # raises for an unknown score before any work
-    dataset = hold_out(data.load(config.data, data_dir), config.validation).to(device)
+    dataset = hold_out(data.load(config.data, data_dir), config.validation)
+    dataset = data.subset(dataset, config.train_examples).to(device)
     model = models.build(config.model, dataset.shape, dataset.num_classes, 0).to(device)  # likewise
     folder = run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
     grid = itertools.product(range(config.seeds), config.scores, config.sparsities)

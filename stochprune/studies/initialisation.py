@@ -18,7 +18,7 @@ from stochprune import masks, scores
 from stochprune.data import Batches, per_class
 from stochprune.runs.config import Config, at_least, digest, option
 from stochprune.runs.files import CheckpointError, load_tensors, require, save_tensors
-from stochprune.studies.bench import Bench
+from stochprune.studies.bench import AugmentConfig, Bench
 from stochprune.studies.rows import Moments
 from stochprune.training.config import WeightConfig
 
@@ -33,6 +33,7 @@ class InitialisationConfig(Config):
     score_batch_size: int = option(100, "Examples in a batch of the scores.", at_least(1))
     batch_size: int = option(128, "Examples in a batch of the training.", at_least(1))
     train_examples: int = option(0, "Number of training examples; 0 means all.", at_least(0))
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     weights: WeightConfig = dataclasses.field(default_factory=WeightConfig)
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from stochprune import masks
 from stochprune.runs.config import FRACTION, Config, at_least, digest, option
 from stochprune.runs.store import Kept, remember
-from stochprune.studies.bench import Bench
+from stochprune.studies.bench import AugmentConfig, Bench
 from stochprune.studies.processor_time import ProcessorTime
 from stochprune.studies.rows import Key, MethodRow
 from stochprune.training.config import WeightConfig
@@ -42,6 +42,13 @@ class MethodsConfig(Config):
     )
     batch_size: int = option(256, "Examples in a batch.", at_least(1))
     train_examples: int = option(0, "Number of training examples; 0 means all.", at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageMethodsConfig(MethodsConfig):
+    """Configuration of a study of methods on images."""
+
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
 
 @dataclasses.dataclass(frozen=True)

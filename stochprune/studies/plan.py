@@ -18,17 +18,18 @@ from stochprune.studies.finetune import SELECTIONS, StudyConfig
 from stochprune.studies.fraction import FractionConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
 from stochprune.studies.language_models import MODEL, LanguageArm, LanguageConfig
-from stochprune.studies.methods import Arm, ArmBlock, MethodCell, MethodsConfig
+from stochprune.studies.methods import Arm, ArmBlock, ImageMethodsConfig, MethodCell, MethodsConfig
 
 MAX_CELLS = 100_000
 SHIPPED = (
-    *("immune", "prospr", "finetune", "methods", "methods-test", "methods-cifar10", "pruning-fraction"),
-    *("language-models", "language-models-10m"),
+    *("immune", "prospr", "finetune", "methods", "methods-test"),
+    *("immune-cifar10", "prospr-cifar10", "finetune-cifar10", "methods-cifar10"),
+    *("pruning-fraction", "language-models", "language-models-10m"),
 )
 SETTINGS = {
     "initialisation": InitialisationConfig,
     "finetune": StudyConfig,
-    "methods": MethodsConfig,
+    "methods": ImageMethodsConfig,
     "fraction": FractionConfig,
     "language_models": LanguageConfig,
 }

@@ -24,7 +24,7 @@ from stochprune.studies.finetune import Done, StudyConfig, hold_out, study_masks
 from stochprune.studies.fraction import FractionConfig, Fractions, fraction_row, shedding_rows
 from stochprune.studies.initialisation import Cell, CellResult, InitialisationConfig, load_kept, number, run_cell
 from stochprune.studies.language_models import LanguageConfig, LanguageMethods, TextBench, language_rows
-from stochprune.studies.methods import MethodCell, Methods, MethodsConfig, method_rows, steps_of
+from stochprune.studies.methods import ImageMethodsConfig, MethodCell, Methods, method_rows, steps_of
 from stochprune.studies.plan import Block, Plan
 from stochprune.studies.rows import (
     DistanceRow,
@@ -109,7 +109,7 @@ def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.
         cells = list(plan.cells(name))
         found: dict[Cell, CellResult] = {}
         with ProgressBar("starting") as bar:
-            bench = Bench(dataset, settings.batch_size, bar)
+            bench = Bench(dataset, settings.batch_size, bar, settings.augment)
             bar.expect(len(cells) * bench.steps(settings.weights.epochs))
             for cell in cells:
                 configuration = {**dataclasses.asdict(cell), "examples": bench.examples}
@@ -218,7 +218,7 @@ def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path, device
 def _methods(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
     kept: list[Kept[Any]] = []
     settings, rows = plan.settings, list[ErrorRow]()
-    assert isinstance(settings, MethodsConfig)
+    assert isinstance(settings, ImageMethodsConfig)
     for name in plan.data:
         dataset = hold_out(data.load(name, _files(data_dir, name)), settings.validation)
         dataset = subset(dataset, settings.train_examples).to(device)
@@ -228,7 +228,7 @@ def _methods(plan: Plan, data_dir: Path | None, out: Path, device: torch.device)
             few_threads(first, dataset.train_x[: settings.batch_size]),
             ProgressBar("starting") as bar,
         ):
-            bench = Bench(dataset, settings.batch_size, bar)
+            bench = Bench(dataset, settings.batch_size, bar, settings.augment)
             rows += _arms(Methods(bench, out / "cells"), cells, method_rows, kept)
     return StudyResults(plan.title, _hours(kept), rows), kept
 
