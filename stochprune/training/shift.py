@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stochprune.nn.layer import MaskedLayer
 from stochprune.seeding import SEED_LIMIT, derived_seed
-from stochprune.training.shards import local_shard, store_rounded
+from stochprune.shards import local_shard
+from stochprune.training.shards import store_rounded
 
 
 def expected_kept(logits: Sequence[Tensor]) -> Tensor:
