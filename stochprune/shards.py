@@ -90,6 +90,22 @@ def by_shard(function: Callable[..., Tensor], tensor: Tensor, *others: Tensor) -
     return like_shard(function(*parts), tensor)
 
 
+def by_rows(function: Callable[..., Tensor], tensor: Tensor, *others: Tensor) -> Tensor:
+    """Return ``function`` of tensors [N, ...] that are split alike; it works on each row by itself.
+
+    Where rows are split, the tensors are gathered for it.
+    """
+    if not is_dtensor(tensor) or tensor.to_local().shape[1:] == tensor.shape[1:]:
+        return by_shard(function, tensor, *others)
+    whole = function(*(gathered(each) for each in (tensor, *others)))
+    return like_shard(local_shard(tensor).part_of(whole).contiguous(), tensor)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return the whole tensor, in every process."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
 def reduced(values: Tensor, tensor: Tensor, op: Any = None) -> Tensor:
     """Return values that each process has of its part of ``tensor``, reduced over the parts; every process gets them.
 
@@ -110,11 +126,17 @@ def sum_by_layout(function: Callable[[Sequence[Tensor]], Tensor], tensors: Seque
         function: of this process's parts of tensors that are split alike; it returns a sum over their elements. It is
             called, and its value sent, once for each layout.
     """
+    groups = by_layout(tensors)
+    terms = [reduced(function([local_shard(each).tensor for each in group]), group[0]) for group in groups]
+    return terms[0] if len(terms) == 1 else torch.stack([term.to(tensors[0].device) for term in terms]).sum(0)
+
+
+def by_layout(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the tensors in groups that are split alike."""
     alike: dict[object, list[Tensor]] = {}
     for tensor in tensors:
         alike.setdefault(layout(tensor), []).append(tensor)
-    terms = [reduced(function([local_shard(each).tensor for each in group]), group[0]) for group in alike.values()]
-    return torch.stack([term.to(tensors[0].device) for term in terms]).sum(0)
+    return [*alike.values()]
 
 
 class _Reduced(torch.autograd.Function):

@@ -1,5 +1,7 @@
-"""Masks under PyTorch's own distribution: tensor parallelism, FSDP2 and DDP (docs/distributed.md)."""
+"""Masks under PyTorch's own distribution: FSDP2, tensor parallelism and DDP (docs/distributed.md)."""
 
+from stochprune.distributed.fsdp import shard
+from stochprune.distributed.hardened import hardened_state, save_hardened
 from stochprune.distributed.tensor_parallel import MaskedColwiseParallel, MaskedRowwiseParallel
 
-__all__ = ["MaskedColwiseParallel", "MaskedRowwiseParallel"]
+__all__ = ["MaskedColwiseParallel", "MaskedRowwiseParallel", "hardened_state", "save_hardened", "shard"]

@@ -22,6 +22,7 @@ from stochprune.shrinking.plan import Plan, kept_part, kept_shape
 from stochprune.shrinking.recorder import Call, Recorder, call_model, copied, tensors_in, unchanged_random_state
 from stochprune.shrinking.report import Kept, ShrinkReport
 from stochprune.shrinking.rules import element_ids, moved_by
+from stochprune.shards import is_dtensor
 from stochprune.shrinking.trace import takes_sizes, trace
 
 TOLERANCE = 1e-5
@@ -103,6 +104,11 @@ def _check(model: nn.Module, example_inputs: Any) -> None:
             raise ValueError(
                 f"shrink: {name or 'the model'} ({type(module).__name__}) is masked: call stochprune.harden first"
             )
+    if split := [name for name, parameter in model.named_parameters() if is_dtensor(parameter)]:
+        raise ValueError(
+            f"shrink: {split[0]} is split over processes, but shrink runs a whole model in one: save the hardened "
+            f"weights (stochprune.distributed.save_hardened), load them into a plain model on a CPU, and shrink that"
+        )
     tensors = tensors_in(example_inputs)
     if not tensors or any(not tensor.numel() or tensor.layout != torch.strided for tensor in tensors):
         raise ValueError(
