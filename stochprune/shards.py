@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
 
@@ -75,11 +76,16 @@ def like_shard(local: Tensor, tensor: Tensor) -> Tensor:
     """
     if not is_dtensor(tensor):
         return local
+    return from_part(local, tensor.device_mesh, tensor.placements, tensor.shape)
+
+
+def from_part(local: Tensor, mesh: DeviceMesh, placements: Sequence[Any], shape: Sequence[int]) -> Tensor:
+    """Return this process's part as a DTensor of a shape that need not divide evenly; it is differentiable."""
     from torch.distributed.tensor import DTensor
 
-    shape, stride = tensor.shape, torch.empty(tensor.shape, device="meta").stride()
-    at = {"run_check": False, "shape": shape, "stride": stride}
-    return DTensor.from_local(local, tensor.device_mesh, tensor.placements, **at)
+    stride = torch.empty(shape, device="meta").stride()
+    at: dict[str, Any] = {"run_check": False, "shape": torch.Size(shape), "stride": stride}
+    return DTensor.from_local(local, mesh, placements, **at)
 
 
 def by_shard(function: Callable[..., Tensor], tensor: Tensor, *others: Tensor) -> Tensor:
@@ -116,7 +122,7 @@ def reduced(values: Tensor, tensor: Tensor, op: Any = None) -> Tensor:
     """
     if not is_dtensor(tensor):
         return values
-    return _Reduced.apply(values, _groups(tensor), op or dist.ReduceOp.SUM)  # type: ignore[no-any-return, no-untyped-call]
+    return _Reduced.apply(values, _groups(tensor), op or dist.ReduceOp.SUM)
 
 
 def sum_by_layout(function: Callable[[Sequence[Tensor]], Tensor], tensors: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -59,10 +59,10 @@ def shard(
     if offload_policy is not None:
         options["offload_policy"] = offload_policy
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
-    logits = {layer.mask_logits for layer in layers.values()}
-    free = {*layers.values()}
+    logits = {cast(nn.Parameter, layer.mask_logits) for layer in layers.values()}
+    free: set[nn.Module] = {*layers.values()}
     for block in [*parts, model]:
-        inside = [module for module in block.modules() if module in free]
+        inside: list[nn.Module] = [module for module in block.modules() if module in free]
         free.difference_update(inside)
         # The block first: fully_shard passes over layers that are sharded already, and over their weights too.
         fully_shard(block, mp_policy=policy, ignored_params=logits, **options)
@@ -98,8 +98,7 @@ def _check(model: nn.Module, blocks: list[nn.Module]) -> None:
                 )
 
 
-def _shard_logits(layers: list[MaskedLayer], options: dict[str, Any]) -> None:
+def _shard_logits(layers: list[nn.Module], options: dict[str, Any]) -> None:
     """Make one group of the logits of these layers; a mixed precision policy that does nothing keeps their dtype."""
-    own = {id(layer.mask_logits) for layer in layers}
-    others = {p for layer in layers for p in layer.parameters() if id(p) not in own}
+    others = {p for layer in layers for p in layer.parameters() if p is not layer.mask_logits}
     fully_shard(layers, ignored_params=others, **options)

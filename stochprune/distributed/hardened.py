@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as checkpoint
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from stochprune.arguments import checked
 from stochprune.extras import extra
@@ -53,9 +54,7 @@ def hardened_state(model: nn.Module, sparsity: float | None = None, scope: str =
 
 
 @checked
-def save_hardened(
-    model: nn.Module, folder: str | Path, sparsity: float | None = None, scope: str = "global"
-) -> Path:
+def save_hardened(model: nn.Module, folder: str | Path, sparsity: float | None = None, scope: str = "global") -> Path:
     """Write the weights of :func:`hardened_state` as one plain safetensors file, ``model-00001-of-00001.safetensors``.
 
     Every process writes its parts, and the first joins the files on disk (``HuggingFaceStorageWriter`` of torch), so no
@@ -79,6 +78,6 @@ def save_hardened(
     if dist.is_initialized():
         dist.barrier()  # nobody writes before all have looked
     state = {name: tensor.contiguous() for name, tensor in hardened_state(model, sparsity, scope).items()}
-    writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=True)
-    checkpoint.save(state, storage_writer=writer, no_dist=not dist.is_initialized())
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=True)
+    save(state, storage_writer=writer, no_dist=not dist.is_initialized())
     return folder

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -18,6 +17,7 @@ from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_embedding import MaskedEmbedding
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.nm import NMMaskedLinear
+from stochprune.shards import from_part
 
 KINDS = (MaskedLinear, NMMaskedLinear, MaskedEmbedding)
 
@@ -123,8 +123,8 @@ def _input(layouts: Sequence[Placement], features: int | None, inputs: tuple[Any
     shape = list(x.shape)
     for layout in layouts:
         if isinstance(layout, Shard):
-            last = layout.dim in (-1, x.dim() - 1) and features is not None
-            shape[layout.dim] = features if last else shape[layout.dim] * mesh.size()
-    at = {"shape": torch.Size(shape), "stride": torch.empty(shape, device="meta").stride()}
+            shape[layout.dim] *= mesh.size()
+            if features is not None and layout.dim in (-1, x.dim() - 1):
+                shape[-1] = features  # whose parts may differ in size
     placements = [Shard(p.dim % x.dim()) if isinstance(p, Shard) else p for p in layouts]
-    return DTensor.from_local(x, mesh, placements, run_check=False, **at), *others
+    return from_part(x, mesh, placements, shape), *others

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from stochprune.shards import Shard, is_dtensor, layout, like_shard, local_shard, reduced
+from stochprune.shards import Shard, from_part, is_dtensor, layout, like_shard, local_shard, reduced
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -65,25 +64,18 @@ def linear_shards(
     name = getattr(op, "__name__", "linear")
     x, weight = _checked(name, x, weights)
     part = local_shard(weight)
-    inputs: Layout = []
-    input_grads: Layout = []
-    weight_grads: Layout = []
-    bias_layout: Layout = []
-    bias_grads: Layout = []
-    outputs: Layout = []
+    rows: list[Layout] = []  # for each dimension of the mesh the placements of the tensors that are named below
     for split, given in zip(weight.placements, x.placements, strict=True):
         if split == Split(0):
-            row = Replicate(), Partial(), split, split, split, Split(-1)
+            rows.append([Replicate(), Partial(), split, split, split, Split(-1)])
         elif split == Split(1):  # the bias is added in one process of them
-            row = Split(x.dim() - 1), Split(x.dim() - 1), split, Replicate(), Partial(), Partial()
+            last = Split(x.dim() - 1)
+            rows.append([last, last, split, Replicate(), Partial(), Partial()])
         else:
             kept = given if type(given) is Split and given.dim < x.dim() - 1 else Replicate()
             grads = Replicate() if kept.is_replicate() else Partial()
-            row = kept, kept, grads, Replicate(), grads, kept
-        for each, placement in zip(
-            (inputs, input_grads, weight_grads, bias_layout, bias_grads, outputs), row, strict=True
-        ):
-            each.append(placement)
+            rows.append([kept, kept, grads, Replicate(), grads, kept])
+    inputs, input_grads, weight_grads, bias_layout, bias_grads, outputs = zip(*rows, strict=True)
     own_x = x.redistribute(placements=inputs).to_local(grad_placements=input_grads)
     own_weights = [_own(each, weight.placements, weight_grads) for each in weights]
     own_bias = None
@@ -95,11 +87,9 @@ def linear_shards(
         # Multiplied by 0 rather than left out, so that every process takes part in the reduction of its gradient.
         own_bias = own_bias * float(all(where == 0 for split, where in coordinates if split == Split(1)))
     y = op(own_x, *own_weights, own_bias, **_offsets(address, part))
-    shape = (*y.shape[:-1], weight.shape[0])
-    shift = y.dim() - x.dim()  # samples come first
-    whole = [*shape[:shift], *x.shape[:-1], weight.shape[0]]
-    last = [Split(y.dim() - 1) if p == Split(-1) else Split(p.dim + shift) if type(p) is Split else p for p in outputs]
-    return _result(y, weight, last, whole)
+    samples = y.shape[: y.dim() - x.dim()]  # they come first
+    moved = [Split(p.dim % x.dim() + len(samples)) if type(p) is Split else p for p in outputs]
+    return from_part(y, weight.device_mesh, moved, [*samples, *x.shape[:-1], weight.shape[0]])
 
 
 def embedding_shards(op: Callable[..., Tensor], indices: Tensor, weights: Sequence[Tensor], **address: Any) -> Tensor:
@@ -131,7 +121,8 @@ def embedding_shards(op: Callable[..., Tensor], indices: Tensor, weights: Sequen
     else:  # nothing is held here; the sum keeps the parameters in the graph
         y = sum(each.sum() for each in own) + own[0].new_zeros(*wanted.shape, part.tensor.shape[1])
     whole = [*y.shape[:-1], weight.shape[1]]
-    return _result(y, weight, [Split(y.dim() - 1) if p == Split(-1) else p for p in outputs], whole)
+    last = [Split(y.dim() - 1) if p == Split(-1) else p for p in outputs]
+    return from_part(y, weight.device_mesh, last, whole)
 
 
 def _checked(name: str, x: Tensor, weights: Sequence[Tensor]) -> tuple[DTensor, DTensor]:
@@ -163,11 +154,3 @@ def _own(tensor: Tensor, placements: Sequence[Any], grads: Sequence[Any]) -> Ten
 def _offsets(address: dict[str, Any], part: Shard) -> dict[str, Any]:
     row, col = address.get("row_offset", 0), address.get("col_offset", 0)
     return {**address, "row_offset": row + part.row, "col_offset": col + part.col}
-
-
-def _result(y: Tensor, weight: DTensor, placements: Layout, shape: Sequence[int]) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    stride = torch.empty(shape, device="meta").stride()
-    at = {"run_check": False, "shape": torch.Size(shape), "stride": stride}
-    return DTensor.from_local(y, weight.device_mesh, placements, **at)

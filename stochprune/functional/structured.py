@@ -90,7 +90,13 @@ def mask(
     if logits.dim() < 2:
         raise ValueError(f"{op}: logits must have at least two dimensions, got shape {tuple(logits.shape)}")
     if is_dtensor(logits) and samples is None:
-        address = {"seed": seed, "draw": draw, "stream": stream, "estimator": estimator, "temperature": temperature}
+        address: dict[str, Any] = {
+            "seed": seed,
+            "draw": draw,
+            "stream": stream,
+            "estimator": estimator,
+            "temperature": temperature,
+        }
         return mask_shards(partial(mask, **address), logits, row_offset=row_offset, col_offset=col_offset)
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
     drawn = at.mask(op, logits.device, logits.shape[0], logits.shape[1:].numel())

@@ -13,9 +13,7 @@ _DIGIT = 16
 """Bits that one pass over the scores decides; the processes add up 65,536 counts for it."""
 
 
-def keep_highest(
-    scores: Mapping[str, Tensor], sparsity: float, ties: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
+def keep_highest(scores: Mapping[str, Tensor], sparsity: float, ties: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return bool masks like the scores, of which some are DTensors: those of ``from_scores`` with scope ``global``."""
     names = sorted(scores)
     total = sum(scores[name].numel() for name in names)

@@ -92,7 +92,8 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
     faster, because all masks are computed at once.
 
     Layers that threshold, layers that sample pre-activations, layers inside ``batched_samples``, embeddings, layers
-    that are split over processes and layers of other kinds run as usual. ``torch.compile`` and activation checkpointing are not supported.
+    that are split over processes and layers of other kinds run as usual. ``torch.compile`` and activation checkpointing
+    are not supported.
 
     Raises:
         TypeError: not a module.
