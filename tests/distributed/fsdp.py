@@ -155,7 +155,7 @@ def check_from_scores(folder: Path) -> None:
             scores = [{name: (value * 2).round() for name, value in each.items()} for each in scores]
             scores = [{name: torch.where(v == 0, -0.0, v) for name, v in each.items()} for each in scores]
         for scope in ("global", "layer", "row"):
-            for sparsity in (0.0, 0.3, 0.6):
+            for sparsity in (0.3, 0.6):
                 ties = [
                     {name: layer.mask_logits.detach() for name, layer in sp.nn.masked_layers(m).items()}
                     for m in (one, split)

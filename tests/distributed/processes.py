@@ -12,12 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PRELOADED = [
-    "torch.distributed.tensor.parallel",
-    "torch.distributed.fsdp",
-    "stochprune.distributed",
-    "stochprune.training",
-]
 LIMIT = 240  # seconds
 
 
@@ -51,9 +45,10 @@ def _work(rank: int, world: int, folder: Path, modules: Sequence[str]) -> None:
 def failures(world: int, modules: Sequence[ModuleType]) -> dict[str, str]:
     """Run the checks of these modules in ``world`` processes; return what failed first, by name."""
     context: Any = multiprocessing.get_context("forkserver")  # its processes share one import of torch
-    context.set_forkserver_preload(PRELOADED)
+    files = [module.__name__ for module in modules]
+    context.set_forkserver_preload(["torch._dynamo", "torch.distributed.tensor._api", *files])
     with tempfile.TemporaryDirectory() as name:
-        folder, files = Path(name), [module.__name__ for module in modules]
+        folder = Path(name)
         started = [context.Process(target=_work, args=(rank, world, folder, files)) for rank in range(world)]
         for process in started:
             process.start()

@@ -42,9 +42,9 @@ def same_as_one(one: nn.Module, split: nn.Module, x: torch.Tensor, part=lambda t
 
 
 def check_columns_and_rows(folder: Path) -> None:
-    """Also widths that four processes do not divide, and one for which a process holds nothing."""
+    """Also a width that four processes do not divide, for which the last one holds nothing."""
     mesh = init_device_mesh("cpu", (4,))
-    for hidden in (8, 6, 5):
+    for hidden in (8, 6):
         same_as_one(mlp(hidden), parallelize_module(mlp(hidden), mesh, PLAN), batch())
 
 
