@@ -76,10 +76,6 @@ class MaskSource(nn.Module):
         """True if the next forward pass samples a mask; an overridden weight has priority."""
         return self.training if self.sample is None else self.sample
 
-    @property
-    def _ranks_now(self) -> int:
-        return self.ranks if self.training else 1
-
     def next_draw(self) -> Tensor:
         """Advance the counter; return the draw of this forward pass, int64 [1], or [D] inside ``batched_samples``.
 
@@ -93,7 +89,7 @@ class MaskSource(nn.Module):
         """
         if torch.compiler.is_compiling():
             # Not a clone and an addition in place: inductor merges their buffers, and backward uses the next mask.
-            advance = self.draws_per_forward * self._ranks_now
+            advance = self.draws_per_forward * (self.ranks if self.training else 1)
             following = self.mask_draw + advance
             self.mask_draw.copy_(following)
             return self._draws(following - advance)
@@ -102,7 +98,7 @@ class MaskSource(nn.Module):
         if backward != -1 and self._last_draw is not None:
             return self._repeated(self._last_draw, backward)
         counter = held["_buffers"]["mask_draw"]
-        draw = _count(counter, self.draws_per_forward * self._ranks_now)
+        draw = _count(counter, self.draws_per_forward * (self.ranks if self.training else 1))
         if self.draws_per_forward > 1 or self.ranks > 1:
             draw = self._draws(draw)
         held["_last_draw"] = draw
