@@ -103,8 +103,12 @@ def by_rows(function: Callable[..., Tensor], tensor: Tensor, *others: Tensor) ->
     """
     if not is_dtensor(tensor) or tensor.to_local().shape[1:] == tensor.shape[1:]:
         return by_shard(function, tensor, *others)
-    whole = function(*(gathered(each) for each in (tensor, *others)))
-    return like_shard(local_shard(tensor).part_of(whole).contiguous(), tensor)
+    return split_like(function(*(gathered(each) for each in (tensor, *others))), tensor)
+
+
+def split_like(whole: Tensor, tensor: Tensor) -> Tensor:
+    """Return a whole tensor, which every process has, split as ``tensor`` of its shape is."""
+    return like_shard(local_shard(tensor).part_of(whole).contiguous(), tensor) if is_dtensor(tensor) else whole
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from stochprune import patterns
 from stochprune.masks.groups import expand_groups, group_scores
 from stochprune.masks.ranking import keep_highest
-from stochprune.shards import by_rows, gathered, is_dtensor, like_shard, local_shard, reduced
+from stochprune.shards import by_rows, gathered, is_dtensor, local_shard, reduced, split_like
 
 SCOPES = ("global", "layer", "row")
 
@@ -103,12 +103,7 @@ def _with_pattern(
         return {name: group_scores("from_scores", name, gathered(value), pattern) for name, value in values.items()}
 
     masks = from_scores(grouped(scores), sparsity, scope, ties=ties and grouped(ties), allow_empty=allow_empty)
-    return {name: _part_like(score, expand_groups(masks[name], score, pattern)) for name, score in scores.items()}
-
-
-def _part_like(score: Tensor, whole: Tensor) -> Tensor:
-    """Return a whole mask split like its score."""
-    return like_shard(local_shard(score).part_of(whole).contiguous(), score) if is_dtensor(score) else whole
+    return {name: split_like(expand_groups(masks[name], score, pattern), score) for name, score in scores.items()}
 
 
 def check_cut(op: str, sparsity: float, scope: str) -> None:

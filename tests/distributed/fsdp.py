@@ -135,10 +135,10 @@ def check_budgets(folder: Path) -> None:
 def check_kl_terms(folder: Path) -> None:
     one, split = pair()
     prior = {name: torch.zeros_like(layer.mask_logits) for name, layer in sp.nn.masked_layers(one).items()}
-    for model in (one, split):
-        kl = sum(sp.nn.layer_kl(model, prior).values())
-        kl.backward()
-    assert_close({"kl": sum(sp.nn.layer_kl(split, prior).values())}, {"kl": sum(sp.nn.layer_kl(one, prior).values())})
+    terms = [sp.mask_loss(model, l0=0.1, kl=1.0, prior_logits=prior) for model in (one, split)]
+    for term in terms:
+        term.backward()
+    assert_close({"price": terms[1]}, {"price": terms[0]})
     assert_close(gradients(split), gradients(one))
     for model in (one, split):
         model.zero_grad()
@@ -198,6 +198,25 @@ def check_hardened_weights(folder: Path) -> None:
     plain = masked(nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)))
     sp.distributed.shard(attention)
     assert_close(sp.distributed.hardened_state(attention), sp.harden(plain).state_dict(), tolerance=0.0)
+
+
+def check_patterns_and_estimators(folder: Path) -> None:
+    """Masks of groups and soft gates: forward, price, cut."""
+
+    def make(pattern: str | None) -> nn.Module:
+        model = masked(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 8))), pattern=pattern)
+        for layer in sp.nn.masked_layers(model).values():
+            layer.estimator = "hard_concrete" if pattern is None else layer.estimator
+        return model
+
+    for pattern in (None, "1:2", "rows", "2x2"):
+        one, split = make(pattern), sharded(make(pattern))
+        assert torch.equal(split(own(batch(features=8))), own(one(batch(features=8)))), pattern
+        split.state_dict()  # frees what the forward pass has gathered
+        assert_close({"price": sp.mask_loss(split, l0=1.0)}, {"price": sp.mask_loss(one, l0=1.0)})
+        found = sp.distributed.hardened_state(split, None if pattern in (None, "1:2") else 0.5)
+        want = sp.harden(one, None if pattern in (None, "1:2") else 0.5).state_dict()
+        assert_close(found, want, tolerance=0.0 if pattern else 1e-6)  # a soft gate is rounded
 
 
 def check_hardened_files(folder: Path) -> None:
