@@ -17,7 +17,7 @@ from stochprune.nn.harden import harden
 from stochprune.nn.sparsify import sparsify
 
 if TYPE_CHECKING:
-    from stochprune import bounds, data, language_models, models, pac_bayes, scores, training
+    from stochprune import bounds, data, distributed, language_models, models, pac_bayes, scores, training
     from stochprune.language_models.export import export
     from stochprune.nn.save_sparse import load_sparse, save_sparse
     from stochprune.pac_bayes import Certificate
@@ -46,6 +46,7 @@ __all__ = [
     "certify",
     "convert",
     "data",
+    "distributed",
     "export",
     "finetune",
     "functional",
@@ -70,7 +71,7 @@ __all__ = [
 ]
 
 # These packages and names are imported on first use. _HOMES gives the package of each name.
-_PACKAGES = {"bounds", "data", "language_models", "models", "pac_bayes", "scores", "training"}
+_PACKAGES = {"bounds", "data", "distributed", "language_models", "models", "pac_bayes", "scores", "training"}
 _HOMES = {
     "Budget": "training",
     "Certificate": "pac_bayes",

@@ -15,7 +15,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"studies"},
     {"language_models"},
-    {"integrations"},
+    {"integrations", "distributed"},
     {"training", "pac_bayes", "theory", "shrinking"},
     {"report"},
     {"nn", "scores", "bounds", "data"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"reference", "native", "kernels", "cuda"},
     {"materialised", "patterns", "threshold_cache"},
     {"address"},
-    {"rng", "seeding", "sparse_rows", "memory_format", "quantised", "runs", "arguments", "extras"},
+    {"rng", "seeding", "sparse_rows", "memory_format", "quantised", "runs", "arguments", "extras", "shards"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "kernels").glob("*.py"))]

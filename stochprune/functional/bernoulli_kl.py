@@ -15,6 +15,8 @@ from stochprune import backends
 from stochprune.address import Logits
 from stochprune.functional._checks import check_floating, check_same_device, expand_like, explain_nan
 from stochprune.functional._op import Op
+from stochprune.functional._sharded import kl_shards
+from stochprune.shards import is_dtensor
 
 _OP = "bernoulli_kl"
 
@@ -68,7 +70,7 @@ def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:
     = sigmoid(logit): ``(logit - prior_logit) sigmoid'(logit)``. The gradient of the prior's logits is ``p - q``.
 
     Args:
-        logits: of any shape, floating.
+        logits: of any shape, floating. Of a DTensor every process gets the sum over all parts.
         prior_logits: floating, a shape that expands to that of ``logits``; or a number. An infinite one gives an
             infinite KL, because q is never exactly 0 or 1.
 
@@ -81,6 +83,8 @@ def bernoulli_kl(logits: Tensor, prior_logits: Tensor | float) -> Tensor:
         ValueError: shapes that do not fit, devices that differ, NaN inputs (on the CPU; elsewhere the result is NaN).
         RuntimeError: if it is differentiated twice.
     """
+    if is_dtensor(logits):
+        return kl_shards(bernoulli_kl, logits, prior_logits)
     return divergence(_OP, logits, prior_logits)
 
 

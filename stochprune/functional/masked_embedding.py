@@ -16,6 +16,8 @@ from stochprune.address import Logits, Mask
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, check_same_device, check_tensor
 from stochprune.functional._op import ADDRESS, Op, reshaped
+from stochprune.functional._sharded import embedding_shards
+from stochprune.shards import is_dtensor
 
 _OP = "masked_embedding"
 
@@ -128,6 +130,9 @@ def masked_embedding(
             unknown estimator, an integer out of range.
         RuntimeError: if it is differentiated twice.
     """
+    if is_dtensor(weight):
+        at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+        return embedding_shards(masked_embedding, indices, (weight, logits), padding_idx=padding_idx, **at._asdict())
     check_tensor(_OP, "indices", indices)
     check_floating(_OP, weight=weight, logits=logits)
     check_same_device(_OP, indices=indices, weight=weight, logits=logits)

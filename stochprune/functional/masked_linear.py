@@ -16,6 +16,8 @@ from stochprune.functional._address import Address
 from stochprune.functional._checks import usual_linear
 from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, product, reshaped
+from stochprune.functional._sharded import linear_shards
+from stochprune.shards import is_dtensor
 
 _OP = "masked_linear"
 
@@ -90,6 +92,8 @@ def masked_linear(
 
     Args:
         x: [..., K], floating. With a vector of D draws: [D, ..., K]; slice d gets the mask of ``draw[d]``.
+            If weight and logits are DTensors, x, bias and the result are DTensors too: each process uses its part of
+            the whole mask (docs/distributed.md).
         weight: [N, K], floating, any strides. It may be wider than x: the product is computed in x's dtype. A weight
             without a gradient may be float8_e4m3fn, whose numbers reach 448. Its scale is the caller's, as here with a
             scale for each output::
@@ -123,5 +127,7 @@ def masked_linear(
     ):
         return _masked_linear(_OP, x, weight, logits, bias, seed, draw, stream, estimator, temperature, 0, 0)
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
+    if is_dtensor(weight):
+        return linear_shards(masked_linear, x, (weight, logits), bias, **at._asdict())
     given = linear(_OP, x, {"weight": weight, "logits": logits}, bias, at)
     return given.restore(_masked_linear(_OP, given.x, weight, logits, given.bias, *given.mask))

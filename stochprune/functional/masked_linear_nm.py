@@ -15,6 +15,8 @@ from stochprune.functional import _product
 from stochprune.functional._address import Address
 from stochprune.functional._inputs import linear
 from stochprune.functional._op import ADDRESS, product
+from stochprune.functional._sharded import linear_shards
+from stochprune.shards import is_dtensor
 
 _OP = "masked_linear_nm"
 
@@ -94,6 +96,10 @@ def masked_linear_nm(
             range.
         RuntimeError: if it is differentiated twice.
     """
+    if is_dtensor(weight):
+        offsets = {"row_offset": row_offset, "col_offset": col_offset}
+        address = {"seed": seed, "draw": draw, "stream": stream, "samples": samples, "pattern": pattern, **offsets}
+        return linear_shards(masked_linear_nm, x, (weight, logits), bias, **address)
     at = Address(seed, draw, stream, samples=samples, row_offset=row_offset, col_offset=col_offset)
     given = linear(_OP, x, {"weight": weight, "logits": logits}, bias, at)
     n, m = patterns.parse(pattern, _OP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from stochprune.address import Logits
 from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, check_same_device, expand_like, named
 from stochprune.functional._op import Op, reshaped
+from stochprune.functional._sharded import kl_shards, mask_shards
+from stochprune.shards import is_dtensor
 
 _GROUPS_AT_ONCE = 1 << 15  # with 70 patterns in float64, these take 18 MB
 
@@ -52,6 +55,9 @@ def nm_keep_mask(
         TypeError, ValueError: as for masked_linear_nm.
     """
     op = "nm_keep_mask"
+    if is_dtensor(logits):
+        one_part = partial(nm_keep_mask, pattern=pattern, seed=seed, draw=draw, stream=stream)
+        return mask_shards(one_part, logits, row_offset=row_offset, col_offset=col_offset)
     n, m = _matrix(op, pattern, logits)
     at = Address(seed, draw, stream, row_offset=row_offset, col_offset=col_offset)
     mask = at.one_draw(op, logits.device, logits.shape[0], logits.shape[1])
@@ -148,6 +154,8 @@ def nm_kl(logits: Tensor, prior_logits: Tensor | float, pattern: str) -> Tensor:
         ValueError: shapes or a pattern that do not fit, or NaN.
     """
     op = "nm_kl"
+    if is_dtensor(logits):
+        return kl_shards(partial(nm_kl, pattern=pattern), logits, prior_logits)
     n, m = _matrix(op, pattern, logits)
     prior = expand_like(op, "prior_logits", prior_logits, logits)
     check_same_device(op, logits=logits, prior_logits=prior)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from stochprune.functional._address import Address
 from stochprune.functional._checks import check_floating, check_tensors
 from stochprune.functional._inputs import by_draw, linear
 from stochprune.functional._op import ADDRESS, Op, reshaped
+from stochprune.functional._sharded import mask_shards
+from stochprune.shards import is_dtensor
 
 Block = tuple[int, int]
 
@@ -70,7 +73,8 @@ def mask(
     """Return the stochastic mask z itself, differentiable in its logits, to mask other things than single weights.
 
     Args:
-        logits: [N, ...], floating; the address of an entry is its row and column in ``logits.flatten(1)``.
+        logits: [N, ...], floating; the address of an entry is its row and column in ``logits.flatten(1)``. Of a DTensor
+            the mask is a DTensor split like it, for one draw.
         seed, draw, stream, estimator, temperature, samples: as in :func:`stochprune.functional.masked_linear`, which
             lists the estimators' values and slopes.
         row_offset, col_offset: global position of ``logits[0, 0]``.
@@ -85,10 +89,19 @@ def mask(
     check_floating(op, logits=logits)
     if logits.dim() < 2:
         raise ValueError(f"{op}: logits must have at least two dimensions, got shape {tuple(logits.shape)}")
+    if is_dtensor(logits) and samples is None:
+        address: dict[str, Any] = {
+            "seed": seed,
+            "draw": draw,
+            "stream": stream,
+            "estimator": estimator,
+            "temperature": temperature,
+        }
+        return mask_shards(partial(mask, **address), logits, row_offset=row_offset, col_offset=col_offset)
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
-    mask = at.mask(op, logits.device, logits.shape[0], logits.shape[1:].numel())
-    z: Tensor = _mask(op, logits, *mask)
-    return z if samples is not None or len(mask.draw) != 1 else reshaped(z, logits.shape)
+    drawn = at.mask(op, logits.device, logits.shape[0], logits.shape[1:].numel())
+    z: Tensor = _mask(op, logits, *drawn)
+    return z if samples is not None or len(drawn.draw) != 1 else reshaped(z, logits.shape)
 
 
 def expand_blocks(z: Tensor, block: Block) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from stochprune import patterns
 from stochprune.masks.groups import expand_groups, group_scores
+from stochprune.masks.ranking import keep_highest
+from stochprune.shards import by_rows, gathered, is_dtensor, local_shard, reduced, split_like
 
 SCOPES = ("global", "layer", "row")
 
@@ -32,7 +34,8 @@ def from_scores(
     tensor or a row, those at lower row-major positions are kept. So a mask is a subset of every less sparse mask.
 
     Args:
-        scores: floating tensors by weight name; higher means keep.
+        scores: floating tensors by weight name; higher means keep. They may be DTensors: processes then send counts,
+            and one layer at a time where a pattern or a row is split.
         sparsity: fraction of weights pruned, in [0, 1).
         scope: ``"global"`` ranks all weights together; ``"layer"`` ranks the weights of each tensor separately;
             ``"row"`` those of each output, an entry of the tensor's first dimension. N is the number ranked together.
@@ -43,7 +46,7 @@ def from_scores(
         allow_empty: allow a tensor of which nothing is kept.
 
     Returns:
-        bool masks by weight name, each on its score's device.
+        bool masks by weight name, each on its score's device, and split like it.
 
     Raises:
         TypeError: a score that is not a floating tensor, a sparsity that is not a number.
@@ -97,10 +100,10 @@ def _with_pattern(
         return n_of_m(scores, n, m)
 
     def grouped(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: group_scores("from_scores", name, value, pattern) for name, value in values.items()}
+        return {name: group_scores("from_scores", name, gathered(value), pattern) for name, value in values.items()}
 
     masks = from_scores(grouped(scores), sparsity, scope, ties=ties and grouped(ties), allow_empty=allow_empty)
-    return {name: expand_groups(mask, scores[name], pattern) for name, mask in masks.items()}
+    return {name: split_like(expand_groups(masks[name], score, pattern), score) for name, score in scores.items()}
 
 
 def check_cut(op: str, sparsity: float, scope: str) -> None:
@@ -115,14 +118,19 @@ def check_cut(op: str, sparsity: float, scope: str) -> None:
 
 def emptied(masks: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the masks that keep nothing."""
-    return [name for name, mask in masks.items() if mask.numel() and not bool(mask.any())]
+    return [name for name, mask in masks.items() if mask.numel() and not count_true(mask)]
+
+
+def count_true(mask: Tensor) -> int:
+    """Return how many entries are True, over all processes."""
+    return int(reduced(local_shard(mask).tensor.count_nonzero(), mask))
 
 
 def why_empty(what: str, scores: Mapping[str, Tensor], empty: Sequence[str], sparsity: float, scope: str) -> str:
     """Explain why a cut left these tensors without a weight and what to do; ``what`` is the user's name of a score."""
     names = ", ".join(empty)
     if scope == "global":
-        best = max(float(scores[name].max()) for name in empty)
+        best = max(float(gathered(scores[name]).max()) for name in empty)
         return (
             f"sparsity {sparsity} of all weights together leaves no weight in {names}, whose highest {what}, "
             f"{best:.4g}, is below the cut: use scope='layer', which cuts each tensor separately, or a lower sparsity"
@@ -137,6 +145,8 @@ def why_empty(what: str, scores: Mapping[str, Tensor], empty: Sequence[str], spa
 def _from_global_ranking(
     scores: Mapping[str, Tensor], sparsity: float, ties: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
+    if any(is_dtensor(score) for score in scores.values()):
+        return keep_highest(scores, sparsity, ties)
     names = sorted(scores)
     device, sizes = scores[names[0]].device, [scores[name].numel() for name in names]
 
@@ -185,8 +195,11 @@ def _evenly(positions: Tensor, sizes: Sequence[int]) -> Tensor:
     return ((rank.double() + 0.5) / number[tensor]).argsort(stable=True)
 
 
-def _keep_top_of_rows(score: Tensor, sparsity: float, ties: Tensor | None) -> Tensor:
+def _keep_top_of_rows(score: Tensor, sparsity: float, ties: Tensor | None = None) -> Tensor:
     """Return bool like ``score`` [rows, ...]: the n - round(sparsity * n) highest of each row's n entries."""
+    if is_dtensor(score):
+        others = () if ties is None else (ties,)
+        return by_rows(lambda part, *second: _keep_top_of_rows(part, sparsity, *second), score, *others)
     if score.numel() == 0:
         return torch.zeros_like(score, dtype=torch.bool)
     rows = score.reshape(len(score), -1)
@@ -215,7 +228,7 @@ def n_of_m(scores: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
         width = score.numel() // max(1, len(score))
         if width % m:
             raise ValueError(f"n_of_m: {m} does not divide the {width} weights of a row of {name}: leave it out")
-        masks[name] = _highest(score.reshape(-1, m), n).view(score.shape)
+        masks[name] = by_rows(lambda rows: _highest(rows.reshape(-1, m), n).view(rows.shape), score)
     return masks
 
 
@@ -240,8 +253,8 @@ def check_scores(op: str, what: str, scores: Mapping[str, Tensor]) -> None:
             got = f"{score.dtype}, {score.layout}" if isinstance(score, Tensor) else f"a {type(score).__name__}"
             raise TypeError(f"{op}: the {what} of {name} must be a dense floating tensor, got {got}")
         # A compiled graph does not know the values.
-        if not torch.compiler.is_compiling() and bool(score.isnan().any()):
-            raise ValueError(f"{op}: {int(score.isnan().sum())} of {score.numel()} {what}s of {name} are NaN")
+        if not torch.compiler.is_compiling() and (bad := count_true(score.isnan())):
+            raise ValueError(f"{op}: {bad} of {score.numel()} {what}s of {name} are NaN")
     if not any(score.numel() for score in scores.values()):
         raise ValueError(f"{op}: there are no {what}s, got {list(scores)}")
 
@@ -257,7 +270,7 @@ def sparsity(masks: Mapping[str, Tensor]) -> float:
     total = sum(mask.numel() for mask in masks.values())
     if not total:
         raise ValueError(f"sparsity: there are no masks with weights, got {list(masks)}")
-    return 1 - sum(int(mask.count_nonzero()) for mask in masks.values()) / total
+    return 1 - sum(map(count_true, masks.values())) / total
 
 
 def check_masks(op: str, masks: Mapping[str, Tensor]) -> None:

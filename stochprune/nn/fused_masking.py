@@ -16,6 +16,7 @@ from stochprune.nn.masked_conv import CONVOLUTIONS
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_module import MaskedParameter
 from stochprune.nn.members import layers_of
+from stochprune.shards import is_dtensor
 
 _KINDS = {MaskedLinear, *CONVOLUTIONS, MaskedParameter}  # without subclasses, whose masks may be of another kind
 
@@ -90,8 +91,9 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
     context and during backward; they are not saved in between. On the CPU networks of many small layers also become
     faster, because all masks are computed at once.
 
-    Layers that threshold, layers that sample pre-activations, layers inside ``batched_samples``, embeddings and layers
-    of other kinds run as usual. ``torch.compile`` and activation checkpointing are not supported.
+    Layers that threshold, layers that sample pre-activations, layers inside ``batched_samples``, embeddings, layers
+    that are split over processes and layers of other kinds run as usual. ``torch.compile`` and activation checkpointing
+    are not supported.
 
     Raises:
         TypeError: not a module.
@@ -105,7 +107,8 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
                 "layers; enter it once"
             )
         samples_masks = layer.samples_now and not layer.local_reparameterisation
-        if type(layer) in _KINDS and samples_masks and layer.draws_per_forward == 1:
+        whole = not is_dtensor(layer.weight) and not layer._is_fsdp_managed_module
+        if type(layer) in _KINDS and samples_masks and whole and layer.draws_per_forward == 1:
             dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
             key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)
             groups.setdefault(key, []).append(layer)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from stochprune.masks.select import check_cut, emptied, from_scores, why_empty
+from stochprune.masks.select import check_cut, count_true, emptied, from_scores, why_empty
 from stochprune.nn.convert import _replace
 from stochprune.nn.gated_branch import gated_branches
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_module import MaskedModule, MaskedParameter
 from stochprune.nn.members import layers_of
 from stochprune.nn.obstacles import COMPUTED
+from stochprune.shards import sum_by_layout
 
 
 def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global") -> nn.Module:
@@ -41,8 +42,14 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
         TypeError: a model that is not a module, a sparsity that is not a number.
         ValueError: no masked layer, gated branches in the model, NaN logits, a sparsity outside [0, 1) or for a layer
             with a fixed sparsity (n:m), an unknown scope, a weight that is computed (weight_norm, spectral_norm,
-            prune), or a layer left without weights.
+            prune), a layer left without weights, or a model that FSDP shards (see
+            :func:`stochprune.distributed.hardened_state`).
     """
+    if managed := [name for name, layer in layers_of("harden", model).items() if layer._is_fsdp_managed_module]:
+        raise ValueError(
+            f"harden: {managed[0]} is sharded by FSDP, which cannot exchange layers: take the hardened weights from "
+            f"stochprune.distributed.hardened_state(model, ...), and load them into a plain model or save them"
+        )
     return cut(model, masks_to_cut(model, sparsity, scope))
 
 
@@ -61,7 +68,7 @@ def masks_to_cut(model: nn.Module, sparsity: float | None, scope: str) -> dict[s
     first = _first_names(layers)
     once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
     for name, layer in once.items():
-        if count := int(layer.mask_logits.isnan().sum()):
+        if count := count_true(layer.mask_logits.detach().isnan()):
             of = layer.mask_logits.numel()
             raise ValueError(f"harden: {count} of {of} mask_logits of {name} are NaN: go back to an earlier checkpoint")
     _warn_of_idle(layers, first)
@@ -114,15 +121,24 @@ def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
             f"harden: no probability reaches one half in {', '.join(empty)}, so nothing would be kept there: give a "
             f"sparsity, with scope='layer' if necessary"
         )
-    if all(bool(mask.all()) for mask in masks.values()):
-        q = torch.cat([torch.sigmoid(layer.mask_logits.detach().double()).flatten().cpu() for layer in layers.values()])
+    if all(count_true(mask) == mask.numel() for mask in masks.values()):
+        logits = [layer.mask_logits.detach() for layer in layers.values()]
+        below, count = sum(count_true(each < 0) for each in logits), sum(each.numel() for each in logits)
         warnings.warn(
-            f"harden: nothing is pruned: {int((q < 0.5).sum())} of {q.numel()} probabilities of keeping lie below one "
-            f"half (mean {q.mean():.4f}, smallest {q.min():.4f}); give a sparsity, such as harden(model, 0.9), "
+            f"harden: nothing is pruned: {below} of {count} probabilities of keeping lie below one half (mean "
+            f"{_sum_of_probabilities(logits) / count:.4f}); give a sparsity, such as harden(model, 0.9), "
             f"or train longer, or with a price on kept weights",
             stacklevel=4,
         )
     return masks
+
+
+def _sum_of_probabilities(logits: list[Tensor]) -> float:
+    def total(parts: Sequence[Tensor]) -> Tensor:
+        sums = [torch.sigmoid(part.double()).sum().to(parts[0].device) for part in parts]
+        return torch.stack(sums).sum()
+
+    return float(sum_by_layout(total, logits))
 
 
 def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str) -> dict[str, Tensor]:
@@ -145,7 +161,7 @@ def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str)
     masks = {name: layers[name].from_rows(mask) if scope == "row" else mask for name, mask in kept.items()}
     if empty := emptied(masks):
         raise ValueError(f"harden: {why_empty('logit', logits, empty, sparsity, scope)}")
-    if sparsity > 0 and all(bool(mask.all()) for mask in masks.values()):
+    if sparsity > 0 and all(count_true(mask) == mask.numel() for mask in masks.values()):
         warnings.warn(
             f"harden: nothing is pruned: a sparsity of {sparsity} rounds to no weight of a {scope}; give a larger one",
             stacklevel=4,

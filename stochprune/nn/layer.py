@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stochprune import functional, rng
 from stochprune.functional._address import check_estimator
 from stochprune.functional._checks import FLOATING
+from stochprune.masks.select import count_true
 from stochprune.nn.hooks import move_hooks
 from stochprune.nn.mask_source import MaskSource
 from stochprune.quantised import dequantised, is_quantised
@@ -59,6 +60,7 @@ class MaskedLayer(MaskSource):
     bias: Tensor | None
     mask_logits: Tensor
     local_reparameterisation: bool = False
+    _sharded_dtype: torch.dtype | None = None  # of the logits where FSDP manages the layer
 
     def __init__(
         self,
@@ -197,6 +199,8 @@ class MaskedLayer(MaskSource):
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the dense layer on x with a sampled mask, the evaluation mode's mask, or an overridden weight."""
+        if self._sharded_dtype is not None and self.mask_logits.dtype is not self._sharded_dtype:
+            self._refuse_cast()
         if self.weight_override is not None:
             if self.weight_override.dtype == self.weight.dtype or torch.is_autocast_enabled(x.device.type):
                 return self._dense_forward(x, self.weight_override, *args, **kwargs)
@@ -207,6 +211,33 @@ class MaskedLayer(MaskSource):
                 return self._local_forward(x, *args, **kwargs, seed=at["seed"], draw=at["draw"], stream=at["stream"])
             return self._masked_forward(x, *args, **kwargs, **at)
         return self._thresholded_forward(x, *args, **kwargs)
+
+    @property
+    def _is_fsdp_managed_module(self) -> bool:
+        """True once FSDP manages the layer. Both FSDPs set it before they cast anything, so the logits' dtype is kept.
+
+        FSDP casts what it gathers by its mixed precision policy, and no hook of a layer sees the policy.
+        """
+        return self._sharded_dtype is not None
+
+    @_is_fsdp_managed_module.setter
+    def _is_fsdp_managed_module(self, managed: bool) -> None:
+        self._sharded_dtype = self.mask_logits.dtype if managed else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        if self._sharded_dtype is not None:
+            self._sharded_dtype = self.mask_logits.dtype
+        return self
+
+    def _refuse_cast(self) -> None:
+        raise ValueError(
+            f"{type(self).__name__}: FSDP gave mask_logits in {self.mask_logits.dtype}, but they are "
+            f"{self._sharded_dtype}: its mixed precision policy casts them, which changes the masks. Shard with "
+            f"stochprune.distributed.shard(model, param_dtype=...), which keeps the logits as they are; or give no "
+            f"param_dtype, and convert a model whose weights are {self.mask_logits.dtype} with logits_dtype="
+            f"{self._sharded_dtype}"
+        )
 
     def _dense_forward(self, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run torch's own operator with this weight, which is already masked."""
@@ -252,7 +283,7 @@ class MaskedLayer(MaskSource):
         return self.of_weight(self._gate_of(self.mask_logits.detach()))
 
     def _gate_of(self, logits: Tensor) -> Tensor:
-        if not logits.is_meta and (count := int(logits.isnan().sum())):
+        if not logits.is_meta and (count := count_true(logits.isnan())):
             raise ValueError(f"{type(self).__name__}.gate: {count} of {logits.numel()} mask_logits are NaN")
         return functional.hard_concrete_gate(logits) if self.estimator == "hard_concrete" else logits >= 0
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stochprune import functional
 from stochprune.nn.layer import Layer, MaskedLayer
+from stochprune.shards import is_dtensor
 
 
 class MaskedEmbedding(MaskedLayer):
@@ -40,6 +41,8 @@ class MaskedEmbedding(MaskedLayer):
 
     def _thresholded_forward(self, x: Tensor) -> Tensor:
         """Look the rows up first: a table may have many more than a batch asks for."""
+        if is_dtensor(self.weight):  # rows that are looked up in parts do not combine before they are added
+            return super()._thresholded_forward(x)
         return self._thresholded(self._dense_forward(x, self.weight), F.embedding(x, self.mask_logits.detach()))
 
     @classmethod

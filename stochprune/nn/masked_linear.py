@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stochprune import functional
 from stochprune.nn.layer import Layer, MaskedLayer
+from stochprune.shards import is_dtensor
 
 
 class MaskedLinear(MaskedLayer):
@@ -43,7 +44,11 @@ class MaskedLinear(MaskedLayer):
 
     def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
         weights = (self.weight, self.mask_logits)
-        if self.prior_logits is None or not (torch.is_grad_enabled() and self.mask_logits.requires_grad):
+        if (
+            self.prior_logits is None
+            or is_dtensor(self.weight)
+            or not (torch.is_grad_enabled() and self.mask_logits.requires_grad)
+        ):
             return functional.masked_linear(x, *weights, self.bias, **at)
         y, kl = functional.masked_linear_kl(x, *weights, self.prior_logits, self.bias, **at)
         self._formed = (kl, self.mask_logits._version)

@@ -13,6 +13,7 @@ from stochprune.functional.structured import block_means, block_of, block_shape,
 from stochprune.nn.layer import MaskedLayer, logits_of
 from stochprune.nn.masked_conv import MaskedConv1d, MaskedConv2d, MaskedConv3d, _MaskedConv
 from stochprune.nn.masked_linear import MaskedLinear
+from stochprune.shards import gathered, split_like
 
 
 class _Structured(MaskedLayer):
@@ -66,10 +67,10 @@ class StructuredMaskedLinear(_Structured, MaskedLinear):
         return functional.masked_linear_blocks(x, self.weight, self.mask_logits, self.bias, **at)
 
     def of_weight(self, mask: Tensor) -> Tensor:
-        return expand_blocks(mask, self._block(mask))
+        return split_like(expand_blocks(gathered(mask), self._block(mask)), self.weight)
 
     def of_logits(self, values: Tensor) -> Tensor:
-        return block_means(values, self._block(self.mask_logits))
+        return split_like(block_means(gathered(values), self._block(self.mask_logits)), self.mask_logits)
 
     def _block(self, grid: Tensor) -> tuple[int, int]:
         return block_of(type(self).__name__, tuple(self.weight.shape), tuple(grid.shape))
@@ -106,10 +107,11 @@ class _FilterMasked(_Structured, _MaskedConv):
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
     def of_weight(self, mask: Tensor) -> Tensor:
-        return mask.view(-1, *[1] * (self.weight.dim() - 1)).expand_as(self.weight)
+        column = gathered(mask).view(-1, *[1] * (self.weight.dim() - 1))
+        return split_like(column.expand(self.weight.shape), self.weight)
 
     def of_logits(self, values: Tensor) -> Tensor:
-        return values.flatten(1).mean(1, keepdim=True)
+        return split_like(gathered(values).flatten(1).mean(1, keepdim=True), self.mask_logits)
 
 
 class FilterMaskedConv1d(_FilterMasked, MaskedConv1d):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.nn.layer import MaskedLayer
+from stochprune.shards import local_shard, reduced
 
 _PLAIN = (Tensor, nn.Parameter)
 _ONES = torch.tensor([bin(byte).count("1") for byte in range(256)])  # set bits of each byte
@@ -37,7 +40,8 @@ class Flips:
 
     def count(self) -> int:
         """Return the number of weights that are not on the side where they started."""
-        return sum(int(_ones(new ^ old.to(new.device)).sum()) for new, old in zip(self._now(), self.kept, strict=True))
+        pairs = [(new, old.to(new.device)) for new, old in zip(self._now(), self.kept, strict=True)]
+        return sum(int(reduced(_ones(local_shard(new ^ old).tensor).sum(), new)) for new, old in pairs)
 
     def _now(self) -> list[Tensor]:
         return [packed(layer.mask_logits.detach() >= 0) for layer in self.layers]
@@ -71,12 +75,17 @@ class Flips:
 
     def _distance(self) -> float:
         """Return the distance of the nearest logit from 0; 0 if no layer's mask is decided by its sign (N:M masks)."""
-        nearest: list[Tensor] = [
-            layer.mask_logits.detach().abs().min()
+        nearest = [
+            reduced(_smallest(local_shard(layer.mask_logits.detach()).tensor), layer.mask_logits, dist.ReduceOp.MIN)
             for layer in self.layers
             if not layer.own_sparsity and layer.mask_logits.numel()
         ]
         return min((value.item() for value in nearest), default=0.0)
+
+
+def _smallest(part: Tensor) -> Tensor:
+    """Return the smallest absolute value; infinity of an empty part."""
+    return part.abs().min() if part.numel() else part.new_full((), math.inf)
 
 
 def packed(kept: Tensor) -> Tensor:

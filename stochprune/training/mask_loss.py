@@ -14,6 +14,7 @@ from stochprune.nn.kl import layer_kl
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.members import layers_of
 from stochprune.runs.config import LIMIT
+from stochprune.shards import sum_by_layout
 
 
 @checked
@@ -80,9 +81,9 @@ def _expected_kept(layer: MaskedLayer) -> Tensor:
     """Return the expected number of kept weights of a layer, a float64 scalar."""
     logits = layer.mask_logits
     if layer.own_sparsity:
-        return layer.mask().sum(dtype=torch.float64)
+        return sum_by_layout(lambda parts: parts[0].sum(dtype=torch.float64), [layer.mask()])
     if layer.estimator == "hard_concrete":
-        kept = functional.expected_l0(logits, layer.temperature)
+        kept = sum_by_layout(lambda parts: functional.expected_l0(parts[0], layer.temperature), [logits])
     else:
-        kept = torch.sigmoid(logits).sum(dtype=torch.float64)
+        kept = sum_by_layout(lambda parts: torch.sigmoid(parts[0]).sum(dtype=torch.float64), [logits])
     return kept * (layer.weight.numel() / max(1, logits.numel()))

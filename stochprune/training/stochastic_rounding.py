@@ -13,7 +13,8 @@ from torch.optim.optimizer import ParamsT
 from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.seeding import check_seed, derived_seed
-from stochprune.training.shards import local_shard, store_rounded
+from stochprune.shards import local_shard
+from stochprune.training.shards import store_rounded
 
 DRAW = "rounding_draw"
 """The key in the state of a parameter: how many of its steps were rounded."""

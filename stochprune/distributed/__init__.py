@@ -1,0 +1,8 @@
+"""Masks under PyTorch's own distribution: FSDP2, tensor parallelism and DDP (docs/distributed.md)."""
+
+from stochprune.distributed.fsdp import shard
+from stochprune.distributed.hardened import hardened_state, save_hardened
+from stochprune.distributed.ranks import own_masks
+from stochprune.distributed.tensor_parallel import MaskedColwiseParallel, MaskedRowwiseParallel
+
+__all__ = ["MaskedColwiseParallel", "MaskedRowwiseParallel", "hardened_state", "own_masks", "save_hardened", "shard"]

@@ -1,0 +1,118 @@
+"""Tensor parallelism in four processes: what one process computes, with the same masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import parallelize_module
+
+import stochprune as sp
+from stochprune.distributed import MaskedColwiseParallel as Colwise
+from stochprune.distributed import MaskedRowwiseParallel as Rowwise
+from tests.distributed.networks import assert_close, batch, gradients, loss, masked, masks, mlp
+
+PLAN = {"0": Colwise(), "2.0": Rowwise(), "3": Colwise(output_layouts=Replicate())}
+
+
+def same_as_one(one: nn.Module, split: nn.Module, x: torch.Tensor, part=lambda t: t) -> None:
+    """Compare outputs, gradients, masks and KL in both modes; ``part`` gives a process's part of inputs and outputs."""
+    for mode in (True, False):
+        results = []
+        for model, own in ((one.train(mode), lambda t: t), (split.train(mode), part)):
+            model.zero_grad()
+            given = own(x)
+            given = given.clone().requires_grad_() if given.is_floating_point() else given
+            y = model(given)
+            (y.float() - torch.arange(y.shape[-1])).square().sum().backward()
+            results.append((y, given.grad))
+        (y, dx), (found, found_dx) = results
+        assert_close({"y": found}, {"y": part(y)})
+        if dx is not None:
+            assert_close({"dx": found_dx}, {"dx": part(dx)})
+        assert_close(gradients(split), gradients(one))
+    assert_close(masks(split, 9), masks(one, 9), tolerance=0.0)
+    prior = dict.fromkeys(sp.nn.masked_layers(one), 0.5)
+    assert_close(sp.nn.layer_kl(split, prior), sp.nn.layer_kl(one, prior))
+
+
+def check_columns_and_rows(folder: Path) -> None:
+    """Also a width that four processes do not divide, for which the last one holds nothing."""
+    mesh = init_device_mesh("cpu", (4,))
+    for hidden in (8, 6):
+        same_as_one(mlp(hidden), parallelize_module(mlp(hidden), mesh, PLAN), batch())
+
+
+def check_sequence_parallel_inputs(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+    plan = {"0": Colwise(input_layouts=Shard(1)), "2": Rowwise(output_layouts=Shard(1))}
+
+    def make() -> nn.Module:
+        return masked(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)))
+
+    x = batch(3 * 8).view(3, 8, 6)
+    same_as_one(make(), parallelize_module(make(), mesh, plan), x, lambda t: t.chunk(4, 1)[dist.get_rank()])
+
+
+def check_n_of_m(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+
+    def make() -> nn.Module:
+        return masked(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), pattern="2:4")
+
+    same_as_one(make(), parallelize_module(make(), mesh, {"0": Colwise(), "2": Rowwise()}), batch(features=8))
+    with pytest.raises(ValueError, match="2:4"):
+        parallelize_module(make(), mesh, {"0": Rowwise()})  # 8 columns are 2 for each process
+
+
+def check_embeddings(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+    indices = torch.tensor([[0, 3, 9], [9, 1, 7]])
+
+    def make() -> nn.Module:
+        return masked(
+            nn.Sequential(nn.Embedding(10, 8, padding_idx=3), nn.Linear(8, 3)), include=["0.weight", "1.weight"]
+        )
+
+    for style in (Colwise(output_layouts=Replicate()), Rowwise(input_layouts=Replicate())):
+        same_as_one(make(), parallelize_module(make(), mesh, {"0": style}), indices)
+
+
+def check_two_dimensions_with_fsdp(folder: Path) -> None:
+    """Two groups of two processes: a group splits the model, and both split the batch."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    one, split = mlp(), parallelize_module(mlp(), mesh["tp"], PLAN)
+    sp.distributed.shard(split, [split[2]], mesh=mesh["dp"])
+    for _ in range(2):  # two masks
+        one.zero_grad(), split.zero_grad()
+        loss(one(batch())).backward()
+        loss(split(batch().chunk(2)[mesh.get_local_rank("dp")])).backward()
+        assert_close(gradients(split), gradients(one))
+    assert_close(masks(split, 9), masks(one, 9), tolerance=0.0)
+
+
+def check_a_split_model_hardens_in_place(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+    one, split = mlp(), parallelize_module(mlp(), mesh, PLAN)
+    sp.harden(one, 0.5), sp.harden(split, 0.5)
+    assert_close(dict(split.named_parameters()), dict(one.named_parameters()), tolerance=0.0)
+    assert_close({"y": split(batch())}, {"y": one(batch())})
+
+
+def check_refusals(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+    rows = masked(nn.Sequential(nn.Linear(8, 8)), pattern="rows")
+    for model in (rows, nn.Sequential(nn.Linear(8, 8))):
+        with pytest.raises(TypeError, match=type(model[0]).__name__):
+            parallelize_module(model, mesh, {"0": Colwise()})
+    split = parallelize_module(mlp(), mesh, {"0": Colwise()})
+    with pytest.raises(ValueError, match="DTensor"):
+        parallelize_module(split, mesh, {"0": Colwise()})
+    layer = split[0]
+    with pytest.raises(TypeError, match="DTensor"):
+        sp.functional.masked_linear(batch(), layer.weight, layer.mask_logits, seed=0, draw=0, stream=1)
