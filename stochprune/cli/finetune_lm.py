@@ -11,6 +11,7 @@ from rich.markdown import Markdown
 
 from stochprune.cli.options import Device, configured, options_from
 from stochprune.report import study_markdown
+from stochprune.runs import ranks
 from stochprune.studies import finetune_lm as work
 
 
@@ -28,10 +29,14 @@ def finetune_lm(
     Computes scores on the text, fine-tunes the masks, prunes, and exports the model as plain files with exact zeros.
     Reports the perplexity on the end of the text, before and after, beside magnitude pruning, Wanda, SparseGPT and ADMM
     at the same sparsity. Run the same command again to continue a run that was stopped. Writes results.json and tables.
+    Under torchrun or accelerate launch the processes share the work.
     """
     console = Console()
     config = configured(work.FinetuneLMConfig, values)
-    folder, results = work.finetune_lm(model, data, config, out=out, device=device)
+    with ranks.joined():
+        folder, results = work.finetune_lm(model, data, config, out=out, device=device)
+        if not ranks.is_first():
+            return
     console.print(Markdown(study_markdown(results)))
     for path in (folder / "results.json", folder / "tables.md", folder / results["exported"]):
         console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)

@@ -18,6 +18,7 @@ from rich.markup import escape
 from stochprune.extras import MissingExtraError
 from stochprune.runs.files import CheckpointError
 from stochprune.runs.interrupt import Stopped, stop_signals
+from stochprune.runs.ranks import RankError
 
 Command = Callable[..., None]
 Config = TypeVar("Config")
@@ -105,7 +106,7 @@ def one_line_ends(command: Command) -> Command:
             raise typer.Exit(1) from None
         except OSError as error:
             _end(f"error: {_reason(error)}", 1)
-        except (ValueError, FloatingPointError, CheckpointError, MissingExtraError) as error:
+        except (ValueError, FloatingPointError, CheckpointError, MissingExtraError, RankError) as error:
             _end(f"error: {error}", 1)
 
     return run

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stochprune.runs import ranks
 from stochprune.runs.files import CheckpointError, load_tensors, save_tensors
 from stochprune.runs.folder import make_folder
 
@@ -13,7 +14,7 @@ FORMAT = "stochprune-checkpoint-2"
 
 
 class Checkpoint:
-    """The checkpoint file of one run.
+    """The checkpoint file of one run. Of several ranks the first one writes and reads it.
 
     Args:
         folder: the folder of ``checkpoint.pt``; made if missing.
@@ -23,14 +24,15 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, config: str, start: str, every: int) -> None:
-        make_folder(folder)
+        ranks.from_first(lambda: make_folder(folder))
         self.path = folder / "checkpoint.pt"
         self.identity = {"configuration": config, "model, starting weights or examples": start}
         self.every = every
 
     def save(self, payload: dict[str, Any]) -> None:
         """Replace the checkpoint; the old one stays until the new one is complete on disk."""
-        save_tensors(self.path, {"format": FORMAT, "identity": self.identity, **payload})
+        if ranks.is_first():
+            save_tensors(self.path, {"format": FORMAT, "identity": self.identity, **payload})
 
     def load(self) -> dict[str, Any] | None:
         """Return the last payload saved, or None if there is none.
@@ -38,6 +40,9 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is damaged, not a checkpoint, or belongs to another run. It is not changed.
         """
+        return ranks.from_first(self._read)
+
+    def _read(self) -> dict[str, Any] | None:
         if not os.path.lexists(self.path):
             return None
         payload = load_tensors(self.path)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from stochprune.runs import ranks
 from stochprune.runs.files import PARTIAL, CheckpointError, sync_folder
 
 LOCK = ".lock"
@@ -44,7 +45,8 @@ def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
     """Make a folder durably and lock it for this process while the block runs; do nothing for None.
 
     The kernel releases the lock when the process ends, even if it is killed. Files that a killed process left
-    incomplete are removed. If the file system has no locks, the block runs after a warning.
+    incomplete are removed. If the file system has no locks, the block runs after a warning. Of several ranks the first
+    one holds the folder for all.
 
     Args:
         wait: wait until another process has released it.
@@ -56,17 +58,22 @@ def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
     if folder is None:
         yield
         return
-    make_folder(folder)
     with contextlib.ExitStack() as stack:
-        if (lock := _locked(folder, wait)) is not None:
-            stack.enter_context(lock)
-            stack.callback((folder / LOCK).unlink, missing_ok=True)  # while it is still locked
-            for path in folder.iterdir():
-                if PARTIAL.fullmatch(path.name):
-                    path.unlink()
+        ranks.from_first(lambda: _hold(folder, wait, stack))
         held.append(folder)
         stack.callback(held.remove, folder)
         yield
+
+
+def _hold(folder: Path, wait: bool, stack: contextlib.ExitStack) -> None:
+    """Make and lock a folder until the stack is closed, and clean it."""
+    make_folder(folder)
+    if (lock := _locked(folder, wait)) is not None:
+        stack.enter_context(lock)
+        stack.callback((folder / LOCK).unlink, missing_ok=True)  # while it is still locked
+        for path in folder.iterdir():
+            if PARTIAL.fullmatch(path.name):
+                path.unlink()
 
 
 def make_folder(folder: Path) -> None:

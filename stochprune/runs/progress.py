@@ -7,6 +7,7 @@ from typing import Protocol
 
 from stochprune.arguments import checked
 from stochprune.extras import extra
+from stochprune.runs import ranks
 
 
 class Training(Protocol):
@@ -18,7 +19,7 @@ class Training(Protocol):
 
 
 class ProgressBar:
-    """Shows steps, loss and the time left on the standard error, if that is a terminal::
+    """Shows steps, loss and the time left on the standard error, if that is a terminal and the process the first rank::
 
         with ProgressBar("fine-tuning") as bar:
             stochprune.finetune(model, loader, config, callbacks=[bar])
@@ -35,7 +36,8 @@ class ProgressBar:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console, loss = Console(stderr=True), TextColumn("{task.fields[loss]}")
-        self._progress = Progress(*columns, loss, console=console, disable=not console.is_terminal)
+        shown = console.is_terminal and ranks.is_first()
+        self._progress = Progress(*columns, loss, console=console, disable=not shown)
         self._finished = 0
         self._task = self._progress.add_task(title, total=total, loss="")
 

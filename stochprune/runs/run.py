@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from stochprune.runs import ranks
 from stochprune.runs.checkpoint import Checkpoint
 from stochprune.runs.config import digest
 from stochprune.runs.digests import fingerprint
@@ -66,7 +67,7 @@ class Run:
             The content of the file.
         """
         content = {"configuration": dataclasses.asdict(self.config), "versions": versions(device), **found}
-        if self.folder is not None:
+        if self.folder is not None and ranks.is_first():
             write_json(self.folder / "results.json", content)
         return content
 

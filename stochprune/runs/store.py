@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
+from stochprune.runs import ranks
 from stochprune.runs.files import CheckpointError, read_json, write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import record_of, versions
@@ -61,13 +62,15 @@ def remember(
     """
     path = folder / "result.json"
     with claim(folder, wait=True):
-        if not os.path.lexists(path):
+        if not ranks.from_first(lambda: os.path.lexists(path)):
             begun = time.monotonic()
             result = work(folder)
             done = Kept(dict(configuration), versions(device), round(time.monotonic() - begun, 2), result)
-            write_json(path, dataclasses.asdict(done))
-        content = read_json(path, "result")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            if ranks.is_first():
+                write_json(path, dataclasses.asdict(done))
+        content = ranks.from_first(lambda: read_json(path, "result"))
+        if ranks.is_first():
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     found = record_of(Kept[Any], content, path)
     kept = dataclasses.replace(found, result=record_of(kind, found.result, path))
     if kept.configuration != json.loads(json.dumps(configuration)):
@@ -84,7 +87,7 @@ def say_reused(kept: Collection[Kept[Any]], here: Mapping[str, str]) -> None:
         here: versions and device of this run.
     """
     former = [each.versions for each in kept if any(each.versions.get(name) != here[name] for name in here)]
-    if not former:
+    if not former or not ranks.is_first():
         return
     found = {name: sorted({str(versions.get(name)) for versions in former} - {value}) for name, value in here.items()}
     made_with = ", ".join(f"{name} {' and '.join(found[name])} (here {here[name]})" for name in here if found[name])

@@ -20,6 +20,7 @@ from stochprune import patterns, report
 from stochprune.language_models import export, load_language_model, read_text, text_data
 from stochprune.language_models.loading import without_dropout
 from stochprune.nn.masked_transposed import is_transformers_conv1d
+from stochprune.runs import ranks
 from stochprune.runs.config import FRACTION, POSITIVE, PROBABILITY, Config, at_least, option
 from stochprune.runs.device import device_of
 from stochprune.runs.digests import fingerprint
@@ -154,7 +155,7 @@ class _Exporting(LanguageMethods):
     pattern: str | None = None
 
     def keep(self, cell: MethodCell, found: Pruned, folder: Path) -> None:
-        if cell.arm.name == MASKS:
+        if cell.arm.name == MASKS and ranks.is_first():
             export(found.model, folder / "model", pattern=self.pattern, tokenizer=self.tokenizer)
 
 
@@ -220,5 +221,6 @@ def finetune_lm(
         found = StudyResults(f"{folder.name} pruned", sum(each.seconds for each in kept) / 3600, rows)
         exported = Path("cells", cells[0].folder, "model")
         results = run.write({**dataclasses.asdict(found), "exported": str(exported)}, device)
-    (target / "tables.md").write_text(report.study_markdown(results), encoding="utf-8")
+    if ranks.is_first():
+        (target / "tables.md").write_text(report.study_markdown(results), encoding="utf-8")
     return target, results

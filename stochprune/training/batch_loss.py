@@ -108,15 +108,16 @@ def _call(model: nn.Module, args: Any, kwargs: Any, batch: Any, number: int) -> 
 
 def moved(batch: Any, device: torch.device) -> Any:
     """Return a batch with its tensors on a device: a tensor, anything with ``to``, or tuples, lists and mappings."""
-    if hasattr(batch, "to"):
-        return batch.to(device)
+    return batch.to(device) if hasattr(batch, "to") else inside(batch, lambda value: moved(value, device))
+
+
+def inside(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a tuple, list or mapping with each of its values changed; anything else as it is."""
     if isinstance(batch, Mapping):
-        return {name: moved(value, device) for name, value in batch.items()}
+        return {name: change(value) for name, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
-        return type(batch)(*(moved(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(moved(value, device) for value in batch)
-    return batch
+        return type(batch)(*map(change, batch))
+    return type(batch)(map(change, batch)) if isinstance(batch, (tuple, list)) else batch
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

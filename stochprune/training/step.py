@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from stochprune.runs import ranks
 from stochprune.training.batch_loss import tensors_of
+from stochprune.training.data_parallel import add_up, share
 from stochprune.training.in_backward import check_in_backward
 from stochprune.training.labels import trained_loss
 from stochprune.training.options import LoopOptions, not_finite
@@ -16,7 +18,7 @@ from stochprune.training.state import State
 
 
 class Stepper:
-    """Makes the steps of a training.
+    """Makes the steps of a training. Of several ranks each takes its share of the batches and makes the same step.
 
     Attributes:
         schedule: of the learning rates, None if there is none.
@@ -48,7 +50,11 @@ class Stepper:
         """
         optimizer, constraint = self.state.optimizer, self.state.constraint
         optimizer.zero_grad()
-        losses = [self._backward(number, batch, len(batches)) for number, batch in batches]
+        shares = [share(batch) for _, batch in batches]
+        own = [self._backward(number, *part, len(batches)) for (number, _), part in zip(batches, shares, strict=True)]
+        losses = add_up(self.state.model, own)
+        for value, mine, (part, _) in zip(losses, own, shares, strict=True):
+            self._require_finite(value, mine, part)
         self.scaler.unscale_(optimizer)
         constraint.before_step()
         if self.clip_norm is not None:
@@ -67,16 +73,22 @@ class Stepper:
         constraint.after_step()
         return losses
 
-    def _backward(self, number: int, batch: Any, batches: int) -> float:
-        """Add the gradient of a batch, one of ``batches``; return its loss."""
+    def _backward(self, number: int, batch: Any, fraction: float, batches: int) -> float:
+        """Add the gradient of a fraction of a batch, one of ``batches``; return what it adds to the loss."""
         state = self.state
         found = state.batch_loss(state.model, batch, number)
-        loss = trained_loss(found.loss) + state.constraint.penalty()
+        loss = (trained_loss(found.loss) + state.constraint.penalty()) * fraction
         value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} in epoch {state.epoch + 1} at step {state.step + 1}: "
-                f"{not_finite(state.model, tensors_of(batch))}"
-            )
+        if ranks.count() == 1:  # an optimiser may step inside backward; several ranks look when all have their losses
+            self._require_finite(value, value, batch)
         self.scaler.scale(loss / batches).backward()
         return value
+
+    def _require_finite(self, value: float, own: float, batch: Any) -> None:
+        """Raise ``FloatingPointError`` on all ranks if a loss, to which this rank added ``own``, is not finite."""
+        if not math.isfinite(value):
+            reason = math.isfinite(own), not_finite(self.state.model, tensors_of(batch))
+            raise FloatingPointError(
+                f"the loss is {value} in epoch {self.state.epoch + 1} at step {self.state.step + 1}: "
+                f"{min(ranks.from_all(reason))[1]}"
+            )
