@@ -14,6 +14,7 @@ from stochprune.arguments import check_fields, shown
 from stochprune.extras import extra
 from stochprune.functional._address import check_estimator
 from stochprune.masks.select import check_cut
+from stochprune.nn.lora import check_adapter
 from stochprune.rng import check_address
 
 with extra("hf", "stochprune.integrations.transformers"):
@@ -53,11 +54,13 @@ class MaskConfig(QuantizationConfigMixin):
             ``"row"``.
         keep_kept, keep_pruned: the initial probabilities of keeping what the mask keeps and prunes, in (0, 1).
         targets, excludes: shell patterns on weight names (``"*.mlp.*"``). Targets replace the default choice; excluded
-            weights stay dense.
+            weights stay dense. An empty list of targets masks nothing, for a pruned model with low-rank updates.
         logits_dtype: of the logits, whatever the model's dtype is.
         estimator, temperature: of the gradient of the logits, see :func:`stochprune.functional.masked_linear`.
         seed: of the masks, 0 .. 2^64 - 1.
         mode: ``"frozen"`` trains the logits alone; ``"joint"`` trains weights and logits.
+        lora: the low-rank updates by weight name, each with ``rank``, ``alpha``, ``dropout`` and ``stream``.
+            ``save_pretrained`` writes them for a model with updates of :func:`stochprune.nn.add_lora`.
 
     Raises:
         ValueError: a value of another type or outside its range; the message names the field and the value.
@@ -77,6 +80,7 @@ class MaskConfig(QuantizationConfigMixin):
     temperature: float = 1.0
     seed: int = 0
     mode: Literal["frozen", "joint"] = "frozen"
+    lora: dict[str, dict[str, int | float]] | None = None
 
     def __post_init__(self) -> None:
         self.quant_method = METHOD  # in __dict__, which to_dict() returns
@@ -97,6 +101,8 @@ class MaskConfig(QuantizationConfigMixin):
         for name in ("targets", "excludes"):
             if sum(map(len, getattr(self, name) or [])) > LIMIT:
                 raise ValueError(f"MaskConfig: {name} must have at most {LIMIT} characters in all")
+        for name, update in (self.lora or {}).items():
+            _check_update(name, update)
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
@@ -111,7 +117,7 @@ class MaskConfig(QuantizationConfigMixin):
     @property
     def starts_pruned(self) -> bool:
         """True if an initial mask prunes weights."""
-        return self.initial != "none" and (self.n_of_m is not None or bool(self.sparsity))
+        return self.initial != "none" and self.targets != [] and (self.n_of_m is not None or bool(self.sparsity))
 
     @property
     def torch_logits_dtype(self) -> torch.dtype:
@@ -133,6 +139,16 @@ class MaskConfig(QuantizationConfigMixin):
         if unknown := sorted(map(str, set(given) - set(known))):
             raise ValueError(f"MaskConfig: unknown field {shown(unknown[0])}; known are: {', '.join(known)}")
         return super().from_dict(given, return_unused_kwargs, **kwargs)
+
+
+def _check_update(name: str, update: Mapping[str, Any]) -> None:
+    if set(update) != {"rank", "alpha", "dropout", "stream"}:
+        raise ValueError(f"MaskConfig: lora of {shown(name)} must have rank, alpha, dropout and stream")
+    try:
+        check_adapter("MaskConfig: lora", update["rank"], update["alpha"], update["dropout"])
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    check_address("MaskConfig: lora", stream=update["stream"])
 
 
 def _check_pattern(pattern: str) -> None:
