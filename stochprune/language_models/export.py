@@ -110,7 +110,7 @@ def _layers(model: PreTrainedModel, pattern: str | None) -> dict[str, dict[str, 
         ValueError: no weight is zero, or one with zeros does not have the pattern.
     """
     found = {}
-    for name, weight in prunable_weights(model).items():
+    for name, weight in prunable_weights(model, include="*").items():
         zeros = int((weight == 0).sum())
         if zeros and pattern is not None and not _has(weight.detach(), *patterns.parse(pattern, "export")):
             raise ValueError(f"export: {name} has groups with more weights than pattern {pattern} keeps")

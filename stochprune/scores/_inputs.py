@@ -12,7 +12,7 @@ from stochprune.data.pairs import pairs
 from stochprune.nn import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transformers_conv1d
 from stochprune.nn.selection import Selectors, wanted
-from stochprune.scores._common import Examples, call, wide
+from stochprune.scores._common import Examples, call, tables_of, wide
 
 Layers = Mapping[str, nn.Module]
 
@@ -31,7 +31,7 @@ def linear_layers(
     """
     found: dict[int, list[str]] = {}
     layers: dict[str, nn.Module] = {}
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = tables_of(model)
     for prefix, module in model.named_modules():
         if is_linear(module):
             name = f"{prefix}.weight" if prefix else "weight"
