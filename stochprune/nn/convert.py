@@ -15,7 +15,8 @@ from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_module import MaskedModule
-from stochprune.nn.nm import NMMaskedLinear
+from stochprune.nn.masked_transposed import MaskedTransposedLinear
+from stochprune.nn.nm import NMMaskedLinear, NMMaskedTransposedLinear
 from stochprune.nn.obstacles import find_obstacles
 from stochprune.nn.registry import Masked, masked_type
 from stochprune.nn.selection import Group, Selectors, select
@@ -156,6 +157,8 @@ def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[Masked, dic
         return FILTERS[kind], {}
     if issubclass(kind, MaskedModule) and (own := kind.pattern_options(pattern)) is not None:
         return kind, own
+    if kind is MaskedTransposedLinear and ":" in pattern:
+        return NMMaskedTransposedLinear, {"pattern": pattern}
     if kind is not MaskedLinear:
         raise ValueError(f"convert: pattern supports linear layers only, {name} is {type(layer).__name__}: exclude it")
     if ":" in pattern:
