@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stochprune as sp
-from tests.integrations.tiny_models import IDS, TEXT, build, masks, run, same_state
+from tests.integrations.tiny_models import IDS, build, masks, run, same_state
 
 BATCHES = [IDS, {"input_ids": IDS.flip(1), "attention_mask": torch.ones_like(IDS)}]
 
@@ -160,9 +160,15 @@ def test_what_cannot_be_masked_is_refused_by_name(transformers, hf, llama):
     for batch, what in ((padded, "attention_mask"), ({"labels": IDS}, "input_ids")):
         with pytest.raises(ValueError, match=what):
             hf.get_masked_model(copy.deepcopy(llama), wanda, calibration=[batch])
-    falcon = transformers.FalconForCausalLM(transformers.FalconConfig(**TEXT))
-    with pytest.raises(ValueError, match=r"query_key_value.*excludes") as refused:
-        hf.get_masked_model(falcon)
+
+    class Own(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    strange = copy.deepcopy(llama)
+    strange.model.layers[0].mlp.up_proj = Own(32, 48, device="meta")
+    with pytest.raises(ValueError, match=r"up_proj.*excludes") as refused:
+        hf.get_masked_model(strange)
     assert "allow_subclasses" not in str(refused.value)
     with pytest.raises(ValueError, match="is not masked"):
         hf.merge_and_unload(llama)

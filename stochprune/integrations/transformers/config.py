@@ -29,8 +29,9 @@ CALIBRATED = ("wanda", "sparsegpt", "admm")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes of logits, by their names in safetensors."""
 
-LIMIT = 10_000
-"""The largest number of characters of all name patterns together: a config.json may come from anybody."""
+LIMIT, LONGEST, MOST = 10_000, 256, 500
+"""Bounds of name patterns, because a config.json may come from anybody: their characters together, those of one, and
+their number. With them the choice of layers takes well below a second."""
 
 
 @register_quantization_config(METHOD)
@@ -99,8 +100,12 @@ class MaskConfig(QuantizationConfigMixin):
         elif self.estimator != "straight_through":
             raise ValueError(f"MaskConfig: {self.pattern} needs estimator straight_through, got {self.estimator}")
         for name in ("targets", "excludes"):
-            if sum(map(len, getattr(self, name) or [])) > LIMIT:
-                raise ValueError(f"MaskConfig: {name} must have at most {LIMIT} characters in all")
+            sizes = [len(pattern) for pattern in getattr(self, name) or []]
+            if len(sizes) > MOST or sum(sizes) > LIMIT or max(sizes, default=0) > LONGEST:
+                raise ValueError(
+                    f"MaskConfig: {name} must be at most {MOST} patterns of at most {LONGEST} characters, and at most "
+                    f"{LIMIT} characters in all, got {len(sizes)} of at most {max(sizes)}, {sum(sizes)} in all"
+                )
         for name, update in (self.lora or {}).items():
             _check_update(name, update)
 
