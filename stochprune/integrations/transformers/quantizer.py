@@ -17,6 +17,7 @@ from stochprune.integrations.transformers.start import check_start, initial_scor
 from stochprune.nn.add_lora import updated_layers
 from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.members import masked_layers
+from stochprune.quantised import dequantised, is_quantised
 
 with extra("hf", "stochprune.integrations.transformers"):
     from transformers import PreTrainedModel
@@ -79,12 +80,16 @@ class MaskQuantizer(HfQuantizer):
         set_trainable(model, self.quantization_config)
         return attach(model, self)
 
-    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Any] | None, dict[str, str]]:
         if mask_sources(model):
             model.config.quantization_config = self.quantization_config = current_config(model)
         else:  # harden cut the masks
             detach(model)
-        return None, {}
+        if not any(is_quantised(layer.weight) for layer in mask_sources(model).values()):
+            return None, {}
+        # The numbers of quantised weights: a loaded model has the same outputs, and any program can read them.
+        tensors = model.state_dict()
+        return {name: dequantised(x).cpu() if is_quantised(x) else x for name, x in tensors.items()}, {}
 
     def is_serializable(self) -> bool:
         return True
@@ -131,6 +136,7 @@ def attach(model: PreTrainedModel, quantizer: MaskQuantizer) -> PreTrainedModel:
     model.hf_quantizer = quantizer
     model.config.quantization_config = quantizer.quantization_config
     model.quantization_method = METHOD
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # of layers of bitsandbytes, which are plain ones now
     model.is_quantized = False  # its weights are plain numbers, so half(), float() and training are allowed
     return model
 

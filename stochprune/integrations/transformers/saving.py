@@ -29,8 +29,10 @@ from stochprune.integrations.transformers.quantizer import (
     mask_sources,
 )
 from stochprune.nn.add_lora import updated_layers
+from stochprune.nn.convert import unpack
 from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.members import layers_of, masked_layers, once
+from stochprune.nn.restored import restored_on_error
 from stochprune.runs.digests import json_digest
 from stochprune.runs.files import CheckpointError, read_json, replacing, write_json
 
@@ -95,6 +97,11 @@ def load_masks(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
     if mask_sources(model):
         raise ValueError(f"load_masks: {type(model).__name__} is masked already: load its dense base model")
+    with restored_on_error(model):
+        return _load(unpack(model), folder, safe_open, SafetensorError)
+
+
+def _load(model: PreTrainedModel, folder: str | Path, safe_open: Any, error_kind: type[Exception]) -> PreTrainedModel:
     index = _read_index(Path(folder) / INDEX)
     if index["base"] != _base_digest(model):
         raise ValueError(f"load_masks: {folder} has masks of another base model: weights differ in names or shapes")
@@ -115,7 +122,7 @@ def load_masks(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
                 if (tuple(found.get_shape()), DTYPES.get(found.get_dtype())) != (tensor.shape, tensor.dtype):
                     raise CheckpointError(f"{path}: {name} must be {tensor.dtype} {tuple(tensor.shape)}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (error_kind, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read, is truncated or damaged: {error}") from error
     if bad := [name for name, values in tensors.items() if values.isnan().any()]:
         raise CheckpointError(f"{path}: {bad[0]} has NaN")
@@ -176,5 +183,6 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model on the meta device."""
     twins: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     for weight in model.parameters():  # layers take parameters alone, not plain tensors
-        twins[id(weight)] = nn.Parameter(weight.detach().to("meta"), requires_grad=weight.requires_grad)
+        empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")  # of quantised ones too
+        twins[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
     return copy.deepcopy(model, twins)
