@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import stochprune as sp
-from stochprune.language_models.model_sizes import checkpoint_blocks
 from stochprune.training import StochasticRounding, step_in_backward
+from stochprune.training.activations import checkpoint_blocks
 from stochprune.training.memory_plan import MemoryConfig
 
 Step = Callable[[], float]

@@ -59,7 +59,9 @@ def compare(name: str, millions: float, steps: int) -> dict[str, Any]:
 
 def child(folder: str, name: str, steps: int) -> dict[str, Any]:
     """Run the steps of a configuration in this process and return the plan and the peak."""
-    from bench.mask_training import AutoConfig, build
+    from transformers import AutoConfig
+
+    from bench.mask_training import build
     from stochprune.language_models.model_sizes import LanguageModelSizes
     from stochprune.training.memory_plan import MemoryConfig, memory_plan
 

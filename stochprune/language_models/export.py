@@ -13,7 +13,7 @@ from stochprune import patterns
 from stochprune.arguments import checked
 from stochprune.extras import extra
 from stochprune.nn import masked_layers
-from stochprune.scores import prunable_weights
+from stochprune.scores import by_output, prunable_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,9 +110,10 @@ def _layers(model: PreTrainedModel, pattern: str | None) -> dict[str, dict[str, 
         ValueError: no weight is zero, or one with zeros does not have the pattern.
     """
     found = {}
-    for name, weight in prunable_weights(model).items():
+    for name, weight in prunable_weights(model, include="*").items():
         zeros = int((weight == 0).sum())
-        if zeros and pattern is not None and not _has(weight.detach(), *patterns.parse(pattern, "export")):
+        rows = by_output(model, {name: weight.detach()})[name]
+        if zeros and pattern is not None and not _has(rows, *patterns.parse(pattern, "export")):
             raise ValueError(f"export: {name} has groups with more weights than pattern {pattern} keeps")
         found[name] = {"shape": list(weight.shape), "count": weight.numel(), "sparsity": zeros / weight.numel()}
     if not any(layer["sparsity"] for layer in found.values()):

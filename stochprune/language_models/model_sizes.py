@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from stochprune.extras import extra
 from stochprune.language_models.loading import refuse_hub_kernels
 from stochprune.nn.registry import masked_type
+from stochprune.training.activations import activation_bytes, checkpoint_blocks, saved_bytes
 from stochprune.training.memory_plan import MemoryConfig
 
 MOST_LAYERS = 2000
@@ -66,13 +67,12 @@ class LanguageModelSizes:
         kind = "fp32" if config.weights == "fp32" else "bf16"
         joint = config.mode == "joint"
         tokens, output = config.batch_size * config.sequence, self.config.get_text_config()
-        loss = 8.0 * tokens * output.vocab_size  # two gradients of the log-softmax, in float32
-        whole = self._saved(shape, kind, joint, False)
-        if not config.checkpointing:
-            return whole + loss
-        outside, blocks = self._saved(shape, kind, joint, True), output.num_hidden_layers
-        inputs = blocks * tokens * output.hidden_size * (4.0 if kind == "fp32" else 2.0)
-        return outside + inputs + (whole - outside) / blocks + loss
+        wide = 4.0 if kind == "fp32" else 2.0
+
+        def saved(checkpointing: bool) -> float:
+            return self._saved(shape, kind, joint, checkpointing)
+
+        return activation_bytes(saved, output, tokens, checkpointing=config.checkpointing, wide=wide)
 
     def _saved(self, *case: Any) -> float:
         if case not in self._counted:
@@ -92,25 +92,8 @@ class LanguageModelSizes:
             model.train()
             if checkpointing:
                 checkpoint_blocks(model)
-            held = {t.untyped_storage()._cdata: t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
-            owned = set(held)
-
-            def pack(tensor: Tensor) -> Tensor:
-                storage = tensor.untyped_storage()
-                held[storage._cdata] = storage
-                return tensor
-
             tokens = torch.zeros(shape, dtype=torch.int64)
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                model(input_ids=tokens, labels=tokens, use_cache=False)
-            return float(sum(storage.nbytes() for key, storage in held.items() if key not in owned))
-
-
-def checkpoint_blocks(model: Any) -> None:
-    """Let a model of transformers recompute the activations of each block in backward."""
-    name = "activation_checkpointing_enable"  # before version 5.20: gradient_checkpointing_enable
-    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
-    enable({"use_reentrant": False})
+            return saved_bytes(model, lambda: model(input_ids=tokens, labels=tokens, use_cache=False))
 
 
 def _masked(model: Any) -> dict[str, nn.Parameter]:

@@ -34,7 +34,7 @@ from stochprune.nn.masked_recurrent import (
 )
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
 from stochprune.nn.members import masked_layers
-from stochprune.nn.nm import NMMaskedLinear
+from stochprune.nn.nm import NMMaskedLinear, NMMaskedTransposedLinear
 from stochprune.nn.registry import register
 from stochprune.nn.sampling import sampling
 from stochprune.nn.semi_structured import semi_structured
@@ -75,6 +75,7 @@ __all__ = [
     "MaskedRNNCell",
     "MaskedTransposedLinear",
     "NMMaskedLinear",
+    "NMMaskedTransposedLinear",
     "SparseLinear",
     "SparseLoRALinear",
     "StructuredMaskedLinear",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from stochprune import rng
@@ -68,19 +71,45 @@ def add_lora(
             f"add_lora: no layer is left; {type(model).__name__} has {len(found)} plain or masked linear layers: "
             f"{', '.join([*found][:5])}"
         )
-    _refuse_ties(model, chosen)
     prefix = f"{name}." if name else ""
     streams = rng.streams(prefix + weight for weight in found)
+    options = {"rank": rank, "alpha": alpha, "dropout": dropout}
+    updates = {weight: {**options, "stream": streams[prefix + weight]} for weight in chosen}
+    return set_updates("add_lora", model, updates, seed)
+
+
+def set_updates(op: str, model: nn.Module, updates: Mapping[str, Mapping[str, Any]], seed: int) -> nn.Module:
+    """Give linear layers updates, in place, each with a rank, alpha, dropout and stream of its own; return the model.
+
+    Args:
+        op: the public function, for messages.
+        updates: by the name of the layer's weight. The stream is that of a fixed mask's dropout; a layer with a learnt
+            mask keeps its own.
+
+    Raises:
+        TypeError, ValueError: a name of no plain or masked linear layer, a tied weight, and the errors of
+            :func:`check_adapter`.
+    """
+    modules = dict(model.named_modules())
+    layers: dict[str, nn.Linear | MaskedLinear] = {}
+    for weight in updates:
+        layer = modules.get(weight.rpartition(".")[0])
+        if type(layer) not in (nn.Linear, MaskedLinear) or not weight.endswith("weight"):
+            raise ValueError(f"{op}: {weight} is no weight of a plain or masked linear layer")
+        layers[weight] = layer  # type: ignore[assignment]
+    _refuse_ties(model, layers)
     replacements: dict[nn.Module, nn.Module] = {}
-    for weight, layer in chosen.items():
+    for weight, layer in layers.items():
+        options = dict(updates[weight])
         if isinstance(layer, MaskedLinear):
-            replacements[layer] = MaskedLoRALinear.from_masked(layer, rank, alpha, dropout, seed)
+            del options["stream"]
+            replacements[layer] = MaskedLoRALinear.from_masked(layer, **options, seed=seed)
         else:
-            options = {"alpha": alpha, "dropout": dropout, "seed": seed, "stream": streams[prefix + weight]}
-            replacements[layer] = SparseLoRALinear(layer, rank, **options)  # type: ignore[arg-type]
-    learnt = {id(module.mask_logits) for module in model.modules() if isinstance(module, MaskedLayer)}
+            replacements[layer] = SparseLoRALinear(layer, **options, seed=seed)
+    own = {id(module.mask_logits) for module in model.modules() if isinstance(module, MaskedLayer)}
+    own |= {id(tensor) for layer in updated_layers(model).values() for tensor in (layer.lora_A, layer.lora_B)}
     for parameter in model.parameters():
-        if id(parameter) not in learnt:
+        if id(parameter) not in own:
             parameter.requires_grad_(False)
     return _replace(model, replacements)
 
@@ -95,6 +124,12 @@ def _refuse_ties(model: nn.Module, layers: dict[str, nn.Linear | MaskedLinear]) 
                 raise ValueError(
                     f"add_lora: {weight} is tied to {path}.{local}, which would not get the update: exclude {weight}"
                 )
+
+
+def updated_layers(model: nn.Module) -> dict[str, SparseLoRALinear | MaskedLoRALinear]:
+    """Return the layers with a low-rank update by the qualified name of their weight."""
+    kinds = SparseLoRALinear | MaskedLoRALinear
+    return {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def merge_lora(model: nn.Module) -> nn.Module:

@@ -15,8 +15,10 @@ from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_module import MaskedModule
-from stochprune.nn.nm import NMMaskedLinear
+from stochprune.nn.masked_transposed import MaskedTransposedLinear
+from stochprune.nn.nm import NMMaskedLinear, NMMaskedTransposedLinear
 from stochprune.nn.obstacles import find_obstacles
+from stochprune.nn.packed_layers import unpacked_layers
 from stochprune.nn.registry import Masked, masked_type
 from stochprune.nn.selection import Group, Selectors, select
 from stochprune.nn.structured import FILTERS, StructuredMaskedLinear
@@ -91,9 +93,47 @@ def convert(
             probabilities outside (0, 1).
     """
     _check_arguments(model, masks, keep_kept, keep_pruned, pattern, allow_subclasses, name)
+    packed = unpacked_layers(model)
+    model = _replace(model, packed)
+    try:
+        replacements = _replacements(
+            model,
+            masks,
+            keep_kept=keep_kept,
+            keep_pruned=keep_pruned,
+            pattern=pattern,
+            selectors=(include, exclude),
+            allow_subclasses=allow_subclasses,
+            options={"seed": seed, "logits_dtype": logits_dtype},
+            prefix=f"{name}." if name else "",
+        )
+    except BaseException:
+        _replace(model, {plain: layer for layer, plain in packed.items()})
+        raise
+    return _replace(model, replacements)
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """Replace the layers of bitsandbytes by plain layers with packed weights, in place; return the model."""
+    return _replace(model, unpacked_layers(model))
+
+
+def _replacements(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None,
+    *,
+    keep_kept: float,
+    keep_pruned: float,
+    pattern: str | None,
+    selectors: tuple[Selectors | None, Selectors | None],
+    allow_subclasses: bool,
+    options: Mapping[str, Any],
+    prefix: str,
+) -> dict[nn.Module, nn.Module]:
+    """Return the masked layers by the layers that they stand for; ``options`` are those of every masked layer."""
+    include, exclude = selectors
     obstacles = find_obstacles(model, allow_subclasses)
     groups, names = select(model, masks, include, exclude, obstacles)
-    prefix = f"{name}." if name else ""
     streams = rng.streams(prefix + weight for weight in names)
     if masks is None:
         warn_of_unmasked(model, [group.weight for group in groups], include, exclude, obstacles)
@@ -104,20 +144,20 @@ def convert(
         first: MaskedLayer | None = None
         for weight, layer in group.layers.items():
             kind, own = _kind(weight, layer, pattern)
-            options = {"seed": seed, "stream": streams[prefix + weight], "logits_dtype": logits_dtype, **own}
+            own = {**options, "stream": streams[prefix + weight], **own}
             try:
                 if issubclass(kind, MaskedModule):
                     twin = replacements.get(layer) or kind.from_dense(layer, names=())
                     assert isinstance(twin, MaskedModule)
                     replacements[layer] = twin
-                    masked: MaskedLayer = twin.mask_weight(group.local[weight], keep, **options)
+                    masked: MaskedLayer = twin.mask_weight(group.local[weight], keep, **own)
                 else:
-                    masked = replacements[layer] = kind.from_dense(layer, keep, **options)
+                    masked = replacements[layer] = kind.from_dense(layer, keep, **own)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"convert: {weight}: {error}") from error
             first = first or masked
             masked.mask_logits, masked.stream = first.mask_logits, first.stream
-    return _replace(model, replacements)
+    return replacements
 
 
 def _check_arguments(
@@ -156,6 +196,8 @@ def _kind(name: str, layer: nn.Module, pattern: str | None) -> tuple[Masked, dic
         return FILTERS[kind], {}
     if issubclass(kind, MaskedModule) and (own := kind.pattern_options(pattern)) is not None:
         return kind, own
+    if kind is MaskedTransposedLinear and ":" in pattern:
+        return NMMaskedTransposedLinear, {"pattern": pattern}
     if kind is not MaskedLinear:
         raise ValueError(f"convert: pattern supports linear layers only, {name} is {type(layer).__name__}: exclude it")
     if ":" in pattern:

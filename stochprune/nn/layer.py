@@ -203,7 +203,7 @@ class MaskedLayer(MaskSource):
             self._refuse_cast()
         if self.weight_override is not None:
             if self.weight_override.dtype == self.weight.dtype or torch.is_autocast_enabled(x.device.type):
-                return self._dense_forward(x, self.weight_override, *args, **kwargs)
+                return self._dense_forward(x, dequantised(self.weight_override), *args, **kwargs)
             return self._masked_forward(x, *args, **kwargs, **self.address(self.draw_override))
         if self.samples_now:
             at = self.address()

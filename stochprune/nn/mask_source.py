@@ -12,6 +12,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from stochprune import rng
 from stochprune.nn import repetition
+from stochprune.quantised import dequantised, is_quantised
 
 # Temporary state of a layer: a copy or a pickle of the layer does not contain it.
 MOMENTARY = ("weight_override", "draw_override", "draws_per_forward", "_last_draw", "_awaiting", "_repeated_in")
@@ -40,6 +41,7 @@ class MaskSource(nn.Module):
     estimator: str
     temperature: float
     stream: int
+    weight: Tensor
     mask_seed: Tensor
     mask_draw: Tensor
     sample: bool | None = None
@@ -129,7 +131,22 @@ class MaskSource(nn.Module):
         else:
             for name in self.own_state:
                 state_dict.setdefault(prefix + name, getattr(self, name).detach())
+        quantised = prefix + "weight" in state_dict and is_quantised(getattr(self, "weight", None))
+        if quantised:
+            self._check_numbers(state_dict.pop(prefix + "weight"), prefix + "weight")
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if quantised and (prefix + "weight") in (missing := args[2]):
+            missing.remove(prefix + "weight")
+
+    def _check_numbers(self, given: Tensor, name: str) -> None:
+        """Raise ``ValueError`` unless these are the numbers of the quantised weight, which stays as it is."""
+        numbers = dequantised(self.weight)
+        given = dequantised(given).to(numbers)
+        if given.shape != numbers.shape or not torch.equal(given, numbers):
+            raise ValueError(
+                f"load_state_dict: {name} is quantised and the checkpoint has other numbers: load the weights before "
+                "they are quantised"
+            )
 
     def mark_loaded(self) -> None:
         """Declare that the layer's own state has values, after a loader set it without ``load_state_dict``."""

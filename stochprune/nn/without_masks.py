@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
-from stochprune.nn.mask_source import override_weights
+from stochprune.nn.mask_source import MaskSource, override_weights
 from stochprune.nn.members import layers_of
+from stochprune.quantised import is_quantised
 
 
 @contextlib.contextmanager
@@ -25,5 +26,9 @@ def without_masks(model: nn.Module) -> Iterator[nn.Module]:
         ValueError: no masked layer.
     """
     layers = layers_of("without_masks", model).values()
-    with override_weights({layer: layer.weight.view_as(layer.weight) for layer in layers}):  # no nn.Parameter
+    # No nn.Parameter, which would be a member of the layer; a quantised weight is dequantised in its layer's pass.
+    weights: dict[MaskSource, Tensor] = {
+        x: x.weight.detach() if is_quantised(x.weight) else x.weight.view_as(x.weight) for x in layers
+    }
+    with override_weights(weights):
         yield model

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.scores._common import Data, Loss, Score, prunable_weights
+from stochprune.scores._inputs import by_output
 from stochprune.scores._layer_wise import Sparsity
 from stochprune.scores.admm import admm_prune
 from stochprune.scores.first_epochs import dissipating_gradients, k_starts
@@ -29,6 +30,7 @@ __all__ = [
     "Sparsity",
     "admm_prune",
     "by_name",
+    "by_output",
     "check_options",
     "compute",
     "dissipating_gradients",

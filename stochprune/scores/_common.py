@@ -33,10 +33,13 @@ def prunable_weights(
     """Return the weights that :func:`stochprune.convert` masks and those that it has masked, by qualified name.
 
     Tied weights are listed once. Embeddings are left out, and so is what convert refuses: subclasses with a forward of
-    their own, which may use their weight in another way, and weights that are computed (weight_norm and others).
+    their own, which may use their weight in another way, and weights that are computed (weight_norm and others). A
+    layer that has the weight of an embedding, such as the output layer of many language models, is left out unless
+    ``include`` names it, or it is masked already.
 
     Args:
-        include, exclude: as in :func:`stochprune.convert`; a tied weight counts by the name that is listed.
+        include, exclude: name patterns or types, as in :func:`stochprune.convert`; a tied weight counts by the name
+            that is listed.
 
     Raises:
         ValueError: the model has no such weights, or the selectors choose none.
@@ -44,10 +47,20 @@ def prunable_weights(
     weights = maskable_weights(model)
     if not weights:
         raise ValueError(f"{type(model).__name__} has no linear, convolutional or masked layer to prune")
-    chosen = {name: weight for name, weight in weights.items() if wanted(model, [name], include, exclude)}
+    tables = tables_of(model)
+    chosen = {
+        name: weight
+        for name, weight in weights.items()
+        if wanted(model, [name], include, exclude, default=id(weight) not in tables)
+    }
     if not chosen:
         raise ValueError(f"include {include!r} and exclude {exclude!r} choose none of {', '.join(weights)}")
     return chosen
+
+
+def tables_of(model: nn.Module) -> set[int]:
+    """Return the ids of the weights of embeddings that are not masked."""
+    return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -80,17 +93,21 @@ def differentiate(loss: Tensor, by: Iterable[Tensor], create_graph: bool = False
 
 
 def gradients(
-    model: nn.Module, loss_fn: LossFunction, batches: Examples, masks: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Examples,
+    parameters: Mapping[str, nn.Parameter],
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield, for each batch, its number of examples and the gradient of its loss by prunable weight.
+    """Yield, for each batch, its number of examples and the gradient of its loss by weight name.
 
     The model is called in its present mode, on copies of its buffers, with its weights detached. So weights, ``.grad``,
     ``requires_grad``, running statistics and draw counters do not change.
 
     Args:
+        parameters: the weights, as :func:`prunable_weights` returns them.
         masks: if given, the gradient is taken at the masked weights, for pruned weights too.
     """
-    parameters = prunable_weights(model)
     weights = {name: weight.detach() for name, weight in parameters.items()}
     if masks is not None:
         weights = {name: torch.where(masks[name], weight, 0) for name, weight in weights.items()}

@@ -8,11 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from stochprune.arguments import checked
 from stochprune.data.pairs import pairs
 from stochprune.nn import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transformers_conv1d
 from stochprune.nn.selection import Selectors, wanted
-from stochprune.scores._common import Examples, call, wide
+from stochprune.scores._common import Examples, call, tables_of, wide
 
 Layers = Mapping[str, nn.Module]
 
@@ -31,7 +32,7 @@ def linear_layers(
     """
     found: dict[int, list[str]] = {}
     layers: dict[str, nn.Module] = {}
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = tables_of(model)
     for prefix, module in model.named_modules():
         if is_linear(module):
             name = f"{prefix}.weight" if prefix else "weight"
@@ -56,6 +57,27 @@ def is_linear(module: nn.Module) -> bool:
 def is_transposed(module: nn.Module) -> bool:
     """Return True if the layer keeps its weight as [in, out]."""
     return isinstance(module, MaskedTransposedLinear) or is_transformers_conv1d(module)
+
+
+@checked
+def by_output(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return values by weight name with a row for each output: those of ``Conv1D`` of transformers are transposed.
+
+    Scores and masks have the shape in which a layer keeps its weight, and ``Conv1D`` keeps [in, out]. N:M masks and the
+    scope ``"row"`` need a row for each output: ``by_output(model, masks.n_of_m(by_output(model, scores), 2, 4))``. The
+    function is its own inverse.
+
+    Args:
+        model: dense or masked.
+        values: by weight name, of the weights' shapes.
+    """
+    modules = dict(model.named_modules())
+
+    def turned(name: str) -> bool:
+        layer = modules.get(name.rpartition(".")[0])
+        return layer is not None and is_transposed(layer)
+
+    return {name: value.mT.contiguous() if turned(name) else value for name, value in values.items()}
 
 
 def matrix(layer: nn.Module, values: Tensor | None = None) -> Tensor:

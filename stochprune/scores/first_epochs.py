@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.masks import from_scores
+from stochprune.nn.selection import Selectors
 from stochprune.scores._common import (
     Data,
     Examples,
@@ -37,6 +38,8 @@ def dissipating_gradients(
     epochs: int = 2,
     lr: float = 0.1,
     momentum: float = 0.9,
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return ``|w_T - w| / |w|``: how far a weight moves in its first epochs, as a fraction of its initial value.
 
@@ -49,6 +52,7 @@ def dissipating_gradients(
         batches: one epoch, iterated ``epochs`` times. Under a process group each rank trains on its own batches, and
             the movements are averaged.
         epochs, lr, momentum: hyper-parameters of the SGD on a copy of the weights.
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
@@ -62,7 +66,7 @@ def dissipating_gradients(
     check_descent("dissipating_gradients", lr=lr, momentum=momentum)
     feed = _feed("dissipating_gradients", repeatable(batches), epochs)
     theta = descend(model, loss_fn, feed, starting_point(model), lr=lr, momentum=momentum)
-    weights = prunable_weights(model)
+    weights = prunable_weights(model, include, exclude)
     moved = {name: (wide(theta[weight]) - wide(weight)).abs() for name, weight in weights.items()}
     scores = all_finite("dissipating_gradients", mean_over_examples([(1, moved)]))
     for name, weight in weights.items():
@@ -84,6 +88,8 @@ def k_starts(
     momentum: float = 0.9,
     fitness: Literal["magnitude", "gradient", "both"] = "magnitude",
     seed: int = 0,
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return the random scores of the fittest of ``starts`` random masks, each trained for the first epochs.
 
@@ -96,6 +102,7 @@ def k_starts(
         sparsity: the sparsity at which the scores will be cut.
         starts: K, the number of random masks.
         seed: seed of the random masks, 0 .. 2^64 - 1.
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a float32 tensor of the weight's shape; its cut at ``sparsity`` is the fittest mask.
@@ -112,10 +119,11 @@ def k_starts(
     if fitness not in ("magnitude", "gradient", "both"):
         raise ValueError(f"fitness must be 'magnitude', 'gradient' or 'both', got {fitness!r}")
     batches = repeatable(batches)
-    weights = prunable_weights(model)
+    weights = prunable_weights(model, include, exclude)
     best, chosen = -math.inf, None
     for number in range(starts):
-        scores = random(model, seed=int(generator(seed, "k-starts", number).integers(1 << 63)))
+        number_seed = int(generator(seed, "k-starts", number).integers(1 << 63))
+        scores = random(model, seed=number_seed, include=include, exclude=exclude)
         masks: dict[Tensor, Tensor] = {
             weights[name]: mask for name, mask in from_scores(scores, sparsity, allow_empty=True).items()
         }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.nn.selection import Selectors
 from stochprune.scores._common import (
     Data,
+    Examples,
     Loss,
+    LossFunction,
     all_finite,
     gradients,
     mean_over_examples,
@@ -31,6 +34,8 @@ def force(
     sparsity: float = 0.9,
     rounds: int = 20,
     schedule: Schedule = "exponential",
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return the FORCE scores ``|w g|``: w is unmasked, g is the gradient under the mask of the last round but one.
 
@@ -47,6 +52,7 @@ def force(
         rounds: number of rounds; with 1 the scores are those of SNIP.
         schedule: the fraction kept after round t: ``"exponential"``, ``(1 - sparsity)^(t / rounds)``, or
             ``"linear"``.
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
@@ -55,7 +61,10 @@ def force(
         ValueError: no loss function or examples, a sparsity outside [0, 1), less than one round, an unknown schedule,
             no prunable layer, or a score that is not finite.
     """
-    return _progressive("force", model, loss_fn, batches, sparsity, rounds, schedule, may_return=True)
+    loss_fn, batches = needed("force", loss_fn, batches)
+    weights = prunable_weights(model, include, exclude)
+    score = _sensitivity(model, loss_fn, repeatable(batches), weights, may_return=True)
+    return all_finite("force", in_rounds(score, sparsity, rounds, schedule))
 
 
 @checked
@@ -67,6 +76,8 @@ def iterative_snip(
     sparsity: float = 0.9,
     rounds: int = 20,
     schedule: Schedule = "exponential",
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return the scores of SNIP in rounds: ``|w g|`` under the mask of the last round but one.
 
@@ -74,28 +85,27 @@ def iterative_snip(
     the kept weights in common). De Jorge et al. 2021 (arXiv 2006.09081), section 4. Arguments and errors are those of
     :func:`force`.
     """
-    return _progressive("iterative_snip", model, loss_fn, batches, sparsity, rounds, schedule, may_return=False)
+    loss_fn, batches = needed("iterative_snip", loss_fn, batches)
+    weights = prunable_weights(model, include, exclude)
+    score = _sensitivity(model, loss_fn, repeatable(batches), weights, may_return=False)
+    return all_finite("iterative_snip", in_rounds(score, sparsity, rounds, schedule))
 
 
-def _progressive(
-    name: str,
+def _sensitivity(
     model: nn.Module,
-    loss_fn: Loss,
-    batches: Data,
-    sparsity: float,
-    rounds: int,
-    schedule: Schedule,
+    loss_fn: LossFunction,
+    batches: Examples,
+    parameters: Mapping[str, nn.Parameter],
     may_return: bool,
-) -> dict[str, Tensor]:
-    loss_fn, batches = needed(name, loss_fn, batches)
-    batches = repeatable(batches)
-    weights = {key: wide(weight) for key, weight in prunable_weights(model).items()}
+) -> Callable[[Mapping[str, Tensor] | None], dict[str, Tensor]]:
+    """Return a function from the masks of the round before to ``|w g|`` under them."""
+    weights = {key: wide(weight) for key, weight in parameters.items()}
 
     def score(masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        mean = mean_over_examples(gradients(model, loss_fn, batches, masks))
+        mean = mean_over_examples(gradients(model, loss_fn, batches, parameters, masks))
         scores = {key: (weight * mean[key]).abs() for key, weight in weights.items()}
         if masks is None or may_return:
             return scores
         return {key: torch.where(masks[key], value, 0) for key, value in scores.items()}
 
-    return all_finite(name, in_rounds(score, sparsity, rounds, schedule))
+    return score

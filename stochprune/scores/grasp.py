@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.data.pairs import pairs
+from stochprune.nn.selection import Selectors
 from stochprune.scores._common import (
     Data,
     Loss,
@@ -25,7 +26,14 @@ from stochprune.scores._common import (
 
 @checked
 def grasp(
-    model: nn.Module, loss_fn: Loss = None, batches: Data = None, *, temperature: float = 200.0, absolute: bool = False
+    model: nn.Module,
+    loss_fn: Loss = None,
+    batches: Data = None,
+    *,
+    temperature: float = 200.0,
+    absolute: bool = False,
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return ``w (H g)``, where g is the gradient and H the Hessian of the mean loss in the prunable weights.
 
@@ -39,6 +47,7 @@ def grasp(
         temperature: divides the outputs before the loss, as in the authors' code, which uses 200.
         absolute: return ``|w (H g)|``, the size of the effect whatever its sign (used by Tanaka et al. 2020 and Frankle
             et al. 2020, arXiv 2009.08576).
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
@@ -51,12 +60,12 @@ def grasp(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     batches = repeatable(batches)
-    parameters = prunable_weights(model)
+    parameters = prunable_weights(model, include, exclude)
 
     def softened(output: Tensor, y: Tensor) -> Tensor:
         return loss_fn(output / temperature, y)
 
-    mean = mean_over_examples(gradients(model, softened, batches))
+    mean = mean_over_examples(gradients(model, softened, batches, parameters))
 
     values: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in parameters.values()}
 

@@ -21,7 +21,7 @@ def magnitude(
     """Return ``|w|`` (Janowsky 1989; Han, Pool, Tran and Dally 2015). ``loss_fn`` and ``batches`` are not used.
 
     Args:
-        include, exclude: as in :func:`stochprune.convert`.
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a tensor of the weight's shape and dtype.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.nn.selection import Selectors
 from stochprune.scores._common import (
     Data,
     Loss,
@@ -33,6 +34,8 @@ def prospr(
     momentum: float = 0.9,
     first_order: bool = False,
     structured: bool = False,
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return ``|dL(theta_M) / dc|`` at c = 1, where theta_M is the result of M steps of SGD from the weights w c.
 
@@ -53,6 +56,7 @@ def prospr(
             derivatives and memory for one step only.
         structured: use one c for each output channel (the first dimension of a weight, which is the input channel of a
             transposed convolution), in every layer but the last, whose outputs are the classes.
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a tensor of the weight's shape, or [C_out, 1, ...] if structured
@@ -67,7 +71,7 @@ def prospr(
     if steps < 0:
         raise ValueError(f"prospr: steps must be at least 0, got {steps}")
     check_descent("prospr", lr=lr, momentum=momentum)
-    weights = prunable_weights(model)
+    weights = prunable_weights(model, include, exclude)
     chosen = list(weights)[: -1 if structured else None]
     if not chosen:
         raise ValueError("prospr: structured pruning leaves out the last layer, and the model has no other")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.nn.selection import Selectors
 from stochprune.scores._common import Data, Loss, prunable_weights
 from stochprune.seeding import generator
 
@@ -21,6 +22,8 @@ def random(
     *,
     seed: int = 0,
     densities: Mapping[str, float] | None = None,
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return scores uniform in [0, 1), or random scores with given densities of the layers.
 
@@ -32,6 +35,7 @@ def random(
         densities: the fraction to keep, in [0, 1], of each prunable weight tensor (see :func:`erk_densities`). The
             scores are then shifted ranks: ``round(density * n)`` of a layer's n scores are positive. A global cut that
             keeps as many weights as there are positive scores keeps exactly these.
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a float32 tensor of the weight's shape.
@@ -39,7 +43,7 @@ def random(
     Raises:
         ValueError: no prunable layer, a seed outside its range, densities out of range or of other weights.
     """
-    weights = prunable_weights(model)
+    weights = prunable_weights(model, include, exclude)
     uniform = {
         name: torch.from_numpy(generator(seed, "random", name).random(weight.shape, np.float32)).to(weight.device)
         for name, weight in weights.items()
@@ -62,18 +66,24 @@ def _shifted_ranks(score: Tensor, density: float) -> Tensor:
 
 
 @checked
-def erk_densities(model: nn.Module, sparsity: float) -> dict[str, float]:
+def erk_densities(
+    model: nn.Module, sparsity: float, include: Selectors | None = None, exclude: Selectors | None = None
+) -> dict[str, float]:
     """Return the densities of the Erdos-Renyi-kernel rule: proportional to (sum of the sizes) / (product of the sizes).
 
     Layers whose density would exceed 1 are dense, and the densities of the others are lowered accordingly. Evci, Gale,
     Menick, Castro and Elsen 2020, "Rigging the lottery" (arXiv 1911.11134), section 3.
+
+    Args:
+        sparsity: of all these weights together, in [0, 1).
+        include, exclude: as in :func:`prunable_weights`.
 
     Raises:
         ValueError: a sparsity outside [0, 1), or no prunable layer.
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-    shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(model).items()}
+    shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(model, include, exclude).items()}
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     dense: set[str] = set()
     while True:

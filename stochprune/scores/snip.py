@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.nn.selection import Selectors
 from stochprune.scores._common import (
     Data,
     Loss,
@@ -21,7 +22,13 @@ from stochprune.scores._common import (
 
 @checked
 def snip(
-    model: nn.Module, loss_fn: Loss = None, batches: Data = None, *, absolute: Literal["mean", "batch"] = "mean"
+    model: nn.Module,
+    loss_fn: Loss = None,
+    batches: Data = None,
+    *,
+    absolute: Literal["mean", "batch"] = "mean",
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return ``|w dL/dw|``, the sensitivity of the loss to a factor on the weight.
 
@@ -35,6 +42,7 @@ def snip(
         absolute: ``"mean"``: ``|w g|`` where g is the gradient of the mean loss over all examples, whatever the
             batches, as in the authors' code. ``"batch"``: the mean over examples of ``|w g|`` where g is the gradient
             of the batch's mean loss; with batches of one example this is the mean sensitivity of an example.
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a tensor of the weight's shape; float64 if the weight is, else float32.
@@ -46,8 +54,9 @@ def snip(
     loss_fn, batches = needed("snip", loss_fn, batches)
     if absolute not in ("mean", "batch"):
         raise ValueError(f"absolute must be 'mean' or 'batch', got {absolute!r}")
-    terms = gradients(model, loss_fn, batches)
+    weights = prunable_weights(model, include, exclude)
+    terms = gradients(model, loss_fn, batches, weights)
     if absolute == "batch":
         terms = ((size, {name: grad.abs() for name, grad in grads.items()}) for size, grads in terms)
     mean = mean_over_examples(terms)
-    return all_finite("snip", {name: (wide(w) * mean[name]).abs() for name, w in prunable_weights(model).items()})
+    return all_finite("snip", {name: (wide(w) * mean[name]).abs() for name, w in weights.items()})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.nn import masked_layers
+from stochprune.nn.selection import Selectors
 from stochprune.scores._common import Data, Loss, all_finite, call, differentiate, evaluation, prunable_weights
 from stochprune.scores._rounds import in_rounds
 
@@ -22,6 +23,8 @@ def synflow(
     sparsity: float = 0.9,
     rounds: int = 100,
     input_shape: Sequence[int] | None = None,
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
 ) -> dict[str, Tensor]:
     """Return ``|w| dR/d|w|`` under the mask of the last round but one, where R sums the outputs for an input of ones.
 
@@ -37,6 +40,7 @@ def synflow(
         rounds: number of rounds; each prunes the same share of the remaining weights. With 1 nothing is pruned before
             the scores.
         input_shape: the shape of one input, without the batch.
+        include, exclude: as in :func:`prunable_weights`.
 
     Returns:
         By weight name, a float64 tensor of the weight's shape; 0 for weights pruned in an earlier round. In a ReLU
@@ -46,7 +50,7 @@ def synflow(
         ValueError: no input shape, a sparsity outside [0, 1), less than one round, no prunable layer, or a score that
             is not finite.
     """
-    parameters = prunable_weights(model)
+    parameters = prunable_weights(model, include, exclude)
     if input_shape is None:
         if batches is None:
             raise ValueError("synflow needs input_shape, or batches to take the shape from")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +11,7 @@ import torch
 
 from stochprune.language_models.model_sizes import LanguageModelSizes
 from stochprune.training.memory_plan import MemoryConfig, memory_plan
-
-ROOM = 0.9
-"""The fraction of the memory that a plan may fill."""
+from stochprune.training.out_of_memory import ROOM, is_out_of_memory, memory_of
 
 
 @contextlib.contextmanager
@@ -31,13 +28,13 @@ def memory_advice(folder: Path, config: MemoryConfig, device: torch.device) -> I
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)):
+        if not is_out_of_memory(error):
             raise
         raise ValueError(f"finetune-lm: out of memory on {device}: {_advice(folder, config, device)}") from error
 
 
 def _advice(folder: Path, config: MemoryConfig, device: torch.device) -> str:
-    sizes, limit = LanguageModelSizes(folder), ROOM * _memory(device)
+    sizes, limit = LanguageModelSizes(folder), ROOM * memory_of(device)
     needed = f"the plan of a step is {memory_plan(sizes, config).peak / 1e9:.3g} GB of {limit / ROOM / 1e9:.3g}"
     for mode in dict.fromkeys((config.mode, "frozen")):
         batch = config.batch_size
@@ -49,10 +46,3 @@ def _advice(folder: Path, config: MemoryConfig, device: torch.device) -> str:
     return (
         f"{needed}; use a smaller --context, or see what fits with: stochprune plan {folder} --limit {limit / 1e9:.3g}"
     )
-
-
-def _memory(device: torch.device) -> float:
-    """Return the bytes of memory of a device."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

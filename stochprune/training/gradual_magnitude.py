@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stochprune import patterns
 from stochprune.masks.select import from_scores, n_of_m
 from stochprune.runs.config import at_least, at_most, option
-from stochprune.scores import prunable_weights
+from stochprune.scores import by_output, prunable_weights
 from stochprune.training.loop import Loader
 from stochprune.training.pruning import EXCLUDE, PATTERN, ChangingMasks, Pruned, PruningConfig, check_pattern
 from stochprune.training.schedules import cubic
@@ -54,7 +54,7 @@ class GradualMagnitude(ChangingMasks):
         weights = prunable_weights(model, exclude=exclude or None)
         super().__init__(model, {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
         self.weights, self.sparsity, self.steps, self.every = weights, sparsity, steps, every
-        self.pattern = patterns.parse(pattern) if pattern else None
+        self.model, self.pattern = model, patterns.parse(pattern) if pattern else None
 
     def after_step(self) -> None:
         self.made += 1
@@ -69,7 +69,8 @@ class GradualMagnitude(ChangingMasks):
         if self.pattern is None:
             return from_scores(sizes, sparsity, allow_empty=True)
         _, m = self.pattern
-        return n_of_m(sizes, math.ceil(m * (1 - sparsity) - 1e-9), m)
+        kept = n_of_m(by_output(self.model, sizes), math.ceil(m * (1 - sparsity) - 1e-9), m)
+        return by_output(self.model, kept)
 
 
 def gradual_magnitude(model: nn.Module, loader: Loader, config: GradualMagnitudeConfig, training: Training) -> Pruned:

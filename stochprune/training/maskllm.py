@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from stochprune import patterns
 from stochprune.masks.ablate import apply
 from stochprune.masks.select import from_scores
+from stochprune.nn.masked_transposed import is_transformers_conv1d
 from stochprune.runs.config import POSITIVE, Range, option
+from stochprune.scores import by_output
 from stochprune.seeding import generator
 from stochprune.training.freezing import frozen
 from stochprune.training.loop import Loader
@@ -50,8 +52,9 @@ class SoftPatterns(nn.Module):
     """A parametrisation: the weight times the mean of the patterns under a relaxed categorical distribution.
 
     Args:
-        weight: [out, in].
+        weight: [out, in], or [in, out].
         pattern: n and m.
+        turned: True if the weight is [in, out].
 
     Attributes:
         choice: the logits [out * in / m, patterns].
@@ -61,9 +64,10 @@ class SoftPatterns(nn.Module):
     options: Tensor
     noise: Tensor
 
-    def __init__(self, weight: Tensor, pattern: tuple[int, int]) -> None:
+    def __init__(self, weight: Tensor, pattern: tuple[int, int], turned: bool) -> None:
         super().__init__()
-        patterns.check("maskllm", *pattern, weight.shape[-1])
+        self.turned = turned
+        patterns.check("maskllm", *pattern, weight.shape[0 if turned else -1])
         self.register_buffer("options", patterns.kept(*pattern, weight), persistent=False)
         self.choice = nn.Parameter(weight.new_zeros(weight.numel() // pattern[1], len(self.options)))
         self.register_buffer("noise", torch.zeros_like(self.choice), persistent=False)
@@ -72,7 +76,9 @@ class SoftPatterns(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         shares = torch.softmax((self.scale * self.choice + self.noise) / self.temperature, dim=-1)
-        self.kept = weight * (shares @ self.options).view_as(weight)
+        rows = weight.mT if self.turned else weight
+        kept = rows * (shares @ self.options).view(rows.shape)
+        self.kept = kept.mT if self.turned else kept
         return self.kept
 
 
@@ -103,10 +109,11 @@ class _Annealed(Counting):
 
 def maskllm(model: nn.Module, loader: Loader, config: MaskLLMConfig, training: Training) -> Pruned:
     """Train the logits of the patterns, then keep the most probable patterns, in place."""
-    scored = training.chosen(config, model, loader)
+    scored = by_output(model, training.chosen(config, model, loader))
     first = from_scores(scored, config.sparsity, pattern=config.pattern)
     n, m = patterns.parse(config.pattern, "maskllm")
-    make = lambda weight: SoftPatterns(weight, (n, m))  # noqa: E731
+    turned = {id(layer.weight) for layer in model.modules() if is_transformers_conv1d(layer)}
+    make = lambda weight: SoftPatterns(weight, (n, m), id(weight) in turned)  # noqa: E731
     with parametrised(model, make, leave=False, exclude=config.exclude) as parts:
         for name, part in parts.items():
             _start(part, first[name], generator(config.seed, "maskllm", name), config)
@@ -118,6 +125,7 @@ def maskllm(model: nn.Module, loader: Loader, config: MaskLLMConfig, training: T
         masks = {
             name: part.options[part.choice.argmax(dim=-1)].view_as(first[name]) > 0 for name, part in parts.items()
         }
+    masks = by_output(model, masks)
     return Pruned(apply(model, masks), masks, history)
 
 

@@ -105,12 +105,19 @@ def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConf
     if config.schedule != "constant":
         options = dataclasses.replace(training.options, schedule=_of_weights(config.schedule))
         training = dataclasses.replace(training, options=options)
-    scored = training.chosen(config, model, loader)
+    scored = scores.by_output(model, training.chosen(config, model, loader))
     start = start_masks(
         scored, config.sparsity, config, scope=config.scope, pattern=config.pattern or None, keep=config.keep
     )
     return tune_and_cut(
-        model, loader, start, config.sparsity, config, training, scope=config.scope, pattern=config.pattern or None
+        model,
+        loader,
+        scores.by_output(model, start),
+        config.sparsity,
+        config,
+        training,
+        scope=config.scope,
+        pattern=config.pattern or None,
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from stochprune import patterns
 from stochprune.masks.select import from_scores
 from stochprune.runs.config import at_least, option
-from stochprune.scores import Sparsity, admm_prune, sparsegpt_prune
+from stochprune.scores import Sparsity, admm_prune, by_output, sparsegpt_prune
 from stochprune.training.loop import Loader
 from stochprune.training.pruning import EXCLUDE, PATTERN, ChoiceConfig, Pruned, PruningConfig, check_pattern
 from stochprune.training.training import Training, first_batches
@@ -42,8 +42,9 @@ class LayerWiseConfig(PruningConfig):
 
 def one_shot(model: nn.Module, loader: Loader, config: OneShotConfig, training: Training) -> Pruned:
     """Prune by the score, over all weights together unless a scope says otherwise, and train in place."""
-    scored = training.chosen(config, model, loader)
-    masks = from_scores(scored, config.sparsity, config.scope, pattern=config.pattern or None, allow_empty=True)
+    scored = by_output(model, training.chosen(config, model, loader))
+    cut = from_scores(scored, config.sparsity, config.scope, pattern=config.pattern or None, allow_empty=True)
+    masks = by_output(model, cut)
     constraint = FixedMasks(model, masks)
     optimizer = make_optimizer(model, config, training.options)
     return Pruned(model, masks, training.fit(model, loader, config, optimizer, constraint))

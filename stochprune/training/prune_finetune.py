@@ -15,6 +15,7 @@ from stochprune.nn import convert
 from stochprune.nn.harden import cut, masks_to_cut
 from stochprune.nn.selection import Selectors, wanted
 from stochprune.runs.run import run_folder
+from stochprune.scores import by_output
 from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.finetune import finetune
@@ -94,7 +95,7 @@ def prune_finetune(
     ways = Training(loss_fn, None if out is None else Path(out), "", callbacks, options or LoopOptions())
     scored = ways.score(score, model, train_loader, sparsity, config.seed)
     chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
-    start = start_masks(chosen, sparsity, config, scope=scope, pattern=pattern)
+    start = by_output(model, start_masks(by_output(model, chosen), sparsity, config, scope=scope, pattern=pattern))
     found = tune_and_cut(model, train_loader, start, sparsity, config, ways, scope=scope, pattern=pattern)
     train_weights(
         found.model,

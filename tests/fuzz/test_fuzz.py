@@ -28,6 +28,7 @@ REFUSED |= {
     "pac_bayes.rerun",
     "nn.semi_structured",
     "nn.MaskedTransposedLinear",
+    "nn.NMMaskedTransposedLinear",
 }
 REFUSED |= {f"nn.{name}" for name in MASKED_MODULES}
 

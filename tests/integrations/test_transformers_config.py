@@ -15,7 +15,7 @@ REFUSED = {
     "scope": ["all"],
     "keep_kept": [0, 1, 2.5, "0.5", 1 - 1e-12],
     "keep_pruned": [-1, 1e-60],
-    "targets": ["*", [1], {"a": 1}, ["x" * 20_000]],
+    "targets": ["*", [1], {"a": 1}, ["x" * 20_000], ["[" * 257], ["*"] * 501, ["x" * 250] * 41],
     "excludes": ["*", [None]],
     "logits_dtype": ["int8", "__class__", 32],
     "estimator": ["magic", 1],

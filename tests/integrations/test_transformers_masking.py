@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stochprune as sp
-from tests.integrations.tiny_models import IDS, TEXT, build, masks, run, same_state
+from tests.integrations.tiny_models import IDS, build, masks, run, same_state
 
 BATCHES = [IDS, {"input_ids": IDS.flip(1), "attention_mask": torch.ones_like(IDS)}]
 
@@ -129,6 +129,27 @@ def test_a_score_of_the_users_own_starts_the_mask(transformers, hf):
         assert torch.equal(layer.gate(), sp.masks.from_scores({name: scores[name].mT}, 0.25, "row")[name].mT)
 
 
+@pytest.mark.parametrize("initial", ["magnitude", "sparsegpt"])
+def test_n_of_m_on_gpt2(transformers, hf, tmp_path, initial):
+    config = hf.MaskConfig(pattern="2:4", initial=initial)
+    model = hf.get_masked_model(build(transformers, "gpt2"), config, calibration=BATCHES)
+    run(model.train())
+    model.save_pretrained(tmp_path / "masked")
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "masked")
+    assert same_state(again, model)
+    following = masks(model, 3)
+    assert all(torch.equal(mask, following[name]) for name, mask in masks(again, 3).items())
+    hf.merge_and_unload(model)
+    for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        weight = model.get_submodule(f"transformer.h.0.{name}").weight  # [in, out]
+        assert weight.unflatten(0, (-1, 4)).count_nonzero(1).eq(2).all()
+    sp.export(model, tmp_path / "plain", pattern="2:4")
+    with torch.no_grad():
+        weight[:], weight[:, 0] = 1, 0
+    with pytest.raises(ValueError, match=r"mlp\.c_proj\.weight .*2:4"):
+        sp.export(model, tmp_path / "wrong", pattern="2:4")
+
+
 def test_what_cannot_be_masked_is_refused_by_name(transformers, hf, llama):
     wanda = hf.MaskConfig(sparsity=0.5, initial="wanda")
     with pytest.raises(TypeError, match=r"get_masked_model: model"):
@@ -139,9 +160,15 @@ def test_what_cannot_be_masked_is_refused_by_name(transformers, hf, llama):
     for batch, what in ((padded, "attention_mask"), ({"labels": IDS}, "input_ids")):
         with pytest.raises(ValueError, match=what):
             hf.get_masked_model(copy.deepcopy(llama), wanda, calibration=[batch])
-    falcon = transformers.FalconForCausalLM(transformers.FalconConfig(**TEXT))
-    with pytest.raises(ValueError, match=r"query_key_value.*excludes") as refused:
-        hf.get_masked_model(falcon)
+
+    class Own(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    strange = copy.deepcopy(llama)
+    strange.model.layers[0].mlp.up_proj = Own(32, 48, device="meta")
+    with pytest.raises(ValueError, match=r"up_proj.*excludes") as refused:
+        hf.get_masked_model(strange)
     assert "allow_subclasses" not in str(refused.value)
     with pytest.raises(ValueError, match="is not masked"):
         hf.merge_and_unload(llama)

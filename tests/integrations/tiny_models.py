@@ -23,6 +23,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {  # the model, its configu
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**DECODER, "tie_word_embeddings": False}),  # it has biases
     "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", DECODER),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**TEXT, "n_positions": 16}),
+    "falcon": ("FalconForCausalLM", "FalconConfig", TEXT),
     "mamba": ("MambaForCausalLM", "MambaConfig", {**TEXT, "state_size": 4}),
     "bert": ("BertForSequenceClassification", "BertConfig", {**TEXT, "max_position_embeddings": 16}),
     "t5": ("T5ForConditionalGeneration", "T5Config", {**TEXT, "d_kv": 8, "d_ff": 48, "decoder_start_token_id": 0}),

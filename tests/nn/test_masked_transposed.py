@@ -106,3 +106,50 @@ def test_a_weight_read_in_both_ways_is_refused():
 def test_it_is_made_by_from_dense_alone():
     with pytest.raises(TypeError, match=r"MaskedTransposedLinear.*from_dense"):
         sp.nn.MaskedTransposedLinear(4, 8)
+
+
+@pytest.fixture
+def pair(generator):
+    """A Conv1D of twelve inputs, and the linear layer of the same weight."""
+    with torch.device("meta"):
+        turned, plain = Conv1D(6, 12), nn.Linear(12, 6)
+    turned.to_empty(device="cpu"), plain.to_empty(device="cpu")
+    with torch.no_grad():
+        plain.weight.normal_(generator=generator)
+        turned.weight.copy_(plain.weight.mT)
+        turned.bias.zero_(), plain.bias.zero_()
+    return nn.ModuleDict({"fc": turned}), nn.ModuleDict({"fc": plain})
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:2"])
+def test_n_of_m_masks_are_those_of_the_transpose(pair, generator, pattern):
+    turned, plain = (sp.convert(model, keep_kept=0.6, pattern=pattern)["fc"] for model in pair)
+    assert type(turned) is sp.nn.NMMaskedTransposedLinear
+    values, prior = torch.randn(2, 6, 12, generator=generator)
+    with torch.no_grad():
+        plain.mask_logits.copy_(values)
+        turned.mask_logits.copy_(values.mT)
+    x = torch.randn(5, 12, generator=generator)
+    torch.testing.assert_close(turned(x), plain(x))
+    assert torch.equal(turned.mask(3), plain.mask(3).mT) and torch.equal(turned.gate(), plain.gate().mT)
+    torch.testing.assert_close(turned.divergence(prior.mT), plain.divergence(prior))
+    plain(x).square().sum().backward(), turned(x).square().sum().backward()
+    torch.testing.assert_close(turned.mask_logits.grad, plain.mask_logits.grad.mT)
+    hard = [layer.eval().to_dense() for layer in (turned, plain)]
+    assert torch.equal(hard[0].weight, hard[1].weight.mT) and type(hard[0]) is Conv1D
+    torch.testing.assert_close(turned.eval()(x), hard[0](x))
+
+
+def test_a_mask_along_the_inputs_is_kept(pair):
+    model = pair[0]
+    scores = sp.scores.by_output(model, sp.scores.magnitude(model))
+    assert scores["fc.weight"].shape == (6, 12)
+    masks = sp.scores.by_output(model, sp.masks.n_of_m(scores, 2, 4))
+    layer = sp.convert(model, masks, pattern="2:4")["fc"]
+    assert torch.equal(layer.gate(), masks["fc.weight"])
+    assert sp.scores.by_output(model, masks)["fc.weight"].shape == (6, 12)  # of a masked model too
+
+
+def test_m_must_divide_the_inputs():
+    with torch.device("meta"), pytest.raises(ValueError, match=r"4 .*6 columns"):
+        sp.convert(nn.Sequential(Conv1D(8, 6)), pattern="2:4")

@@ -99,13 +99,6 @@ def test_a_tied_output_layer_stays_dense_unless_it_is_named(tied, found):
         found(tied, exclude="hidden.*")
 
 
-def test_magnitude_takes_names_too(tied):
-    assert list(scores.magnitude(tied)) == ["hidden.weight", "head.weight"]
-    assert list(scores.magnitude(tied, exclude="head.*")) == ["hidden.weight"]
-    with pytest.raises(ValueError, match=r"include 'x' .* none of hidden\.weight"):
-        scores.magnitude(tied, include="x")
-
-
 @pytest.mark.parametrize("prune", PRUNERS.values(), ids=PRUNERS)
 def test_conv1d_of_transformers_is_pruned_like_its_transpose(prune):
     conv = pytest.importorskip("transformers.pytorch_utils").Conv1D

@@ -51,13 +51,13 @@ def test_a_bare_layer_has_the_name_weight() -> None:
 
 
 def test_tied_and_shared_weights_are_found_once() -> None:
-    assert list(scores.prunable_weights(Tied())) == ["shared.weight", "head.weight"]
+    assert list(scores.prunable_weights(Tied(), include="*")) == ["shared.weight", "head.weight"]
 
 
 def test_gradient_of_a_tied_weight_is_that_of_all_its_uses_and_the_ties_stay() -> None:
     model, tokens = Tied(), torch.tensor([[1, 2, 3]])
     shared, head = model.shared.weight, model.head.weight
-    result = scores.snip(model, lambda y, _: y.square().sum(), [(tokens, tokens)])
+    result = scores.snip(model, lambda y, _: y.square().sum(), [(tokens, tokens)], include="*")
     assert model.shared is model.again and model.shared.weight is shared is model.twin.weight
     assert model.head.weight is head is model.embedding.weight
     model(tokens).square().sum().backward()

@@ -34,14 +34,14 @@ def run(folder, error):
 def test_options_that_fit_are_named(folder, monkeypatch, error, batch, mode):
     sizes = LanguageModelSizes(folder)
     fits = memory_plan(sizes, MemoryConfig(weights="fp32", mode=mode, batch_size=batch, sequence=16)).peak
-    monkeypatch.setattr(memory_advice, "_memory", lambda device: fits / memory_advice.ROOM)
+    monkeypatch.setattr(memory_advice, "memory_of", lambda device: fits / memory_advice.ROOM)
     frozen = " --mode frozen" if mode == "frozen" else ""
     with pytest.raises(ValueError, match=rf"finetune-lm: out of memory on cpu.*--batch-size {batch}{frozen}$"):
         run(folder, error)
 
 
 def test_without_options_that_fit_the_plan_is_named(folder, monkeypatch):
-    monkeypatch.setattr(memory_advice, "_memory", lambda device: 1.0)
+    monkeypatch.setattr(memory_advice, "memory_of", lambda device: 1.0)
     with pytest.raises(ValueError, match=r"--context.*stochprune plan"):
         run(folder, FULL[0])
 

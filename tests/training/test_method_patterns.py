@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from stochprune.training import GradualMagnitudeConfig, prune
 from stochprune.training.methods import make_config
@@ -19,6 +21,19 @@ def test_n_of_m_patterns(dense, loader, name):
     for key, mask in found.masks.items():
         assert mask.unflatten(1, (-1, 2)).sum(2).eq(1).all()
         assert not bool(found.model.get_parameter(key)[~mask].any())
+
+
+@pytest.mark.parametrize("name", [*WITH_PATTERN, "maskllm", "layer_wise"])
+def test_conv1d_of_transformers_has_groups_of_inputs(loader, name):
+    conv = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    width = next(iter(loader))[0].shape[1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(conv(6, width), nn.ReLU(), nn.Linear(6, 10))
+    options = {"epochs": 1, "sparsity": 0.5, "pattern": "1:2", **WITH_PATTERN.get(name, {})}
+    found = prune(model, loader, make_config(name, options))
+    assert found.masks["0.weight"].unflatten(0, (-1, 2)).sum(1).eq(1).all()
+    assert not bool(found.model[0].weight[~found.masks["0.weight"]].any())
 
 
 @pytest.mark.parametrize("name", WITH_PATTERN)

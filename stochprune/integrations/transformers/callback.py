@@ -11,7 +11,6 @@ from torch import nn
 
 from stochprune.extras import extra
 from stochprune.integrations.budget_plan import BudgetHolder, measured
-from stochprune.integrations.transformers.quantizer import MaskQuantizer, refuse_updates
 from stochprune.runs.files import CheckpointError, Kinds, load_tensors, require, save_tensors
 from stochprune.training.budget import Budget
 
@@ -41,8 +40,7 @@ class MaskCallback(BudgetHolder, TrainerCallback, ExportableState):
     The arguments and attributes are those of :class:`stochprune.integrations.budget_plan.BudgetHolder`.
 
     Raises:
-        ValueError: at the start of the training, see :class:`stochprune.Budget`; or the model has low-rank updates,
-            which its checkpoints would lack.
+        ValueError: at the start of the training, see :class:`stochprune.Budget`.
         CheckpointError: at the start of a resumed training: the checkpoint has no state of this callback, or a damaged
             one.
     """
@@ -57,7 +55,6 @@ class MaskCallback(BudgetHolder, TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        _check_checkpoints(args, model)
         self.budget = self.plan.make(model, state.max_steps)
         if state.global_step:
             position = attributes_of(self, state, {"position": dict})["position"]
@@ -100,12 +97,6 @@ class MaskCallback(BudgetHolder, TrainerCallback, ExportableState):
             budget.load_state_dict({**position, **tensors})
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path.parent} does not fit the model or its budget: {error}") from error
-
-
-def _check_checkpoints(args: TrainingArguments, model: nn.Module) -> None:
-    """Raise at once what ``save_pretrained`` raises at the first checkpoint."""
-    if args.save_strategy != "no" and isinstance(getattr(model, "hf_quantizer", None), MaskQuantizer):
-        refuse_updates(f"MaskCallback: save_strategy must be 'no', got {str(args.save_strategy.value)!r}", model)
 
 
 def attributes_of(callback: TrainerCallback, state: TrainerState, kinds: Kinds) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from stochprune.arguments import check_fields, shown
 from stochprune.extras import extra
 from stochprune.functional._address import check_estimator
 from stochprune.masks.select import check_cut
+from stochprune.nn.lora import check_adapter
 from stochprune.rng import check_address
 
 with extra("hf", "stochprune.integrations.transformers"):
@@ -28,8 +29,9 @@ CALIBRATED = ("wanda", "sparsegpt", "admm")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes of logits, by their names in safetensors."""
 
-LIMIT = 10_000
-"""The largest number of characters of all name patterns together: a config.json may come from anybody."""
+LIMIT, LONGEST, MOST = 10_000, 256, 500
+"""Bounds of name patterns, because a config.json may come from anybody: their characters together, those of one, and
+their number. With them the choice of layers takes well below a second."""
 
 
 @register_quantization_config(METHOD)
@@ -53,11 +55,13 @@ class MaskConfig(QuantizationConfigMixin):
             ``"row"``.
         keep_kept, keep_pruned: the initial probabilities of keeping what the mask keeps and prunes, in (0, 1).
         targets, excludes: shell patterns on weight names (``"*.mlp.*"``). Targets replace the default choice; excluded
-            weights stay dense.
+            weights stay dense. An empty list of targets masks nothing, for a pruned model with low-rank updates.
         logits_dtype: of the logits, whatever the model's dtype is.
         estimator, temperature: of the gradient of the logits, see :func:`stochprune.functional.masked_linear`.
         seed: of the masks, 0 .. 2^64 - 1.
         mode: ``"frozen"`` trains the logits alone; ``"joint"`` trains weights and logits.
+        lora: the low-rank updates by weight name, each with ``rank``, ``alpha``, ``dropout`` and ``stream``.
+            ``save_pretrained`` writes them for a model with updates of :func:`stochprune.nn.add_lora`.
 
     Raises:
         ValueError: a value of another type or outside its range; the message names the field and the value.
@@ -77,6 +81,7 @@ class MaskConfig(QuantizationConfigMixin):
     temperature: float = 1.0
     seed: int = 0
     mode: Literal["frozen", "joint"] = "frozen"
+    lora: dict[str, dict[str, int | float]] | None = None
 
     def __post_init__(self) -> None:
         self.quant_method = METHOD  # in __dict__, which to_dict() returns
@@ -95,8 +100,14 @@ class MaskConfig(QuantizationConfigMixin):
         elif self.estimator != "straight_through":
             raise ValueError(f"MaskConfig: {self.pattern} needs estimator straight_through, got {self.estimator}")
         for name in ("targets", "excludes"):
-            if sum(map(len, getattr(self, name) or [])) > LIMIT:
-                raise ValueError(f"MaskConfig: {name} must have at most {LIMIT} characters in all")
+            sizes = [len(pattern) for pattern in getattr(self, name) or []]
+            if len(sizes) > MOST or sum(sizes) > LIMIT or max(sizes, default=0) > LONGEST:
+                raise ValueError(
+                    f"MaskConfig: {name} must be at most {MOST} patterns of at most {LONGEST} characters, and at most "
+                    f"{LIMIT} characters in all, got {len(sizes)} of at most {max(sizes)}, {sum(sizes)} in all"
+                )
+        for name, update in (self.lora or {}).items():
+            _check_update(name, update)
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
@@ -111,7 +122,7 @@ class MaskConfig(QuantizationConfigMixin):
     @property
     def starts_pruned(self) -> bool:
         """True if an initial mask prunes weights."""
-        return self.initial != "none" and (self.n_of_m is not None or bool(self.sparsity))
+        return self.initial != "none" and self.targets != [] and (self.n_of_m is not None or bool(self.sparsity))
 
     @property
     def torch_logits_dtype(self) -> torch.dtype:
@@ -133,6 +144,16 @@ class MaskConfig(QuantizationConfigMixin):
         if unknown := sorted(map(str, set(given) - set(known))):
             raise ValueError(f"MaskConfig: unknown field {shown(unknown[0])}; known are: {', '.join(known)}")
         return super().from_dict(given, return_unused_kwargs, **kwargs)
+
+
+def _check_update(name: str, update: Mapping[str, Any]) -> None:
+    if set(update) != {"rank", "alpha", "dropout", "stream"}:
+        raise ValueError(f"MaskConfig: lora of {shown(name)} must have rank, alpha, dropout and stream")
+    try:
+        check_adapter("MaskConfig: lora", update["rank"], update["alpha"], update["dropout"])
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    check_address("MaskConfig: lora", stream=update["stream"])
 
 
 def _check_pattern(pattern: str) -> None:

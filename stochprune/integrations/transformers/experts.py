@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stochprune.extras import extra
 from stochprune.integrations.transformers.config import METHOD
 from stochprune.integrations.transformers.expert_masks import ExpertWeightMask, WholeExpertMask, expert_mask
+from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_module import MaskedModule, MaskedParameter
 from stochprune.nn.registry import base_of, register
 from stochprune.nn.unmasked import weights_read_past
@@ -22,6 +23,8 @@ with extra("hf", "stochprune.integrations.transformers"):
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
 DOWN = "down_proj"
+PRODUCTS = ("FalconLinear",)
+"""Subclasses of nn.Linear whose own forward computes the same."""
 
 
 class MaskedExperts(MaskedModule):
@@ -115,8 +118,13 @@ def routers_of(model: nn.Module) -> tuple[str, ...]:
 def register_modules(model: PreTrainedModel) -> None:
     """Let :func:`stochprune.convert` mask experts, and modules that read the weights of their children themselves.
 
-    The latter, such as the mixers of Mamba, would run past the masks of these children.
+    The latter, such as the mixers of Mamba, would run past the masks of these children. Linear layers of
+    :data:`PRODUCTS` are masked too.
     """
+    for module in model.modules():
+        kind = type(module)
+        if kind.__name__ in PRODUCTS and kind.__module__.startswith("transformers.") and base_of(module) is not kind:
+            register(kind, type(f"Masked{kind.__name__}", (MaskedLinear,), {"dense_type": kind}))
     for module in experts_of(model).values():
         _register(MaskedExperts, module, _stacked_weights(module))
     layers = {

@@ -11,6 +11,7 @@ from torch import nn
 from stochprune.extras import extra
 from stochprune.integrations.transformers.config import MaskConfig
 from stochprune.integrations.transformers.experts import DOWN, experts_of, has_hook, register_modules, routers_of
+from stochprune.nn.add_lora import set_updates, updated_layers
 from stochprune.nn.convert import convert
 from stochprune.nn.members import masked_layers
 from stochprune.nn.obstacles import ALLOW_SUBCLASSES
@@ -33,6 +34,7 @@ def mask_layers(model: PreTrainedModel, config: MaskConfig) -> None:
     """Replace the chosen layers by masked ones, in place; all weights have the probability ``keep_kept``.
 
     The streams are those of the names below the base model, so that a head does not change the masks of a body.
+    Low-rank updates of the configuration start at 0.
     """
     register_modules(model)
     prefix = model.base_model_prefix
@@ -43,12 +45,15 @@ def mask_layers(model: PreTrainedModel, config: MaskConfig) -> None:
         "name": "" if hasattr(model, prefix) else prefix,
         "logits_dtype": config.torch_logits_dtype,
     }
-    try:
-        _convert_chosen(model, config, options)
-    except ValueError as error:  # advises what MaskConfig lacks
-        raise ValueError(str(error).replace(ALLOW_SUBCLASSES, EXCLUDE)) from error
+    if config.targets != []:
+        try:
+            _convert_chosen(model, config, options)
+        except ValueError as error:  # advises what MaskConfig lacks
+            raise ValueError(str(error).replace(ALLOW_SUBCLASSES, EXCLUDE)) from error
     for layer in masked_layers(model).values():
         layer.estimator, layer.temperature = config.estimator, config.temperature
+    if config.lora:
+        set_updates("MaskConfig: lora", model, config.lora, config.seed)
 
 
 def _convert_chosen(model: PreTrainedModel, config: MaskConfig, options: dict[str, Any]) -> None:
@@ -81,11 +86,14 @@ def dense_by_default(model: PreTrainedModel, config: MaskConfig) -> list[str]:
 
 
 def set_trainable(model: PreTrainedModel, config: MaskConfig) -> None:
-    """Let the logits require a gradient; with ``mode="frozen"`` nothing else."""
-    if config.mode == "frozen":
+    """Let logits and low-rank updates require a gradient; with ``mode="frozen"``, or with updates, nothing else."""
+    if config.mode == "frozen" or config.lora:
         model.requires_grad_(False)
     for layer in masked_layers(model).values():
         layer.mask_logits.requires_grad_()
+    for update in updated_layers(model).values():
+        update.lora_A.requires_grad_()
+        update.lora_B.requires_grad_()
 
 
 def _whole_experts(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from stochprune.arguments import checked
 from stochprune.extras import extra
 from stochprune.integrations.transformers.config import CALIBRATED, MaskConfig
 from stochprune.integrations.transformers.layers import mask_layers, set_trainable
-from stochprune.integrations.transformers.quantizer import MaskQuantizer, attach, detach, has_updates
+from stochprune.integrations.transformers.quantizer import MaskQuantizer, attach, detach
 from stochprune.integrations.transformers.start import (
     Batches,
     calibrated_scores,
@@ -18,7 +18,7 @@ from stochprune.integrations.transformers.start import (
     initial_scores,
     set_start,
 )
-from stochprune.nn.add_lora import merge_lora
+from stochprune.nn.add_lora import merge_lora, updated_layers
 from stochprune.nn.harden import harden
 from stochprune.nn.members import masked_layers
 from stochprune.nn.restored import restored_on_error
@@ -94,6 +94,6 @@ def merge_and_unload(model: PreTrainedModel, sparsity: float | None = None, scop
         raise ValueError(
             f"merge_and_unload: {type(model).__name__} is hardened already: give no sparsity, got {sparsity}"
         )
-    if has_updates(model):  # of layers without a learnt mask; harden merges the others
+    if updated_layers(model):  # of layers without a learnt mask; harden merges the others
         merge_lora(model)
     return detach(model)

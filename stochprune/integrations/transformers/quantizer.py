@@ -14,8 +14,10 @@ from stochprune.integrations.transformers.config import DTYPES, METHOD, MaskConf
 from stochprune.integrations.transformers.experts import MaskedExperts
 from stochprune.integrations.transformers.layers import mask_layers, set_trainable
 from stochprune.integrations.transformers.start import check_start, initial_scores, set_start
-from stochprune.nn.lora import MaskedLoRALinear, SparseLoRALinear
+from stochprune.nn.add_lora import updated_layers
+from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.members import masked_layers
+from stochprune.quantised import dequantised, is_quantised
 
 with extra("hf", "stochprune.integrations.transformers"):
     from transformers import PreTrainedModel
@@ -24,7 +26,10 @@ with extra("hf", "stochprune.integrations.transformers"):
 
 _INTEGER = ("I64", "torch.int64")
 _FLOATING = tuple(name for pair in DTYPES.items() for name in map(str, pair))
-STORED = {".mask_seed": _INTEGER, ".mask_draw": _INTEGER, ".mask_logits": _FLOATING}
+STORED = {
+    **dict.fromkeys((".mask_seed", ".mask_draw"), _INTEGER),
+    **dict.fromkeys((".mask_logits", ".lora_A", ".lora_B"), _FLOATING),
+}
 """The dtypes of the parts of a mask in a checkpoint, as safetensors and torch name them."""
 
 LOADED = "_is_hf_initialized"
@@ -75,13 +80,16 @@ class MaskQuantizer(HfQuantizer):
         set_trainable(model, self.quantization_config)
         return attach(model, self)
 
-    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
-        refuse_updates("save_pretrained", model)
-        if masked_layers(model):
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        if mask_sources(model):
             model.config.quantization_config = self.quantization_config = current_config(model)
         else:  # harden cut the masks
             detach(model)
-        return None, {}
+        if not any(is_quantised(layer.weight) for layer in mask_sources(model).values()):
+            return None, {}
+        # The numbers of quantised weights: a loaded model has the same outputs, and any program can read them.
+        tensors = model.state_dict()
+        return {name: dequantised(x).cpu() if is_quantised(x) else x for name, x in tensors.items()}, {}
 
     def is_serializable(self) -> bool:
         return True
@@ -95,30 +103,28 @@ class MaskQuantizer(HfQuantizer):
         return True
 
 
-def has_updates(model: nn.Module) -> bool:
-    """Return True if a layer has a low-rank update of :func:`stochprune.nn.add_lora`."""
-    return any(isinstance(module, SparseLoRALinear | MaskedLoRALinear) for module in model.modules())
-
-
-def refuse_updates(op: str, model: nn.Module) -> None:
-    """Raise ``ValueError`` if a layer has a low-rank update, which a loaded model would lack."""
-    if has_updates(model):
-        raise ValueError(
-            f"{op}: {type(model).__name__} has low-rank updates of add_lora, which would be lost: call "
-            "stochprune.nn.merge_lora or merge_and_unload first, or save the updates in its state_dict (docs/lora.md)"
-        )
+def mask_sources(model: nn.Module) -> dict[str, MaskSource]:
+    """Return the masked layers and the layers with low-rank updates by weight name."""
+    return {**masked_layers(model), **updated_layers(model)}
 
 
 def current_config(model: PreTrainedModel) -> MaskConfig:
-    """Return the configuration of a masked model with the estimator and temperature that its layers have by now."""
+    """Return the configuration of a model with the masks and the low-rank updates that its layers have by now."""
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, MaskConfig):
         raise ValueError(f"{type(model).__name__} has no MaskConfig: mask it by get_masked_model, not by convert")
-    now = {(layer.estimator, layer.temperature) for layer in masked_layers(model).values()}
+    lora = {name: _settings(layer) for name, layer in updated_layers(model).items()} or None
+    if not (layers := masked_layers(model)):  # hardened
+        return replace(config, targets=[], lora=lora)
+    now = {(layer.estimator, layer.temperature) for layer in layers.values()}
     if len(now) > 1:
         raise ValueError(f"a MaskConfig holds one estimator and temperature, but the layers have {sorted(now)}")
     (estimator, temperature), *_ = now
-    return replace(config, estimator=estimator, temperature=temperature)
+    return replace(config, estimator=estimator, temperature=temperature, lora=lora)
+
+
+def _settings(layer: Any) -> dict[str, int | float]:
+    return {name: getattr(layer, name) for name in ("rank", "alpha", "dropout", "stream")}
 
 
 def attach(model: PreTrainedModel, quantizer: MaskQuantizer) -> PreTrainedModel:
@@ -130,6 +136,7 @@ def attach(model: PreTrainedModel, quantizer: MaskQuantizer) -> PreTrainedModel:
     model.hf_quantizer = quantizer
     model.config.quantization_config = quantizer.quantization_config
     model.quantization_method = METHOD
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # of layers of bitsandbytes, which are plain ones now
     model.is_quantized = False  # its weights are plain numbers, so half(), float() and training are allowed
     return model
 
@@ -163,8 +170,8 @@ def declare_ties(model: PreTrainedModel) -> None:
 
 def _check_loaded(model: nn.Module) -> None:
     """Raise ``ValueError`` if the checkpoint lacks part of a mask, or has a draw outside the contract."""
-    for name, layer in masked_layers(model).items():
-        for part in ("mask_logits", "mask_seed", "mask_draw"):
+    for name, layer in mask_sources(model).items():
+        for part in layer.own_state:
             if not getattr(getattr(layer, part), LOADED, False):
                 raise ValueError(
                     f"from_pretrained: the checkpoint has no {part} for {name}, which its config.json says is masked: "

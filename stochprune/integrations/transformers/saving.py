@@ -1,8 +1,9 @@
 """save_masks and load_masks: small files with the masks of a model alone, beside its dense base model.
 
 A folder holds ``mask_config.json``, with the :class:`MaskConfig`, the seed and the draw of each layer, and a digest of
-the names and shapes of the base model's weights; and ``masks.safetensors``, with the logits by weight name. The latter
-names the digest of the former, so that files of two moments do not pass for a pair.
+the names and shapes of the base model's weights; and ``masks.safetensors``, with the logits by weight name, and the
+low-rank updates by parameter name. The latter names the digest of the former, so that files of two moments do not pass
+for a pair.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ from stochprune.arguments import checked
 from stochprune.extras import extra
 from stochprune.integrations.transformers.config import DTYPES, MaskConfig
 from stochprune.integrations.transformers.layers import mask_layers, set_trainable
-from stochprune.integrations.transformers.quantizer import MaskQuantizer, attach, current_config, refuse_updates
-from stochprune.nn.layer import MaskedLayer
+from stochprune.integrations.transformers.quantizer import (
+    MaskQuantizer,
+    attach,
+    current_config,
+    mask_sources,
+)
+from stochprune.nn.add_lora import updated_layers
+from stochprune.nn.convert import unpack
+from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.members import layers_of, masked_layers, once
+from stochprune.nn.restored import restored_on_error
 from stochprune.runs.digests import json_digest
 from stochprune.runs.files import CheckpointError, read_json, replacing, write_json
 
@@ -36,7 +45,7 @@ INDEX, LOGITS = "mask_config.json", "masks.safetensors"
 
 @checked
 def save_masks(model: PreTrainedModel, folder: str | Path) -> None:
-    """Write the masks of a model to a folder, without its weights.
+    """Write the masks of a model, and its low-rank updates, to a folder, without its weights.
 
     Args:
         model: from ``from_pretrained`` with a :class:`MaskConfig`, or from :func:`get_masked_model`. If its weights are
@@ -45,25 +54,24 @@ def save_masks(model: PreTrainedModel, folder: str | Path) -> None:
 
     Raises:
         MissingExtraError: safetensors is not installed.
-        ValueError: the model is not masked, or has low-rank updates of :func:`stochprune.nn.add_lora`.
+        ValueError: the model is not masked.
         OSError: a file cannot be written.
     """
     with extra("files", "save_masks"):
         from safetensors.torch import save_file
 
-    layers = layers_of("save_masks", model)
-    refuse_updates("save_masks", model)
+    sources = mask_sources(model) or layers_of("save_masks", model)
     index = {
         "format": FORMAT,
         "version": VERSION,
         "config": current_config(model).to_dict(),
         "base": _base_digest(model),
-        "layers": {name: _address(layer) for name, layer in layers.items()},
+        "layers": {name: _address(layer) for name, layer in sources.items()},
     }
-    logits = {name: layer.mask_logits.detach().contiguous() for name, layer in once(layers).items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in _own_tensors(model).items()}
     Path(folder).mkdir(parents=True, exist_ok=True)
     with replacing(Path(folder) / LOGITS) as file:
-        save_file(logits, file.name, {"format": FORMAT, "index": json_digest(index)})
+        save_file(tensors, file.name, {"format": FORMAT, "index": json_digest(index)})
     write_json(Path(folder) / INDEX, index)
 
 
@@ -87,8 +95,13 @@ def load_masks(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     with extra("files", "load_masks"):
         from safetensors import SafetensorError, safe_open
 
-    if masked_layers(model):
+    if mask_sources(model):
         raise ValueError(f"load_masks: {type(model).__name__} is masked already: load its dense base model")
+    with restored_on_error(model):
+        return _load(unpack(model), folder, safe_open, SafetensorError)
+
+
+def _load(model: PreTrainedModel, folder: str | Path, safe_open: Any, error_kind: type[Exception]) -> PreTrainedModel:
     index = _read_index(Path(folder) / INDEX)
     if index["base"] != _base_digest(model):
         raise ValueError(f"load_masks: {folder} has masks of another base model: weights differ in names or shapes")
@@ -102,23 +115,19 @@ def load_masks(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("index") != json_digest(index):
                 raise CheckpointError(f"{path} does not belong to {INDEX} beside it: save the masks again")
-            layers = masked_layers(expected)
-            _check_names(index["layers"], layers, str(Path(folder) / INDEX))
-            _check_names(file.keys(), once(layers), str(path))
-            for name, layer in once(layers).items():
+            _check_names(index["layers"], mask_sources(expected), str(Path(folder) / INDEX))
+            _check_names(file.keys(), own := _own_tensors(expected), str(path))
+            for name, tensor in own.items():
                 found = file.get_slice(name)
-                shape, dtype = tuple(found.get_shape()), DTYPES.get(found.get_dtype())
-                if shape != layer.mask_logits.shape or dtype != config.torch_logits_dtype:
-                    raise CheckpointError(
-                        f"{path}: {name} must be {config.logits_dtype} {tuple(layer.mask_logits.shape)}"
-                    )
-            logits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+                if (tuple(found.get_shape()), DTYPES.get(found.get_dtype())) != (tensor.shape, tensor.dtype):
+                    raise CheckpointError(f"{path}: {name} must be {tensor.dtype} {tuple(tensor.shape)}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (error_kind, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read, is truncated or damaged: {error}") from error
-    if bad := [name for name, values in logits.items() if values.isnan().any()]:
-        raise CheckpointError(f"{path}: logits of {bad[0]} are NaN")
+    if bad := [name for name, values in tensors.items() if values.isnan().any()]:
+        raise CheckpointError(f"{path}: {bad[0]} has NaN")
     mask_layers(model, config)
-    _fill(masked_layers(model), logits, index["layers"])
+    _fill(model, tensors, index["layers"])
     set_trainable(model, config)
     return attach(model, MaskQuantizer(config, pre_quantized=False))
 
@@ -141,29 +150,39 @@ def _check_names(found: Any, expected: Mapping[str, Any], where: str) -> None:
         raise CheckpointError(f"{where}: its layers and those that its configuration masks differ in {differing[0]}")
 
 
-def _fill(layers: Mapping[str, MaskedLayer], logits: Mapping[str, Tensor], addresses: Mapping[str, Any]) -> None:
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the logits by weight name, tied ones once, and the low-rank updates by parameter name."""
+    own: dict[str, Tensor] = {name: layer.mask_logits for name, layer in once(masked_layers(model)).items()}
+    for name, layer in updated_layers(model).items():
+        prefix = name.removesuffix("weight")
+        own |= {f"{prefix}lora_A": layer.lora_A, f"{prefix}lora_B": layer.lora_B}
+    return own
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], addresses: Mapping[str, Any]) -> None:
     with torch.no_grad():
-        for name, layer in layers.items():
-            if name in logits:
-                layer.mask_logits.copy_(logits[name])
+        for name, tensor in _own_tensors(model).items():
+            tensor.copy_(tensors[name])
+        for name, layer in mask_sources(model).items():
             layer.mask_seed.fill_(rng.as_int64(addresses[name]["seed"]))
             layer.mask_draw.fill_(addresses[name]["draw"])
 
 
-def _address(layer: MaskedLayer) -> dict[str, int]:
+def _address(layer: MaskSource) -> dict[str, int]:
     return {"seed": int(layer.mask_seed) % rng.SEED_LIMIT, "draw": int(layer.mask_draw)}
 
 
 def _base_digest(model: nn.Module) -> str:
     """Return a digest of the names and shapes of a model's weights, the same for the dense and the masked model."""
-    logits = {id(layer.mask_logits) for layer in masked_layers(model).values()}
+    own = {id(tensor) for tensor in _own_tensors(model).values()}
     named = model.named_parameters(remove_duplicate=False)
-    return json_digest({name: list(parameter.shape) for name, parameter in named if id(parameter) not in logits})
+    return json_digest({name: list(parameter.shape) for name, parameter in named if id(parameter) not in own})
 
 
 def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model on the meta device."""
     twins: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     for weight in model.parameters():  # layers take parameters alone, not plain tensors
-        twins[id(weight)] = nn.Parameter(weight.detach().to("meta"), requires_grad=weight.requires_grad)
+        empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")  # of quantised ones too
+        twins[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
     return copy.deepcopy(model, twins)

@@ -13,6 +13,7 @@ from stochprune import masks, scores
 from stochprune.integrations.transformers.config import CALIBRATED, MaskConfig
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.members import masked_layers, once
+from stochprune.quantised import dequantised
 from stochprune.scores._common import evaluation
 
 INPUTS = ("input_ids", "pixel_values")
@@ -60,7 +61,7 @@ class Magnitudes(UserDict[str, Tensor]):
     """The magnitudes of weights, computed when they are read: of a large model one layer's at a time."""
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.data[name].abs()
+        return dequantised(self.data[name]).abs()
 
 
 def set_start(model: nn.Module, config: MaskConfig, score: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from stochprune.extras import extra
 from stochprune.integrations.transformers.arguments import MaskTrainingArguments
 from stochprune.integrations.transformers.callback import MaskCallback
+from stochprune.integrations.transformers.memory import Shapes, memory_advice
 from stochprune.integrations.transformers.skipped_steps import SkippedSteps
 from stochprune.nn.without_masks import without_masks
 from stochprune.training.batch_loss import tensors_of
@@ -20,10 +22,12 @@ from stochprune.training.distillation import distillation_loss
 from stochprune.training.groups import WEIGHTS, parameter_groups
 from stochprune.training.in_backward import check_in_backward, step_in_backward
 from stochprune.training.mask_loss import mask_loss
+from stochprune.training.out_of_memory import is_out_of_memory
 
 with extra("hf", "stochprune.integrations.transformers"):
     from transformers import Trainer
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+    from transformers.trainer_utils import get_last_checkpoint
 
 IGNORED = -100
 """The label of a position that does not count, as in transformers."""
@@ -69,6 +73,8 @@ class MaskTrainer(Trainer):
             a model without masked layers, settings that ``step_in_backward`` excludes, or distillation of a model
             whose outputs have no ``logits``.
         FloatingPointError: too many losses in a row are not finite; the message has the reason.
+        torch.OutOfMemoryError: the memory is full in training; the message has the arguments that fit, from the memory
+            plan, and the last checkpoint. The model has the parameters of the last whole step.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the number of micro-batches where that is right
@@ -96,12 +102,30 @@ class MaskTrainer(Trainer):
             )
         super().__init__(model, args, **kwargs)
         self.prior_logits = prior_logits
+        self._shapes: Shapes = {}  # of the last micro-batch
         plan = dataclasses.asdict(args.budget_plan())
         # First, so that the callbacks of loggers see their numbers.
         self.callback_handler.callbacks[:0] = [
             MaskCallback(**plan, harden=args.harden),
             SkippedSteps(args.max_skipped_steps),
         ]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as ``transformers.Trainer.train`` does; where the memory is full, say which arguments fit."""
+        try:
+            return super().train(*args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            full = error
+        # Outside of the block above, whose error keeps the activations of the step alive.
+        self.model.zero_grad()
+        full.__traceback__ = None
+        model = self.accelerator.unwrap_model(self.model)
+        advice = memory_advice(model, self.args, self._shapes, self.args.device)
+        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        saved = f"; then train(resume_from_checkpoint=True) continues from {last}" if last else ""
+        raise torch.OutOfMemoryError(f"MaskTrainer: out of memory on {self.args.device}: {advice}{saved}") from full
 
     @property
     def mask_callback(self) -> MaskCallback:
@@ -230,6 +254,7 @@ class MaskTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Add the gradient of a micro-batch unless its loss is not finite; return its part of the loss of the step."""
+        self._shapes = {name: (x.shape, x.dtype) for name, x in inputs.items() if isinstance(x, Tensor)}
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         except _NotFiniteError:

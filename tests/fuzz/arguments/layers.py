@@ -27,6 +27,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         **{f"nn.{kind}": lambda: dict(window) for kind in kinds},
         "nn.MaskedLinear": lambda: dict(wide),
         "nn.MaskedTransposedLinear": lambda: {"nf": 4, "nx": 8, **options},
+        "nn.NMMaskedTransposedLinear": lambda: {"nf": 4, "nx": 8, "pattern": "2:4"},
         "nn.MaskedEmbedding": lambda: dict(shape),
         **{f"nn.{name}": lambda: dict(options) for name in MASKED_MODULES},
         "nn.register": lambda: {"dense_type": nn.Linear, "masked_type": sp.nn.MaskedLinear},

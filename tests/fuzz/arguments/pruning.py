@@ -48,6 +48,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         },
         "scores.erk_densities": lambda: {"model": dense(), "sparsity": 0.5},
         "scores.prunable_weights": lambda: {"model": dense()},
+        "scores.by_output": lambda: {"model": dense(), "values": scores()},
         "scores.admm_prune": lambda: {
             "model": dense(),
             "batches": loader(),
