@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from stochprune import patterns
 from stochprune.masks.ablate import apply
 from stochprune.masks.select import from_scores
-from stochprune.runs.config import POSITIVE, Range, option
+from stochprune.runs.config import NOT_NEGATIVE, POSITIVE, Range, option
 from stochprune.seeding import generator
 from stochprune.training.freezing import frozen
 from stochprune.training.loop import Loader
 from stochprune.training.parametrised import parametrised
 from stochprune.training.pruning import ChoiceConfig, Counting, Pruned, PruningConfig
 from stochprune.training.training import Training
-
-NOT_NEGATIVE = Range("be at least 0 and finite", lambda value: value >= 0)
 
 
 @dataclass(frozen=True)
