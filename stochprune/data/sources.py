@@ -75,7 +75,8 @@ def mnist(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
         FileNotFoundError: a file is missing; the message lists the names that were looked for.
         ValueError: a file is damaged, or the arrays do not fit together.
     """
-    return _dataset("mnist", *_idx_parts(data_dir), standardised)
+    train, test = _idx_parts(data_dir)
+    return _dataset("mnist", train, test, standardised)
 
 
 def idx(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
@@ -104,9 +105,9 @@ def cifar10(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
     return _dataset("cifar10", train, test, standardised, axes=(0, 2, 3))
 
 
-def _idx_parts(data_dir: Path | str) -> list[tuple[Tensor, Tensor]]:
+def _idx_parts(data_dir: Path | str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the part that trains and the part that tests."""
-    return [_idx_part(Path(data_dir), part) for part in ("train", "t10k")]
+    return _idx_part(Path(data_dir), "train"), _idx_part(Path(data_dir), "t10k")
 
 
 def _idx_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
