@@ -25,7 +25,8 @@ from stochprune.studies.methods import Arm, ArmBlock, MethodCell, MethodsConfig
 MAX_CELLS = 100_000
 SHIPPED = (
     *("immune", "prospr", "finetune", "methods", "methods-test", "methods-cifar10", "pruning-fraction"),
-    *("language-models", "language-models-10m", "certificates"),
+    *("language-models", "language-models-10m"),
+    *("certificates", "certificates-data-free"),
 )
 SETTINGS = {
     "initialisation": InitialisationConfig,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from stochprune import studies
@@ -77,11 +75,13 @@ def test_lists_are_texts_with_commas():
     assert arm.config(RunConfig()) == RunConfig(posteriors=("masks",), objectives=("kl", "lambda"))
 
 
-def test_the_shipped_study():
-    plan = studies.load("certificates")
-    cells = list(plan.certificate_cells("mnist"))
-    assert len({cell.config for cell in cells}) == len(cells) == sum(map(len, plan.grid)) * plan.seeds
-    assert dataclasses.asdict(cells[0].config)["data"] == "mnist"
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", ["certificates", "certificates-data-free"])
+def test_the_shipped_studies(name, small):
+    plan = studies.load(name, small)
+    cells = list(plan.certificate_cells(plan.data[0]))
+    assert len({digest(cell.config) for cell in cells}) == len(cells) == sum(map(len, plan.grid)) * plan.seeds
+    assert {(cell.config.data, cell.config.model) for cell in cells} == {(*plan.data, *plan.models)}
 
 
 @pytest.mark.parametrize(
