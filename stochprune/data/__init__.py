@@ -4,7 +4,7 @@ from stochprune.data.batches import Batches
 from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
 from stochprune.data.sample import per_class, subset
-from stochprune.data.sources import HELP, NAMES, cifar10, digits, load, mnist
+from stochprune.data.sources import HELP, NAMES, cifar10, digits, idx, load, mnist
 from stochprune.data.splits import Split, Subset, split
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Subset",
     "cifar10",
     "digits",
+    "idx",
     "load",
     "mnist",
     "per_class",

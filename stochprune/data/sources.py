@@ -13,13 +13,16 @@ from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
 from stochprune.extras import extra
 
-NAMES = ("digits", "mnist", "cifar10")
-HELP = "Data set: digits (comes with scikit-learn), or mnist or cifar10 (from their files in --data-dir)."
+NAMES = ("digits", "mnist", "idx", "cifar10")
+HELP = (
+    "Data set: digits (comes with scikit-learn), or mnist, idx (your own images in four files like MNIST's) or cifar10 "
+    "(from their files in --data-dir)."
+)
 """The help of each option that chooses a data set."""
 
 
 def load(name: str, data_dir: Path | str | None = None, *, standardised: bool = True) -> Dataset:
-    """The data set called ``name``: ``digits``, or ``mnist`` or ``cifar10`` from the files in ``data_dir``.
+    """The data set called ``name``: ``digits``, or ``mnist``, ``idx`` or ``cifar10`` from the files in ``data_dir``.
 
     Args:
         standardised: scale inputs to mean 0 and standard deviation 1 over all training pixels. False leaves the inputs
@@ -31,10 +34,10 @@ def load(name: str, data_dir: Path | str | None = None, *, standardised: bool = 
     """
     if name == "digits":
         return digits(standardised=standardised)
-    if name == "mnist":
+    if name in ("mnist", "idx"):
         if data_dir is None:
-            raise ValueError("mnist needs data_dir, the folder of its four IDX files")
-        return mnist(data_dir, standardised=standardised)
+            raise ValueError(f"{name} needs data_dir, the folder of its four IDX files")
+        return (mnist if name == "mnist" else idx)(data_dir, standardised=standardised)
     if name == "cifar10":
         if data_dir is None:
             raise ValueError("cifar10 needs data_dir, the folder of cifar-10-batches-py")
@@ -72,8 +75,19 @@ def mnist(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
         FileNotFoundError: a file is missing; the message lists the names that were looked for.
         ValueError: a file is damaged, or the arrays do not fit together.
     """
-    train, test = (_mnist_part(Path(data_dir), part) for part in ("train", "t10k"))
+    train, test = _idx_parts(data_dir)
     return _dataset("mnist", train, test, standardised)
+
+
+def idx(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
+    """Grey images of your own, or Fashion-MNIST, from four IDX files with the names of MNIST's.
+
+    Images may have any size. The number of classes is the largest label plus one; inputs and errors are as for
+    :func:`mnist`.
+    """
+    train, test = _idx_parts(data_dir)
+    num_classes = 1 + max((int(y.max()) for _, y in (train, test) if len(y)), default=0)
+    return _dataset("idx", train, test, standardised, num_classes=num_classes)
 
 
 def cifar10(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
@@ -91,7 +105,12 @@ def cifar10(data_dir: Path | str, *, standardised: bool = True) -> Dataset:
     return _dataset("cifar10", train, test, standardised, axes=(0, 2, 3))
 
 
-def _mnist_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+def _idx_parts(data_dir: Path | str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the part that trains and the part that tests."""
+    return _idx_part(Path(data_dir), "train"), _idx_part(Path(data_dir), "t10k")
+
+
+def _idx_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images float32 [n, 1, rows, columns] in [0, 1] and labels int64 [n]."""
     image_path, label_path = _find(folder, f"{part}-images", 3), _find(folder, f"{part}-labels", 1)
     images, labels = read_idx(image_path), read_idx(label_path)
@@ -117,11 +136,12 @@ def _dataset(
     test: tuple[Tensor, Tensor],
     standardised: bool,
     axes: tuple[int, ...] | None = None,
+    num_classes: int = 10,
 ) -> Dataset:
-    """Make a data set of ten classes; inputs [n, C, rows, columns] may be standardised over ``axes`` (default: all)."""
+    """Make a data set; inputs [n, C, rows, columns] may be standardised over ``axes`` (default: all)."""
     if not standardised:
-        return Dataset(name, *train, *test, num_classes=10)
+        return Dataset(name, *train, *test, num_classes=num_classes)
     std, mean = torch.std_mean(train[0], dim=axes, keepdim=True)
     if not bool((std > 0).all()):
         raise ValueError(f"{name}: the training inputs {tuple(train[0].shape)} are constant or none")
-    return Dataset(name, (train[0] - mean) / std, train[1], (test[0] - mean) / std, test[1], num_classes=10)
+    return Dataset(name, (train[0] - mean) / std, train[1], (test[0] - mean) / std, test[1], num_classes=num_classes)

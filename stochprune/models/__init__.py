@@ -7,7 +7,7 @@ from stochprune.models.mlp import lenet_300_100, mlp
 from stochprune.models.mobilenet import mobilenet_v2
 from stochprune.models.pbb import pbb_cnn, pbb_fc
 from stochprune.models.resnet import resnet18, resnet20
-from stochprune.models.vgg import vgg16
+from stochprune.models.vgg import vgg6, vgg16
 from stochprune.models.vit import vit
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "resnet18",
     "resnet20",
     "small_cnn",
+    "vgg6",
     "vgg16",
     "vit",
 ]

@@ -14,7 +14,7 @@ from stochprune.models.mlp import lenet_300_100
 from stochprune.models.mobilenet import mobilenet_v2
 from stochprune.models.pbb import pbb_cnn, pbb_fc
 from stochprune.models.resnet import resnet18, resnet20
-from stochprune.models.vgg import vgg16
+from stochprune.models.vgg import vgg6, vgg16
 from stochprune.models.vit import vit
 
 BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
@@ -26,6 +26,7 @@ BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
     "resnet18": lambda shape, num_classes, seed: resnet18(
         shape[0], num_classes, small_images=max(shape[1:]) <= 64, seed=seed
     ),
+    "vgg6": lambda shape, num_classes, seed: vgg6(shape[0], num_classes, seed=seed),
     "vgg16": lambda shape, num_classes, seed: vgg16(shape[0], num_classes, seed=seed),
     "mobilenet_v2": lambda shape, num_classes, seed: mobilenet_v2(shape[0], num_classes, seed=seed),
     "vit": lambda shape, num_classes, seed: vit(shape[0], (shape[1], shape[2]), num_classes, seed=seed),

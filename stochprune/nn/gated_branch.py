@@ -159,7 +159,8 @@ def expected_cost(model: nn.Module, costs: Mapping[str, float] | None = None) ->
         costs = {n: max(1, sum(p.numel() for p in b.branch.parameters())) for n, b in branches.items()}
     if not isinstance(costs, Mapping):
         raise TypeError(f"expected_cost: costs must be a dictionary by branch name, got {type(costs).__name__}")
-    if set(costs) != set(branches) or not all(0 < cost < math.inf for cost in costs.values()):
+    positive = all(isinstance(cost, int | float) and 0 < cost < math.inf for cost in costs.values())
+    if set(costs) != set(branches) or not positive:
         raise ValueError(f"expected_cost: costs must be positive and of {', '.join(branches)}, got {dict(costs)}")
     expected = [costs[name] * torch.sigmoid(branch.gate.mask_logits).reshape(()) for name, branch in branches.items()]
     return torch.stack(expected).sum() / sum(costs.values())

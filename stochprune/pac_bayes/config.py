@@ -8,7 +8,8 @@ from typing import Literal
 from stochprune import scores
 from stochprune.data import HELP as DATA
 from stochprune.models import HELP as MODELS
-from stochprune.runs.config import FRACTION, POSITIVE, PROBABILITY, Config, at_least, at_most, option
+from stochprune.runs.config import FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY, Config, at_least, at_most, option
+from stochprune.training.config import WeightConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,11 @@ class PriorConfig(Config):
     )
     sigma: float = option(0.01, "The prior's standard deviation of a weight (gaussian, spike_and_slab).", POSITIVE)
     prior_epochs: int = option(60, "Passes over the prior's part.", at_least(0))
-    prior_lr: float = option(1e-3, "Adam's initial learning rate; it falls to 0 along a cosine.", POSITIVE)
+    prior_optimizer: Literal["adam", "sgd"] = option(
+        WeightConfig.optimizer, "Optimiser of the prior: Adam, or SGD with Nesterov momentum 0.9."
+    )
+    prior_lr: float = option(1e-3, "The prior's initial learning rate; it falls to 0 along a cosine.", POSITIVE)
+    prior_weight_decay: float = option(0.0, "L2 penalty in the prior's training.", NOT_NEGATIVE)
     prior_batch_size: int = option(64, "Examples in a batch of the prior's training.", at_least(1))
     shift: int = option(0, "Largest random shift in pixels of the prior's training images.", at_least(0))
     flip: bool = option(False, "Mirror each of the prior's training images with probability one half.")
@@ -53,6 +58,12 @@ class SelfBoundConfig(Config):
         0.1, "Initial rate of the natural gradient, in (0, 1]; it falls to 0 along a cosine.", at_most(1)
     )
     batch_size: int = option(256, "Examples in a batch.", at_least(1))
+    surrogate: Literal["cross_entropy", "soft_zero_one"] = option(
+        "cross_entropy",
+        "Loss in [0, 1] to learn with: bounded cross-entropy, or 1 - softmax(outputs / temperature) of the label.",
+    )
+    first_softness: float = option(1.0, "Temperature of soft_zero_one at the first step.", POSITIVE)
+    last_softness: float = option(0.1, "Temperature of soft_zero_one after the last step; geometric fall.", POSITIVE)
     p_min: float = option(
         1e-4, "Minimum probability in the cross-entropy, which is divided by ln(1 / p_min).", at_most(0.5)
     )
@@ -107,6 +118,12 @@ class RunConfig(Config):
         "Bounds to minimise, separated by commas: quadratic, lambda (alternating), classic, kl (the certificate's).",
     )
     seed: int = option(0, "Seed of everything.", at_least(0))
+    tried_priors: int = option(
+        0, "Other priors looked at on the same certifying examples; delta is divided by their number too.", at_least(0)
+    )
+    tried_certificates: int = option(
+        0, "Other certificates looked at on the same examples; delta_draws is divided by their number too.", at_least(0)
+    )
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
     self_bound: SelfBoundConfig = dataclasses.field(default_factory=SelfBoundConfig)
     certify: CertifyConfig = dataclasses.field(default_factory=CertifyConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,6 +21,18 @@ def bounded_cross_entropy(outputs: Tensor, y: Tensor, p_min: float) -> Tensor:
     """
     losses = F.nll_loss(F.log_softmax(outputs, dim=1).clamp_min(math.log(p_min)), y, reduction="none")
     return losses / math.log(1 / p_min)
+
+
+def soft_zero_one(outputs: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """Return the chance of a wrong label, if labels are sampled from softmax(outputs / temperature): [B] in [0, 1].
+
+    It goes to :func:`zero_one` as the temperature goes to 0, and is differentiable.
+
+    Args:
+        outputs: [B, classes], before the softmax.
+        y: [B], labels.
+    """
+    return 1 - torch.softmax(outputs / temperature, dim=1).gather(1, y[:, None]).squeeze(1)
 
 
 def zero_one(outputs: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stochprune import bounds
 from stochprune.pac_bayes.config import SelfBoundConfig
-from stochprune.pac_bayes.loss import bounded_cross_entropy
+from stochprune.pac_bayes.loss import bounded_cross_entropy, soft_zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.training.constraint import Constraint
 from stochprune.training.state import State
@@ -22,27 +22,31 @@ class Objective(nn.Module):
         posterior: the posterior to train.
         m: the number of certifying examples.
         delta: probability that the bound fails.
+        steps: the number of steps of the training, over which the temperature of the surrogate falls.
     """
 
     sums: Tensor
     lam: Tensor
+    step: Tensor
 
-    def __init__(self, posterior: Posterior, m: int, delta: float, config: SelfBoundConfig) -> None:
+    def __init__(self, posterior: Posterior, m: int, delta: float, config: SelfBoundConfig, *, steps: int = 1) -> None:
         super().__init__()
-        self.posterior, self.m, self.delta, self.config = posterior, m, delta, config
+        self.posterior, self.m, self.delta, self.config, self.steps = posterior, m, delta, config, steps
         self.slope = 1 / m
         """df/dKL at the last batch."""
         device = next(posterior.parameters()).device
         # of the risk, of 1, over the epoch's batches
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64, device=device))
         self.register_buffer("lam", torch.ones((), dtype=torch.float64, device=device))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.posterior(x)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the objective of one batch, float64."""
-        risk = bounded_cross_entropy(outputs, y, self.config.p_min).double().mean()
+        risk = self.surrogate(outputs, y).double().mean()
+        self.step += 1
         kl = torch.stack(list(self.posterior.kl().values())).sum()
         self.sums += torch.stack((risk.detach(), torch.ones_like(risk)))
         at = kl.detach().requires_grad_(True)
@@ -50,6 +54,13 @@ class Objective(nn.Module):
             (slope,) = torch.autograd.grad(self.bound(risk.detach(), at), at)
         self.slope = slope.item()
         return self.bound(risk, kl)
+
+    def surrogate(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the configured loss of each example, [B] in [0, 1], at the temperature of this step."""
+        if self.config.surrogate == "cross_entropy":
+            return bounded_cross_entropy(outputs, y, self.config.p_min)
+        first, last = self.config.first_softness, self.config.last_softness
+        return soft_zero_one(outputs, y, first * (last / first) ** (self.step.item() / self.steps))
 
     def bound(self, risk: Tensor, kl: Tensor) -> Tensor:
         """Return the configured bound at a risk and a KL."""

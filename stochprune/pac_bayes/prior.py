@@ -155,7 +155,13 @@ def _train(
     batches = part.batches(config.prior_batch_size, seed)
     augmented = config.shift or config.flip
     loader = Augmented(batches, config.shift, config.flip) if augmented else batches
-    training = WeightConfig(config.prior_epochs, config.prior_lr, schedule="cosine")
+    training = WeightConfig(
+        config.prior_epochs,
+        config.prior_lr,
+        optimizer=config.prior_optimizer,
+        weight_decay=config.prior_weight_decay,
+        schedule="cosine",
+    )
     # A training on another part, other images or another order must not continue from this checkpoint: the prior would
     # have seen examples that its ``seen`` does not name.
     identity = f"{part.digest} {config.shift} {config.flip} {config.prior_batch_size} {seed}"

@@ -66,7 +66,8 @@ def run_certify(
 
     Choices are counted. Each family of posteriors has a prior of its own, so ``delta`` is divided by the number of
     families. ``delta_draws`` is divided by the number of certificates, controls included. So you may choose any of the
-    certificates afterwards.
+    certificates afterwards. What was looked at before on the same examples is added: ``tried_priors`` and
+    ``tried_certificates``.
 
     A run on a GPU has the same folder, networks and examples of each draw; only the losses differ by rounding.
 

@@ -91,10 +91,11 @@ def self_bound(
     posterior = make_posterior(prior, family)
     posterior.at(seed, 0)
     posterior.estimate_by(config.estimator, config.temperature)
-    objective = Objective(posterior, len(part), delta, config)
     loader = part.batches(config.batch_size, seed)
+    steps = config.epochs * len(loader)
+    objective = Objective(posterior, len(part), delta, config, steps=steps)
     optimizer = torch.optim.SGD([tensor for tensor, _ in posterior.curvatures()], lr=config.lr)
-    follow(optimizer, SCHEDULES["cosine"], config.epochs * len(loader))
+    follow(optimizer, SCHEDULES["cosine"], steps)
     folder = None if out is None else run_folder(out, f"self-bound-{family}", config, suffix=f"-seed{seed}")
     with open_run(config, folder, key=folder.name if folder else "") as run:
         history = fit(

@@ -90,8 +90,8 @@ def parsed_configuration(content: Any, path: Path) -> RunConfig:
 
 
 def counts(config: RunConfig) -> tuple[int, int]:
-    """Return the numbers of priors and certificates of a run, among which one may choose afterwards."""
-    return len(config.posteriors), len(config.posteriors) * (1 + len(config.objectives))
+    """Return the numbers of priors and certificates of a run and before it, among which one may choose afterwards."""
+    return len(config.posteriors) + config.tried_priors, len(rows(config)) + config.tried_certificates
 
 
 def rows(config: RunConfig) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 from stochprune.report.fraction import fractions_markdown
 from stochprune.report.methods import methods_markdown
 from stochprune.report.pivot import pivot, spread
+from stochprune.report.risks import risks_markdown
 from stochprune.report.summary import measured, unit
 
 DISTANCES = {
@@ -41,6 +42,9 @@ def study_markdown(results: Mapping[str, Any]) -> str:
         pruned = [row for row in rows if row["score"] != "dense"]
         seeds = len({row["seed"] for row in rows})
         parts.append(f"## {model} on {data}")
+        if rows and "bound" in rows[0]:
+            parts += risks_markdown(rows)
+            continue
         if any(row["error"] is not None for row in pruned):
             reference = f" Dense: {spread(dense)}." if dense else ""
             over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"

@@ -38,6 +38,7 @@ class Range:
 
 
 POSITIVE = Range("be positive and finite", lambda value: value > 0)
+NOT_NEGATIVE = Range("be at least 0 and finite", lambda value: value >= 0)
 PROBABILITY = Range("lie strictly between 0 and 1", lambda value: 0 < value < 1)
 FRACTION = Range("lie in [0, 1)", lambda value: 0 <= value < 1)
 

@@ -12,8 +12,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stochprune import scores
 from stochprune.arguments import checked, fits, in_words, is_finite, shown
+from stochprune.pac_bayes import RunConfig
 from stochprune.runs.config import FRACTION, at_least
 from stochprune.studies import document
+from stochprune.studies.certificates import OWN, CertificateArm, CertificateBlock, CertificateCell
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
 from stochprune.studies.fraction import FractionConfig
 from stochprune.studies.initialisation import Cell, InitialisationConfig
@@ -24,7 +26,7 @@ MAX_CELLS = 100_000
 SHIPPED = (
     *("immune", "prospr", "finetune", "methods", "methods-test"),
     *("immune-cifar10", "prospr-cifar10", "finetune-cifar10", "methods-cifar10"),
-    *("pruning-fraction", "language-models", "language-models-10m"),
+    *("pruning-fraction", "language-models", "language-models-10m", "certificates", "certificates-data-free"),
 )
 SETTINGS = {
     "initialisation": InitialisationConfig,
@@ -32,7 +34,13 @@ SETTINGS = {
     "methods": ImageMethodsConfig,
     "fraction": FractionConfig,
     "language_models": LanguageConfig,
+    "certificates": RunConfig,
 }
+BLOCKS: dict[type, tuple[type, type]] = {
+    LanguageConfig: (LanguageArm, ArmBlock),
+    RunConfig: (CertificateArm, CertificateBlock),
+}
+"""The arms of a grid and their block, by the kind of settings; all others have ``Arm`` and ``ArmBlock``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +78,20 @@ class Plan:
             dense networks; ``finetune``: fine-tune the masks of trained networks (:mod:`stochprune.studies.finetune`);
             ``methods``: compare pruning methods on trained networks (:mod:`stochprune.studies.methods`); ``fraction``:
             bounds and errors against the pruned fraction (:mod:`stochprune.studies.fraction`); ``language_models``:
-            compare pruning methods on a language model (:mod:`stochprune.studies.language_models`).
+            compare pruning methods on a language model (:mod:`stochprune.studies.language_models`); ``certificates``:
+            certify risks (:mod:`stochprune.studies.certificates`).
         seeds: the number of seeds.
         settings: fields of the job's configuration, see :data:`SETTINGS`.
     """
 
     name: str
     title: str
-    job: Literal["initialisation", "finetune", "methods", "fraction", "language_models"]
+    job: Literal["initialisation", "finetune", "methods", "fraction", "language_models", "certificates"]
     data: tuple[str, ...]
     models: tuple[str, ...]
     seeds: int
-    grid: tuple[Block | ArmBlock, ...]
-    settings: InitialisationConfig | StudyConfig | MethodsConfig
+    grid: tuple[Block | ArmBlock | CertificateBlock, ...]
+    settings: InitialisationConfig | StudyConfig | MethodsConfig | RunConfig
 
     def __post_init__(self) -> None:
         at_least(1).require(self, "seeds")
@@ -94,11 +103,13 @@ class Plan:
         if self.job == "language_models" and self.models != (MODEL,):
             raise ValueError(f"{self.name}: models of a study of language models must be [{MODEL}], got {self.models}")
         for block in self.grid:
-            if isinstance(block, ArmBlock) != isinstance(self.settings, MethodsConfig):
+            if isinstance(block, Block) == isinstance(self.settings, MethodsConfig | RunConfig):
                 raise ValueError(
-                    f"{self.name}: jobs methods, fraction and language_models, and no others, have arms in their grid, "
-                    f"got {self.job}"
+                    f"{self.name}: jobs methods, fraction, language_models and certificates, and no others, have arms "
+                    f"in their grid, got {self.job}"
                 )
+            if isinstance(block, CertificateBlock):
+                continue
             if isinstance(block, ArmBlock):
                 assert isinstance(self.settings, MethodsConfig)
                 for arm in block.arms:
@@ -136,6 +147,15 @@ class Plan:
             for arm, sparsity in itertools.product(block.arms, block.sparsities):
                 yield MethodCell(data, model, arm, sparsity, seed, self.settings)
 
+    def certificate_cells(self, data: str) -> Iterator[CertificateCell]:
+        """The cells of job ``certificates`` on one data set, seed by seed."""
+        assert isinstance(self.settings, RunConfig)
+        for model, seed, block in itertools.product(self.models, range(self.seeds), self.grid):
+            assert isinstance(block, CertificateBlock)
+            settings = dataclasses.replace(self.settings, data=data, model=model, seed=seed)
+            for arm in block.arms:
+                yield CertificateCell(arm.name, arm.config(settings))
+
 
 @checked
 def load(name: str | Path, small: bool = False) -> Plan:
@@ -163,20 +183,17 @@ def load(name: str | Path, small: bool = False) -> Plan:
     job = content.get("job")
     settings = content.pop("settings", None)
     settings = {} if settings is None else settings
-    if (
-        job == "finetune"
-        and isinstance(settings, dict)
-        and (twice := sorted({"data", "model", *SELECTIONS} & set(settings)))
-    ):
+    chosen = {"finetune": ("data", "model", *SELECTIONS), "certificates": OWN}.get(job, ()) if job else ()
+    if isinstance(settings, dict) and (twice := sorted(set(chosen) & set(settings))):
         raise ValueError(
-            f"{path.stem}: in a fine-tuning study {twice[0]} must be a key of the study, not of its settings"
+            f"{path.stem}: in a study of job {job} {twice[0]} must be a key of the study, not of its settings"
         )
     kind: type = SETTINGS.get(job, InitialisationConfig) if isinstance(job, str) else InitialisationConfig
     grid = content.pop("grid", None) or []
     if not isinstance(grid, list):
         raise ValueError(f"{path.stem}: grid must be a list of blocks, got {shown(grid)}")
-    arm = LanguageArm if kind is LanguageConfig else Arm
-    blocks = tuple(_block(entry, f"{path.stem}: grid", arm) for entry in grid)
+    arms = BLOCKS.get(kind, (Arm, ArmBlock))
+    blocks = tuple(_block(entry, f"{path.stem}: grid", *arms) for entry in grid)
     where = path.stem + (" (small)" if small else "")
     return _made(
         Plan,
@@ -194,10 +211,11 @@ def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return {**content, **changes, **both}
 
 
-def _block(entry: Any, where: str, arm: type[Arm]) -> Block | ArmBlock:
+def _block(entry: Any, where: str, arm: type, block: type) -> Any:
+    """Return a block of arms of these two types, or a :class:`Block`."""
     if isinstance(entry, dict) and isinstance(entry.get("arms"), dict):
         arms = tuple(_arm(name, values, where, arm) for name, values in entry["arms"].items())
-        return _made(ArmBlock, {**entry, "arms": arms}, where)
+        return _made(block, {**entry, "arms": arms}, where)
     if not isinstance(entry, dict) or not isinstance(entry.get("scores"), list):
         raise ValueError(
             f"{where}: a block must be a mapping with lists scores, sparsities and ablations, got {shown(entry)}"
@@ -205,10 +223,10 @@ def _block(entry: Any, where: str, arm: type[Arm]) -> Block | ArmBlock:
     return _made(Block, {**entry, "scores": tuple(_score(score, where) for score in entry["scores"])}, where)
 
 
-def _arm(name: str, entry: Any, where: str, kind: type[Arm]) -> Arm:
+def _arm(name: str, entry: Any, where: str, kind: type) -> Any:
     """Return an arm from its name and a mapping such as ``{method: rigl, every: 50}``."""
     if not isinstance(entry, dict):
-        raise ValueError(f"{where}: the arm {name!r} must be a mapping with a method, got {shown(entry)}")
+        raise ValueError(f"{where}: the arm {name!r} must be a mapping of its options, got {shown(entry)}")
     own = {field.name for field in dataclasses.fields(kind)} - {"name", "options"}
     options = _options(f"the arm {name!r}", {key: value for key, value in entry.items() if key not in own}, where)
     given = {key: value for key, value in entry.items() if key in own}

@@ -80,6 +80,23 @@ class FractionRow(ErrorRow):
 
 
 @dataclasses.dataclass(frozen=True)
+class RiskRow(ErrorRow):
+    """A certificate, in per cent; ``score`` is the arm of the study, ``arm`` the posterior and its objective.
+
+    Attributes:
+        bound: the certificate.
+        mean_loss: mean of the Monte Carlo draws.
+        kl: nats.
+        run_seconds: of the processor, for the whole run with all its certificates.
+    """
+
+    bound: float
+    mean_loss: float
+    kl: float
+    run_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class SheddingRow(Key):
     """The fraction of a layer's kept weights near 0 after an epoch, see :class:`stochprune.training.WeightShedding`."""
 

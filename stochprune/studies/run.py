@@ -20,6 +20,8 @@ from stochprune.runs.run import open_run, run_folder
 from stochprune.runs.store import Kept, remember, say_reused
 from stochprune.runs.threads import few_threads
 from stochprune.studies.bench import Bench
+from stochprune.studies.certificates import risk_rows
+from stochprune.studies.certificates import run_cell as certify_cell
 from stochprune.studies.finetune import Done, StudyConfig, hold_out, study_masks
 from stochprune.studies.fraction import FractionConfig, Fractions, fraction_row, shedding_rows
 from stochprune.studies.initialisation import Cell, CellResult, InitialisationConfig, load_kept, number, run_cell
@@ -81,6 +83,8 @@ def run(
             found, kept = _language_models(plan, data_dir, out, device)
         elif plan.job == "fraction":
             found, kept = _fractions(plan, data_dir, out, device)
+        elif plan.job == "certificates":
+            found, kept = _certificates(plan, data_dir, out, device)
         else:
             found, kept = _initialisation(plan, data_dir, out, device)
         results = run.write(dataclasses.asdict(found), device)
@@ -286,6 +290,19 @@ def _fractions(plan: Plan, data_dir: Path | None, out: Path, device: torch.devic
                 rows.append(fraction_row(cell, done.result))
                 shedding += shedding_rows(cell, done.result)
     return StudyResults(plan.title, _hours(kept), rows, shedding=shedding), kept
+
+
+def _certificates(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
+    kept: list[Kept[Any]] = []
+    rows: list[ErrorRow] = []
+    for name in plan.data:
+        files = _files(data_dir, name)
+        examples = data.load(name, files, standardised=False).digest()
+        for cell in plan.certificate_cells(name):
+            done = certify_cell(cell, examples, files, out / "cells", device)
+            kept.append(done)
+            rows += risk_rows(cell, done.result)
+    return StudyResults(plan.title, _hours(kept), rows), kept
 
 
 def _files(data_dir: Path | None, name: str) -> Path | None:

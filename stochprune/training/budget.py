@@ -131,8 +131,8 @@ class Budget(Constraint):
             raise ValueError(
                 f"Budget: schedule cubic needs sparsity and steps >= 1, got {self.sparsity} and {self.steps}"
             )
-        if self.begin < 0:
-            raise ValueError(f"Budget: begin must be at least 0, got {self.begin}")
+        if not 0 <= self.begin < 1 << 63:
+            raise ValueError(f"Budget: begin must lie in 0 .. 2^63 - 1, got {self.begin}")
         for tensor in self.logits if self.kind == "shift" else []:
             if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16):
                 raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from stochprune.runs.config import FRACTION, POSITIVE, Config, Range, at_least, at_most, option
+from stochprune.runs.config import FRACTION, NOT_NEGATIVE, POSITIVE, Config, at_least, at_most, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class WeightConfig(Config):
     weight_decay: float = option(
         0.0,
         "L2 penalty, as torch's optimisers take it.",
-        Range("be at least 0 and finite", lambda value: value >= 0),
+        NOT_NEGATIVE,
     )
     schedule: Literal["constant", "linear", "cosine", "steps"] = option(
         "constant", "Schedule of the learning rate; steps: divide by ten at one half and at three quarters."

@@ -13,7 +13,7 @@ from stochprune import patterns
 from stochprune.masks.ablate import apply
 from stochprune.masks.select import from_scores
 from stochprune.nn.masked_transposed import is_transformers_conv1d
-from stochprune.runs.config import POSITIVE, Range, option
+from stochprune.runs.config import NOT_NEGATIVE, POSITIVE, Range, option
 from stochprune.scores import by_output
 from stochprune.seeding import generator
 from stochprune.training.freezing import frozen
@@ -21,8 +21,6 @@ from stochprune.training.loop import Loader
 from stochprune.training.parametrised import parametrised
 from stochprune.training.pruning import ChoiceConfig, Counting, Pruned, PruningConfig
 from stochprune.training.training import Training
-
-NOT_NEGATIVE = Range("be at least 0 and finite", lambda value: value >= 0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stochprune.masks.ablate import apply
 from stochprune.masks.select import from_scores
-from stochprune.runs.config import POSITIVE, Range, option
+from stochprune.runs.config import NOT_NEGATIVE, POSITIVE, Range, option
 from stochprune.scores import prunable_weights
 from stochprune.training.constraint import Constraint
 from stochprune.training.loop import Loader
@@ -36,7 +36,7 @@ class STRConfig(PruningConfig):
     s_decay: float = option(
         0.1,
         "L2 penalty of s, which raises the thresholds.",
-        Range("be at least 0 and finite", lambda value: value >= 0),
+        NOT_NEGATIVE,
     )
 
 

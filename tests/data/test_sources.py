@@ -70,6 +70,14 @@ def test_mnist_is_found_under_every_spelling(tmp_path: Path, mark: str, end: str
     assert dataset.shape == (1, 3, 2) and dataset.num_classes == 10
 
 
+def test_idx_has_as_many_classes_as_its_labels_need(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    mine, known = load("idx", tmp_path), mnist(tmp_path)
+    assert torch.equal(mine.train_x, known.train_x) and mine.name == "idx" and mine.num_classes == 10
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 5, 6, 0, 1, 2, 3]))
+    assert load("idx", tmp_path, standardised=False).num_classes == 7
+
+
 def test_missing_files_are_listed(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     (tmp_path / "t10k-images-idx3-ubyte").unlink()
@@ -107,9 +115,10 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         load("emnist")
 
 
-def test_mnist_without_a_folder_says_what_is_needed() -> None:
-    with pytest.raises(ValueError, match=r"mnist .*data_dir"):
-        load("mnist")
+@pytest.mark.parametrize("name", ["mnist", "idx"])
+def test_files_without_a_folder_say_what_is_needed(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} .*data_dir"):
+        load(name)
 
 
 @pytest.mark.skipif("STOCHPRUNE_DATA" not in os.environ, reason="STOCHPRUNE_DATA does not name a folder with mnist/")

@@ -15,7 +15,7 @@ from stochprune import bounds, rng
 from stochprune.models.initialise import initialised
 from stochprune.nn import convert
 from stochprune.pac_bayes import Prior, SelfBoundConfig, make_posterior
-from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
+from stochprune.pac_bayes.loss import bounded_cross_entropy, soft_zero_one, zero_one
 from stochprune.pac_bayes.objective import NaturalGradient, Objective
 
 REFERENCE = {
@@ -38,6 +38,17 @@ def test_the_loss_is_the_bound_at_the_batch(name, prior, parts):
     assert loss.item() == pytest.approx(REFERENCE[name](risk, kl, 200, 0.05))
     slope = (REFERENCE[name](risk, kl + 1e-4, 200, 0.05) - REFERENCE[name](risk, kl - 1e-4, 200, 0.05)) / 2e-4
     assert objective.slope == pytest.approx(slope, rel=1e-4)
+
+
+def test_the_temperature_of_the_surrogate_falls_geometrically(prior, parts):
+    config = SelfBoundConfig(surrogate="soft_zero_one", first_softness=2.0, last_softness=0.02)
+    objective = Objective(make_posterior(prior, "masks"), 200, 0.05, config, steps=4)
+    outputs, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(1)), parts.certify.y[:20]
+    for temperature in (2.0, 2.0 / 10**0.5, 0.2, 0.02 * 10**0.5, 0.02):
+        wrong = 1 - torch.exp(-F.cross_entropy(outputs.double() / temperature, y, reduction="none")).mean()
+        assert objective.loss(outputs, y).item() == pytest.approx(
+            bounds.quadratic(wrong.item(), 0.0, 200, 0.05), rel=1e-5
+        )
 
 
 def test_lambda_goes_to_its_optimum(prior, parts):
@@ -144,5 +155,13 @@ def test_losses_lie_in_the_unit_interval():
     outputs = torch.tensor([[100.0, 0.0], [0.0, 100.0], [0.0, 0.0], [float("nan"), 0.0]])
     y = torch.zeros(4, dtype=torch.int64)
     assert zero_one(outputs, y).tolist() == [0, 1, 0, 1]
+    assert soft_zero_one(outputs[:3], y[:3], 1.0).tolist() == pytest.approx([0, 1, 0.5])
     losses = bounded_cross_entropy(outputs[:3], y[:3], 1e-4)
     assert losses.tolist() == pytest.approx([0, 1, torch.tensor(2.0).log().item() / torch.tensor(1e4).log().item()])
+
+
+def test_the_soft_loss_goes_to_the_error():
+    numbers = torch.Generator().manual_seed(2)
+    outputs, y = torch.randn(200, 5, generator=numbers), torch.randint(0, 5, (200,), generator=numbers)
+    assert (soft_zero_one(outputs, y, 1e-4) - zero_one(outputs, y)).abs().max() < 1e-3
+    assert (soft_zero_one(outputs, y, 1.0) - zero_one(outputs, y)).abs().mean() > 0.2

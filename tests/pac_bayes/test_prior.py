@@ -51,6 +51,15 @@ def test_a_checkpoint_of_another_part_is_refused(tmp_path, parts):
         )
 
 
+def test_the_optimiser_of_the_prior(parts, priors):
+    """Weight decay shrinks weights; SGD and Adam differ."""
+    found = [
+        priors(parts, prior_epochs=5, **options).model.fc1.weight.norm()
+        for options in ({}, {"prior_optimizer": "sgd"}, {"prior_optimizer": "sgd", "prior_weight_decay": 0.3})
+    ]
+    assert found[0] != found[1] and found[2] < 0.9 * found[1]
+
+
 def test_a_data_free_prior_is_the_initial_network(parts, priors):
     config = PriorConfig(prior_fraction=0.0, keep=0.5)
     prior = train_prior(mlp((6, 12, 3), seed=0), None, config)
@@ -83,6 +92,7 @@ def test_include_names_what_is_random(parts, priors):
         ({"sparsity": 0.5}, "score none.*sparsity 0.5"),
         ({"prior_fraction": 1.0}, "prior_fraction.*got 1.0"),
         ({"sigma": 0.0}, "sigma.*got 0"),
+        ({"prior_weight_decay": -1.0}, "prior_weight_decay.*got -1"),
     ],
 )
 def test_bad_options(options, message):

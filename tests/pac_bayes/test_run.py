@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import struct
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -147,12 +149,44 @@ def test_a_data_free_run(tmp_path):
     assert results["rows"][1]["mean_loss"] < 0.7 < 0.8 < results["rows"][0]["mean_loss"]
 
 
+def test_what_was_tried_before_is_paid_for(finished, tmp_path):
+    tried = dataclasses.replace(TINY, tried_priors=3, tried_certificates=9)
+    folder, results = run_certify(tried, out=tmp_path)
+    for row, before in zip(results["rows"], finished[1]["rows"], strict=True):
+        certificate = load_certificate(folder / f"{row['family']}-{row['objective']}.json")
+        assert (certificate.priors, certificate.posteriors) == (5, 13)
+        assert row["mean_loss"] == before["mean_loss"] and row["bound"] > before["bound"]
+
+
+def test_a_run_on_idx_files(tmp_path):
+    """Images of one's own: 9 x 7 pixels, three classes, each a bright third with noise."""
+    numbers = np.random.default_rng(0)
+    for part, count in (("train", 300), ("t10k", 60)):
+        y = numbers.integers(3, size=count).astype(np.uint8)
+        x = numbers.integers(100, size=(count, 9, 7), dtype=np.uint8)
+        for label in range(3):
+            x[y == label, 3 * label : 3 * label + 3] += 60
+        for name, array in (("images-idx3", x), ("labels-idx1", y)):
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            (tmp_path / f"{part}-{name}-ubyte").write_bytes(header + array.tobytes())
+    options = ("--data", "idx", "--data-dir", tmp_path, "--posteriors", "masks", "--prior-epochs", 10, "--epochs", 1)
+    result = invoke(*options, "--draws", 100, "--out", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs").iterdir()
+    certificate = load_certificate(folder / "masks-quadratic.json")
+    assert (certificate.m, certificate.prior_sizes, certificate.data) == (150, [150], "idx")
+    assert certificate.mean_loss < 0.1 < certificate.bound < 0.4
+    again = invoke("--verify", folder / "masks-quadratic.json", "--replay", 3, "--rerun", "--data-dir", tmp_path)
+    assert again.exit_code == 0, again.output
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"posteriors": ()}, "posteriors.*got none"),
         ({"objectives": ("kl", "kl")}, "objectives.*got kl, kl"),
         ({"objectives": ("best",)}, "objective.*got 'best'"),
+        ({"tried_priors": -1}, "tried_priors.*got -1"),
     ],
 )
 def test_bad_configurations(options, message):

@@ -9,9 +9,20 @@ import pytest
 import torch
 from torch import nn
 
+from stochprune import bounds
+from stochprune.models import mlp
 from stochprune.models.initialise import initialised
 from stochprune.nn import convert
-from stochprune.pac_bayes import CertifyConfig, Prior, SelfBoundConfig, certify, make_posterior, self_bound
+from stochprune.pac_bayes import (
+    CertifyConfig,
+    Prior,
+    PriorConfig,
+    SelfBoundConfig,
+    certify,
+    make_posterior,
+    self_bound,
+    train_prior,
+)
 from stochprune.pac_bayes.certify import mean_loss
 from stochprune.pac_bayes.families import FAMILIES
 from stochprune.training import CheckpointError
@@ -51,13 +62,14 @@ def test_every_objective_lowers_the_risk_of_a_poor_prior(family, objective, esti
     ("family", "estimator"),
     [("masks", "straight_through"), ("spike_and_slab", "straight_through"), ("masks", LOCAL), ("gaussian", LOCAL)],
 )
-def test_a_killed_run_goes_on_bit_for_bit(family, estimator, parts, prior, tmp_path):
+@pytest.mark.parametrize("surrogate", ["cross_entropy", "soft_zero_one"])
+def test_a_killed_run_goes_on_bit_for_bit(family, estimator, surrogate, parts, prior, tmp_path):
     class Killer:
         def on_step(self, state: object) -> None:
             if state.step == 7:
                 raise Stop
 
-    lam = dataclasses.replace(QUICK, objective="lambda", estimator=estimator)
+    lam = dataclasses.replace(QUICK, objective="lambda", estimator=estimator, surrogate=surrogate)
     whole = self_bound(prior, parts.certify, lam, family=family)
     with pytest.raises(Stop):
         self_bound(prior, parts.certify, lam, family=family, out=tmp_path, callbacks=[Killer()])
@@ -98,6 +110,21 @@ def test_layers_without_local_reparameterisation_are_refused(layer, options, kin
         self_bound(prior, parts.certify, SelfBoundConfig(estimator=LOCAL))
 
 
+def test_the_soft_error_gives_a_lower_bound_from_a_random_network():
+    """Bounded cross-entropy is small for a network that guesses, so a bound on it has little to gain."""
+    parts = make_split(2000, 0.0)
+    prior = train_prior(mlp((6, 30, 3), seed=0), None, PriorConfig(prior_fraction=0.0, keep=0.5))
+    found = {}
+    for surrogate in ("cross_entropy", "soft_zero_one"):
+        config = SelfBoundConfig(
+            surrogate=surrogate, objective="kl", epochs=4, lr=0.15, batch_size=100, estimator=LOCAL
+        )
+        result = self_bound(prior, parts.certify, config)
+        risk = mean_loss(result.posterior, parts.certify.x, parts.certify.y, 10, 0)
+        found[surrogate] = bounds.maurer(risk, total(result.posterior), 2000, 0.025)
+    assert found["soft_zero_one"] < found["cross_entropy"] - 0.02, found
+
+
 def test_other_examples_are_another_run(parts, prior, tmp_path):
     self_bound(prior, parts.certify, QUICK, out=tmp_path)
     half, _ = parts.certify.split(0.5, 0)
@@ -116,6 +143,8 @@ def test_seen_examples_are_refused(parts, prior):
         ({"objective": "mcallester"}, "objective.*got 'mcallester'"),
         ({"lr": 1.5}, "lr.*got 1.5"),
         ({"p_min": 0.0}, "p_min.*got 0.0"),
+        ({"surrogate": "hinge"}, "surrogate.*got 'hinge'"),
+        ({"last_softness": 0.0}, "last_softness.*got 0.0"),
     ],
 )
 def test_bad_options(options, message):

@@ -31,7 +31,7 @@ from tests.runs.owners import COMMANDS, dense, problem, state
 Work = Callable[[Path], None]
 TEXT = "".join(f"{i} and {i * i % 7}\n" for i in range(150))
 FINETUNE = f"finetune {COMMANDS['finetune']} --checkpoint-every 2".split()
-LM = "--context 16 --epochs 2 --retrain-epochs 1 --calibration 2 --weight-lr 0.01 --batch-size 16".split()
+LM = ["--context", "16", "--epochs", "2", "--retrain-epochs", "1", "--calibration", "2", "--weight-lr", "0.01", "--batch-size", "16"]
 
 
 class At:

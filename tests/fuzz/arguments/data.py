@@ -22,6 +22,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "data.Dataset": lambda: vars(dataset()).copy(),
         "data.cifar10": lambda: {"data_dir": Path("empty")},
         "data.mnist": lambda: {"data_dir": Path("empty")},
+        "data.idx": lambda: {"data_dir": Path("empty")},
         "data.load": lambda: {"name": "mnist", "data_dir": Path("empty")},
         "data.digits": dict,
         "data.read_idx": lambda: {"path": Path("values.idx")},
@@ -49,6 +50,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "models.mobilenet_v2": lambda: {"in_channels": 1, "num_classes": 3, "width": 0.1, "seed": 0},
         "models.resnet20": lambda: {"in_channels": 1, "num_classes": 3, "width": 2, "seed": 0},
         "models.small_cnn": lambda: {"in_channels": 1, "num_classes": 3, "width": 2, "seed": 0},
+        "models.vgg6": lambda: {"in_channels": 1, "num_classes": 3, "width": 2, "seed": 0},
         "models.vgg16": lambda: {"in_channels": 1, "num_classes": 3, "width": 2, "seed": 0},
         "models.vit": lambda: {
             "in_channels": 1,
