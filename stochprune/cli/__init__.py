@@ -20,6 +20,7 @@ from stochprune.cli.finetune_lm import finetune_lm
 from stochprune.cli.linear_lab import linear_lab
 from stochprune.cli.options import one_line_ends
 from stochprune.cli.plan import plan
+from stochprune.cli.report import report
 from stochprune.cli.study import study
 
 app = typer.Typer(
@@ -45,5 +46,5 @@ def _main(
     pass
 
 
-for command in (finetune, finetune_lm, certify, plan, study, linear_lab, bounds, backends, doctor, bench):
+for command in (finetune, finetune_lm, certify, plan, study, linear_lab, bounds, report, backends, doctor, bench):
     app.command()(one_line_ends(command))
