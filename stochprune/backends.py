@@ -13,7 +13,7 @@ import operator
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -237,21 +237,38 @@ def forget() -> None:
     _serving.clear()
 
 
+class State(NamedTuple):
+    """Whether a backend can serve a device on this machine, and its details or the reason why it cannot."""
+
+    device: str
+    name: str
+    usable: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.device:<8}{self.name:<12}{self.reason}"
+
+
+def states() -> list[State]:
+    """Return the state of the backends of each device, in order."""
+    return [State(device, name, *_state(device, name)) for device, names in TABLE.items() for name in names]
+
+
 def table() -> str:
     """Return the table as text: the backends of each device in order, and whether this machine can use each one."""
-    lines = [f"{'device':<8}{'backend':<12}state"]
-    for device, names in TABLE.items():
-        for name in names:
-            backend = _import(name)
-            state = f"not available: {backend}" if isinstance(backend, ImportError) else _state(device, backend)
-            lines.append(f"{device:<8}{name:<12}{state}")
-    lines.append(f"override: {OVERRIDE}={os.environ.get(OVERRIDE) or '(unset)'}")
-    return "\n".join(lines)
+    override = f"override: {OVERRIDE}={os.environ.get(OVERRIDE) or '(unset)'}"
+    return "\n".join([f"{'device':<8}{'backend':<12}state", *map(str, states()), override])
 
 
-def _state(device: str, backend: Backend) -> str:
+def _state(device: str, name: str) -> tuple[bool, str]:
+    try:
+        backend = _import(name)
+    except Exception as error:  # for example a variable that names an unknown instruction set
+        return False, f"broken: {error}"
+    if isinstance(backend, ImportError):
+        return False, f"not available: {backend}"
     details = f" ({described})" if (described := backend.describe()) else ""
     if device == "cuda" and not torch.cuda.is_available():
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU, or no driver"
-        return f"installed, not usable: {why}{details}"
-    return f"ready{details}"
+        return False, f"installed, not usable: {why}{details}"
+    return True, f"ready{details}"

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "stochprune"
 # From the top: a module may import from rows below its own, and from its own.
 LAYERS = [
     {"cli", "__main__"},
-    {"studies"},
+    {"studies", "doctor"},
     {"language_models"},
     {"integrations", "distributed"},
     {"training", "pac_bayes", "theory", "shrinking"},

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the package has another name
+DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "vl_convert": "vl-convert-python",
+}  # where the package has another name
 CORE = {*sys.stdlib_module_names, "torch", "numpy", "stochprune"}
 OPTIONAL = (
     *("matplotlib", "sklearn", "scipy", "typer", "click", "rich", "yaml"),
-    *("transformers", "tokenizers", "triton", "safetensors", "lightning"),
+    *("transformers", "tokenizers", "triton", "safetensors", "lightning", "vl_convert"),
 )
 BLOCK = f"""
 import sys
@@ -92,6 +96,7 @@ NEEDY = {
     "from stochprune.theory import flow; flow.flow(None, None, None, None)": ("studies", "flow"),
     "from stochprune.report.style import new_figure; new_figure(1, 1)": ("studies", "plot"),
     "from stochprune.report import timing_table; timing_table('x', {})": ("studies", "table"),
+    "from stochprune.report.html.page import plotting_library; plotting_library()": ("report", "a report"),
     "import stochprune.kernels": ("gpu", "Triton"),
     "import stochprune.integrations.transformers": ("hf", "stochprune.integrations.transformers"),
     "import stochprune.integrations.lightning": ("loops", "MaskCallback"),

@@ -14,11 +14,13 @@ from stochprune.cli.backends import backends
 from stochprune.cli.bench import bench
 from stochprune.cli.bounds import bounds
 from stochprune.cli.certify import certify
+from stochprune.cli.doctor import doctor
 from stochprune.cli.finetune import finetune
 from stochprune.cli.finetune_lm import finetune_lm
 from stochprune.cli.linear_lab import linear_lab
 from stochprune.cli.options import one_line_ends
 from stochprune.cli.plan import plan
+from stochprune.cli.report import report
 from stochprune.cli.study import study
 
 app = typer.Typer(
@@ -44,5 +46,5 @@ def _main(
     pass
 
 
-for command in (finetune, finetune_lm, certify, plan, study, linear_lab, bounds, backends, bench):
+for command in (finetune, finetune_lm, certify, plan, study, linear_lab, bounds, report, backends, doctor, bench):
     app.command()(one_line_ends(command))

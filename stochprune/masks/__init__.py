@@ -8,6 +8,7 @@ from stochprune.masks.distribution import LayerStatistics, kept_weights, layer_s
 from stochprune.masks.model import of
 from stochprune.masks.probabilities import keep_probabilities
 from stochprune.masks.select import from_scores, n_of_m, sparsity
+from stochprune.masks.snapshot import snapshot
 
 __all__ = [
     "LayerStatistics",
@@ -23,6 +24,7 @@ __all__ = [
     "reinitialize",
     "rescale",
     "shuffle",
+    "snapshot",
     "sparsity",
     "statistics",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from stochprune.report.bounds import bounds_table, plot_bounds
 from stochprune.report.certificates import certificate_table, plot_certificates
+from stochprune.report.doctor import doctor_tables
 from stochprune.report.finetune import finetune_table, plot_finetune
 from stochprune.report.fraction import plot_fractions
 from stochprune.report.initialisation import plot_initialisation
@@ -19,6 +20,7 @@ __all__ = [
     "Spread",
     "bounds_table",
     "certificate_table",
+    "doctor_tables",
     "finetune_table",
     "linear_lab_table",
     "memory_table",

@@ -35,6 +35,7 @@ from stochprune.models import HELP as MODELS
 from stochprune.nn import convert, masked_layers
 from stochprune.runs.config import FRACTION, Config, at_least, option
 from stochprune.runs.device import device_of
+from stochprune.runs.files import write_json
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
 from stochprune.runs.store import Kept, remember, say_reused
@@ -243,6 +244,7 @@ class Study(Bench):
 
         logits = {key: layer.mask_logits.detach() for key, layer in masked_layers(masked).items()}
         tuned = masks.from_scores(logits, sparsity)
+        write_json(folder / "masks.json", masks.snapshot(logits, tuned))  # for the report
         errors["thresholded"] = self.error(_cut(dense, masked, tuned))
         for arm, final in (("finetuned", tuned), ("shuffled", masks.shuffle(tuned, seed))):
             model = _cut(dense, masked, final)

@@ -1,0 +1,44 @@
+"""Learning curves: the numbers of a history by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stochprune.report.html import charts
+from stochprune.report.html.parts import MOST_ROWS, Figure, Panel, Table, is_number, short
+
+MOST_FIELDS = 12
+MOST_SERIES = 8
+AXES = ("epoch", "step")
+History = Sequence[Mapping[str, Any]]
+
+
+def history_figure(title: str, about: str, histories: Mapping[str, History]) -> list[Figure]:
+    """Return a figure of one chart for each number of the histories, over epochs or steps; none without numbers.
+
+    Args:
+        histories: entries with ``epoch`` or ``step``, by series.
+    """
+    by_field: dict[str, list[dict[str, Any]]] = {}
+    axis = next((a for a in AXES for history in histories.values() for entry in history if a in entry), AXES[0])
+    rows: list[list[Any]] = []
+    for series, history in histories.items():
+        for index, entry in enumerate(history):
+            at = entry.get(axis, index + 1)
+            for field, value in entry.items():
+                if field != axis and is_number(value) and is_number(at):
+                    by_field.setdefault(field, []).append({"series": short(series), "x": at, "y": value})
+                    rows.append([short(series), at, short(field), value])
+    shown = list(histories)[:MOST_SERIES]
+    panels = []
+    for field, records in list(by_field.items())[:MOST_FIELDS]:
+        kept = [record for record in records if record["series"] in map(short, shown)]
+        x = charts.quantity("x", axis, axis={"tickMinStep": 1, "format": "d"})
+        panels.append(Panel(charts.lines(kept, x, charts.quantity("y", "value"), height=170), short(field)))
+    if not panels:
+        return []
+    if len(histories) > len(shown):
+        about += f" The charts show the first {len(shown)} of {len(histories)} series."
+    table = Table(title, ("series", axis, "number", "value"), rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS))
+    return [Figure(title, about, panels, table=table)]
