@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CSRC   := $(shell find csrc -type f)
 
-.PHONY: demo test coverage lint types sanitize bench compile-gates gpu-check gpu-large gpu-science clean
+.PHONY: demo test coverage lint types docs release-check sanitize bench compile-gates gpu-check gpu-large gpu-science clean
 
 # Install torch first, in its pinned version, with the build tools, because the package is built without isolation.
 $(READY): constraints.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
@@ -31,6 +31,14 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# Build the documentation site in build/site. A broken link, or a page that nobody can reach, fails.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+# Build wheels and an sdist, and install each in a clean environment of every Python from 3.10 to 3.13 that is found here.
+release-check: $(READY)
+	.ci/release-check
 
 # Test the C++ kernels against the backend contract under AddressSanitizer and UBSan, in a separate build. Leaks are not
 # detected, because Python and torch keep memory until they end. libstdc++ is preloaded, because otherwise the sanitizer

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.baselines import CONTENDERS
 from bench.memory import peak_bytes, saved_bytes
+from bench.tables import WITHOUT_AMX
 from stochprune import _C, native
 from stochprune.address import Mask
 from stochprune.native.masked import masked
@@ -23,7 +24,6 @@ SIZES = [(1024, 128), (4096, 128), (4096, 512)]  # square weight, batch
 PARTS = ["forward", "backward", "step"]
 MODES = ["joint", "mask-only"]
 torch._functorch.config.donated_buffer = False  # the compiled backward runs several times on one graph
-WITHOUT_AMX = "ours without AMX"  # bfloat16 where the processor has it
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -15,7 +15,7 @@ import time
 import torch
 
 import stochprune as sp
-from bench.report import table
+from bench.tables import table
 from bench.turns import medians, take_turns
 from stochprune import models
 from stochprune.pac_bayes import Prior, make_posterior

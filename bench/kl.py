@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from bench.report import table
+from bench.tables import table
 from bench.turns import medians, take_turns
 from stochprune import functional, rng
 

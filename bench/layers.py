@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import stochprune as sp
 from bench.host import steps
-from bench.report import table
+from bench.tables import table
 from bench.turns import medians, ratios, take_turns
 
 LINEAR = [(width, batch) for width in (256, 512, 1024) for batch in (32, 128)]

@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 
 import stochprune as sp
 from bench.memory import saved_bytes
-from bench.report import table
+from bench.tables import table
 from bench.turns import medians, ratios, take_turns
 from stochprune.models import resnet18, resnet20, vgg16
 from stochprune.runs.files import write_json

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import stochprune as sp
-from bench.report import table
+from bench.tables import table
 from stochprune import training
 from stochprune.report.pivot import spread
 from stochprune.runs.files import write_json

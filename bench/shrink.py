@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import stochprune as sp
-from bench.report import table
+from bench.tables import table
 from stochprune.models import mobilenet_v2, resnet20, vgg16, vit
 from stochprune.runs.files import write_json
 from stochprune.runs.results import versions

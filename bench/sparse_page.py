@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.report import table
 from bench.sparse_contenders import CONTENDERS
+from bench.tables import table
 
 WIN = 1.5
 DENSE = ("dense", "torch.compile", "ONNX Runtime")

@@ -47,23 +47,3 @@ def test_the_example_runs(example, tmp_path):
         error, sparsity = re.search(r"error ([\d.]+) %, sparsity ([\d.]+)$", printed.strip()).groups()
         assert float(error) < 8
         assert float(sparsity) == pytest.approx(SPARSITIES[example.stem], abs=1e-3)
-
-
-def run_page(name: str, folder: Path) -> str:
-    """Run the Python of a page of docs/ in a folder; return what it prints."""
-    script = folder / "page.py"
-    page = (ROOT / "docs" / name).read_text()
-    script.write_text("\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)))
-    return run(script, folder)
-
-
-def test_the_python_of_the_page_about_own_loops_runs(tmp_path):
-    assert run_page("own-loop.md", tmp_path).splitlines()[-1].startswith("0.9")
-    assert {path.name for path in (tmp_path / "logs").iterdir()} == {"mask.csv", "weights.csv"}
-
-
-def test_the_python_of_the_page_about_training_with_transformers_runs(tmp_path):
-    pytest.importorskip("accelerate")
-    if importlib.util.find_spec("transformers") is None:
-        pytest.skip("needs transformers")
-    assert re.search(r"^0\.4\d of the weights", run_page("transformers-training.md", tmp_path), re.MULTILINE)

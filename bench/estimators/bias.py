@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from bench.report import table
+from bench.tables import table
 from stochprune import functional, patterns
 from stochprune.seeding import generator
 

@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from bench.report import table
+from bench.tables import table
 from stochprune import data, models, pac_bayes
 from stochprune.data.splits import Part, split
 from stochprune.pac_bayes import CertifyConfig, Posterior, PriorConfig, SelfBoundConfig, make_posterior

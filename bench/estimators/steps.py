@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.report import table
+from bench.tables import table
 from bench.turns import medians, take_turns
 from stochprune import functional
 from stochprune.seeding import generator
