@@ -62,7 +62,7 @@ class SelfBoundConfig(Config):
         "cross_entropy",
         "Loss in [0, 1] to learn with: bounded cross-entropy, or 1 - softmax(outputs / temperature) of the label.",
     )
-    first_softness: float = option(1.0, "Temperature of soft_zero_one at the first step.", POSITIVE)
+    first_softness: float = option(3.0, "Temperature of soft_zero_one at the first step.", POSITIVE)
     last_softness: float = option(0.1, "Temperature of soft_zero_one after the last step; geometric fall.", POSITIVE)
     p_min: float = option(
         1e-4, "Minimum probability in the cross-entropy, which is divided by ln(1 / p_min).", at_most(0.5)
