@@ -82,7 +82,7 @@ def _gains(groups: Groups) -> Figure:
         "Mask fine-tuning against its controls",
         "The difference of errors, paired by seed, in percentage points; left of zero the fine-tuned mask is better. "
         "Both trainings have the same number of epochs. Lines: 95 % intervals (Student), which one seed lacks.",
-        [Panel(charts.intervals(records, "difference of errors, percentage points"))],
+        [Panel(charts.intervals(records, "difference, percentage points"))],
         table=Table("Differences", ("mask", "difference", "points", "95 % low", "95 % high"), listed),
     )
 
