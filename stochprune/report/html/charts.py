@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 Scale = Literal["linear", "log"]
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is loaded
 SERIES = "series"
-MOST_POINTS = 5000
+MOST_POINTS, MOST_NAMES = 5000, 80
 
 
 def chart(data: Iterable[Record], layers: Sequence[Mapping[str, Any]], *, height: int = 240) -> dict[str, Any]:
@@ -31,6 +31,11 @@ def quantity(field: str, title: str, *, scale: Scale = "linear", zero: bool = Fa
     """Return the channel of a number."""
     how = {"type": scale, "nice": False, "padding": 12} if scale == "log" else {"zero": zero, "nice": True}
     return {"field": field, "type": "quantitative", "title": title, "scale": how, "axis": {"format": ".4~g"}, **more}
+
+
+def scale_of(data: Iterable[Record], field: str) -> Scale:
+    """Return the logarithmic scale if all values are positive."""
+    return "log" if all(record[field] > 0 for record in data) else "linear"
 
 
 def category(field: str, title: str | None = None, **more: Any) -> dict[str, Any]:
@@ -77,6 +82,7 @@ def interval(label: str, series: str, value: float, half_width: float | None) ->
 
 def intervals(data: Sequence[Record], title: str) -> dict[str, Any]:
     """Return a point and an interval for each record of :func:`interval`, one below another, and a line at zero."""
+    data = data[:MOST_NAMES]
     y = category("label", axis={"labelLimit": 230}, sort=list(dict.fromkeys(record["label"] for record in data)))
     x = quantity("value", title, zero=True)
     zero = {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": {"x": {"datum": 0}}}
@@ -94,6 +100,7 @@ def intervals(data: Sequence[Record], title: str) -> dict[str, Any]:
 
 def bars(data: Sequence[Record], x: Mapping[str, Any], y: Mapping[str, Any]) -> dict[str, Any]:
     """Return horizontal bars, one for each record."""
+    data = data[:MOST_NAMES]
     encoding = {"x": x, "y": y, "tooltip": tooltip(y, x)}
     return chart(data, [{"mark": "bar", "encoding": encoding}], height=max(80, 24 * len(data)))
 

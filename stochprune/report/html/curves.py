@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stochprune.report.html import charts
-from stochprune.report.html.parts import MOST_ROWS, Figure, Panel, Table, is_number, short
+from stochprune.report.html.parts import Figure, Panel, Table, is_number, short
 
 MOST_FIELDS = 12
 MOST_SERIES = 8
@@ -15,7 +15,7 @@ History = Sequence[Mapping[str, Any]]
 
 
 def history_figure(title: str, about: str, histories: Mapping[str, History]) -> list[Figure]:
-    """Return a figure of one chart for each number of the histories, over epochs or steps; none without numbers.
+    """Return a figure of one chart for each number of the histories, over epochs or steps; none without curves.
 
     Args:
         histories: entries with ``epoch`` or ``step``, by series.
@@ -36,9 +36,9 @@ def history_figure(title: str, about: str, histories: Mapping[str, History]) -> 
         kept = [record for record in records if record["series"] in map(short, shown)]
         x = charts.quantity("x", axis, axis={"tickMinStep": 1, "format": "d"})
         panels.append(Panel(charts.lines(kept, x, charts.quantity("y", "value"), height=170), short(field)))
-    if not panels:
+    if not panels or max(map(len, histories.values())) < 2:  # one entry is no curve
         return []
     if len(histories) > len(shown):
         about += f" The charts show the first {len(shown)} of {len(histories)} series."
-    table = Table(title, ("series", axis, "number", "value"), rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS))
+    table = Table(title, ("series", axis, "number", "value"), rows)
     return [Figure(title, about, panels, table=table)]

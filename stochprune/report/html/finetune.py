@@ -9,7 +9,6 @@ from stochprune.report.html import charts
 from stochprune.report.html.curves import history_figure
 from stochprune.report.html.masks import mask_figures
 from stochprune.report.html.parts import (
-    MOST_ROWS,
     Cell,
     Figure,
     Panel,
@@ -30,7 +29,6 @@ ARMS = {
     "stochastic": "random masks, before pruning",
 }
 AGAINST = {"retrained": "fine-tuned - score's mask", "shuffled": "fine-tuned - shuffled"}
-MOST_PANELS = 12
 Groups = Mapping[tuple[str, float], list[Mapping[str, Any]]]
 
 
@@ -84,7 +82,7 @@ def _gains(groups: Groups) -> Figure:
         "Mask fine-tuning against its controls",
         "The difference of errors, paired by seed, in percentage points; left of zero the fine-tuned mask is better. "
         "Both trainings have the same number of epochs. Lines: 95 % intervals (Student), which one seed lacks.",
-        [Panel(charts.intervals(records, "difference of errors, percentage points"))],
+        [Panel(charts.intervals(records, "difference, percentage points"))],
         table=Table("Differences", ("mask", "difference", "points", "95 % low", "95 % high"), listed),
     )
 
@@ -99,33 +97,34 @@ def _errors(groups: Groups, dense: float) -> Figure:
             scores.setdefault(score, []).append(record)
             rows.append([score, 100 * sparsity, label, spread.mean, spread.sd])
     x = charts.quantity("x", "weights pruned, per cent")
-    y = charts.quantity("y", "error, per cent", scale="log")
     return Figure(
         "Errors by sparsity",
         f"Means over seeds. The dense networks: {dense:.2f} per cent. The axis is logarithmic.",
-        [Panel(charts.lines(records, x, y), score) for score, records in list(scores.items())[:MOST_PANELS]],
+        [Panel(charts.lines(records, x, _error(records)), score) for score, records in scores.items()],
         table=Table("Errors by sparsity", ("score", "% pruned", "arm", "mean error", "std over seeds"), rows),
     )
+
+
+def _error(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return charts.quantity("y", "error, per cent", scale=charts.scale_of(records, "y"))
 
 
 def _densities(groups: Groups) -> Figure:
     panels, rows = [], list[list[Any]]()
     for key, cells in groups.items():
         records = []
-        for layer in list(cells[0]["density"])[:MOST_ROWS]:
+        for layer in cells[0]["density"]:
             before, after = zip(*(cell["density"][layer] for cell in cells), strict=True)
             for series, values in (("score's mask", before), ("fine-tuned mask", after)):
                 share = 100 * sum(map(float, values)) / len(values)
                 records.append({"label": short(layer), "series": series, "x": share})
                 rows.append([_name(key), short(layer), series, share])
-        x = charts.quantity("x", "weights kept, per cent (logarithmic)", scale="log")
+        x = charts.quantity("x", "weights kept, per cent", scale=charts.scale_of(records, "x"))
         y = charts.category("label", axis={"labelLimit": 160})
         panels.append(Panel(charts.points(records, x, y, height=max(80, 15 * len(records))), _name(key)))
     return Figure(
         "Density by layer",
         "The share of weights that each mask keeps, the mean over seeds: fine-tuning moves weights between layers.",
-        panels[:MOST_PANELS],
-        table=Table(
-            "Density by layer", ("mask", "layer", "of", "% kept"), rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS)
-        ),
+        panels,
+        table=Table("Density by layer", ("mask", "layer", "of", "% kept"), rows),
     )

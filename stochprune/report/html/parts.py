@@ -13,6 +13,8 @@ from typing import Any
 MOST_ROWS = 2000
 """Rows of a table that a page shows."""
 MOST_COLUMNS = 30
+MOST_PANELS = 36
+"""Charts of a figure that a page shows."""
 MOST_CHARACTERS = 200
 """Characters of a text from a result file that a page shows."""
 Cell = str | float | int | bool | None
@@ -20,15 +22,19 @@ Cell = str | float | int | bool | None
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table that sorts; ``left_out`` is the number of rows beyond :data:`MOST_ROWS`."""
+    """A table that sorts. A page shows its first :data:`MOST_ROWS` rows."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    left_out: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.rows)
+
+    @property
+    def shown(self) -> Sequence[Sequence[Cell]]:
+        """The rows that a page shows."""
+        return self.rows[:MOST_ROWS]
 
     def numeric(self) -> list[bool]:
         """Return for each column whether all of its values are numbers or missing."""
@@ -68,6 +74,11 @@ class Figure:
     table: Table | None = None
     wide: bool = False  # the charts have long names beside their axes
 
+    @property
+    def shown(self) -> Sequence[Panel]:
+        """The charts that a page shows."""
+        return self.panels[:MOST_PANELS]
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -106,8 +117,8 @@ def table_of(title: str, records: Iterable[Any]) -> Table:
     """Return a table of mappings, one column for each key; nested mappings become dotted names, lists are left out."""
     flat = [flattened(record) for record in records if isinstance(record, Mapping)]
     columns = list(dict.fromkeys(key for record in flat for key in record))[:MOST_COLUMNS]
-    rows = [[record.get(key) for key in columns] for record in flat[:MOST_ROWS]]
-    return Table(title, [short(key) for key in columns], rows, max(0, len(flat) - MOST_ROWS))
+    rows = [[record.get(key) for key in columns] for record in flat]
+    return Table(title, [short(key) for key in columns], rows)
 
 
 def flattened(record: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:

@@ -12,7 +12,6 @@ from stochprune.report.html.sources import Source
 from stochprune.report.summary import Paired, Spread
 
 PARTS = {"rows": "Errors", "layers": "Layers", "distances": "Distances", "shedding": "Weights near zero"}
-MOST_PANELS = 12
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -55,9 +54,7 @@ def _errors(rows: Rows, unit: str) -> list[Figure]:
     dense = [float(row["error"]) for row in rows if row["score"] == "dense"]
     about = "Means over seeds." + (f" The dense networks: {Spread.of(dense).mean:.4g}." if dense else "")
     columns = ("network", many, "% pruned", f"mean {unit}", "std over seeds", "seeds")
-    return [
-        Figure("Errors by sparsity", about, panels[:MOST_PANELS], table=Table("Errors by sparsity", columns, table))
-    ]
+    return [Figure("Errors by sparsity", about, panels, table=Table("Errors by sparsity", columns, table))]
 
 
 def _differences(rows: Rows, unit: str) -> list[Figure]:
@@ -77,16 +74,16 @@ def _differences(rows: Rows, unit: str) -> list[Figure]:
             records.append(charts.interval(_arm(arm), "difference", found.mean, found.half_width))
             table.append([title, *records[-1].values(), len(paired)])
         if records:
-            panels.append(Panel(charts.intervals(records, f"difference of {unit}"), title))
+            panels.append(Panel(charts.intervals(records, "difference"), title))
     if not panels:
         return []
     columns = ("control", "arm", "number", "difference", "95 % low", "95 % high", "seeds")
     about = (
-        "The difference to the first arm of the study, paired by seed; left of zero is better. Lines: 95 % intervals "
-        "(Student), which one seed lacks."
+        f"The difference of {unit} to the first arm of the study, paired by seed; left of zero is better. Lines: 95 % "
+        "intervals (Student), which one seed lacks."
     )
     listed = Table("Differences", columns, table)
-    return [Figure("Differences to the first arm", about, panels[:MOST_PANELS], table=listed, wide=True)]
+    return [Figure("Differences to the first arm", about, panels, table=listed, wide=True)]
 
 
 def _arm(key: tuple[Any, ...]) -> str:
@@ -107,7 +104,7 @@ def _costs(rows: Rows, unit: str) -> list[Figure]:
         }
         for row in timed
     ]
-    x = charts.quantity("x", "seconds of the processor", scale="log" if all(r["x"] > 0 for r in records) else "linear")
+    x = charts.quantity("x", "seconds of the processor", scale=charts.scale_of(records, "x"))
     spec = charts.points(records, x, charts.quantity("y", unit))
     about = "Each point is one run of an arm: what it costs and what it reaches."
     return [Figure("Error against time", about, [Panel(spec)], table=table_of("Error against time", timed))]
