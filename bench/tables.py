@@ -26,12 +26,13 @@ def steps(rows: list[Row]) -> str:
         if "contender" in row:
             name = (row["width"], row["batch"], row["dtype"], row["mode"], row["part"])
             cases.setdefault(name, {})[row["contender"]] = row
+    without_amx = [WITHOUT_AMX] if any(WITHOUT_AMX in by for by in cases.values()) else []
     lines = []
     for (width, batch, *rest), by in cases.items():
         ours, dense = by["ours"]["ms"], by["dense"]["ms"]
         others = {name: row["ms"] for name, row in by.items() if name != "dense" and not name.startswith("ours")}
         best = min(others, key=lambda name: others[name])
-        times = [f"{by[name]['ms']:.1f}" if name in by else "" for name in ("dense", "ours", WITHOUT_AMX, *others)]
+        times = [f"{by[name]['ms']:.1f}" if name in by else "" for name in ("dense", "ours", *without_amx, *others)]
         lines.append(
             [f"{width}², {batch}", *rest, *times, f"**{ours / dense:.2f}**", f"{others[best] / ours:.1f}x ({best})"]
         )
@@ -43,7 +44,7 @@ def steps(rows: list[Row]) -> str:
         "part",
         "dense",
         "ours",
-        WITHOUT_AMX,
+        *without_amx,
         *names,
         "tax",
         "faster than the best other",

@@ -9,7 +9,8 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":\w+:`~?([^`]+)`")  # :func:`name`
-LITERAL = re.compile(r"::$(?=\n\n {4})", re.MULTILINE)  # a paragraph that ends with two colons, then an indented block
+ALONE = re.compile(r"^::\n\n(?= {4})", re.MULTILINE)  # a paragraph of two colons, then an indented block
+LITERAL = re.compile(r"::$(?=\n\n {4})", re.MULTILINE)  # the same two colons at the end of a text
 
 
 class Docstrings(griffe.Extension):
@@ -17,7 +18,8 @@ class Docstrings(griffe.Extension):
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = LITERAL.sub(":", ROLE.sub(r"`\1`", obj.docstring.value))
+            text = ROLE.sub(r"`\1`", obj.docstring.value)
+            obj.docstring.value = LITERAL.sub(":", ALONE.sub("", text))
 
     def on_module_members(self, *, node: ast.AST, mod: griffe.Module, **_: Any) -> None:
         """Document ``a, b = map(f, (1, 2))`` by the function that ``f`` defines and returns."""
