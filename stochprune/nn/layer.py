@@ -17,6 +17,7 @@ from stochprune.nn.hooks import move_hooks
 from stochprune.nn.mask_source import MaskSource
 from stochprune.quantised import dequantised, is_quantised
 from stochprune.seeding import generator
+from stochprune.shards import is_dtensor
 
 Layer = TypeVar("Layer", bound="MaskedLayer")
 
@@ -185,6 +186,11 @@ class MaskedLayer(MaskSource):
     ) -> None:
         """Take the logits of ``weight``, and the address of its masks."""
         check_estimator(type(self).__name__, estimator, temperature)
+        if is_dtensor(weight):
+            raise ValueError(
+                f"{type(self).__name__}: weight is a DTensor, {weight.placements}: convert the model first, and split "
+                f"it over processes after that"
+            )
         if is_quantised(weight):  # the logits have its shape, dtype and device
             weight = torch.empty((), dtype=weight.dtype, device=weight.device).expand(weight.shape)
         if weight.dtype not in FLOATING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 
@@ -43,9 +44,10 @@ def pair(**options) -> tuple[nn.Module, nn.Module]:
 
 def check_forward_and_gradients(folder: Path) -> None:
     one, split = pair()
-    for _ in range(2):
+    for fused in (False, True):
         one.zero_grad(), split.zero_grad()
-        y, found = one(batch()), split(own(batch()))
+        with sp.nn.fused_masking(split) if fused else contextlib.nullcontext():
+            y, found = one(batch()), split(own(batch()))
         assert torch.equal(found, own(y))
         loss(y).backward(), loss(found).backward()
         assert_close(gradients(split), gradients(one))
