@@ -114,12 +114,13 @@ def check_budgets_and_cuts(folder: Path) -> None:
             budget.step()
         assert_close(dict(model.named_parameters()), dict(one.named_parameters()))
         assert budget.end_epoch() == pytest.approx(budgets[0].end_epoch(), rel=1e-4, abs=1e-6)
-    for scope in ("global", "row"):
-        cuts = [sp.masks.from_scores(sp.scores.magnitude(model), 0.5, scope) for model, _ in models]
-        same = [sp.masks.from_scores({n: (v * 0) for n, v in sp.scores.magnitude(m).items()}, 0.5) for m, _ in models]
-        for found in (*cuts, *same):
-            want = cuts[0] if any(found is cut for cut in cuts) else same[0]
-            assert_close({n: m.float() for n, m in found.items()}, {n: m.float() for n, m in want.items()}, 0.0)
+    for scores in (
+        [sp.scores.magnitude(model) for model, _ in models],
+        [{n: 0 * v for n, v in sp.scores.magnitude(model).items()} for model, _ in models],  # positions decide
+    ):
+        want, *others = ({n: m.float() for n, m in sp.masks.from_scores(each, 0.5).items()} for each in scores)
+        for found in others:
+            assert_close(found, want, tolerance=0.0)
     states = [sp.distributed.hardened_state(model, 0.5) for model, _ in models]
     for state in states:
         assert_close(state, states[0])
