@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stochprune.shards import gathered, like_shard, local_shard, reduced
+from stochprune.shards import gathered, layout, like_shard, local_shard, reduced
 
 _DIGIT = 16
 """Bits that one pass over the scores decides; the processes add up 65,536 counts for it."""
@@ -21,9 +21,10 @@ def keep_highest(scores: Mapping[str, Tensor], sparsity: float, ties: Mapping[st
     undecided = {name: torch.ones_like(_part(scores[name]), dtype=torch.bool) for name in names}
     kept = {name: torch.zeros_like(mask) for name, mask in undecided.items()}
     for values in (scores, ties):
-        if values is None or not 0 < wanted < sum(_counts(undecided, scores)):
+        left = sum(_counts(undecided, scores))
+        if values is None or not 0 < wanted < left:
             continue
-        cut = _cut(values, undecided, sum(_counts(undecided, scores)) - wanted + 1)
+        cut = _cut(values, undecided, left - wanted + 1)
         for name, keys in _keys(values, names):
             kept[name] |= undecided[name] & (keys > cut)
             undecided[name] &= keys == cut
@@ -87,18 +88,25 @@ def _cut(values: Mapping[str, Tensor], among: Mapping[str, Tensor], k: int) -> i
 
 def _histogram(values: Mapping[str, Tensor], among: Mapping[str, Tensor], above: int, shift: int) -> Tensor:
     """Return how many values have each next digit, int64 [65536]; their digits so far are those of ``above``."""
-    names = [*among]
-    total = torch.zeros(1 << _DIGIT, dtype=torch.int64)
-    for name, keys in _keys(values, names):
+    parts: dict[object, tuple[Tensor, Tensor]] = {}  # counts and a tensor, for tensors that are split alike
+    for name, keys in _keys(values, [*among]):
         digit = (keys[among[name]] >> shift) - (above >> shift)
         digit = digit[(digit >= 0) & (digit < 1 << _DIGIT)]
-        total += reduced(torch.bincount(digit, minlength=1 << _DIGIT), values[name]).cpu()
-    return total
+        counts, how = torch.bincount(digit, minlength=1 << _DIGIT), layout(values[name])
+        parts[how] = (parts[how][0].add_(counts) if how in parts else counts), values[name]
+    return torch.stack([reduced(*each).cpu() for each in parts.values()]).sum(0)
 
 
 def _counts(masks: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> list[int]:
     """Return how many entries of each mask are True, over all processes."""
-    return [int(reduced(mask.sum(), like[name])) for name, mask in masks.items()]
+    alike: dict[object, list[str]] = {}
+    for name in masks:
+        alike.setdefault(layout(like[name]), []).append(name)
+    found: dict[str, int] = {}
+    for names in alike.values():
+        counts = torch.stack([masks[name].count_nonzero().to(masks[names[0]].device) for name in names])
+        found |= zip(names, reduced(counts, like[names[0]]).tolist(), strict=True)
+    return [found[name] for name in masks]
 
 
 def _first(mask: Tensor, like: Tensor, count: int) -> Tensor:

@@ -14,14 +14,15 @@ from stochprune.functional._address import check_estimator
 from stochprune.functional._checks import FLOATING
 from stochprune.masks.select import count_true
 from stochprune.nn.hooks import move_hooks
-from stochprune.nn.mask_source import MaskSource
+from stochprune.nn.uncast import UncastLogits
 from stochprune.quantised import dequantised, is_quantised
 from stochprune.seeding import generator
+from stochprune.shards import is_dtensor
 
 Layer = TypeVar("Layer", bound="MaskedLayer")
 
 
-class MaskedLayer(MaskSource):
+class MaskedLayer(UncastLogits):
     """Base of the masked layers, which have a ``weight`` and one keep logit for each of its entries.
 
     The state_dict contains ``weight`` and ``bias`` as in the dense layer, ``mask_logits``, and ``mask_seed`` and
@@ -60,7 +61,6 @@ class MaskedLayer(MaskSource):
     bias: Tensor | None
     mask_logits: Tensor
     local_reparameterisation: bool = False
-    _sharded_dtype: torch.dtype | None = None  # of the logits where FSDP manages the layer
 
     def __init__(
         self,
@@ -185,6 +185,11 @@ class MaskedLayer(MaskSource):
     ) -> None:
         """Take the logits of ``weight``, and the address of its masks."""
         check_estimator(type(self).__name__, estimator, temperature)
+        if is_dtensor(weight):
+            raise ValueError(
+                f"{type(self).__name__}: weight is a DTensor, {weight.placements}: convert the model first, and split "
+                f"it over processes after that"
+            )
         if is_quantised(weight):  # the logits have its shape, dtype and device
             weight = torch.empty((), dtype=weight.dtype, device=weight.device).expand(weight.shape)
         if weight.dtype not in FLOATING:
@@ -211,33 +216,6 @@ class MaskedLayer(MaskSource):
                 return self._local_forward(x, *args, **kwargs, seed=at["seed"], draw=at["draw"], stream=at["stream"])
             return self._masked_forward(x, *args, **kwargs, **at)
         return self._thresholded_forward(x, *args, **kwargs)
-
-    @property
-    def _is_fsdp_managed_module(self) -> bool:
-        """True once FSDP manages the layer. Both FSDPs set it before they cast anything, so the logits' dtype is kept.
-
-        FSDP casts what it gathers by its mixed precision policy, and no hook of a layer sees the policy.
-        """
-        return self._sharded_dtype is not None
-
-    @_is_fsdp_managed_module.setter
-    def _is_fsdp_managed_module(self, managed: bool) -> None:
-        self._sharded_dtype = self.mask_logits.dtype if managed else None
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
-        if self._sharded_dtype is not None:
-            self._sharded_dtype = self.mask_logits.dtype
-        return self
-
-    def _refuse_cast(self) -> None:
-        raise ValueError(
-            f"{type(self).__name__}: FSDP gave mask_logits in {self.mask_logits.dtype}, but they are "
-            f"{self._sharded_dtype}: its mixed precision policy casts them, which changes the masks. Shard with "
-            f"stochprune.distributed.shard(model, param_dtype=...), which keeps the logits as they are; or give no "
-            f"param_dtype, and convert a model whose weights are {self.mask_logits.dtype} with logits_dtype="
-            f"{self._sharded_dtype}"
-        )
 
     def _dense_forward(self, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run torch's own operator with this weight, which is already masked."""

@@ -44,8 +44,9 @@ def step_in_backward(params: ParamsT, make_optimizer: MakeOptimizer) -> StepInBa
     ``use_reentrant=True`` too unless a parameter is shared by checkpointed parts. Inside
     :func:`stochprune.nn.fused_masking` the steps are right, but nothing is saved: one launch computes all gradients.
 
-    Four things need all gradients at once and are impossible: accumulation over several backward passes, clipping by
-    the norm of all gradients, a gradient scaler (fp16), and averaging over processes by DDP. ``clip_grad_norm_`` finds
+    FSDP2 averages each gradient over processes before the parameter's step. Four things need all gradients at once and
+    are impossible: accumulation over several backward passes, clipping by the norm of all gradients, a gradient scaler
+    (fp16), and averaging over processes by DDP. ``clip_grad_norm_`` finds
     no gradients and returns 0; the trainers refuse such settings.
 
     Args:

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import stochprune as sp
 from stochprune.distributed import MaskedColwiseParallel as Colwise
 from stochprune.distributed import MaskedRowwiseParallel as Rowwise
-from tests.distributed.networks import assert_close, batch, gradients, loss, masked, masks, mlp
+from tests.distributed.networks import assert_close, batch, gradients, loss, masked, masks, mlp, whole
 
 PLAN = {"0": Colwise(), "2.0": Rowwise(), "3": Colwise(output_layouts=Replicate())}
 
@@ -96,6 +96,37 @@ def check_two_dimensions_with_fsdp(folder: Path) -> None:
     assert_close(masks(split, 9), masks(one, 9), tolerance=0.0)
 
 
+def check_budgets_and_cuts(folder: Path) -> None:
+    """Of parts along rows and along columns, and of parts of parts; with steps inside backward and outside."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    one, split = mlp(), parallelize_module(mlp(), init_device_mesh("cpu", (4,)), PLAN)
+    both = parallelize_module(mlp(), mesh["tp"], PLAN)
+    sp.distributed.shard(both, [both[2]], mesh=mesh["dp"])
+    models = [(one, batch()), (split, batch()), (both, batch().chunk(2)[mesh.get_local_rank("dp")])]
+    budgets = [sp.Budget(model, 0.6) for model, _ in models]
+    for (model, x), budget in zip(models, budgets, strict=True):
+        groups, kind = sp.parameter_groups(model, lr=0.1), torch.optim.SGD
+        optimizer = kind(groups) if model is one else sp.training.step_in_backward(groups, kind)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss(model(x)).backward()
+            optimizer.step()
+            budget.step()
+        assert_close(dict(model.named_parameters()), dict(one.named_parameters()))
+        assert budget.end_epoch() == pytest.approx(budgets[0].end_epoch(), rel=1e-4, abs=1e-6)
+    for scores in (
+        [sp.scores.magnitude(model) for model, _ in models],
+        [{n: 0 * v for n, v in sp.scores.magnitude(model).items()} for model, _ in models],  # positions decide
+    ):
+        want, *others = ({n: m.float() for n, m in sp.masks.from_scores(each, 0.5).items()} for each in scores)
+        for found in others:
+            assert_close(found, want, tolerance=0.0)
+    states = [sp.distributed.hardened_state(model, 0.5) for model, _ in models]
+    for state in states:
+        assert_close(state, states[0])
+        assert all(torch.equal(whole(state[name]) == 0, states[0][name] == 0) for name in state)
+
+
 def check_a_split_model_hardens_in_place(folder: Path) -> None:
     mesh = init_device_mesh("cpu", (4,))
     one, split = mlp(), parallelize_module(mlp(), mesh, PLAN)
@@ -113,6 +144,9 @@ def check_refusals(folder: Path) -> None:
     split = parallelize_module(mlp(), mesh, {"0": Colwise()})
     with pytest.raises(ValueError, match="DTensor"):
         parallelize_module(split, mesh, {"0": Colwise()})
+    dense = parallelize_module(nn.Sequential(nn.Linear(8, 8)), mesh, {"0": ColwiseParallel()})
+    with pytest.raises(ValueError, match=r"0\.weight.*DTensor"):
+        sp.convert(dense)
     layer = split[0]
     with pytest.raises(TypeError, match="DTensor"):
         sp.functional.masked_linear(batch(), layer.weight, layer.mask_logits, seed=0, draw=0, stream=1)
