@@ -15,7 +15,7 @@ def pairs(batches: Iterable[object], what: str, labels: bool = True) -> Iterator
     Args:
         batches: a ``DataLoader``, a list of pairs, or :class:`stochprune.data.Batches`.
         what: the function or argument that the message names.
-        labels: whether labels are used; if not, y may be anything, such as None.
+        labels: whether labels are used; if not, y may be anything, such as None, and x a dictionary of inputs.
 
     Raises:
         TypeError: a batch of another kind, such as a dictionary, three tensors, or one tensor.
@@ -32,7 +32,9 @@ def pairs(batches: Iterable[object], what: str, labels: bool = True) -> Iterator
 def _is_pair(batch: object, labels: bool) -> bool:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         return False
-    return isinstance(batch[0], Tensor) and (isinstance(batch[1], Tensor) or not labels)
+    if not labels:
+        return isinstance(batch[0], Tensor | Mapping)
+    return isinstance(batch[0], Tensor) and isinstance(batch[1], Tensor)
 
 
 def kind_of_batch(batch: object) -> str:

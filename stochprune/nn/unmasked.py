@@ -29,6 +29,7 @@ def warn_of_unmasked(
     include: Selectors | None,
     exclude: Selectors | None,
     obstacles: Collection[str],
+    op: str = "convert",
 ) -> None:
     """Warn once where weights of two dimensions and more that the user wants masked are not, such as experts [E, N, K].
 
@@ -40,6 +41,7 @@ def warn_of_unmasked(
         masked: the weights that get masks.
         include, exclude: as given to convert.
         obstacles: the names of the modules that cannot be masked.
+        op: the public function that the message names.
     """
     earlier = [layer.weight for layer in masked_layers(model).values()]
     decided = {id(weight) for weight in (*masked, *earlier)}
@@ -65,12 +67,12 @@ def warn_of_unmasked(
         for name, share in sorted(shares.items(), key=lambda item: -item[1])
     )
     warnings.warn(
-        f"convert: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer stands "
+        f"{op}: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer stands "
         f"for their modules: {listing}. To mask them, register a masked type (stochprune.nn.register) or write these "
         f"modules with layers of torch (stochprune.integrations.transformers masks experts of transformers); to leave "
         f"them dense without this warning, exclude them by these names",
         UnmaskedWeightsWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -92,7 +94,7 @@ def warn_of_readers(model: nn.Module, masked: Mapping[str, nn.Module]) -> None:
             f"convert: these modules read the weights of their children themselves, past the masks: {listing}. "
             f"Register a masked module for each (stochprune.nn.register), or exclude these weights",
             UnmaskedWeightsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -68,15 +68,17 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor) -> Tensor:
-    """Return ``model(x)`` with parameters and buffers (the keys) replaced by ``values``, other buffers by copies.
+def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Return ``model(x)``, or ``model(**x)``, with tensors (the keys) replaced by ``values``, other buffers by copies.
 
     So weights, running statistics and draw counters do not change. The model is called in its present mode.
     """
     replacements: dict[int, Tensor] = {id(buffer): buffer.clone() for buffer in model.buffers()}
     replacements |= {id(tensor): value for tensor, value in values.items()}
     # Not torch's own tying: it leaves a module that has two names with the replaced tensors (pytorch #164759).
-    return functional_call(model, _by_name(model, replacements), (x,), tie_weights=False)
+    named = {} if isinstance(x, Tensor) else dict(x)
+    given = (x,) if isinstance(x, Tensor) else ()
+    return functional_call(model, _by_name(model, replacements), given, named, tie_weights=False)
 
 
 def loss_at(model: nn.Module, loss_fn: LossFunction, values: Mapping[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from stochprune.arguments import checked
 from stochprune.data.pairs import pairs
 from stochprune.nn import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transformers_conv1d
+from stochprune.nn.registry import base_of, masked_type
 from stochprune.nn.selection import Selectors, wanted
 from stochprune.scores._common import Examples, call, tables_of, wide
 
@@ -50,8 +51,11 @@ def linear_layers(
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return True for linear layers, masked or not, and ``Conv1D`` of transformers."""
-    return type(module) is nn.Linear or isinstance(module, MaskedLinear) or is_transposed(module)
+    """Return True for linear layers, masked or not, those that a user registered, and ``Conv1D`` of transformers."""
+    kind = masked_type(module) if base_of(module) is type(module) else None
+    if kind is not None and issubclass(kind, MaskedLinear):
+        return True
+    return isinstance(module, MaskedLinear) or is_transposed(module)
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -116,11 +120,15 @@ def input_sums(
     try:
         for x, _ in pairs(batches, "batches", labels=False):
             sums.clear()
-            call(model, {}, x.to(device))
+            given: Any = x
+            named = given if isinstance(given, Mapping) else {"": x}
+            moved = {name: value.to(device) for name, value in named.items()}
+            call(model, {}, moved[""] if named is not given else moved)
+            count = len(next(iter(named.values())))
             missing = [name for name in names.values() if name not in sums]
             if missing:
                 raise ValueError(f"no input reached {', '.join(missing)}")
-            yield len(x), {name: sums[name] / len(x) for name in names.values()}
+            yield count, {name: sums[name] / count for name in names.values()}
     finally:
         for handle in handles:
             handle.remove()

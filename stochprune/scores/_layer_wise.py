@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from stochprune.masks import from_scores, n_of_m
+from stochprune.nn.obstacles import find_obstacles
+from stochprune.nn.selection import Selectors
+from stochprune.nn.unmasked import warn_of_unmasked
 from stochprune.scores._common import Data, Examples, all_finite, mean_over_examples, repeatable, wide
 from stochprune.scores._inputs import Layers, input_sums, matrix
 
@@ -23,6 +27,7 @@ def prune_in_turn(
     layers: Layers,
     sparsity: Sparsity,
     prune: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    selectors: tuple[Selectors | None, Selectors | None],
 ) -> dict[str, Tensor]:
     """Prune layers in place, one after the other; return bool masks by weight name, of the weights' shapes.
 
@@ -30,8 +35,11 @@ def prune_in_turn(
         op: the public function, for messages.
         prune: a function of a copy of the weight [out, in] and the second moment of its inputs [in, in] that returns
             the pruned weight and its mask.
+        selectors: include and exclude, for the warning of weights that are not pruned.
     """
     batches, masks = repeatable(batches), {}
+    weights = [cast(Tensor, layer.weight) for layer in layers.values()]
+    warn_of_unmasked(model, weights, *selectors, find_obstacles(model), op)
     for name, layer in layers.items():
         width = matrix(layer).shape[1]
         if isinstance(sparsity, tuple) and width % sparsity[1]:

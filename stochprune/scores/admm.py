@@ -33,7 +33,7 @@ def admm_prune(
     stay. The input of each layer comes from the pruned layers before it.
 
     Args:
-        batches: (x, y), iterated once per layer; y is not used.
+        batches: (x, y), iterated once per layer; y is not used. x may be a dictionary of the model's inputs.
         sparsity: the fraction to prune of each layer; or (n, m): prune n of each m in a row.
         damping: this fraction of the mean of the scaled moment's diagonal is added to the diagonal.
         iterations: of the method, at least 1.
@@ -70,7 +70,7 @@ def admm_prune(
         return (torch.where(mask, v + u, 0) / norms).to(weight.dtype), mask
 
     layers = linear_layers(model, include, exclude)
-    return prune_in_turn("admm_prune", model, batches, layers, sparsity, prune)
+    return prune_in_turn("admm_prune", model, batches, layers, sparsity, prune, (include, exclude))
 
 
 def _largest(sizes: Tensor, sparsity: Sparsity, progress: float) -> Tensor:

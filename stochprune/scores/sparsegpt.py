@@ -29,7 +29,7 @@ def sparsegpt(
 
     Args:
         loss_fn: not used.
-        batches: (x, y); y is not used.
+        batches: (x, y); y is not used. x may be a dictionary of the model's inputs.
         damping: this fraction of the mean of H's diagonal is added to the diagonal.
         include, exclude: as in :func:`stochprune.convert`; a layer that shares its weight with an embedding is left out
             unless ``include`` names it.
@@ -70,7 +70,7 @@ def sparsegpt_prune(
     been compensated, as in the authors' code.
 
     Args:
-        batches: (x, y), iterated once per layer.
+        batches: (x, y), iterated once per layer; y is not used. x may be a dictionary of the model's inputs.
         sparsity: the fraction to prune of each block of columns; or (n, m): prune n of each m in a row.
         damping: as for :func:`sparsegpt`.
         block: the number of columns whose mask is chosen together; by default 128 for a fraction, and m for (n, m).
@@ -102,7 +102,7 @@ def sparsegpt_prune(
         return weight, mask
 
     layers = linear_layers(model, include, exclude)
-    return prune_in_turn("sparsegpt_prune", model, batches, layers, sparsity, prune)
+    return prune_in_turn("sparsegpt_prune", model, batches, layers, sparsity, prune, (include, exclude))
 
 
 def _inverse_factor(moment: Tensor, weight: Tensor, damping: float) -> Tensor:

@@ -27,7 +27,7 @@ def wanda(
 
     Args:
         loss_fn: not used.
-        batches: (x, y); y is not used.
+        batches: (x, y); y is not used. x may be a dictionary of the model's inputs.
         include, exclude: as in :func:`stochprune.convert`; a layer that shares its weight with an embedding is left out
             unless ``include`` names it.
 

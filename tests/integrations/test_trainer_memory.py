@@ -19,8 +19,9 @@ SHAPES = {name: (torch.Size((4, 32)), torch.int64) for name in ("input_ids", "la
 CONFIG = MemoryConfig(weights="fp32", batch_size=4, sequence=32)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
-@pytest.mark.parametrize("change", [{}, {"batch_size": 2}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "change"), [("llama", {}), ("qwen3", {"batch_size": 2}), ("gpt2", {"checkpointing": True})], ids=str
+)
 def test_sizes_of_a_masked_model_are_those_of_its_configuration(transformers, hf, tmp_path, name, change):
     dense = build(transformers, name)
     dense.save_pretrained(tmp_path)

@@ -129,6 +129,25 @@ def test_a_score_of_the_users_own_starts_the_mask(transformers, hf):
         assert torch.equal(layer.gate(), sp.masks.from_scores({name: scores[name].mT}, 0.25, "row")[name].mT)
 
 
+@pytest.mark.parametrize(("name", "initial"), [("t5", "wanda"), ("falcon", "sparsegpt")])
+def test_calibration_of_other_models(transformers, hf, name, initial):
+    config = hf.MaskConfig(initial=initial, sparsity=0.5, scope="row")
+    batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    model = build(transformers, name)
+    if name == "t5":
+        with pytest.raises(ValueError, match="decoder_input_ids"):
+            hf.get_masked_model(model, config, calibration=[batch])
+        batch["decoder_input_ids"] = IDS.flip(0)
+    layers = sp.nn.masked_layers(hf.get_masked_model(model, config, calibration=[batch]))
+    assert len(layers) > 6 and all(0.3 < layer.gate().float().mean() < 0.7 for layer in layers.values())
+
+
+@pytest.mark.parametrize("prune", ["admm_prune", "sparsegpt_prune"])
+def test_experts_that_are_not_pruned_are_named(transformers, prune):
+    with pytest.warns(sp.nn.UnmaskedWeightsWarning, match=f"{prune}: .*experts"):
+        getattr(sp.scores, prune)(build(transformers, "mixtral"), [(IDS, None)], 0.5)
+
+
 @pytest.mark.parametrize("initial", ["magnitude", "sparsegpt"])
 def test_n_of_m_on_gpt2(transformers, hf, tmp_path, initial):
     config = hf.MaskConfig(pattern="2:4", initial=initial)

@@ -9,6 +9,7 @@ from torch import Tensor
 from stochprune.arguments import checked
 from stochprune.extras import extra
 from stochprune.integrations.transformers.config import CALIBRATED, MaskConfig
+from stochprune.integrations.transformers.experts import register_modules
 from stochprune.integrations.transformers.layers import mask_layers, set_trainable
 from stochprune.integrations.transformers.quantizer import MaskQuantizer, attach, detach
 from stochprune.integrations.transformers.start import (
@@ -41,7 +42,8 @@ def get_masked_model(
         model: a dense model. Its weights stay where they are, without copies.
         config: what is masked, and from which start; default: ``MaskConfig()``.
         calibration: for the starts wanda, sparsegpt and admm: input ids int64 [B, T], or dictionaries with
-            ``input_ids`` or ``pixel_values``, without padding. A list, or another iterable that is read once.
+            ``input_ids`` or ``pixel_values``, without padding; for a model with an encoder and a decoder also with
+            ``decoder_input_ids``. A list, or another iterable that is read once.
         start: in place of ``config.initial``, any score by weight name, of the weights' shapes, higher means keep.
 
     Returns:
@@ -57,6 +59,7 @@ def get_masked_model(
     if masked_layers(model):
         raise ValueError(f"get_masked_model: {type(model).__name__} is masked already: call merge_and_unload first")
     check_start("get_masked_model", config, calibrated=calibration is not None or start is not None)
+    register_modules(model)
     if start is None and calibration is not None and config.starts_pruned and config.initial in CALIBRATED:
         start = calibrated_scores(model, config, calibration)
     with restored_on_error(model):

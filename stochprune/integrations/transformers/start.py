@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import UserDict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +36,16 @@ def calibrated_scores(model: nn.Module, config: MaskConfig, batches: Batches) ->
     Raises:
         ValueError: a dictionary without inputs, or with padding, and the errors of the score.
     """
-    inputs = [(_input(batch), torch.empty(0)) for batch in batches]
+    config_of = getattr(model, "config", None)
+    pick = _inputs_of_both if getattr(config_of, "is_encoder_decoder", False) else _input
+    inputs = [(pick(batch), torch.empty(0)) for batch in batches]
     with evaluation(model):
         if config.initial == "admm":
             return _admm(model, config, inputs)
         return scores.by_name(config.initial)(model, None, inputs)
 
 
-def _admm(model: nn.Module, config: MaskConfig, inputs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def _admm(model: nn.Module, config: MaskConfig, inputs: list[Any]) -> dict[str, Tensor]:
     """Return 1 where ADMM pruning keeps a weight; it changes weights, so a copy of the model is pruned."""
     n, m = config.n_of_m or (0, 0)
     sparsity = (m - n, m) if m else config.sparsity or 0.0
@@ -100,12 +103,30 @@ def _cut(layers: Mapping[str, MaskedLayer], config: MaskConfig, score: Mapping[s
             layer.mask_logits.fill_(low).masked_fill_(layer.from_rows(kept[name]), high)
 
 
+def _inputs_of_both(batch: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inputs of an encoder and a decoder."""
+    if not isinstance(batch, Mapping) or "decoder_input_ids" not in batch:
+        raise ValueError(
+            "get_masked_model: calibration of a model with an encoder and a decoder must be dictionaries with "
+            "decoder_input_ids besides the inputs of the encoder"
+        )
+    inputs = {name: value for name, value in batch.items() if name not in ("attention_mask", "labels")}
+    if not inputs.keys() - {"decoder_input_ids"}:
+        raise ValueError("get_masked_model: calibration must hold the inputs of the encoder besides decoder_input_ids")
+    _refuse_padding(batch)
+    return inputs
+
+
+def _refuse_padding(batch: Mapping[str, Tensor]) -> None:
+    if "attention_mask" in batch and not bool(batch["attention_mask"].all()):
+        raise ValueError("get_masked_model: calibration must have no padding: attention_mask has zeros; pack the text")
+
+
 def _input(batch: Tensor | Mapping[str, Tensor]) -> Tensor:
     if isinstance(batch, Tensor):
         return batch
     name = next((name for name in INPUTS if name in batch), None)
     if name is None:
         raise ValueError(f"get_masked_model: calibration must hold {' or '.join(INPUTS)}, got {', '.join(batch)}")
-    if "attention_mask" in batch and not bool(batch["attention_mask"].all()):
-        raise ValueError("get_masked_model: calibration must have no padding: attention_mask has zeros; pack the text")
+    _refuse_padding(batch)
     return batch[name]
