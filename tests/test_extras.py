@@ -15,7 +15,7 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the packa
 CORE = {*sys.stdlib_module_names, "torch", "numpy", "stochprune"}
 OPTIONAL = (
     *("matplotlib", "sklearn", "scipy", "typer", "click", "rich", "yaml"),
-    *("transformers", "tokenizers", "triton", "safetensors", "lightning"),
+    *("transformers", "tokenizers", "triton", "safetensors", "lightning", "ray", "submitit"),
 )
 BLOCK = f"""
 import sys
