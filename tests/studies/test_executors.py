@@ -204,7 +204,7 @@ def test_engines_run_work_and_see_that_a_worker_dies(tmp_path, monkeypatch, pack
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     started = executors.choose(name, 1, given).start(tmp_path / "board")
     try:
-        handles = [started.submit(os._exit, 9), started.submit(ValueError, "seven")]
+        handles = [started.submit(lambda: os._exit(9)), started.submit(lambda: ValueError("seven"))]
         while not all(started.ended(handle) for handle in handles):
             time.sleep(0.1)
         with pytest.raises(engine.Lost):
