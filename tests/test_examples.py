@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SPARSITIES = {"own_loop": 0.95, "lightning_digits": 0.9, "accelerate_loop": 0.9}
+SPARSITIES = {"own_loop": 0.95, "lightning_digits": 0.9, "accelerate_loop": 0.9, "data_parallel": 0.9}
 
 
 def run(script: Path, folder: Path) -> str:

@@ -19,7 +19,7 @@ DISTRIBUTIONS = {
 CORE = {*sys.stdlib_module_names, "torch", "numpy", "stochprune"}
 OPTIONAL = (
     *("matplotlib", "sklearn", "scipy", "typer", "click", "rich", "yaml"),
-    *("transformers", "tokenizers", "triton", "safetensors", "lightning", "vl_convert"),
+    *("transformers", "tokenizers", "triton", "safetensors", "lightning", "vl_convert", "ray", "submitit"),
 )
 BLOCK = f"""
 import sys

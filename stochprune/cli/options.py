@@ -19,6 +19,7 @@ from stochprune.extras import MissingExtraError
 from stochprune.runs.files import CheckpointError
 from stochprune.runs.interrupt import Stopped, stop_signals
 from stochprune.runs.ranks import RankError
+from stochprune.studies.executors import WorkerError
 
 Command = Callable[..., None]
 Config = TypeVar("Config")
@@ -106,7 +107,7 @@ def one_line_ends(command: Command) -> Command:
             raise typer.Exit(1) from None
         except OSError as error:
             _end(f"error: {_reason(error)}", 1)
-        except (ValueError, FloatingPointError, CheckpointError, MissingExtraError, RankError) as error:
+        except (ValueError, FloatingPointError, CheckpointError, MissingExtraError, RankError, WorkerError) as error:
             _end(f"error: {error}", 1)
 
     return run

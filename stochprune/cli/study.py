@@ -12,6 +12,7 @@ from rich.markdown import Markdown
 from stochprune import studies
 from stochprune.cli.options import Device
 from stochprune.report import study_markdown
+from stochprune.studies import executors
 
 
 def study(
@@ -22,6 +23,11 @@ def study(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     device: Device = "",
+    executor: Annotated[str, typer.Option(help=f"Where cells run: {', '.join(executors.NAMES)}.")] = "local",
+    workers: Annotated[int, typer.Option(help="The most cells that ray or slurm run at the same time.")] = 2,
+    executor_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of ray or slurm, such as gpus=1; may be repeated.")
+    ] = None,
 ) -> None:
     """Run a grid of experiments.
 
@@ -30,6 +36,8 @@ def study(
     results.json, tables (CSV and Markdown) and pictures.
     """
     console = Console()
-    folder, results = studies.run(studies.load(name, small), data_dir=data_dir, out=out, device=device)
+    chosen = executors.choose(executor, workers, executor_option or [])
+    plan = studies.load(name, small)
+    folder, results = studies.run(plan, data_dir=data_dir, out=out, device=device, executor=chosen)
     console.print(Markdown(study_markdown(results)))
     console.print(f"{folder}/results.json, {folder}/tables.md", highlight=False, soft_wrap=True, markup=False)

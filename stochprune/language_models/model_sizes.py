@@ -55,6 +55,7 @@ class LanguageModelSizes:
         self.masked = tuple(shape for p in masked.values() for shape in _matrices(p))
         self.other = sum(p.numel() for p in parameters.values())
         self.largest_other = max((p.numel() for p in parameters.values()), default=0)
+        self.blocks, self.width = layers, self.config.get_text_config().hidden_size
         if not self.masked:
             raise ValueError(f"{path}: the model {type(model).__name__} has no linear layer to mask")
 

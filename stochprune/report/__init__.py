@@ -10,14 +10,16 @@ from stochprune.report.finetune import finetune_table, plot_finetune
 from stochprune.report.fraction import plot_fractions
 from stochprune.report.initialisation import plot_initialisation
 from stochprune.report.linear_lab import linear_lab_table, plot_linear_lab
-from stochprune.report.memory import memory_table
+from stochprune.report.memory import memory_table, scaling_table
 from stochprune.report.study import study_markdown, write_csv
 from stochprune.report.summary import Row, Spread, summarize
 from stochprune.report.timing import timing_table
+from stochprune.report.workers import WorkerTable
 
 __all__ = [
     "Row",
     "Spread",
+    "WorkerTable",
     "bounds_table",
     "certificate_table",
     "doctor_tables",
@@ -30,6 +32,7 @@ __all__ = [
     "plot_fractions",
     "plot_initialisation",
     "plot_linear_lab",
+    "scaling_table",
     "study_markdown",
     "summarize",
     "timing_table",

@@ -76,12 +76,12 @@ def joined() -> Iterator[None]:
         yield
         return
     timeout, own = datetime.timedelta(seconds=_seconds()), not dist.is_initialized()
-    if own:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        with _named("meet the other ranks"):
+    if own and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    with _named("meet the other ranks"):
+        if own:
             dist.init_process_group(timeout=timeout)
-    control = dist.new_group(backend="gloo", timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
     _ranks = _Ranks(dist.get_rank(), dist.get_world_size(), control, timeout)
     try:
         with warnings.catch_warnings():
@@ -109,7 +109,7 @@ def from_first(work: Callable[[], Value]) -> Value:
         dist.broadcast_object_list(found, src=0, group=_ranks.control)
     if found[1] is not None:
         raise found[1]
-    return found[0]  # type: ignore[no-any-return]
+    return found[0]
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:

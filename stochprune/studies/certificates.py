@@ -73,6 +73,19 @@ class CertificateCell:
     config: RunConfig
 
     @property
+    def model(self) -> str:
+        return self.config.model
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def folder(self) -> str:
+        """The name of the cell's folder, which depends on its whole configuration."""
+        return digest(self.config)
+
+    @property
     def title(self) -> str:
         """The line that says which cell runs."""
         return f"{self.config.model} {self.arm} seed {self.config.seed}"
@@ -104,7 +117,7 @@ def run_cell(
         return Certified([CertificateRow(**row) for row in results["rows"]], round(time.process_time() - begun, 1))
 
     configuration = {**dataclasses.asdict(cell.config), "examples": examples}
-    return remember(root / digest(cell.config), configuration, device, work, Certified)
+    return remember(root / cell.folder, configuration, device, work, Certified)
 
 
 def risk_rows(cell: CertificateCell, result: Certified) -> list[RiskRow]:

@@ -101,6 +101,11 @@ class Mask:
     sparsity: float
     seed: int
 
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.score}-{self.sparsity!r}-seed{self.seed}"
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyCell(Outcome, Mask):
@@ -154,6 +159,11 @@ def run_study(
     return done.folder, done.content
 
 
+def study_folder(config: StudyConfig, out: Path) -> Path:
+    """Return the folder of a study, which holds the folders of its cells."""
+    return run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
+
+
 @dataclasses.dataclass(frozen=True)
 class Done:
     """The output of :func:`run_study`.
@@ -173,10 +183,9 @@ def study_masks(config: StudyConfig, data_dir: Path | None, out: Path, device: t
     """Do the work of :func:`run_study` without output."""
     for score in config.scores:
         scores.by_name(score)  # raises for an unknown score before any work
-    dataset = hold_out(data.load(config.data, data_dir), config.validation)
-    dataset = data.subset(dataset, config.train_examples).to(device)
+    dataset = study_data(config, data_dir).to(device)
     model = models.build(config.model, dataset.shape, dataset.num_classes, 0).to(device)  # likewise
-    folder = run_folder(out, f"study-{config.data}", config, exclude=SELECTIONS)
+    folder = study_folder(config, out)
     grid = itertools.product(range(config.seeds), config.scores, config.sparsities)
     with (
         open_run(config, folder) as run,
@@ -206,7 +215,7 @@ class Study(Bench):
     def cell(self, mask: Mask) -> StudyCell:
         """Return the results of one mask, from its folder if they are there."""
         which = dataclasses.asdict(mask)
-        name = f"{mask.score}-{mask.sparsity!r}-seed{mask.seed}"
+        name = mask.name
         configuration = {**which, "examples": self.examples}
         work = functools.partial(self._run_cell, mask)
         kept = remember(self.folder / name, configuration, self.device, work, Outcome)
@@ -281,6 +290,11 @@ def _cut(dense: nn.Module, trained: nn.Module, mask: Mapping[str, Tensor]) -> nn
 
 def _share(mask: Tensor) -> float:
     return mask.double().mean().item()
+
+
+def study_data(config: StudyConfig, data_dir: Path | None) -> Dataset:
+    """Return the data set of a study, with the examples that it holds out as the test set."""
+    return data.subset(hold_out(data.load(config.data, data_dir), config.validation), config.train_examples)
 
 
 def hold_out(dataset: Dataset, fraction: float) -> Dataset:

@@ -78,6 +78,11 @@ class Cell:
         """The name of the cell's folder, which depends on its whole configuration."""
         return digest(self)
 
+    @property
+    def title(self) -> str:
+        """The name of the cell in the progress bar."""
+        return f"{self.model} {self.label} {100 * self.sparsity:g}% {self.ablation} seed {self.seed}"
+
 
 def pruned(cell: Cell, bench: Bench) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return the network of a cell before training, and its masks, which may empty layers."""
@@ -145,8 +150,7 @@ def run_cell(cell: Cell, bench: Bench, folder: Path) -> CellResult:
     history: list[dict[str, float]] = []
     error: float | None = None
     try:
-        title = f"{cell.model} {cell.label} {100 * cell.sparsity:g}% {cell.ablation} seed {cell.seed}"
-        history = bench.train(model, folder / "checkpoints", title, cell.seed, cell.settings.weights, mask)
+        history = bench.train(model, folder / "checkpoints", cell.title, cell.seed, cell.settings.weights, mask)
         error = bench.error(model) if history else None
     except FloatingPointError as problem:
         diverged = str(problem)

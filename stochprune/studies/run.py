@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,23 +10,28 @@ from typing import Any
 
 import torch
 
-from stochprune import data, masks, models, report
-from stochprune.data import subset
+from stochprune import masks, models, report
 from stochprune.runs.device import device_of
 from stochprune.runs.folder import file_name
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
-from stochprune.runs.store import Kept, remember, say_reused
-from stochprune.runs.threads import few_threads
-from stochprune.studies.bench import Bench
+from stochprune.runs.store import Kept, say_reused
+from stochprune.studies.cells import (
+    Job,
+    block_config,
+    certificate_cell,
+    initialisation_bench,
+    initialisation_cell,
+    method_cells,
+)
 from stochprune.studies.certificates import risk_rows
-from stochprune.studies.certificates import run_cell as certify_cell
-from stochprune.studies.finetune import Done, StudyConfig, hold_out, study_masks
-from stochprune.studies.fraction import FractionConfig, Fractions, fraction_row, shedding_rows
-from stochprune.studies.initialisation import Cell, CellResult, InitialisationConfig, load_kept, number, run_cell
-from stochprune.studies.language_models import LanguageConfig, LanguageMethods, TextBench, language_rows
-from stochprune.studies.methods import ImageMethodsConfig, MethodCell, Methods, method_rows, steps_of
-from stochprune.studies.plan import Block, Plan
+from stochprune.studies.executors import Executor, run_cells
+from stochprune.studies.finetune import Done, study_masks
+from stochprune.studies.fraction import Fractions, fraction_row, shedding_rows
+from stochprune.studies.initialisation import Cell, CellResult, InitialisationConfig, load_kept, number
+from stochprune.studies.language_models import language_rows
+from stochprune.studies.methods import MethodCell, Methods, method_rows, steps_of
+from stochprune.studies.plan import Plan
 from stochprune.studies.rows import (
     DistanceRow,
     ErrorRow,
@@ -43,7 +47,12 @@ Found = tuple[StudyResults, list[Kept[Any]]]
 
 
 def run(
-    plan: Plan, *, data_dir: Path | None = None, out: Path = Path("runs"), device: str | torch.device = "cpu"
+    plan: Plan,
+    *,
+    data_dir: Path | None = None,
+    out: Path = Path("runs"),
+    device: str | torch.device = "cpu",
+    executor: Executor | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run all cells that are not finished, and write tables and pictures.
 
@@ -54,6 +63,7 @@ def run(
     Args:
         data_dir: folder of the data set's files, or folder with one folder per data set.
         device: the device of the cells that are not finished; no folder's name depends on it.
+        executor: runs them on workers, see :mod:`stochprune.studies.executors`; by default this process does.
 
     Returns:
         The folder ``out/<name>-<digest of the plan>``, and the content of its ``results.json``: ``title``,
@@ -67,26 +77,28 @@ def run(
         CheckpointError: a file of an earlier run that cannot be read, or another process is running this study. Other
             studies may run at the same time: each waits for a cell that another is running. Studies of job
             ``finetune`` that differ only in scores, sparsities or seeds share a folder; they do not wait, and raise.
+        WorkerError: a cell whose workers die again and again, or which they cannot run.
     """
     device = device_of(device)
     folder = run_folder(out, file_name(plan.name, "the name of a study"), plan)
+    job = Job(plan, data_dir, out, device)
     for name in () if plan.job == "language_models" else plan.data:  # raises for impossible cells before any work
-        dataset = data.load(name, _files(data_dir, name))
+        dataset = job.load(name)
         for model in plan.models:
             models.build(model, dataset.shape, dataset.num_classes, 0)
     with open_run(plan, folder) as run:
+        if executor is not None:
+            run_cells(executor, job, folder)
         if plan.job == "finetune":
-            found, kept = _finetune(plan, data_dir, out, folder, device)
-        elif plan.job == "methods":
-            found, kept = _methods(plan, data_dir, out, device)
-        elif plan.job == "language_models":
-            found, kept = _language_models(plan, data_dir, out, device)
+            found, kept = _finetune(job, folder)
         elif plan.job == "fraction":
-            found, kept = _fractions(plan, data_dir, out, device)
+            found, kept = _fractions(job)
+        elif plan.job == "initialisation":
+            found, kept = _initialisation(job)
         elif plan.job == "certificates":
-            found, kept = _certificates(plan, data_dir, out, device)
+            found, kept = _certificates(job)
         else:
-            found, kept = _initialisation(plan, data_dir, out, device)
+            found, kept = _methods(job)
         results = run.write(dataclasses.asdict(found), device)
         say_reused(kept, results["versions"])
         for name in ("rows", "layers", "distances", "shedding"):
@@ -101,31 +113,28 @@ def run(
     return folder, results
 
 
-def _initialisation(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
-    settings = plan.settings
+def _initialisation(job: Job) -> Found:
+    settings, plan = job.plan.settings, job.plan
     assert isinstance(settings, InitialisationConfig)
     rows: list[ErrorRow] = []
     layers: list[LayerRow] = []
     distances: list[DistanceRow] = []
     kept: list[Kept[Any]] = []
     for name in plan.data:
-        dataset = subset(data.load(name, _files(data_dir, name)), settings.train_examples).to(device)
         cells = list(plan.cells(name))
         found: dict[Cell, CellResult] = {}
         with ProgressBar("starting") as bar:
-            bench = Bench(dataset, settings.batch_size, bar, settings.augment)
+            bench = initialisation_bench(job, name, bar)
             bar.expect(len(cells) * bench.steps(settings.weights.epochs))
             for cell in cells:
-                configuration = {**dataclasses.asdict(cell), "examples": bench.examples}
-                work = functools.partial(run_cell, cell, bench)
-                done = remember(out / "cells" / cell.folder, configuration, device, work, CellResult)
+                done = initialisation_cell(job, bench, cell)
                 bar.finish(bench.steps(settings.weights.epochs))
                 kept.append(done)
                 found[cell] = done.result
                 rows.append(_row(cell, done.result))
                 layers += _layers(cell, done.result)
             bar.begin("distances between layers")
-            distances += _distances(found, out / "cells", bench.examples)
+            distances += _distances(found, job.cells, bench.examples)
     return StudyResults(plan.title, _hours(kept), rows, layers, distances), kept
 
 
@@ -191,23 +200,15 @@ def _times(settings: InitialisationConfig) -> tuple[str, ...]:
     return ("before", "after") if settings.weights.epochs else ("before",)
 
 
-def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path, device: torch.device) -> Found:
-    assert isinstance(plan.settings, StudyConfig)
+def _finetune(job: Job, folder: Path) -> Found:
+    plan = job.plan
     rows: list[ErrorRow] = []
     kept: list[Kept[Any]] = []
     for name, model in itertools.product(plan.data, plan.models):
         blocks: list[Done] = []
         for block in plan.grid:
-            assert isinstance(block, Block)
-            config = dataclasses.replace(
-                plan.settings,
-                data=name,
-                model=model,
-                seeds=plan.seeds,
-                scores=tuple(score for score, _ in block.scores),
-                sparsities=block.sparsities,
-            )
-            blocks.append(study_masks(config, _files(data_dir, name), out, device))
+            config = block_config(plan, name, model, block)
+            blocks.append(study_masks(config, job.files(name), job.out, job.device))
         kept += {cell: found for block in blocks for cell, found in block.kept.items()}.values()  # each once
         for dense in blocks[0].found.dense:
             rows.append(ErrorRow(name, model, "dense", 0.0, "none", dense.seed, dense.error))
@@ -219,22 +220,15 @@ def _finetune(plan: Plan, data_dir: Path | None, out: Path, folder: Path, device
     return StudyResults(plan.title, _hours(kept), rows), kept
 
 
-def _methods(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
+def _methods(job: Job) -> Found:
     kept: list[Kept[Any]] = []
-    settings, rows = plan.settings, list[ErrorRow]()
-    assert isinstance(settings, ImageMethodsConfig)
-    for name in plan.data:
-        dataset = hold_out(data.load(name, _files(data_dir, name)), settings.validation)
-        dataset = subset(dataset, settings.train_examples).to(device)
-        cells = list(plan.method_cells(name))
-        first = models.build(plan.models[0], dataset.shape, dataset.num_classes, 0).to(device)
-        with (
-            few_threads(first, dataset.train_x[: settings.batch_size]),
-            ProgressBar("starting") as bar,
-        ):
-            bench = Bench(dataset, settings.batch_size, bar, settings.augment)
-            rows += _arms(Methods(bench, out / "cells"), cells, method_rows, kept)
-    return StudyResults(plan.title, _hours(kept), rows), kept
+    rows = list[ErrorRow]()
+    for name in job.plan.data:
+        with ProgressBar("starting") as bar, method_cells(job, name, bar) as methods:
+            assert isinstance(methods, Methods)
+            rows_of = language_rows if job.plan.job == "language_models" else method_rows
+            rows += _arms(methods, list(job.plan.method_cells(name)), rows_of, kept)
+    return StudyResults(job.plan.title, _hours(kept), rows), kept
 
 
 def _arms(
@@ -259,29 +253,13 @@ def _arms(
     return rows
 
 
-def _language_models(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
+def _fractions(job: Job) -> Found:
     kept: list[Kept[Any]] = []
-    settings, rows = plan.settings, list[ErrorRow]()
-    assert isinstance(settings, LanguageConfig)
-    for name in plan.data:
-        if (path := _files(data_dir, name)) is None:
-            raise ValueError(f"{name} needs data_dir, the folder of its .txt files or a folder with it")
-        with ProgressBar("starting") as bar:
-            bench = TextBench.of(path, settings, device, bar)
-            cells = list(plan.method_cells(name))
-            rows += _arms(LanguageMethods(bench, out / "cells"), cells, language_rows, kept)
-    return StudyResults(plan.title, _hours(kept), rows), kept
-
-
-def _fractions(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
-    kept: list[Kept[Any]] = []
-    settings, rows, shedding = plan.settings, list[ErrorRow](), list[SheddingRow]()
-    assert isinstance(settings, FractionConfig)
-    for name in plan.data:
-        dataset = data.load(name, _files(data_dir, name), standardised=False)
-        cells = list(plan.method_cells(name))
-        with ProgressBar("starting") as bar:
-            fractions = Fractions.of(dataset, settings, device, bar, out / "cells")
+    rows, shedding = list[ErrorRow](), list[SheddingRow]()
+    for name in job.plan.data:
+        cells = list(job.plan.method_cells(name))
+        with ProgressBar("starting") as bar, method_cells(job, name, bar) as fractions:
+            assert isinstance(fractions, Fractions)
             bar.expect(steps_of(cells, fractions.bench))
             for cell in cells:
                 done = fractions.cell(cell)
@@ -289,22 +267,15 @@ def _fractions(plan: Plan, data_dir: Path | None, out: Path, device: torch.devic
                 kept.append(done)
                 rows.append(fraction_row(cell, done.result))
                 shedding += shedding_rows(cell, done.result)
-    return StudyResults(plan.title, _hours(kept), rows, shedding=shedding), kept
+    return StudyResults(job.plan.title, _hours(kept), rows, shedding=shedding), kept
 
 
-def _certificates(plan: Plan, data_dir: Path | None, out: Path, device: torch.device) -> Found:
+def _certificates(job: Job) -> Found:
     kept: list[Kept[Any]] = []
     rows: list[ErrorRow] = []
-    for name in plan.data:
-        files = _files(data_dir, name)
-        examples = data.load(name, files, standardised=False).digest()
-        for cell in plan.certificate_cells(name):
-            done = certify_cell(cell, examples, files, out / "cells", device)
+    for name in job.plan.data:
+        for cell in job.plan.certificate_cells(name):
+            done = certificate_cell(job, name, cell)
             kept.append(done)
             rows += risk_rows(cell, done.result)
-    return StudyResults(plan.title, _hours(kept), rows), kept
-
-
-def _files(data_dir: Path | None, name: str) -> Path | None:
-    """Return the folder of a data set's files: the folder with its name in ``data_dir``, or ``data_dir`` itself."""
-    return data_dir / name if data_dir is not None and (data_dir / name).is_dir() else data_dir
+    return StudyResults(job.plan.title, _hours(kept), rows), kept

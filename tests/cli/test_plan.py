@@ -54,6 +54,38 @@ def test_activations_grow_with_the_batch_and_less_with_checkpointing(tmp_path, t
     assert 1.8 * one < two < 2.01 * one and recomputed < one / 2 and one < wide < 2 * one
 
 
+def test_several_gpus(tmp_path, transformers):
+    folder = write(tmp_path, "llama", {**TINY, "intermediate_size": 48})
+    for parallel, collectives in (("ddp", 1), ("fsdp", 2), ("tp", 1)):
+        result = plan(folder, "--sequence", "16", "--ranks", "2,8", "--parallel", parallel)
+        assert result.exit_code == 0, result.output
+        rows = [line.replace("│", " ").split() for line in result.output.splitlines() if "│" in line]
+        assert [row[0] for row in rows] == ["2", "8"]
+        assert [len(row) for row in rows] == [4 + collectives] * 2
+        assert [row[-1] for row in rows] == (["1", "1"] if parallel == "tp" else ["2", "8"])
+
+
+def test_sharding_divides_the_memory_and_what_is_sent_grows_to_a_limit(tmp_path, transformers):
+    from stochprune.language_models.model_sizes import LanguageModelSizes
+    from stochprune.training.memory_plan import MemoryConfig
+    from stochprune.training.scaling import scaling_plan
+
+    sizes = LanguageModelSizes(write(tmp_path, "llama", {**TINY, "intermediate_size": 48, "num_hidden_layers": 20}))
+    config = MemoryConfig(sequence=8, checkpointing=True)
+    plans = {ranks: scaling_plan(sizes, config, ranks=ranks, parallel="fsdp") for ranks in (1, 2, 8, 1000)}
+    assert plans[2].memory.state == plans[1].memory.state / 2 and plans[8].memory.peak < plans[2].memory.peak
+    sent = {ranks: sum(found.sent.values()) for ranks, found in plans.items()}
+    assert sent[1] == 0 and sent[2] < sent[8] < sent[1000] < 2.01 * sent[2]
+    with pytest.raises(ValueError, match="in_backward"):
+        scaling_plan(sizes, MemoryConfig(in_backward=True), ranks=2, parallel="fsdp")
+
+
+@pytest.mark.parametrize("given", ["0", "2,2", "two", ""])
+def test_a_wrong_number_of_gpus_is_refused(tmp_path, given):
+    folder = write(tmp_path, "llama", {**TINY, "intermediate_size": 48})
+    assert "ranks" in plan(folder, "--ranks", given).output
+
+
 def test_advice(tmp_path, transformers):
     folder = write(tmp_path, "llama", {**TINY, "intermediate_size": 48})
     result = plan(folder / "config.json", "--sequence", "16", "--limit", "0.0002")

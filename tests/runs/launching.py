@@ -26,12 +26,14 @@ from stochprune.cli import app
 from stochprune.language_models import LlamaShape, small_llama, train_tokenizer
 from stochprune.runs import ranks
 from stochprune.training import FinetuneConfig, LoopOptions
+from tests.runs.counting import count
 from tests.runs.owners import COMMANDS, dense, problem, state
 
 Work = Callable[[Path], None]
-TEXT = "".join(f"{i} and {i * i % 7}\n" for i in range(150))
+TEXT = "".join(f"{i} and {i * i % 7}\n" for i in range(300))
 FINETUNE = f"finetune {COMMANDS['finetune']} --checkpoint-every 2".split()
-LM = ["--context", "16", "--epochs", "2", "--retrain-epochs", "1", "--calibration", "2", "--weight-lr", "0.01", "--batch-size", "16"]
+LM = ["--context", "16", "--epochs", "2", "--retrain-epochs", "1", "--calibration", "2", "--batch-size", "16"]
+LM += ["--weight-lr", "0.01"]  # with less training or text the cut would empty a layer
 
 
 class At:
@@ -151,7 +153,7 @@ def main(out: Path) -> None:
     for work in (train, finetune, finetune_lm):
         alone(work, out / f"{work.__name__}-1")
         pair(work, out / f"{work.__name__}-2")
-    for work in (killed, hung, nan, finetune_killed):
+    for work in (killed, hung, nan, finetune_killed, count):
         pair(work, out / work.__name__)
     (out / "left.pt").write_bytes(next((out / "killed").glob("*/checkpoint.pt")).read_bytes())
     pair(train, out / "killed")

@@ -101,6 +101,15 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_alike(out):
     assert texts[0] == texts[1] and "FloatingPointError" in texts[0] and "batch holds" in texts[0]
 
 
+def test_the_plan_counts_what_ranks_send(out):
+    found = json.loads((out / "count" / "count.json").read_text())
+    assert len(found) == 6
+    for case, (counted, planned) in found.items():
+        assert counted.keys() == planned.keys() and min(counted.values()) > 0
+        for name, size in counted.items():  # FSDP2 gathers the norms of blocks twice, which the plan counts once
+            assert size == pytest.approx(planned[name], rel=0.002 if case.startswith("fsdp") else 1e-12), case
+
+
 @pytest.mark.parametrize("seconds", ["", "0", "nan", "soon"])
 def test_a_wrong_timeout_is_refused(monkeypatch, seconds):
     monkeypatch.setenv("WORLD_SIZE", "2")
