@@ -24,7 +24,10 @@ from tests.test_readme import BLOCK, ROOT
 
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md")) if "```python" in path.read_text()}
-ELSEWHERE = {"transformers.md": "tests/integrations/test_transformers_page.py"}
+ELSEWHERE = {
+    "distributed.md": "tests/distributed/page.py",
+    "transformers.md": "tests/integrations/test_transformers_page.py",
+}
 EXPECTED = re.compile(r"^ *print\(.*\)  # ([\d\[{('].*|tensor\(.*)$")
 
 

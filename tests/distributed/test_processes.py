@@ -1,9 +1,9 @@
 """Four processes on a CPU, with gloo, stand for four devices."""
 
-from tests.distributed import data_parallel, fsdp, tensor_parallel
+from tests.distributed import data_parallel, fsdp, page, tensor_parallel
 from tests.distributed.processes import failures
 
 
 def test_four_processes_compute_what_one_does():
-    failed = failures(4, [tensor_parallel, fsdp, data_parallel])
+    failed = failures(4, [tensor_parallel, fsdp, data_parallel, page])
     assert not failed, "\n".join(f"{name}:\n{said}" for name, said in failed.items())
