@@ -13,6 +13,7 @@ from torch.func import functional_call
 from stochprune.arguments import checked
 from stochprune.data.pairs import pairs
 from stochprune.nn.selection import Selectors, maskable_weights, wanted
+from stochprune.shards import is_dtensor
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Examples = Iterable[tuple[Tensor, Tensor]]
@@ -72,7 +73,15 @@ def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor | Mapping[
     """Return ``model(x)``, or ``model(**x)``, with tensors (the keys) replaced by ``values``, other buffers by copies.
 
     So weights, running statistics and draw counters do not change. The model is called in its present mode.
+
+    Raises:
+        ValueError: the model is split over processes.
     """
+    if split := [name for name, parameter in model.named_parameters() if is_dtensor(parameter)]:
+        raise ValueError(
+            f"scores: {split[0]} is split over processes (a DTensor), where only magnitude and random work: compute "
+            f"the other scores before the model is split"
+        )
     replacements: dict[int, Tensor] = {id(buffer): buffer.clone() for buffer in model.buffers()}
     replacements |= {id(tensor): value for tensor, value in values.items()}
     # Not torch's own tying: it leaves a module that has two names with the replaced tensors (pytorch #164759).
