@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from stochprune.arguments import checked
 from stochprune.data.pairs import pairs
-from stochprune.nn.selection import Selectors, maskable_weights, wanted
+from stochprune.nn.selection import Selectors, check_patterns, maskable_weights, wanted
 from stochprune.shards import is_dtensor
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -43,8 +43,9 @@ def prunable_weights(
             that is listed.
 
     Raises:
-        ValueError: the model has no such weights, or the selectors choose none.
+        ValueError: the model has no such weights, a pattern fits no parameter, or the selectors choose none.
     """
+    check_patterns(model, include, exclude)
     weights = maskable_weights(model)
     if not weights:
         raise ValueError(f"{type(model).__name__} has no linear, convolutional or masked layer to prune")
