@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -20,8 +21,8 @@ def shard(
     blocks: Iterable[nn.Module] = (),
     *,
     mesh: DeviceMesh | None = None,
-    param_dtype: Any = None,
-    reduce_dtype: Any = None,
+    param_dtype: torch.dtype | None = None,
+    reduce_dtype: torch.dtype | None = None,
     reshard_after_forward: bool | None = None,
     offload_policy: OffloadPolicy | None = None,
 ) -> nn.Module:
@@ -50,9 +51,12 @@ def shard(
     Raises:
         TypeError: an argument of another type.
         ValueError: no masked layer, blocks that are no parts of the model, lie inside each other, are masked layers
-            themselves or share logits, or a model that is sharded already.
+            themselves or share logits, a dtype that is not floating, or a model that is sharded already.
     """
     layers = layers_of("shard", model)
+    for name, dtype in (("param_dtype", param_dtype), ("reduce_dtype", reduce_dtype)):
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"shard: {name} must be a floating dtype such as torch.bfloat16, got {dtype}")
     parts = [*dict.fromkeys(blocks)]
     _check(model, parts)
     options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": reshard_after_forward}

@@ -43,6 +43,6 @@ def own_masks(model: nn.Module, enabled: bool = True, *, group: dist.ProcessGrou
     if enabled and not dist.is_initialized():
         raise ValueError("own_masks: there is no process group: call torch.distributed.init_process_group before")
     for source in sources:
-        source.ranks = dist.get_world_size(group) if enabled else 1
-        source.rank = dist.get_rank(group) if enabled else 0
+        source.mask_ranks = dist.get_world_size(group) if enabled else 1
+        source.mask_rank = dist.get_rank(group) if enabled else 0
     return model

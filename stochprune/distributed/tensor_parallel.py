@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.distributed.tensor.placement_types import Placement
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from stochprune import patterns
 from stochprune.nn.layer import MaskedLayer
@@ -20,6 +21,8 @@ from stochprune.nn.nm import NMMaskedLinear
 from stochprune.shards import from_part
 
 KINDS = (MaskedLinear, NMMaskedLinear, MaskedEmbedding)
+
+_made = WeakTensorKeyDictionary()  # what a parameter became, while another layer still has it
 
 
 class MaskedColwiseParallel(ColwiseParallel):
@@ -55,12 +58,18 @@ class MaskedRowwiseParallel(RowwiseParallel):
             ``output_layouts=Shard(1)``. An embedding needs ``input_layouts=Replicate()``.
 
     Raises:
-        ValueError: in ``parallelize_module``, an n:m layer whose groups would be cut.
+        ValueError: in ``parallelize_module``, an n:m layer whose groups would be cut, an embedding with the default
+            ``input_layouts``, or layers with one weight that are split in different ways.
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         layer = _checked(self, module)
         embedding = isinstance(layer, MaskedEmbedding)
+        if embedding and self.input_layouts == (Shard(-1),):
+            raise ValueError(
+                "MaskedRowwiseParallel: input_layouts of an embedding, whose indices have no features, must not be "
+                "Shard(-1), the default: use input_layouts=Replicate()"
+            )
         if isinstance(layer, NMMaskedLinear):
             _check_groups(layer, device_mesh)
         _split(layer, device_mesh, Shard(0) if embedding else Shard(1), Replicate(), self.src_data_rank)
@@ -98,11 +107,22 @@ def _check_groups(layer: NMMaskedLinear, mesh: DeviceMesh) -> None:
 
 
 def _split(layer: MaskedLayer, mesh: DeviceMesh, weight: Placement, bias: Placement, source: int | None) -> None:
-    """Make DTensors of the parameters; seed and counter remain the same plain buffers in every process."""
+    """Make DTensors of the parameters; seed and counter remain the same plain buffers in every process.
+
+    A parameter that layers share is split once, so it remains one parameter if the plan names all of them.
+    """
     for name, parameter in [*layer.named_parameters(recurse=False)]:
         where = bias if name == "bias" else weight
-        split = distribute_tensor(parameter, mesh, [where], src_data_rank=source)
-        layer.register_parameter(name, nn.Parameter(split, requires_grad=parameter.requires_grad))
+        made = _made.get(parameter)
+        if made is None:
+            split = distribute_tensor(parameter, mesh, [where], src_data_rank=source)
+            made = _made[parameter] = nn.Parameter(split, requires_grad=parameter.requires_grad)
+        elif made.placements != (where,) or made.device_mesh != mesh:
+            raise ValueError(
+                f"parallelize_module: the {name} of this {type(layer).__name__} is tied to that of a layer which is "
+                f"split by {made.placements}, got {where}: split both along the same dimension"
+            )
+        layer.register_parameter(name, made)
 
 
 def _hooked(layer: MaskedLayer, mesh: DeviceMesh, before: Any, after: Any) -> nn.Module:

@@ -57,9 +57,10 @@ def add_lora(
     Raises:
         TypeError: an argument of another type.
         ValueError: no layer is left, a pattern that fits no layer, a weight that is shared with another module, a rank
-            below 1, an alpha that is not finite, a dropout outside [0, 1).
+            below 1, an alpha that is not finite, a dropout outside [0, 1), or a model that FSDP shards.
     """
     check_adapter("add_lora", rank, alpha, dropout)
+    _refuse_sharded("add_lora", model, "call it before shard")
     found: dict[str, nn.Linear | MaskedLinear] = {}
     for path, module in model.named_modules():
         if type(module) in (nn.Linear, MaskedLinear) and isinstance(module.weight, nn.Parameter):
@@ -126,6 +127,12 @@ def _refuse_ties(model: nn.Module, layers: dict[str, nn.Linear | MaskedLinear]) 
                 )
 
 
+def _refuse_sharded(op: str, model: nn.Module, way_out: str) -> None:
+    if sharded := [name for name, module in model.named_modules() if getattr(module, "_is_fsdp_managed_module", False)]:
+        name = sharded[0] or type(model).__name__
+        raise ValueError(f"{op}: {name} is sharded by FSDP, which cannot exchange layers: {way_out}")
+
+
 def updated_layers(model: nn.Module) -> dict[str, SparseLoRALinear | MaskedLoRALinear]:
     """Return the layers with a low-rank update by the qualified name of their weight."""
     kinds = SparseLoRALinear | MaskedLoRALinear
@@ -141,10 +148,11 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: the model is not a module.
-        ValueError: the model has no layer with an update.
+        ValueError: the model has no layer with an update, or FSDP shards it.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"merge_lora: model must be a torch.nn.Module, got {type(model).__name__}")
+    _refuse_sharded("merge_lora", model, "stochprune.distributed.hardened_state merges the updates")
     replacements: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, SparseLoRALinear):

@@ -30,7 +30,7 @@ class MaskSource(nn.Module):
             :func:`override_weights`.
         draw_override: None, or the draw of that weight's mask.
         draws_per_forward: the number of masks of a forward pass, more than 1 inside ``batched_samples``.
-        ranks, rank: the number of processes of which each takes masks of its own, and the number of this one, see
+        mask_ranks, mask_rank: the number of processes of which each takes masks of its own, and that of this one, see
             :func:`stochprune.distributed.own_masks`.
         own_state: the keys of the state_dict that a dense layer lacks. A dense checkpoint loads and does not change
             these tensors; it is refused if they have no values yet.
@@ -48,8 +48,8 @@ class MaskSource(nn.Module):
     weight_override: Tensor | None = None
     draw_override: Tensor | None = None
     draws_per_forward: int = 1
-    ranks: int = 1
-    rank: int = 0
+    mask_ranks: int = 1
+    mask_rank: int = 0
     _last_draw: Tensor | None = None
     _awaiting: repetition.Awaiting | None = None
     _blank: bool = False  # True on the meta device, and until a checkpoint with the layer's own state is loaded
@@ -91,7 +91,7 @@ class MaskSource(nn.Module):
         """
         if torch.compiler.is_compiling():
             # Not a clone and an addition in place: inductor merges their buffers, and backward uses the next mask.
-            advance = self.draws_per_forward * (self.ranks if self.training else 1)
+            advance = self.draws_per_forward * (self.mask_ranks if self.training else 1)
             following = self.mask_draw + advance
             self.mask_draw.copy_(following)
             return self._draws(following - advance)
@@ -100,8 +100,8 @@ class MaskSource(nn.Module):
         if backward != -1 and self._last_draw is not None:
             return self._repeated(self._last_draw, backward)
         counter = held["_buffers"]["mask_draw"]
-        draw = _count(counter, self.draws_per_forward * (self.ranks if self.training else 1))
-        if self.draws_per_forward > 1 or self.ranks > 1:
+        draw = _count(counter, self.draws_per_forward * (self.mask_ranks if self.training else 1))
+        if self.draws_per_forward > 1 or self.mask_ranks > 1:
             draw = self._draws(draw)
         held["_last_draw"] = draw
         owners = repetition.owners()
@@ -119,8 +119,8 @@ class MaskSource(nn.Module):
 
     def _draws(self, first: Tensor) -> Tensor:
         """Return the draws of this forward pass; ``first`` is the first of those of all processes."""
-        if self.rank and self.training:
-            first = first + self.rank * self.draws_per_forward
+        if self.mask_rank and self.training:
+            first = first + self.mask_rank * self.draws_per_forward
         if self.draws_per_forward == 1:
             return first
         return first + torch.arange(self.draws_per_forward, device=first.device)

@@ -172,6 +172,13 @@ def check_choice(
     check_selectors(f"{op}: exclude", exclude, names, others)
 
 
+def check_patterns(model: nn.Module, include: Selectors | None, exclude: Selectors | None) -> None:
+    """Raise for a pattern of a score that fits no weight of the model; it may fit one that is left out anyway."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    names += [f"{name}.weight" for name, _ in model.named_modules() if name]  # computed weights are no parameters
+    check_choice("scores", include, exclude, names)
+
+
 def check_selectors(argument: str, selectors: Selectors | None, names: Sequence[str], others: Sequence[str]) -> None:
     """Raise unless these are patterns and types, and each pattern fits one of ``names``; others are misspelt.
 

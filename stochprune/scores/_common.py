@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from stochprune.arguments import checked
 from stochprune.data.pairs import pairs
-from stochprune.nn.selection import Selectors, maskable_weights, wanted
+from stochprune.nn.selection import Selectors, check_patterns, maskable_weights, wanted
+from stochprune.shards import is_dtensor
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Examples = Iterable[tuple[Tensor, Tensor]]
@@ -42,8 +43,9 @@ def prunable_weights(
             that is listed.
 
     Raises:
-        ValueError: the model has no such weights, or the selectors choose none.
+        ValueError: the model has no such weights, a pattern fits no parameter, or the selectors choose none.
     """
+    check_patterns(model, include, exclude)
     weights = maskable_weights(model)
     if not weights:
         raise ValueError(f"{type(model).__name__} has no linear, convolutional or masked layer to prune")
@@ -72,7 +74,15 @@ def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor | Mapping[
     """Return ``model(x)``, or ``model(**x)``, with tensors (the keys) replaced by ``values``, other buffers by copies.
 
     So weights, running statistics and draw counters do not change. The model is called in its present mode.
+
+    Raises:
+        ValueError: the model is split over processes.
     """
+    if split := [name for name, parameter in model.named_parameters() if is_dtensor(parameter)]:
+        raise ValueError(
+            f"scores: {split[0]} is split over processes (a DTensor), where only magnitude and random work: compute "
+            f"the other scores before the model is split"
+        )
     replacements: dict[int, Tensor] = {id(buffer): buffer.clone() for buffer in model.buffers()}
     replacements |= {id(tensor): value for tensor, value in values.items()}
     # Not torch's own tying: it leaves a module that has two names with the replaced tensors (pytorch #164759).

@@ -13,7 +13,7 @@ from stochprune.data.pairs import pairs
 from stochprune.nn import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transformers_conv1d
 from stochprune.nn.registry import base_of, masked_type
-from stochprune.nn.selection import Selectors, wanted
+from stochprune.nn.selection import Selectors, check_patterns, wanted
 from stochprune.scores._common import Examples, call, tables_of, wide
 
 Layers = Mapping[str, nn.Module]
@@ -29,8 +29,9 @@ def linear_layers(
             output layer of many language models, is left out unless ``include`` names it.
 
     Raises:
-        ValueError: the model has no linear layer, or these selectors choose none.
+        ValueError: the model has no linear layer, a pattern fits no parameter, or these selectors choose none.
     """
+    check_patterns(model, include, exclude)
     found: dict[int, list[str]] = {}
     layers: dict[str, nn.Module] = {}
     tables = tables_of(model)
@@ -45,8 +46,9 @@ def linear_layers(
         if wanted(model, names, include, exclude, default=weight not in tables)
     }
     if not chosen:
-        why = f", include {include!r} and exclude {exclude!r} choose none of {', '.join(layers)}" if layers else ""
-        raise ValueError(f"{type(model).__name__} has no linear layer{why}")
+        if layers:
+            raise ValueError(f"include {include!r} and exclude {exclude!r} choose none of {', '.join(layers)}")
+        raise ValueError(f"{type(model).__name__} has no linear layer")
     return chosen
 
 

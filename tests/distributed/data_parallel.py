@@ -30,6 +30,13 @@ def accumulate(parallel: nn.Module, x: torch.Tensor, steps: int) -> None:
             (loss(parallel(share)) / steps).backward()
 
 
+def updated() -> nn.Module:
+    """The network, with a low-rank update in one of its layers."""
+    model = sp.nn.add_lora(mlp(), 3, include="0.weight", seed=1)
+    model[0].lora_B.data += 0.5
+    return model.requires_grad_()
+
+
 def check_the_same_masks(folder: Path) -> None:
     """Two accumulated backward passes of four processes are two of one process, which have one mask each."""
     one, parallel = mlp(), DistributedDataParallel(mlp())
@@ -44,7 +51,7 @@ def check_the_same_masks(folder: Path) -> None:
 
 def check_masks_of_its_own_in_each_process(folder: Path) -> None:
     """They are those of ``batched_samples`` in one process; accumulation uses the following draws."""
-    one, parallel = mlp(), DistributedDataParallel(sp.distributed.own_masks(mlp()))
+    one, parallel = updated(), DistributedDataParallel(sp.distributed.own_masks(updated()))
     x = batch(16)
     for _ in range(2):
         one.zero_grad(), parallel.zero_grad()
@@ -56,7 +63,7 @@ def check_masks_of_its_own_in_each_process(folder: Path) -> None:
     state = parallel.module.state_dict()
     assert_close(state, one.state_dict(), tolerance=0.0)  # no step was made, and the counters agree
 
-    resumed = mlp()
+    resumed = updated()
     resumed.load_state_dict(state)
     resumed = sp.distributed.own_masks(resumed)
     with sp.nn.batched_samples(one, PARTS):

@@ -115,6 +115,19 @@ def check_blocks_are_refused(folder: Path) -> None:
     split = sharded(mlp())
     with pytest.raises(ValueError, match="sharded already"):
         sharded(split)
+    with pytest.raises(ValueError, match=r"torch\.int8"):
+        sharded(mlp(), param_dtype=torch.int8)
+
+
+def check_what_a_sharded_model_cannot(folder: Path) -> None:
+    split = sharded(sp.nn.add_lora(mlp(), 2, include="0.weight"))
+    for change in (sp.nn.add_lora, sp.nn.merge_lora):
+        with pytest.raises(ValueError, match=f"{change.__name__}.*FSDP"):
+            change(split)
+    data = [(own(batch()), torch.arange(2))]
+    for score in (sp.scores.snip, sp.scores.synflow, sp.scores.wanda):
+        with pytest.raises(ValueError, match=r"split over processes"):
+            score(split, nn.functional.cross_entropy, data)
 
 
 def check_budgets(folder: Path) -> None:

@@ -83,6 +83,24 @@ def check_embeddings(folder: Path) -> None:
         same_as_one(make(), parallelize_module(make(), mesh, {"0": style}), indices)
 
 
+def check_a_tied_weight_remains_one(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+
+    def make() -> nn.Module:
+        dense = nn.Sequential(nn.Embedding(10, 8), nn.ReLU(), nn.Linear(8, 10, bias=False))
+        dense[2].weight = dense[0].weight
+        return masked(dense)
+
+    table, output = Rowwise(input_layouts=Replicate()), Colwise(output_layouts=Replicate())
+    split = parallelize_module(make(), mesh, {"0": table, "2": output})
+    same_as_one(make(), split, torch.tensor([[0, 3, 9], [9, 1, 7]]))
+    assert split[0].mask_logits is split[2].mask_logits
+    with pytest.raises(ValueError, match=r"tied.*Shard"):
+        parallelize_module(make(), mesh, {"0": Colwise(), "2": output})
+    with pytest.raises(ValueError, match="input_layouts"):
+        parallelize_module(make(), mesh, {"0": Rowwise()})
+
+
 def check_two_dimensions_with_fsdp(folder: Path) -> None:
     """Two groups of two processes: a group splits the model, and both split the batch."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))

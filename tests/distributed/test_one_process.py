@@ -38,7 +38,7 @@ def test_digits_rank_as_numbers_do(dtype, generator):
 def test_masks_of_its_own_need_a_process_group():
     with pytest.raises(ValueError, match="init_process_group"):
         sp.distributed.own_masks(mlp())
-    assert sp.distributed.own_masks(mlp(), False)[0].ranks == 1
+    assert sp.distributed.own_masks(mlp(), False)[0].mask_ranks == 1
 
 
 def test_hardened_state_without_processes_is_that_of_harden():

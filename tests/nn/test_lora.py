@@ -140,6 +140,13 @@ def test_several_samples_in_one_forward():
     torch.testing.assert_close(y, torch.cat([other(X) for _ in range(3)]))
 
 
+def test_a_compiled_model_has_the_masks_of_an_eager_one():
+    model = adapted("learnt")
+    train(model, 2)
+    eager = copy.deepcopy(model)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(X), eager(X))
+
+
 def test_the_dropout_stops_in_evaluation_and_differs_by_layer_name_and_step():
     model = adapted("fixed", dropout=0.5)
     for layer in (model[0], model[2]):

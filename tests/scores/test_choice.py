@@ -50,8 +50,12 @@ def test_the_choice_of_weights(network, score):
     assert score(network, include="head.*") == ["head.weight"]
     assert score(network, include=["first.*", "head.*"], exclude="head.weight") == ["first.weight"]
     assert score(network, exclude="first.*") == ["second.weight"]
-    with pytest.raises(ValueError, match=r"include 'x' .* none of first\.weight"):
-        score(network, include="x")
+    for misspelt in ({"include": "x"}, {"include": ["first.*", "x"]}, {"exclude": "x"}):
+        with pytest.raises(ValueError, match=f"{next(iter(misspelt))} 'x' fits no weight"):
+            score(network, **misspelt)
+    with pytest.raises(ValueError, match=r"include 'table\.\*' .* none of first\.weight"):
+        score(network, include="table.*")
+    assert score(network, exclude="table.*") == ["first.weight", "second.weight"]  # left out anyway
 
 
 def test_the_others_do_not_count(network):

@@ -83,6 +83,7 @@ def test_every_part_of_a_cell_has_its_folder():
         (("title: T", "titel: T"), "mine: .*'titel'.*name, title, job"),
         (("title: T\n", ""), "mine: title"),
         (("job: initialisation", "job: prune"), "mine: job.*got 'prune'"),
+        (("job: initialisation", "job: {a: b}"), "mine: job.*got {'a': 'b'}"),
         (("per_class: 3", "per_clas: 3"), "mine: .*'per_clas'.*per_class"),
         (("epochs: 2", "epochs: -1"), "epochs.*got -1"),
         (("[0.5, 0.9]", "most"), "mine: grid: sparsities.*got 'most'"),
