@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from stochprune.cli import app
 from stochprune.report.html import SourceError, page, read_source, render, view_of
 from stochprune.report.html.accounts import from_certificate, from_row
+from stochprune.report.html.curves import history_figure
 from stochprune.report.html.parts import MOST_CHARACTERS, MOST_DEPTH, Figure, Table, flattened
 from stochprune.runs.files import save_tensors, write_json
 from tests.report.html_runs import HOSTILE, LEDGERS, hostile, make_runs, write
@@ -131,6 +132,16 @@ def test_the_specifications_compile(views):
     for spec in panels.values():
         shown = vl_convert.vegalite_to_svg({**spec, "width": 300})
         assert "<path" in shown and "NaN" not in shown
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 7])
+def test_ticks_of_epochs_are_different_whole_numbers(epochs):
+    vl_convert = pytest.importorskip("vl_convert")
+    history = [{"epoch": i + 1, "loss": 0.5} for i in range(epochs)]
+    (panel,) = history_figure("t", "a", {"s": history})[0].panels
+    drawn = vl_convert.vegalite_to_svg({**panel.spec, "width": 300})
+    ticks = re.findall(r">([0-9]+)</text>", drawn.partition(">epoch<")[0])
+    assert len(ticks) > 1 and len(ticks) == len(set(ticks))
 
 
 def test_the_waterfall_adds_up_to_the_bound(runs):
