@@ -29,5 +29,6 @@ def report(
             typer.echo(f"not shown: {error}", err=True)
     if not views:
         raise ValueError("report: none of the runs can be shown, so no page is written")
-    out.write_text(render(views, errors, title=title), encoding="utf-8")
+    # JSON and names of files may hold halves of characters, which UTF-8 does not have.
+    out.write_text(render(views, errors, title=title), encoding="utf-8", errors="replace")
     typer.echo(out)

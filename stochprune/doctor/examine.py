@@ -6,6 +6,8 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 import stochprune
 from stochprune import backends
 from stochprune.doctor import machine
@@ -51,6 +53,10 @@ def _problems(
         missing = native.reason.startswith("not available")
         advice = ": install cmake and a C++20 compiler, then install stochprune again" if missing else ""
         found.append(f"the C++ backend does not serve the CPU ({native.reason}){advice}")
+    try:
+        backends.resolve(torch.ones(1))
+    except (ValueError, RuntimeError) as error:  # the variable that chooses a backend
+        found.append(f"no layer runs on the CPU: {error}; unset {backends.OVERRIDE}")
     for package in listed:
         if package.fits:
             continue

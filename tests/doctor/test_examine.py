@@ -8,7 +8,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from stochprune import native, reference
+from stochprune import backends, native, reference
 from stochprune.cli import app
 from stochprune.doctor import bug_report, examine
 from stochprune.doctor.packages import Package, packages
@@ -47,6 +47,14 @@ def test_the_command_fails_where_a_self_test_fails(monkeypatch):
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert found["passed"] is False and "native" in found["problems"][0] and "keep mask" in found["problems"][0]
+
+
+@pytest.mark.usefixtures("without_interpreter")
+@pytest.mark.parametrize("name", ["nope", "cuda"])
+def test_a_chosen_backend_that_serves_no_layer_is_a_problem(monkeypatch, name):
+    monkeypatch.setenv(backends.OVERRIDE, name)
+    (problem,) = (text for text in examine()["problems"] if backends.OVERRIDE in text)
+    assert name in problem
 
 
 BARE = """

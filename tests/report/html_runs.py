@@ -16,6 +16,8 @@ CERTIFY = RunConfig(
     objectives=("quadratic",),
     prior=PriorConfig(prior_epochs=1),
     self_bound=SelfBoundConfig(epochs=2),
+    tried_priors=3,
+    tried_certificates=5,
     certify=CertifyConfig(draws=20, draw_examples=16),
 )
 LEDGERS = Path(__file__).parents[2] / "bench" / "results"

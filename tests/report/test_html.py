@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from stochprune.cli import app
 from stochprune.report.html import SourceError, page, read_source, render, view_of
 from stochprune.report.html.accounts import from_certificate, from_row
-from stochprune.report.html.parts import Figure, Table
+from stochprune.report.html.curves import history_figure
+from stochprune.report.html.parts import MOST_CHARACTERS, MOST_DEPTH, Figure, Table, flattened
 from stochprune.runs.files import save_tensors, write_json
 from tests.report.html_runs import HOSTILE, LEDGERS, hostile, make_runs, write
 
@@ -133,6 +134,16 @@ def test_the_specifications_compile(views):
         assert "<path" in shown and "NaN" not in shown
 
 
+@pytest.mark.parametrize("epochs", [2, 3, 7])
+def test_ticks_of_epochs_are_different_whole_numbers(epochs):
+    vl_convert = pytest.importorskip("vl_convert")
+    history = [{"epoch": i + 1, "loss": 0.5} for i in range(epochs)]
+    (panel,) = history_figure("t", "a", {"s": history})[0].panels
+    drawn = vl_convert.vegalite_to_svg({**panel.spec, "width": 300})
+    ticks = re.findall(r">([0-9]+)</text>", drawn.partition(">epoch<")[0])
+    assert len(ticks) > 1 and len(ticks) == len(set(ticks))
+
+
 def test_the_waterfall_adds_up_to_the_bound(runs):
     source = read_source(runs[1])
     for row in source.content["rows"]:
@@ -175,6 +186,7 @@ def test_texts_of_results_are_escaped(runs, tmp_path, index):
     assert text.count("</script>") == text.count("<script")
 
 
+NO_NUMBER = {"data": 1, "model": 1, "score": 1, "seed": 0, "error": 1.0, "sparsity": "nan"}
 WRONG = {
     "truncated": '{"rows": [{"a": 1',
     "a number": "3",
@@ -188,6 +200,7 @@ WRONG = {
     "a certificate of another program": '{"losses": [1], "kl": {}}',
     "a certificate with a huge m": '{"losses": [1], "kl": {}, "m": -1, "delta": 2, "priors": 0, "unit": 1}',
     "a study of another program": '{"rows": [{"score": 1, "arm": 2, "error": 1.0}]}',
+    "a study whose sparsity is no number": json.dumps({"rows": [dict(NO_NUMBER, arm=arm) for arm in ("a", "b")]}),
 }
 
 
@@ -200,6 +213,24 @@ def test_a_foreign_file_is_named_and_the_others_are_shown(runs, tmp_path, name):
     arguments = ["report", wrong, runs[2], "--out", out]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0 and str(wrong) in result.stderr and str(wrong) in out.read_text()
+
+
+def test_halves_of_characters_and_long_names_keep_the_other_runs(tmp_path):
+    """JSON allows lone surrogates, which UTF-8 cannot write; a name of 300 characters raises OSError."""
+    half, long = write(tmp_path / "half.json", '{"a\\ud800": "\\udfff"}'), tmp_path / ("x" * 300)
+    out = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["report", str(half), str(long), "--out", str(out)])
+    assert result.exit_code == 0 and str(long) in result.stderr
+    assert "<dt>a?</dt><dd>?</dd>" in out.read_text(encoding="utf-8")
+
+
+def test_deep_results_are_cut():
+    """The dotted names of a deep result would take memory of the square of its depth."""
+    deep: dict = {}
+    for _ in range(5000):
+        deep = {"k" * 1000: deep, "n": 1}
+    shown = flattened(deep)
+    assert len(shown) == MOST_DEPTH and max(map(len, shown)) <= MOST_DEPTH * (MOST_CHARACTERS + 1)
 
 
 def test_without_any_run_there_is_no_page(tmp_path):
@@ -221,6 +252,11 @@ def test_a_damaged_part_of_a_run_is_named(runs, tmp_path):
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(SourceError, match=r"masks-quadratic\.pt"):
         view_of(read_source(folder))
+    seed = torch.tensor(0)
+    for logits, other in ((torch.zeros(1).expand(2000, 2000), seed), (torch.zeros(2, 2), torch.tensor(1j))):
+        save_tensors(state, {"fc1.mask_logits": logits, "fc1.mask_seed": other})
+        with pytest.raises(SourceError, match=re.escape(str(folder))):
+            view_of(read_source(folder))
     save_tensors(state, {"fc1.mask_logits": torch.zeros(0), "x": [1]})
     assert view_of(read_source(folder)).figures
 

@@ -98,7 +98,7 @@ def from_row(row: Mapping[str, Any], configuration: Mapping[str, Any]) -> Accoun
         objective=str(row["objective"]),
         m=int(row["m"]),
         delta=float(configuration["certify"]["delta"]),
-        priors=len(configuration["posteriors"]),
+        priors=len(configuration["posteriors"]) + int(configuration.get("tried_priors", 0)),
         test_error=row.get("test_error"),
         prior_examples=None,
         losses=None,

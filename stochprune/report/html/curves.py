@@ -34,7 +34,9 @@ def history_figure(title: str, about: str, histories: Mapping[str, History]) -> 
     panels = []
     for field, records in list(by_field.items())[:MOST_FIELDS]:
         kept = [record for record in records if record["series"] in map(short, shown)]
-        x = charts.quantity("x", axis, axis={"tickMinStep": 1, "format": "d"})
+        span = max(record["x"] for record in kept) - min(record["x"] for record in kept) if kept else 0
+        ticks = {"tickCount": max(1, min(5, int(span))), "tickMinStep": 1}  # more ticks would repeat whole numbers
+        x = charts.quantity("x", axis, axis={**ticks, "format": "d"})
         panels.append(Panel(charts.lines(kept, x, charts.quantity("y", "value"), height=170), short(field)))
     if not panels or max(map(len, histories.values())) < 2:  # one entry is no curve
         return []

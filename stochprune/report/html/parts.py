@@ -15,6 +15,8 @@ MOST_ROWS = 2000
 MOST_COLUMNS = 30
 MOST_PANELS = 36
 """Charts of a figure that a page shows."""
+MOST_DEPTH = 20
+"""Levels of a nested result that a page shows."""
 MOST_CHARACTERS = 200
 """Characters of a text from a result file that a page shows."""
 Cell = str | float | int | bool | None
@@ -121,13 +123,17 @@ def table_of(title: str, records: Iterable[Any]) -> Table:
     return Table(title, [short(key) for key in columns], rows)
 
 
-def flattened(record: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
-    """Return the values of a mapping by dotted name, without lists of more than eight values or of mappings."""
+def flattened(record: Mapping[str, Any], prefix: str = "", depth: int = MOST_DEPTH) -> dict[str, Cell]:
+    """Return the values of a mapping by dotted name, without lists of more than eight values or of mappings.
+
+    Mappings below ``depth`` levels are left out.
+    """
     found: dict[str, Cell] = {}
     for key, value in record.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{short(key)}"
         if isinstance(value, Mapping):
-            found |= flattened(value, f"{name}.")
+            if depth > 1:
+                found |= flattened(value, f"{name}.", depth - 1)
         elif not isinstance(value, list):
             found[name] = cell(value)
         elif len(value) <= 8 and not any(isinstance(item, dict | list) for item in value):

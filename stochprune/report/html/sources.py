@@ -71,7 +71,12 @@ class Source:
             raise SourceError(str(error)) from error
         if not isinstance(payload, dict):
             raise SourceError(f"{path} holds no tensors by name")
-        return {str(name): value for name, value in payload.items() if isinstance(value, Tensor)}
+        found = {str(name): value for name, value in payload.items() if isinstance(value, Tensor)}
+        if wide := [name for name, value in found.items() if value.nbytes > path.stat().st_size]:
+            raise SourceError(
+                f"{path}: the tensor {wide[0]!r:.80} has more bytes than the file"
+            )  # it repeats its values
+        return found
 
 
 def read_source(path: Path) -> Source:
@@ -80,9 +85,12 @@ def read_source(path: Path) -> Source:
     Raises:
         SourceError: there is no result, it is too large, truncated, changed, or not JSON.
     """
-    folder = path if path.is_dir() else None
+    try:
+        folder = path if path.is_dir() else None
+        found = [path / name for name in NAMES if (path / name).is_file()] if folder else []
+    except OSError as error:  # a name that is too long
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     if folder is not None:
-        found = [folder / name for name in NAMES if (folder / name).is_file()]
         if not found:
             raise SourceError(
                 f"{folder} has no {' or '.join(NAMES)}: name the folder of a finished run, or a JSON file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,10 +23,14 @@ def view_of(source: Source) -> View:
     """
     view = _kind(source.content)
     try:
-        return view(source)
+        found = view(source)
+        for figure in found.figures:
+            for panel in figure.panels:
+                json.dumps(panel.spec, allow_nan=False)  # a browser reads neither NaN nor Infinity
+        return found
     except SourceError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # the file of a stranger
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # a stranger's
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         kind = view.__name__.removesuffix("_view")
         raise SourceError(f"{source.path} is not the result of a run ({kind}): {what}") from error
