@@ -1,4 +1,4 @@
-"""Markdown tables of the ledger's rows. This file needs no torch: the documentation site draws its tables with it.
+"""Markdown tables of the ledger's rows. This file needs no torch: the documentation site makes its tables with it.
 
 A tax above 1 means slower than dense; an advantage above 1 means faster than the best other contender.
 """

@@ -15,7 +15,7 @@ from stochprune.address import Mask
 
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
-from tests.backends.cases import instructions  # noqa: E402
+from stochprune.doctor.self_test import instructions  # noqa: E402
 
 INF = float("inf")
 SPECIAL = [INF, -INF, 0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4028235e38, -3.4028235e38, 88.0, -88.0, 104.0, -104.0, 10.4,

@@ -15,10 +15,10 @@ from stochprune import reference, rng
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
 from stochprune.address import KLTerm, Mask  # noqa: E402
+from stochprune.doctor.self_test import instructions  # noqa: E402
 from stochprune.functional import masked_linear  # noqa: E402
 from stochprune.native.masked import SHARED  # noqa: E402
 from stochprune.native.workspace import Workspace, workspace  # noqa: E402
-from tests.backends.cases import instructions  # noqa: E402
 
 AT = Mask(torch.tensor([1]), torch.tensor([2]), 3)
 TWO = AT._replace(draw=torch.tensor([2, 9]))

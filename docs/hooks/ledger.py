@@ -1,4 +1,4 @@
-"""Replace each ``<!-- ledger: NAME -->`` of a page by a table drawn from bench/results, so that no number is typed."""
+"""Replace each ``<!-- ledger: NAME -->`` of a page by a table of bench/results, so that no number is typed."""
 
 from __future__ import annotations
 

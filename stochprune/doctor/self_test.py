@@ -53,8 +53,8 @@ def self_tests() -> list[SelfTest]:
     """
     done = [_timed("contract", "cpu", _contract)]
     for name in backends.MODULES:
-        places = [state.device for state in backends.states() if state.name == name and state.usable]
-        for device in places or _on_cpu(name):
+        devices = [state.device for state in backends.states() if state.name == name and state.usable]
+        for device in devices or _on_cpu(name):
             for label, variant in _variants(name):
                 with variant:
                     done.append(_timed(label, device, functools.partial(_backend, name, device)))
@@ -75,11 +75,12 @@ def _variants(name: str) -> Iterator[tuple[str, contextlib.AbstractContextManage
     from stochprune import _C
 
     for instruction_set in _C.instruction_sets():
-        yield f"native-{instruction_set}", _instructions(instruction_set)
+        yield f"native-{instruction_set}", instructions(instruction_set)
 
 
 @contextlib.contextmanager
-def _instructions(name: str) -> Iterator[None]:
+def instructions(name: str) -> Iterator[None]:
+    """Let the C++ backend use an instruction set inside the context."""
     from stochprune import _C
 
     before = _C.instruction_set()

@@ -68,12 +68,11 @@ class LanguageModelSizes:
         kind = "fp32" if config.weights == "fp32" else "bf16"
         joint = config.mode == "joint"
         tokens, output = config.batch_size * config.sequence, self.config.get_text_config()
-        wide = 4.0 if kind == "fp32" else 2.0
 
         def saved(checkpointing: bool) -> float:
             return self._saved(shape, kind, joint, checkpointing)
 
-        return activation_bytes(saved, output, tokens, checkpointing=config.checkpointing, wide=wide)
+        return activation_bytes(saved, output, tokens, checkpointing=config.checkpointing, wide=config.wide)
 
     def _saved(self, *case: Any) -> float:
         if case not in self._counted:

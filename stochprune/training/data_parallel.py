@@ -45,11 +45,19 @@ def _rows(batch: Any, rows: slice) -> Any:
 
 
 def add_up(model: nn.Module, losses: Sequence[float]) -> list[float]:
-    """Add the gradients up over the ranks, and average running statistics; return the sums of losses."""
+    """Add the gradients up over the ranks, and average running statistics; return the sums of losses.
+
+    A parameter that the share of some ranks does not use, such as that of an expert, has the gradient 0 there.
+    """
     if ranks.count() == 1:
         return [*losses]
-    total = torch.tensor(losses, dtype=torch.float64)
-    total = total.to(next(model.parameters()).device)
+    parameters = [*model.parameters()]
+    used = [parameter.grad is not None for parameter in parameters]
+    total = torch.tensor([*losses, *used], dtype=torch.float64, device=parameters[0].device)
+    ranks.add_up([total])
+    for parameter, users in zip(parameters, total[len(losses) :].tolist(), strict=True):
+        if users and parameter.grad is None:  # else ranks would add up gradients of different parameters
+            parameter.grad = torch.zeros_like(parameter)
     statistics = [
         tensor.div_(ranks.count())
         for module in model.modules()
@@ -57,6 +65,6 @@ def add_up(model: nn.Module, losses: Sequence[float]) -> list[float]:
         for tensor in (module.running_mean, module.running_var)
         if tensor is not None
     ]
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    ranks.add_up([total, *gradients, *statistics])
-    return [float(value) for value in total]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    ranks.add_up([*gradients, *statistics])
+    return total[: len(losses)].tolist()

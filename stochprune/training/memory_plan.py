@@ -67,6 +67,11 @@ class MemoryConfig(Config):
         if self.in_backward and self.accumulation > 1:
             raise ValueError(f"MemoryConfig: in_backward needs accumulation 1, got {self.accumulation}")
 
+    @property
+    def wide(self) -> float:
+        """Bytes of a number in products, in activations and in parameters that are not masked."""
+        return BYTES["fp32" if self.weights == "fp32" else "bf16"]
+
 
 class ModelSizes(Protocol):
     """What a plan needs to know of a model."""
@@ -121,18 +126,18 @@ def memory_plan(sizes: ModelSizes, config: MemoryConfig) -> MemoryPlan:
     largest = max(rows * cols for rows, cols in sizes.masked)
     each = [logits_of(config.pattern, shape) for shape in sizes.masked]
     logit_bytes, weight_bytes = BYTES[config.logits], BYTES[config.weights]
-    wide = 4.0 if config.weights == "fp32" else 2.0  # of products, and of parameters that are not masked
     trained, gradients = sum(each), sum(each) * logit_bytes
     one = max(each) * logit_bytes
     if config.mode == "joint":
         trained += masked + sizes.other
         gradients += (masked + sizes.other) * weight_bytes
         one = max(one, max(largest, sizes.largest_other) * weight_bytes)
-    backward = wide + max(wide, logit_bytes) + DEQUANTISED.get(config.weights, 0.0)  # z * W, its gradient, W itself
+    # z * W, its gradient, W itself
+    backward = config.wide + max(config.wide, logit_bytes) + DEQUANTISED.get(config.weights, 0.0)
     rounded = config.logits == "bf16" or (config.mode == "joint" and config.weights == "bf16")
     step = max(each) * (STEP.get(config.optimizer, 0.0) + rounded * ROUNDED)
     return MemoryPlan(
-        weights=masked * weight_bytes + sizes.other * wide,
+        weights=masked * weight_bytes + sizes.other * config.wide,
         logits=sum(each) * logit_bytes,
         gradients=one if config.in_backward else gradients,
         state=trained * STATE[config.optimizer],

@@ -84,7 +84,7 @@ def scaling_plan(sizes: BlockSizes, config: MemoryConfig, *, ranks: int, paralle
         return ScalingPlan(whole, {"all-reduce": 2 * share * gradients}, ranks * sequences)
     if parallel == "tp":
         return ScalingPlan(_split(sizes, config, whole, ranks), _sent_by_tp(sizes, config, share), sequences)
-    rest = sizes.other * _wide(config)  # the root group; biases and norms of blocks count here too
+    rest = sizes.other * config.wide  # the root group; biases and norms of blocks count here too
     blocks = whole.weights - rest + whole.logits
     sent = {
         "all-gather": share * config.accumulation * (2 * blocks + rest),
@@ -93,22 +93,17 @@ def scaling_plan(sizes: BlockSizes, config: MemoryConfig, *, ranks: int, paralle
     return ScalingPlan(_sharded(sizes, config, whole, ranks), sent, ranks * sequences)
 
 
-def _wide(config: MemoryConfig) -> float:
-    """Return the bytes of a number in activations and in parameters that are not masked."""
-    return BYTES["fp32"] if config.weights == "fp32" else BYTES["bf16"]
-
-
 def _gradients(sizes: ModelSizes, config: MemoryConfig, whole: MemoryPlan) -> float:
     """Return the bytes of all gradients."""
     trained = whole.logits
     if config.mode == "joint":
-        trained += whole.masked * BYTES[config.weights] + sizes.other * _wide(config)
+        trained += whole.masked * BYTES[config.weights] + sizes.other * config.wide
     return trained
 
 
 def _sharded(sizes: BlockSizes, config: MemoryConfig, whole: MemoryPlan, ranks: int) -> MemoryPlan:
     """Return the memory of a rank of FSDP2: its shards, and whole: two blocks, the gradients of one, and the rest."""
-    rest = sizes.other * _wide(config)
+    rest = sizes.other * config.wide
     weights = (whole.weights - rest) / sizes.blocks
     logits, gradients = whole.logits / sizes.blocks, whole.gradients / sizes.blocks
     return dataclasses.replace(
@@ -123,7 +118,7 @@ def _sharded(sizes: BlockSizes, config: MemoryConfig, whole: MemoryPlan, ranks: 
 
 def _split(sizes: ModelSizes, config: MemoryConfig, whole: MemoryPlan, ranks: int) -> MemoryPlan:
     """Return the memory of a rank of tensor parallelism; activations count whole, which is an upper bound."""
-    rest = sizes.other * _wide(config)
+    rest = sizes.other * config.wide
     kept = 0.0 if config.mode == "frozen" else sizes.other / (whole.masked + sizes.other)  # trained on each rank
     return dataclasses.replace(
         whole,
@@ -136,6 +131,6 @@ def _split(sizes: ModelSizes, config: MemoryConfig, whole: MemoryPlan, ranks: in
 
 
 def _sent_by_tp(sizes: BlockSizes, config: MemoryConfig, share: float) -> dict[str, float]:
-    each = config.batch_size * config.sequence * sizes.width * _wide(config)
+    each = config.batch_size * config.sequence * sizes.width * config.wide
     times = (6 if config.checkpointing else 4) * sizes.blocks * config.accumulation
     return {"all-reduce": 2 * share * times * each}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-from collections.abc import Iterator
 
 import torch
 
@@ -24,19 +22,6 @@ def _native_variants() -> list[str]:
     from stochprune import _C
 
     return [f"native-{name}" for name in (*_C.instruction_sets(), "amx-emulated")]
-
-
-@contextlib.contextmanager
-def instructions(name: str) -> Iterator[None]:
-    """Let the C++ backend use an instruction set inside the context."""
-    from stochprune import _C
-
-    before = _C.instruction_set()
-    _C.use_instruction_set(name)
-    try:
-        yield
-    finally:
-        _C.use_instruction_set(before)
 
 
 VARIANTS = ["reference", *_native_variants(), *(["triton"] if importlib.util.find_spec("triton") else []), "cuda"]

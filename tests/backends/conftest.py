@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stochprune import backends
-from tests.backends.cases import ON_GPU, VARIANTS, instructions
+from stochprune.doctor.self_test import instructions
+from tests.backends.cases import ON_GPU, VARIANTS
 from tests.cuda.emulation import emulation
 
 

@@ -7,7 +7,7 @@ import torch
 
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C, reference  # noqa: E402
-from tests.backends.cases import instructions  # noqa: E402
+from stochprune.doctor.self_test import instructions  # noqa: E402
 
 
 @pytest.fixture(params=_C.instruction_sets())

@@ -10,9 +10,10 @@ from stochprune.address import KLTerm
 
 native = pytest.importorskip("stochprune.native")
 from stochprune import _C  # noqa: E402
+from stochprune.doctor.self_test import instructions  # noqa: E402
 from stochprune.native import tiles  # noqa: E402
 from stochprune.native.masked import masked  # noqa: E402
-from tests.backends.cases import ALL, ESTIMATORS, error, instructions, mask  # noqa: E402
+from tests.backends.cases import ALL, ESTIMATORS, error, mask  # noqa: E402
 
 ROUNDED = 4e-3  # relative error of one number that is rounded to bfloat16 twice: a soft masked weight, and the result
 SETS = [name for name in ("amx", "amx-emulated") if name in (*_C.instruction_sets(), "amx-emulated")]

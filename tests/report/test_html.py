@@ -14,10 +14,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from stochprune import rng
 from stochprune.cli import app
+from stochprune.functional import keep_mask
+from stochprune.masks import snapshot
 from stochprune.report.html import SourceError, page, read_source, render, view_of
 from stochprune.report.html.accounts import from_certificate, from_row
 from stochprune.report.html.curves import history_figure
+from stochprune.report.html.masks import snapshot_of
 from stochprune.report.html.parts import MOST_CHARACTERS, MOST_DEPTH, Figure, Table, flattened
 from stochprune.runs.files import save_tensors, write_json
 from tests.report.html_runs import HOSTILE, LEDGERS, hostile, make_runs, write
@@ -259,6 +263,14 @@ def test_a_damaged_part_of_a_run_is_named(runs, tmp_path):
             view_of(read_source(folder))
     save_tensors(state, {"fc1.mask_logits": torch.zeros(0), "x": [1]})
     assert view_of(read_source(folder)).figures
+
+
+@pytest.mark.parametrize("seed", [5, 2**64 - 5])
+def test_pictures_have_masks_of_every_seed(seed):
+    tensors = {"fc.mask_logits": torch.zeros(3, 8), "fc.mask_seed": torch.tensor(rng.as_int64(seed))}
+    at = {"seed": seed, "draw": 0, "stream": rng.stream("fc.weight")}
+    kept = keep_mask(rng.threshold_from_logits(torch.zeros(3, 8)), **at)
+    assert snapshot_of(tensors)["first"] == snapshot({}, {"fc": kept})["first"]
 
 
 def test_foreign_masks_are_left_out(runs, tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch._dynamo
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -60,6 +61,28 @@ def train(out: Path, *callbacks: object, broken: bool = False) -> None:
     with ranks.joined():
         found = sp.finetune(model, batches, config, out=out, callbacks=callbacks, options=options)
         torch.save([state(model), found.history], out / f"{ranks.rank()}.pt")
+
+
+class Routed(nn.Module):
+    """The first or the second layer of equal shape, by the sign of an example's first number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([dense(), dense()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.layers[int(row[0] > 0)](row[None]) for row in x])
+
+
+def routed(out: Path) -> None:
+    """Train weights in batches whose halves, the shares of two ranks, use different layers."""
+    x, y = problem()
+    halves = x[:, 0].argsort().view(2, 6, 4)  # below and above the median
+    batches = [(x[rows], y[rows]) for rows in halves.transpose(0, 1).flatten(1)]
+    model = Routed()
+    with ranks.joined():
+        sp.training.train_weights(model, batches, sp.training.WeightConfig(epochs=1))
+        torch.save(state(model), out / f"{ranks.rank()}.pt")
 
 
 def die() -> None:
@@ -150,7 +173,7 @@ def main(out: Path) -> None:
     tokenizer.save_pretrained(out / "models" / "llama")
     shape = LlamaShape(width=8, layers=1, heads=2, hidden=12)
     small_llama(shape, len(tokenizer), 16, 0).save_pretrained(out / "models" / "llama")
-    for work in (train, finetune, finetune_lm):
+    for work in (train, routed, finetune, finetune_lm):
         alone(work, out / f"{work.__name__}-1")
         pair(work, out / f"{work.__name__}-2")
     for work in (killed, hung, nan, finetune_killed, count):

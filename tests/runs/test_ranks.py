@@ -57,6 +57,11 @@ def test_all_ranks_hold_the_model_that_one_process_trains(out):
     assert torch.equal(one["0.mask_draw"], states[1][0]["0.mask_draw"])
 
 
+def test_ranks_that_use_different_layers_train_both(out):
+    one, *two = (torch.load(out / name) for name in ("routed-1/0.pt", "routed-2/0.pt", "routed-2/1.pt"))
+    assert differences(*two) == 0 and differences(one, two[0]) < 1e-5
+
+
 def test_finetune_gives_the_results_of_one_process(out):
     one, two = (results(out / f"finetune-{count}") for count in (1, 2))
     for first, second in zip(one["cells"], two["cells"], strict=True):

@@ -17,17 +17,10 @@ from stochprune.cli import app
 from stochprune.extras import MissingExtraError
 from stochprune.studies import executors
 from stochprune.studies.executors import engine, options, worker
+from tests.runs.owners import STUDY
 from tests.runs.test_killed import contents
 
-TEXT = """
-title: Two masks
-job: initialisation
-data: [digits]
-models: [lenet_300_100]
-seeds: 1
-grid: [{scores: [magnitude], sparsities: [0.9], ablations: [none, shuffle]}]
-settings: {batch_size: 512, weights: {epochs: 1, checkpoint_every: 2}}
-"""
+TEXT = STUDY.replace("epochs: 2", "epochs: 1")
 METHODS = """
 title: Two methods
 job: methods

@@ -19,7 +19,14 @@ from stochprune.training.activations import activation_bytes, checkpoint_blocks,
 from stochprune.training.memory_plan import MemoryConfig, changes_that_fit, memory_plan
 from stochprune.training.out_of_memory import ROOM, memory_of
 
-OPTIMISERS = {"8bit": "adamw8bit", "4bit": "adamw4bit", "lion": "lion8bit", "adafactor": "adafactor", "sgd": "sgd"}
+OPTIMISERS = {
+    "lion_8bit": "lion8bit",
+    "8bit": "adamw8bit",
+    "4bit": "adamw4bit",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+}
+"""Optimisers of the plan, by a part of the name in transformers; the first that fits. Others count as AdamW."""
 ARGUMENTS = {  # by field and value of MemoryConfig
     "in_backward": "step_in_backward=True, max_grad_norm=0, gradient_accumulation_steps=1",
     "checkpointing": "gradient_checkpointing=True",

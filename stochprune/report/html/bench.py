@@ -86,8 +86,8 @@ def _tax(rows: Rows) -> list[Figure]:
     about = (
         "The time of a forward and a backward pass against the dense layer of the same run. Both axes are logarithmic."
     )
-    drawn = [Panel(charts.lines(records, x, y), title) for title, records in panels.items()]
-    return [Figure("Tax against batch", about, drawn, table=table_of("Tax", rows))] if drawn else []
+    charted = [Panel(charts.lines(records, x, y), title) for title, records in panels.items()]
+    return [Figure("Tax against batch", about, charted, table=table_of("Tax", rows))] if charted else []
 
 
 def _bytes(rows: Rows) -> list[Figure]:

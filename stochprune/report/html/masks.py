@@ -33,7 +33,7 @@ def snapshot_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if first is None or seed is None or seed.numel() != 1:
         return snapshot(logits, {})
     thresholds = rng.threshold_from_logits(logits[first].flatten(1))
-    mask = keep_mask(thresholds, seed=int(seed), draw=0, stream=rng.stream(f"{first}.weight"))
+    mask = keep_mask(thresholds, seed=int(seed) % rng.SEED_LIMIT, draw=0, stream=rng.stream(f"{first}.weight"))
     return snapshot(logits, {first: mask.view(logits[first].shape)})
 
 
