@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch.torch_version import TorchVersion
 
-REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?:(?P<relation>>=|==)\s*(?P<version>[\w.+]+))?")
+REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[[^\]]*\])?\s*(?:(?P<relation>>=|==)\s*(?P<version>[\w.+]+))?")
 EXTRA = re.compile(r"""extra == ['"](\w+)['"]""")
 FOR_DEVELOPERS = "dev"
 
@@ -54,7 +54,7 @@ def _tritons() -> Iterator[tuple[str, str, str]]:
 
 
 def _requirements(distribution: str) -> Iterator[tuple[str, str, str]]:
-    """Yield name, range and extra of each requirement that this file can read; the own extras by name are left out."""
+    """Yield name, range and extra of each requirement that this file can read."""
     try:
         declared = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:  # imported from its folder

@@ -183,13 +183,13 @@ def load(name: str | Path, small: bool = False) -> Plan:
     job = content.get("job")
     settings = content.pop("settings", None)
     settings = {} if settings is None else settings
-    known = isinstance(job, str)  # what else is there is refused below
-    chosen = {"finetune": ("data", "model", *SELECTIONS), "certificates": OWN}.get(job, ()) if known else ()
+    known = job if isinstance(job, str) else ""  # what else is there is refused below
+    chosen = {"finetune": ("data", "model", *SELECTIONS), "certificates": OWN}.get(known, ())
     if isinstance(settings, dict) and (twice := sorted(set(chosen) & set(settings))):
         raise ValueError(
             f"{path.stem}: in a study of job {job} {twice[0]} must be a key of the study, not of its settings"
         )
-    kind: type = SETTINGS.get(job, InitialisationConfig) if known else InitialisationConfig
+    kind: type = SETTINGS.get(known, InitialisationConfig)
     grid = content.pop("grid", None) or []
     if not isinstance(grid, list):
         raise ValueError(f"{path.stem}: grid must be a list of blocks, got {shown(grid)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -94,7 +95,7 @@ def test_which_versions_fit(range, extras, installed, fits):
 
 def test_every_requirement_is_read(monkeypatch):
     declared = importlib.metadata.requires("stochprune")
-    names = {text.split(";")[0].split(">=")[0].strip() for text in declared if 'extra == "dev"' not in text}
+    names = {re.split(r"[;\[]|>=", text)[0].strip() for text in declared if 'extra == "dev"' not in text}
     assert names <= {package.name for package in packages()}
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["Torch>=99 ; python_version > '3'", "odd @ url"])
     (package,) = packages()

@@ -32,7 +32,7 @@ def start(study: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "stochprune", "study", str(study), "--out", str(options.out)]
     command += ["--device", options.device] + ["--small"] * options.small
     if options.data_dir is not None:
-        command += ["--data-dir", str(options.data_dir)]
+        command += ["--data-dir", str(options.data_dir.absolute())]
     with open(options.out / f"{study.stem}.log", "ab") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         if out := os.environ.get("OUT"):
             shutil.copytree(options.out, Path(out) / options.out.name, dirs_exist_ok=True)
     failed = [name for name, process in running.items() if name not in late and process.returncode]
