@@ -8,7 +8,6 @@ from stochprune.masks.distribution import LayerStatistics, kept_weights, layer_s
 from stochprune.masks.model import of
 from stochprune.masks.probabilities import keep_probabilities
 from stochprune.masks.select import from_scores, n_of_m, sparsity
-from stochprune.masks.snapshot import snapshot
 
 __all__ = [
     "LayerStatistics",
@@ -24,7 +23,6 @@ __all__ = [
     "reinitialize",
     "rescale",
     "shuffle",
-    "snapshot",
     "sparsity",
     "statistics",
 ]

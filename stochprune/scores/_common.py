@@ -55,6 +55,9 @@ def prunable_weights(
         for name, weight in weights.items()
         if wanted(model, [name], include, exclude, default=id(weight) not in tables)
     }
+    if not chosen and include is exclude is None:
+        tied = ", ".join(weights)
+        raise ValueError(f"{tied} share their weights with embeddings: name them in include to prune them")
     if not chosen:
         raise ValueError(f"include {include!r} and exclude {exclude!r} choose none of {', '.join(weights)}")
     return chosen

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from stochprune import data, masks, models, scores
 from stochprune.data import HELP as DATA
 from stochprune.data import Batches, Dataset
+from stochprune.masks.snapshot import snapshot
 from stochprune.models import HELP as MODELS
 from stochprune.nn import convert, masked_layers
 from stochprune.runs.config import FRACTION, Config, at_least, option
@@ -253,7 +254,7 @@ class Study(Bench):
 
         logits = {key: layer.mask_logits.detach() for key, layer in masked_layers(masked).items()}
         tuned = masks.from_scores(logits, sparsity)
-        write_json(folder / "masks.json", masks.snapshot(logits, tuned))  # for the report
+        write_json(folder / "masks.json", snapshot(logits, tuned))  # for the report
         errors["thresholded"] = self.error(_cut(dense, masked, tuned))
         for arm, final in (("finetuned", tuned), ("shuffled", masks.shuffle(tuned, seed))):
             model = _cut(dense, masked, final)

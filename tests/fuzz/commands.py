@@ -25,6 +25,8 @@ BASE: dict[str, list[str]] = {
     "bench": ["--rows", "4", "--cols", "4", "--tokens", "1", "--seconds", "0.01", "--device", "cpu"],
     "plan": ["empty"],
     "backends": [],
+    "doctor": ["--json"],
+    "report": ["empty"],
 }
 NONSENSE = [
     "",

@@ -224,7 +224,7 @@ TABLE: dict[str, list[Row]] = {
 }
 SIZES = {"Conv1d": (1, 2, 2), "Conv2d": (1, 2, 2), "Conv3d": (1, 2, 2), "Linear": (8, 8), "Embedding": (4, 4)}
 FROM_DENSE = {  # made from a dense module alone
-    "MaskedTransposedLinear",
+    *("MaskedTransposedLinear", "NMMaskedTransposedLinear"),
     *(name for name in sp.nn.__all__ if name.startswith("Masked") and issubclass(getattr(sp.nn, name), MaskedModule)),
 }
 LAYERS = {

@@ -35,12 +35,12 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(generator(seed, "zoo").standard_normal(shape)).float()
 
 
-def _transposed_linear() -> sp.nn.MaskedTransposedLinear:
+def _transposed_linear(kind: type = sp.nn.MaskedTransposedLinear, **options: str) -> sp.nn.MaskedLayer:
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     with torch.device("meta"):
-        dense = conv1d(2, 2)
-    dense.weight, dense.bias = nn.Parameter(numbers(2, 2)), nn.Parameter(numbers(2))
-    return sp.nn.MaskedTransposedLinear.from_dense(dense, 0.6)
+        dense = conv1d(2, 4)
+    dense.weight, dense.bias = nn.Parameter(numbers(4, 2)), nn.Parameter(numbers(2))
+    return kind.from_dense(dense, 0.6, **options)
 
 
 def _random(layer: nn.Module, masked: bool) -> nn.Module:
@@ -98,7 +98,8 @@ ZOO: dict[str, Case] = {
     "linear": (lambda: sp.nn.MaskedLinear(2, 2, keep=0.6), (2,)),
     "linear of tokens": (lambda: sp.nn.MaskedLinear(2, 2, keep=0.6), (3, 2)),
     "lora": (_lora, (2,)),
-    "transposed linear": (_transposed_linear, (2,)),
+    "transposed linear": (_transposed_linear, (4,)),
+    "n:m transposed linear": (lambda: _transposed_linear(sp.nn.NMMaskedTransposedLinear, pattern="1:2"), (4,)),
     "embedding": (lambda: sp.nn.MaskedEmbedding(2, 2, keep=0.6), (3,)),
     "conv1d": (lambda: sp.nn.MaskedConv1d(1, 2, 2, keep=0.6), (1, 4)),
     "conv2d": (lambda: sp.nn.MaskedConv2d(1, 2, (1, 2), keep=0.6), (1, 3, 4)),

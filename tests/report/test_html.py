@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from stochprune import rng
 from stochprune.cli import app
 from stochprune.functional import keep_mask
-from stochprune.masks import snapshot
+from stochprune.masks.snapshot import snapshot
 from stochprune.report.html import SourceError, page, read_source, render, view_of
 from stochprune.report.html.accounts import from_certificate, from_row
 from stochprune.report.html.curves import history_figure

@@ -18,7 +18,7 @@ from stochprune.data import Batches
 from stochprune.data.splits import split
 from stochprune.pac_bayes import CertifyConfig, PriorConfig, SelfBoundConfig, certify, make_posterior, train_prior
 from stochprune.studies.finetune import StudyConfig, run_study
-from stochprune.studies.methods import Arm, ArmBlock, MethodsConfig
+from stochprune.studies.methods import Arm, ArmBlock, ImageMethodsConfig
 from stochprune.studies.plan import Block
 from stochprune.training import (
     FinetuneConfig,
@@ -123,7 +123,7 @@ def run_finetune_study(out: Path, callbacks: tuple[object, ...] = ()) -> Any:
 def run_methods(out: Path, callbacks: tuple[object, ...] = ()) -> Any:
     """Without a clock: the seconds are in the tables and in the checkpoints."""
     dense = WeightConfig(epochs=1, checkpoint_every=2)
-    settings = MethodsConfig(dense, epochs=2, batch_size=512, train_examples=1024)
+    settings = ImageMethodsConfig(dense, epochs=2, batch_size=512, train_examples=1024)
     arms = (
         Arm("gradual", "gradual_magnitude", (("checkpoint_every", 2), ("every", 1))),
         Arm("one-shot", "one_shot", (), retrain_epochs=1),

@@ -23,22 +23,22 @@ class Scaled(nn.Module):
 
 
 class Tied(nn.Module):
-    """An embedding, a layer and the head have one weight, the head as its second parameter."""
+    """Two layers and the head have one weight, the head as its second parameter."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding, self.layer, self.head = nn.Embedding(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
-        self.embedding.weight = self.head.weight = self.layer.weight
+        self.first, self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.first.weight = self.head.weight = self.layer.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.layer(self.embedding(x))))
+        return self.head(torch.relu(self.layer(self.first(x))))
 
 
 @pytest.mark.parametrize("leave", [True, False])
 def test_modules_that_share_a_weight_use_one_part(leave: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, x = Tied(), torch.tensor([0, 2, 3])
+        model, x = Tied(), torch.randn(3, 4)
     weight, names, before = model.layer.weight, [name for name, _ in model.named_parameters()], copy.deepcopy(model)
     doubled = copy.deepcopy(model)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_modules_that_share_a_weight_use_one_part(leave: bool) -> None:
         assert len(parts) == 1
         assert torch.equal(model(x), doubled(x))
         model(x).sum().backward()
-    assert model.embedding.weight is model.layer.weight is model.head.weight is weight
+    assert model.first.weight is model.layer.weight is model.head.weight is weight
     assert [name for name, _ in model.named_parameters()] == names
     assert list(model.head._parameters) == ["weight", "bias"]
     assert torch.equal(model(x), (doubled if leave else before)(x))
