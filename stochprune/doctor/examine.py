@@ -57,6 +57,8 @@ def _problems(
         backends.resolve(torch.ones(1))
     except (ValueError, RuntimeError) as error:  # the variable that chooses a backend
         found.append(f"no layer runs on the CPU: {error}; unset {backends.OVERRIDE}")
+    for name in machine.unknown_variables():
+        found.append(f"nothing reads the environment variable {name}; known are {', '.join(machine.OWN)}")
     for package in listed:
         if package.fits:
             continue

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 PROGRAMS = ("g++", "nvcc", "ninja", "cmake")
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TRITON_INTERPRET")
+PREFIX = "STOCHPRUNE_"
+OWN = tuple(PREFIX + name for name in ("BACKEND", "CPU", "RANK_TIMEOUT", "ROUTE"))
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "MKL_NUM_THREADS", "OMP_NUM_THREADS", *OWN, "TRITON_INTERPRET")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
@@ -60,8 +62,13 @@ def gpus() -> dict[str, str]:
 
 
 def variables() -> dict[str, str]:
-    """Return the environment variables that change what runs."""
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith("STOCHPRUNE_") or k in VARIABLES}
+    """Return the environment variables that change what runs; others may be secrets."""
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+def unknown_variables() -> list[str]:
+    """Return the names of environment variables that look like ours but that nothing reads."""
+    return [name for name in sorted(os.environ) if name.startswith(PREFIX) and name not in OWN]
 
 
 def _version(program: str) -> str:

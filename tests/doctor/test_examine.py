@@ -100,3 +100,11 @@ def test_every_requirement_is_read(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["Torch>=99 ; python_version > '3'", "odd @ url"])
     (package,) = packages()
     assert (package.name, package.fits, package.extras) == ("torch", False, ())
+
+
+def test_a_misspelt_variable_is_named_without_its_value(monkeypatch):
+    monkeypatch.setenv("STOCHPRUNE_BACKENDS", "secret")
+    monkeypatch.setenv("STOCHPRUNE_CPU", "scalar")
+    found = examine()
+    assert any("STOCHPRUNE_BACKENDS" in problem for problem in found["problems"])
+    assert found["variables"]["STOCHPRUNE_CPU"] == "scalar" and "secret" not in json.dumps(found)
