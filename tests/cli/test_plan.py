@@ -113,6 +113,7 @@ def test_refusals(content, message, tmp_path, transformers):
     assert result.exit_code == 1 and message in result.output, result.output
 
 
+@pytest.mark.slow
 def test_the_plan_beside_real_steps(transformers):
     """Of 6 million weights, where a few megabytes of other memory are a few per cent."""
     row = compare("bf16", 6, 2)

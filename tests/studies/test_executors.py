@@ -188,10 +188,8 @@ def test_slurm_without_a_cluster_and_an_unknown_one_are_refused(tmp_path, monkey
             executors.Executor("slurm", 1, given).start(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("package", "name", "given"),
-    [("submitit", "slurm", ["cluster=local"]), pytest.param("ray", "ray", [], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("package", "name", "given"), [("submitit", "slurm", ["cluster=local"]), ("ray", "ray", [])])
 def test_engines_run_work_and_see_that_a_worker_dies(tmp_path, monkeypatch, package, name, given):
     pytest.importorskip(package)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
