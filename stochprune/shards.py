@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
 
+Name = TypeVar("Name")
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -43,6 +44,22 @@ def is_dtensor(tensor: Any) -> TypeIs[DTensor]:
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_managed(module: nn.Module) -> bool:
+    """Return True if FSDP manages a module: its parameters are parts, but whole for a while around its forward pass."""
+    return bool(getattr(module, "_is_fsdp_managed_module", False))
+
+
+def refuse_managed(op: str, modules: Mapping[str, nn.Module], way_out: str) -> None:
+    """Raise ``ValueError`` if FSDP manages one of these modules by name, which ``op`` would exchange for others."""
+    if managed := [name or type(module).__name__ for name, module in modules.items() if is_managed(module)]:
+        raise ValueError(f"{op}: {managed[0]} is sharded by FSDP, which cannot exchange layers: {way_out}")
+
+
+def is_split(module: nn.Module) -> bool:
+    """Return True if FSDP manages a module, or if a parameter of its own is a part."""
+    return is_managed(module) or any(map(is_dtensor, module.parameters(recurse=False)))
 
 
 def local_shard(tensor: Tensor) -> Shard:
@@ -143,9 +160,14 @@ def sum_by_layout(function: Callable[[Sequence[Tensor]], Tensor], tensors: Seque
 
 def by_layout(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Return the tensors in groups that are split alike."""
-    alike: dict[object, list[Tensor]] = {}
-    for tensor in tensors:
-        alike.setdefault(layout(tensor), []).append(tensor)
+    return [[tensors[i] for i in group] for group in names_by_layout(dict(enumerate(tensors)))]
+
+
+def names_by_layout(tensors: Mapping[Name, Tensor]) -> list[list[Name]]:
+    """Return the names of tensors in groups that are split alike."""
+    alike: dict[object, list[Name]] = {}
+    for name, tensor in tensors.items():
+        alike.setdefault(layout(tensor), []).append(name)
     return [*alike.values()]
 
 

@@ -1,5 +1,6 @@
 """Small data sets in memory, and mini-batches in a reproducible order."""
 
+from stochprune.data.batch_loss import BatchLoss
 from stochprune.data.batches import Batches
 from stochprune.data.dataset import Dataset
 from stochprune.data.idx import read_idx
@@ -10,6 +11,7 @@ from stochprune.data.splits import Split, Subset, split
 __all__ = [
     "HELP",
     "NAMES",
+    "BatchLoss",
     "Batches",
     "Dataset",
     "Split",

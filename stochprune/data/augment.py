@@ -52,6 +52,11 @@ class Augmented:
             yield x, y
 
 
+def augmented(batches: Batches, pixels: int, flip: bool) -> Batches | Augmented:
+    """Return batches with shifts of up to ``pixels`` and flips; the batches themselves if there are to be none."""
+    return Augmented(batches, pixels, flip) if pixels or flip else batches
+
+
 def shift(x: Tensor, moves: Tensor, pixels: int, background: float) -> Tensor:
     """Return windows of the padded images [B, C, H, W] with corners ``moves`` [2, B] in 0 .. 2 ``pixels``."""
     count, _, height, width = x.shape

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.training.batch_loss import ForwardLoss
+from stochprune.data.batch_loss import ForwardLoss
 from stochprune.training.distillation import distillation_loss
 
 

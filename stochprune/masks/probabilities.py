@@ -1,9 +1,9 @@
-"""Make initial keep probabilities from scores."""
+"""Keep probabilities: initial ones from scores, and their sum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from stochprune.arguments import checked
 from stochprune.masks.groups import expand_groups, group_scores
 from stochprune.masks.select import check_scores
+from stochprune.shards import sum_by_layout
 
 
 @checked
@@ -62,3 +63,18 @@ def keep_probabilities(
         for name, value in values.items()
     }
     return found if grouped is None else {name: expand_groups(q, scores[name], grouped) for name, q in found.items()}
+
+
+def expected_kept(logits: Sequence[Tensor]) -> Tensor:
+    """Return sum(sigmoid(logit)) over all tensors and processes, a float64 scalar on the device of the first."""
+
+    def kept(parts: Sequence[Tensor]) -> Tensor:
+        sums = [torch.sigmoid(wide(part)).sum(dtype=torch.float64).to(parts[0].device) for part in parts]
+        return torch.stack(sums).sum()
+
+    return sum_by_layout(kept, logits)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 or float64; in 16 bits, probabilities near 1 would be 1/256 apart."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

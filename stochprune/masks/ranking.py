@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stochprune.shards import gathered, layout, like_shard, local_shard, reduced
+from stochprune.shards import gathered, like_shard, local_shard, names_by_layout, reduced
 
 _DIGIT = 16
 """Bits that one pass over the scores decides; the processes add up 65,536 counts for it."""
@@ -88,22 +88,21 @@ def _cut(values: Mapping[str, Tensor], among: Mapping[str, Tensor], k: int) -> i
 
 def _histogram(values: Mapping[str, Tensor], among: Mapping[str, Tensor], above: int, shift: int) -> Tensor:
     """Return how many values have each next digit, int64 [65536]; their digits so far are those of ``above``."""
-    parts: dict[object, tuple[Tensor, Tensor]] = {}  # counts and a tensor, for tensors that are split alike
-    for name, keys in _keys(values, [*among]):
-        digit = (keys[among[name]] >> shift) - (above >> shift)
-        digit = digit[(digit >= 0) & (digit < 1 << _DIGIT)]
-        counts, how = torch.bincount(digit, minlength=1 << _DIGIT), layout(values[name])
-        parts[how] = (parts[how][0].add_(counts) if how in parts else counts), values[name]
-    return torch.stack([reduced(*each).cpu() for each in parts.values()]).sum(0)
+    found = []
+    for names in names_by_layout({name: values[name] for name in among}):
+        counts = torch.zeros(1 << _DIGIT, dtype=torch.int64, device=among[names[0]].device)
+        for name, keys in _keys(values, names):
+            digit = (keys[among[name]] >> shift) - (above >> shift)
+            digit = digit[(digit >= 0) & (digit < 1 << _DIGIT)]
+            counts += torch.bincount(digit, minlength=1 << _DIGIT)
+        found.append(reduced(counts, values[names[0]]).cpu())
+    return torch.stack(found).sum(0)
 
 
 def _counts(masks: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> list[int]:
     """Return how many entries of each mask are True, over all processes."""
-    alike: dict[object, list[str]] = {}
-    for name in masks:
-        alike.setdefault(layout(like[name]), []).append(name)
     found: dict[str, int] = {}
-    for names in alike.values():
+    for names in names_by_layout({name: like[name] for name in masks}):
         counts = torch.stack([masks[name].count_nonzero().to(masks[names[0]].device) for name in names])
         found |= zip(names, reduced(counts, like[names[0]]).tolist(), strict=True)
     return [found[name] for name in masks]

@@ -1,4 +1,4 @@
-"""What a report shows of masks, small enough to store beside results: histograms, and a part of the first mask."""
+"""The figures of masks in a report, small enough to store beside results: histograms, and a part of the first mask."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from stochprune.nn.masked_conv import CONVOLUTIONS
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_module import MaskedParameter
 from stochprune.nn.members import layers_of
-from stochprune.shards import is_dtensor
+from stochprune.shards import is_split
 
 _KINDS = {MaskedLinear, *CONVOLUTIONS, MaskedParameter}  # without subclasses, whose masks may be of another kind
 
@@ -107,8 +107,7 @@ def fused_masking(model: nn.Module) -> Iterator[nn.Module]:
                 "layers; enter it once"
             )
         samples_masks = layer.samples_now and not layer.local_reparameterisation
-        whole = not is_dtensor(layer.weight) and not layer._is_fsdp_managed_module
-        if type(layer) in _KINDS and samples_masks and whole and layer.draws_per_forward == 1:
+        if type(layer) in _KINDS and samples_masks and not is_split(layer) and layer.draws_per_forward == 1:
             dtypes = (layer.weight.dtype, layer.mask_logits.dtype)
             key = (layer.weight.device, *dtypes, layer.estimator, layer.temperature, layer.weight.requires_grad)
             groups.setdefault(key, []).append(layer)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
+from stochprune.masks.probabilities import expected_kept
 from stochprune.masks.select import check_cut, count_true, emptied, from_scores, why_empty
 from stochprune.nn.convert import _replace
 from stochprune.nn.gated_branch import gated_branches
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.masked_module import MaskedModule, MaskedParameter
-from stochprune.nn.members import layers_of
+from stochprune.nn.members import first_names, layers_of, once
 from stochprune.nn.obstacles import COMPUTED
-from stochprune.shards import sum_by_layout
+from stochprune.shards import refuse_managed
 
 
 def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global") -> nn.Module:
@@ -45,11 +45,8 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
             prune), a layer left without weights, or a model that FSDP shards (see
             :func:`stochprune.distributed.hardened_state`).
     """
-    if managed := [name for name, layer in layers_of("harden", model).items() if layer._is_fsdp_managed_module]:
-        raise ValueError(
-            f"harden: {managed[0]} is sharded by FSDP, which cannot exchange layers: take the hardened weights from "
-            f"stochprune.distributed.hardened_state(model, ...), and load them into a plain model or save them"
-        )
+    way_out = "stochprune.distributed.hardened_state returns the hardened weights, for a plain model or a file"
+    refuse_managed("harden", layers_of("harden", model), way_out)
     return cut(model, masks_to_cut(model, sparsity, scope))
 
 
@@ -65,14 +62,13 @@ def masks_to_cut(model: nn.Module, sparsity: float | None, scope: str) -> dict[s
     for name, layer in layers.items():
         if not isinstance(layer.weight, nn.Parameter):
             raise ValueError(f"harden: {name} ({type(layer).__name__}) {COMPUTED}")
-    first = _first_names(layers)
-    once = {name: layer for name, layer in layers.items() if first[id(layer.weight)] == name}
-    for name, layer in once.items():
+    distinct = once(layers, "weight")
+    for name, layer in distinct.items():
         if count := count_true(layer.mask_logits.detach().isnan()):
             of = layer.mask_logits.numel()
             raise ValueError(f"harden: {count} of {of} mask_logits of {name} are NaN: go back to an earlier checkpoint")
-    _warn_of_idle(layers, first)
-    return _of_evaluation(once) if sparsity is None else _of_sparsity(once, sparsity, scope)
+    _warn_of_idle(layers)
+    return _of_evaluation(distinct) if sparsity is None else _of_sparsity(distinct, sparsity, scope)
 
 
 def cut(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -96,13 +92,9 @@ def cut(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return _replace(model, replacements)
 
 
-def _first_names(layers: Mapping[str, MaskedLayer]) -> dict[int, str]:
-    """Return the first name of each weight, by its id."""
-    return {id(layer.weight): name for name, layer in reversed([*layers.items()])}
-
-
-def _warn_of_idle(layers: Mapping[str, MaskedLayer], first: Mapping[int, str]) -> None:
-    """Warn of weights whose layers never sampled a mask although others did; ``first`` names each weight."""
+def _warn_of_idle(layers: Mapping[str, MaskedLayer]) -> None:
+    """Warn of weights whose layers never sampled a mask although others did."""
+    first = first_names(layers, "weight")
     drew = {first[id(layer.weight)] for layer in layers.values() if int(layer.mask_draw) or layer.sample is False}
     idle = [name for name in layers if name in first.values() and name not in drew]
     if idle and any(int(layer.mask_draw) for layer in layers.values()):
@@ -126,19 +118,11 @@ def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
         below, count = sum(count_true(each < 0) for each in logits), sum(each.numel() for each in logits)
         warnings.warn(
             f"harden: nothing is pruned: {below} of {count} probabilities of keeping lie below one half (mean "
-            f"{_sum_of_probabilities(logits) / count:.4f}); give a sparsity, such as harden(model, 0.9), "
+            f"{float(expected_kept(logits)) / count:.4f}); give a sparsity, such as harden(model, 0.9), "
             f"or train longer, or with a price on kept weights",
             stacklevel=4,
         )
     return masks
-
-
-def _sum_of_probabilities(logits: list[Tensor]) -> float:
-    def total(parts: Sequence[Tensor]) -> Tensor:
-        sums = [torch.sigmoid(part.double()).sum().to(parts[0].device) for part in parts]
-        return torch.stack(sums).sum()
-
-    return float(sum_by_layout(total, logits))
 
 
 def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str) -> dict[str, Tensor]:

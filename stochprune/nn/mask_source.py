@@ -15,7 +15,10 @@ from stochprune.nn import repetition
 from stochprune.quantised import dequantised, is_quantised
 
 # Temporary state of a layer: a copy or a pickle of the layer does not contain it.
-MOMENTARY = ("weight_override", "draw_override", "draws_per_forward", "_last_draw", "_awaiting", "_repeated_in")
+MOMENTARY = (
+    *("weight_override", "draw_override", "draws_per_forward", "_last_draw", "_awaiting", "_repeated_in"),
+    *("mask_ranks", "mask_rank"),  # another process, or another number of them, may load the copy
+)
 
 
 class MaskSource(nn.Module):
@@ -30,8 +33,9 @@ class MaskSource(nn.Module):
             :func:`override_weights`.
         draw_override: None, or the draw of that weight's mask.
         draws_per_forward: the number of masks of a forward pass, more than 1 inside ``batched_samples``.
-        mask_ranks, mask_rank: the number of processes of which each takes masks of its own, and that of this one, see
-            :func:`stochprune.distributed.own_masks`.
+        mask_ranks: the number of processes of which each takes masks of its own, see
+            :func:`stochprune.distributed.own_masks`; 1 if all share them.
+        mask_rank: the number of this process among those that split a batch; None if nothing has set it.
         own_state: the keys of the state_dict that a dense layer lacks. A dense checkpoint loads and does not change
             these tensors; it is refused if they have no values yet.
     """
@@ -49,7 +53,7 @@ class MaskSource(nn.Module):
     draw_override: Tensor | None = None
     draws_per_forward: int = 1
     mask_ranks: int = 1
-    mask_rank: int = 0
+    mask_rank: int | None = None
     _last_draw: Tensor | None = None
     _awaiting: repetition.Awaiting | None = None
     _blank: bool = False  # True on the meta device, and until a checkpoint with the layer's own state is loaded
@@ -119,7 +123,7 @@ class MaskSource(nn.Module):
 
     def _draws(self, first: Tensor) -> Tensor:
         """Return the draws of this forward pass; ``first`` is the first of those of all processes."""
-        if self.mask_rank and self.training:
+        if self.mask_ranks > 1 and self.mask_rank and self.training:
             first = first + self.mask_rank * self.draws_per_forward
         if self.draws_per_forward == 1:
             return first

@@ -27,15 +27,15 @@ def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
     return layers
 
 
-def first_names(layers: Mapping[str, MaskedLayer]) -> dict[int, str]:
-    """Return the name of the first layer with each tensor of logits, by the tensor's id; layers may share one."""
-    return {id(layer.mask_logits): name for name, layer in reversed([*layers.items()])}
+def first_names(layers: Mapping[str, MaskedLayer], tensor: str = "mask_logits") -> dict[int, str]:
+    """Return the name of the first layer with each tensor, logits or ``weight``, by its id; layers may share one."""
+    return {id(getattr(layer, tensor)): name for name, layer in reversed([*layers.items()])}
 
 
-def once(layers: Mapping[str, MaskedLayer]) -> dict[str, MaskedLayer]:
-    """Return the layers without those whose logits another one before them has."""
-    first = first_names(layers)
-    return {name: layer for name, layer in layers.items() if first[id(layer.mask_logits)] == name}
+def once(layers: Mapping[str, MaskedLayer], tensor: str = "mask_logits") -> dict[str, MaskedLayer]:
+    """Return the layers without those whose tensor, logits or ``weight``, another one before them has."""
+    first = first_names(layers, tensor)
+    return {name: layer for name, layer in layers.items() if first[id(getattr(layer, tensor))] == name}
 
 
 def _layers(op: str, model: nn.Module) -> dict[str, MaskedLayer]:

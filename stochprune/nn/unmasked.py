@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -23,6 +24,14 @@ class UnmaskedWeightsWarning(UserWarning):
     """Weights that one may take for masked after :func:`stochprune.convert` are not."""
 
 
+@contextlib.contextmanager
+def silent_about_unmasked() -> Iterator[None]:
+    """Inside the block nothing is said of unmasked weights: the caller has said it, or will."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnmaskedWeightsWarning)
+        yield
+
+
 def warn_of_unmasked(
     model: nn.Module,
     masked: Collection[Tensor],
@@ -30,6 +39,7 @@ def warn_of_unmasked(
     exclude: Selectors | None,
     obstacles: Collection[str],
     op: str = "convert",
+    reason: str = "no masked layer stands for their modules",
 ) -> None:
     """Warn once where weights of two dimensions and more that the user wants masked are not, such as experts [E, N, K].
 
@@ -42,6 +52,7 @@ def warn_of_unmasked(
         include, exclude: as given to convert.
         obstacles: the names of the modules that cannot be masked.
         op: the public function that the message names.
+        reason: why the weights are left out.
     """
     earlier = [layer.weight for layer in masked_layers(model).values()]
     decided = {id(weight) for weight in (*masked, *earlier)}
@@ -67,10 +78,10 @@ def warn_of_unmasked(
         for name, share in sorted(shares.items(), key=lambda item: -item[1])
     )
     warnings.warn(
-        f"{op}: {sum(shares.values()):.1f} % of all parameters are weights without masks: no masked layer stands "
-        f"for their modules: {listing}. To mask them, register a masked type (stochprune.nn.register) or write these "
-        f"modules with layers of torch (stochprune.integrations.transformers masks experts of transformers); to leave "
-        f"them dense without this warning, exclude them by these names",
+        f"{op}: {sum(shares.values()):.1f} % of all parameters are weights without masks: {reason}: {listing}. To mask "
+        f"them, register a masked type (stochprune.nn.register) or write these modules with layers of torch "
+        f"(stochprune.integrations.transformers masks experts of transformers); to leave them dense without this "
+        f"warning, exclude them by these names",
         UnmaskedWeightsWarning,
         stacklevel=4,
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stochprune import masks, rng, scores
 from stochprune.arguments import check, checked
-from stochprune.data.augment import Augmented
+from stochprune.data.augment import augmented
 from stochprune.data.splits import Subset
 from stochprune.nn import convert, masked_layers, sampling
 from stochprune.pac_bayes.config import PriorConfig
@@ -152,9 +152,7 @@ def representable(logits: Tensor) -> Tensor:
 def _train(
     model: nn.Module, part: Subset, config: PriorConfig, seed: int, folder: Path | None, callbacks: Sequence[object]
 ) -> None:
-    batches = part.batches(config.prior_batch_size, seed)
-    augmented = config.shift or config.flip
-    loader = Augmented(batches, config.shift, config.flip) if augmented else batches
+    loader = augmented(part.batches(config.prior_batch_size, seed), config.shift, config.flip)
     training = WeightConfig(
         config.prior_epochs,
         config.prior_lr,

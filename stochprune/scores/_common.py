@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stochprune.arguments import checked
-from stochprune.data.pairs import pairs
+from stochprune.data.batch_loss import BatchLoss, LossFunction, count_examples
+from stochprune.masks import probabilities
+from stochprune.nn.obstacles import find_obstacles
 from stochprune.nn.selection import Selectors, check_patterns, maskable_weights, wanted
+from stochprune.nn.unmasked import warn_of_unmasked
 from stochprune.shards import is_dtensor
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-Examples = Iterable[tuple[Tensor, Tensor]]
+Examples = Iterable[Any]
+"""Batches of a kind that :class:`stochprune.data.BatchLoss` takes."""
 
-Loss = LossFunction | None
+Loss = LossFunction | BatchLoss | None
 Data = Examples | None
 """Scores that need no data accept None for both."""
 
+Result = TypeVar("Result")
 
 Score = Callable[..., dict[str, Tensor]]
 """``(model, loss_fn, batches, **options)``, with None for ``loss_fn`` and ``batches`` where a score needs no data."""
@@ -63,6 +69,15 @@ def prunable_weights(
     return chosen
 
 
+def scored_weights(
+    op: str, model: nn.Module, include: Selectors | None, exclude: Selectors | None
+) -> dict[str, nn.Parameter]:
+    """Return :func:`prunable_weights` for the score ``op``; warn of weights without a score, such as experts."""
+    weights = prunable_weights(model, include, exclude)
+    warn_of_unmasked(model, list(weights.values()), include, exclude, find_obstacles(model), op)
+    return weights
+
+
 def tables_of(model: nn.Module) -> set[int]:
     """Return the ids of the weights of embeddings that are not masked."""
     return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -70,11 +85,11 @@ def tables_of(model: nn.Module) -> set[int]:
 
 def wide(tensor: Tensor) -> Tensor:
     """Return ``tensor`` detached, in float64 if it is float64, else in float32."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    return probabilities.wide(tensor.detach())
 
 
-def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """Return ``model(x)``, or ``model(**x)``, with tensors (the keys) replaced by ``values``, other buffers by copies.
+def with_values(model: nn.Module, values: Mapping[Tensor, Tensor], function: Callable[[nn.Module], Result]) -> Result:
+    """Return ``function(model)`` with tensors (the keys) replaced by ``values``, and other buffers by copies.
 
     So weights, running statistics and draw counters do not change. The model is called in its present mode.
 
@@ -89,16 +104,61 @@ def call(model: nn.Module, values: Mapping[Tensor, Tensor], x: Tensor | Mapping[
     replacements: dict[int, Tensor] = {id(buffer): buffer.clone() for buffer in model.buffers()}
     replacements |= {id(tensor): value for tensor, value in values.items()}
     # Not torch's own tying: it leaves a module that has two names with the replaced tensors (pytorch #164759).
-    named = {} if isinstance(x, Tensor) else dict(x)
-    given = (x,) if isinstance(x, Tensor) else ()
-    return functional_call(model, _by_name(model, replacements), given, named, tie_weights=False)
+    found: Result = functional_call(_Applied(model, function), _by_name(model, replacements), (), tie_weights=False)
+    return found
 
 
-def loss_at(model: nn.Module, loss_fn: LossFunction, values: Mapping[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """Return the loss of one batch, with a graph, if parameters (the keys) are ``values``; see :func:`call`."""
-    device = next(iter(values)).device
-    with torch.enable_grad():
-        return loss_fn(call(model, values, x.to(device)), y.to(device))
+class _Applied(nn.Module):
+    """A function of a model as a module, for ``functional_call``."""
+
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self) -> Any:
+        return self.function(self.model)
+
+
+def gradient_at(
+    model: nn.Module,
+    loss: BatchLoss,
+    values: Mapping[Tensor, Tensor],
+    batch: Any,
+    number: int,
+    by: Iterable[Tensor] | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return the gradient of the loss of one batch if parameters (the keys) are ``values``; see :func:`with_values`.
+
+    The backward pass too runs while the model has these values, because activation checkpointing calls modules again.
+
+    Args:
+        by: the tensors of the gradient; default: the values.
+        create_graph: whether the gradient will be differentiated, which torch's fused attention cannot be.
+
+    Raises:
+        RuntimeError: ``create_graph``, and the model uses activation checkpointing.
+    """
+    by = values.values() if by is None else by
+    with torch.enable_grad(), _second_derivatives() if create_graph else contextlib.nullcontext():
+        return with_values(
+            model, values, lambda replaced: differentiate(loss(replaced, batch, number).loss, by, create_graph)
+        )
+
+
+@contextlib.contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Choose attention that can be differentiated twice; refuse activation checkpointing.
+
+    The second derivative would call modules again when the model has other weights and other attention.
+    """
+    reason = (
+        "scores: second derivatives do not work with activation checkpointing (or other hooks of saved tensors): "
+        "switch it off, for models of transformers by model.activation_checkpointing_disable() (before version 5.20: "
+        "gradient_checkpointing_disable)"
+    )
+    with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.disable_saved_tensors_hooks(reason):
+        yield
 
 
 def differentiate(loss: Tensor, by: Iterable[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
@@ -109,7 +169,7 @@ def differentiate(loss: Tensor, by: Iterable[Tensor], create_graph: bool = False
 
 def gradients(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss: BatchLoss,
     batches: Examples,
     parameters: Mapping[str, nn.Parameter],
     masks: Mapping[str, Tensor] | None = None,
@@ -127,9 +187,9 @@ def gradients(
     if masks is not None:
         weights = {name: torch.where(masks[name], weight, 0) for name, weight in weights.items()}
     values: dict[Tensor, Tensor] = {parameters[name]: weight.requires_grad_() for name, weight in weights.items()}
-    for x, y in pairs(batches, "batches"):
-        grads = differentiate(loss_at(model, loss_fn, values, x, y), values.values())
-        yield len(x), dict(zip(weights, grads, strict=True))
+    for number, batch in enumerate(batches):
+        grads = gradient_at(model, loss, values, batch, number)
+        yield count_examples(batch), dict(zip(weights, grads, strict=True))
 
 
 def mean_over_examples(terms: Iterable[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
@@ -163,15 +223,20 @@ def repeatable(batches: Examples) -> Examples:
     return list(batches) if isinstance(batches, Iterator) else batches
 
 
-def needed(score: str, loss_fn: Loss, batches: Data) -> tuple[LossFunction, Examples]:
-    """Return both arguments, for a score that needs both.
+def needed(score: str, loss_fn: Loss, batches: Data) -> tuple[BatchLoss, Examples]:
+    """Return the loss of a batch, and the batches, for a score that needs data.
 
     Raises:
-        ValueError: one of them is None.
+        ValueError: there are no batches.
     """
-    if loss_fn is None or batches is None:
-        raise ValueError(f"{score} needs loss_fn and batches")
-    return loss_fn, batches
+    if batches is None:
+        raise ValueError(f"{score} needs loss_fn, unless the model returns its loss, and batches")
+    return batch_loss(score, loss_fn), batches
+
+
+def batch_loss(score: str, loss_fn: Loss) -> BatchLoss:
+    """Return the argument ``loss_fn`` of a score as the loss of a batch."""
+    return loss_fn if isinstance(loss_fn, BatchLoss) else BatchLoss(loss_fn, argument=f"{score}: batches")
 
 
 @contextlib.contextmanager
@@ -187,9 +252,9 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _by_name(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """Return replacements, given by the id of a tensor, under every name of the tensor; each module counts once."""
+    """Return replacements, given by the id of a tensor, under every name in :class:`_Applied`; a module counts once."""
     replaced = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in model.named_modules(prefix="model"):
         for members in (module.named_parameters, module.named_buffers):
             for name, tensor in members(prefix, recurse=False, remove_duplicate=False):
                 if id(tensor) in replacements:

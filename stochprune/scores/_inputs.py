@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from contextlib import nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.data.pairs import pairs
+from stochprune.data.batch_loss import BatchLoss, count_examples
 from stochprune.nn import MaskedLinear
 from stochprune.nn.masked_transposed import MaskedTransposedLinear, is_transformers_conv1d
+from stochprune.nn.obstacles import find_obstacles
 from stochprune.nn.registry import base_of, masked_type
 from stochprune.nn.selection import Selectors, check_patterns, wanted
-from stochprune.scores._common import Examples, call, tables_of, wide
+from stochprune.nn.unmasked import warn_of_unmasked
+from stochprune.scores._common import Examples, mean_over_examples, tables_of, wide, with_values
 
 Layers = Mapping[str, nn.Module]
 
@@ -50,6 +54,24 @@ def linear_layers(
             raise ValueError(f"include {include!r} and exclude {exclude!r} choose none of {', '.join(layers)}")
         raise ValueError(f"{type(model).__name__} has no linear layer")
     return chosen
+
+
+def scored_layers(
+    op: str, model: nn.Module, include: Selectors | None, exclude: Selectors | None
+) -> dict[str, nn.Module]:
+    """Return :func:`linear_layers` for the score ``op``; warn of weights without a score, such as experts."""
+    layers = linear_layers(model, include, exclude)
+    warn_of_others(op, model, layers, include, exclude)
+    return layers
+
+
+def warn_of_others(
+    op: str, model: nn.Module, layers: Layers, include: Selectors | None, exclude: Selectors | None
+) -> None:
+    """Warn of the weights that the function ``op`` leaves dense, because they are not those of linear layers."""
+    weights = [cast(Tensor, layer.weight) for layer in layers.values()]
+    reason = f"{op} is for linear layers"
+    warn_of_unmasked(model, weights, include, exclude, find_obstacles(model), op, reason)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -95,42 +117,68 @@ def matrix(layer: nn.Module, values: Tensor | None = None) -> Tensor:
     return values.mT if is_transposed(layer) else values
 
 
+_TOKENS = ""
+"""A key beside the weight names: the number of tokens that reached each layer, [layers]."""
+
+
 @torch.no_grad()
-def input_sums(
-    model: nn.Module, batches: Examples, summary: Callable[[Tensor], Tensor], layers: Layers
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield, for each batch, its number of examples and by weight name ``summary(inputs)`` per example.
+def input_means(
+    model: nn.Module, loss: BatchLoss, batches: Examples, summary: Callable[[Tensor], Tensor], layers: Layers
+) -> dict[str, Tensor]:
+    """Return by weight name ``summary(inputs)``, a sum over tokens, per example of all batches and all ranks.
 
     ``inputs`` are all inputs of the layers of one weight in a forward pass, [tokens, in_features], in float32 or wider.
+    A batch may miss a layer, such as an expert that none of its tokens reach.
+
+    Raises:
+        ValueError: no input reaches a layer in any batch.
     """
     names = {id(layer.weight): name for name, layer in layers.items()}
-    sums: dict[str, Tensor] = {}
-
-    def look(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        x = wide(arguments[0])
-        value = summary(x.reshape(-1, x.shape[-1]))
-        name = reached[module]
-        sums[name] = sums[name] + value if name in sums else value
-
     reached: dict[nn.Module, str] = {
         module: names[id(module.weight)]
         for module in model.modules()
         if is_linear(module) and id(module.weight) in names
     }
-    handles = [module.register_forward_pre_hook(look) for module in reached]
-    device = next(model.parameters()).device
-    try:
-        for x, _ in pairs(batches, "batches", labels=False):
+    sums: dict[str, Tensor] = {}
+    tokens: dict[str, int] = {}  # as sums, of one batch
+
+    def look(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        x = wide(arguments[0])
+        name = reached[module]
+        device = x.device.type  # autocast refuses a device that has none
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            value = summary(x.reshape(-1, x.shape[-1]))
+        sums[name] = sums[name] + value if name in sums else value
+        tokens[name] = tokens.get(name, 0) + x.numel() // x.shape[-1]
+
+    def of_batches() -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for number, batch in enumerate(batches):
             sums.clear()
-            given: Any = x
-            named = given if isinstance(given, Mapping) else {"": x}
-            moved = {name: value.to(device) for name, value in named.items()}
-            call(model, {}, moved[""] if named is not given else moved)
-            count = len(next(iter(named.values())))
-            missing = [name for name in names.values() if name not in sums]
-            if missing:
-                raise ValueError(f"no input reached {', '.join(missing)}")
-            yield count, {name: sums[name] / count for name in names.values()}
+            tokens.clear()
+            with_values(model, {}, functools.partial(loss.forward, batch=batch, number=number))
+            count = count_examples(batch)
+            found = {
+                name: (sums[name] if name in sums else summary(_no_inputs(matrix(layers[name])))) / count
+                for name in layers
+            }
+            first, counts = next(iter(found.values())), [tokens.get(name, 0) for name in layers]
+            seen = torch.tensor(counts, dtype=first.dtype).to(first.device)
+            yield count, {**found, _TOKENS: seen / count}
+
+    handles = [module.register_forward_pre_hook(look) for module in reached]
+    try:
+        means = mean_over_examples(of_batches())
     finally:
         for handle in handles:
             handle.remove()
+    missing = [name for name, count in zip(layers, means.pop(_TOKENS).tolist(), strict=True) if not count]
+    if missing:
+        raise ValueError(
+            f"{loss.argument}: no input reached {', '.join(missing)}: give more batches, or name them in exclude"
+        )
+    return means
+
+
+def _no_inputs(weight: Tensor) -> Tensor:
+    """Return the inputs [0, in] of a layer of this weight [out, in] that no token reached, in float32 or wider."""
+    return wide(torch.empty(0, weight.shape[1], dtype=weight.dtype, device=weight.device))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from stochprune.masks import from_scores, n_of_m
-from stochprune.nn.obstacles import find_obstacles
 from stochprune.nn.selection import Selectors
-from stochprune.nn.unmasked import warn_of_unmasked
-from stochprune.scores._common import Data, Examples, all_finite, mean_over_examples, repeatable, wide
-from stochprune.scores._inputs import Layers, input_sums, matrix
+from stochprune.scores._common import Data, Examples, Loss, all_finite, needed, repeatable, wide
+from stochprune.scores._inputs import Layers, input_means, matrix, warn_of_others
 
 Sparsity = float | tuple[int, int]
 """The fraction to prune, or (n, m): prune n of each m neighbours in a row."""
@@ -38,8 +35,7 @@ def prune_in_turn(
         selectors: include and exclude, for the warning of weights that are not pruned.
     """
     batches, masks = repeatable(batches), {}
-    weights = [cast(Tensor, layer.weight) for layer in layers.values()]
-    warn_of_unmasked(model, weights, *selectors, find_obstacles(model), op)
+    warn_of_others(op, model, layers, *selectors)
     for name, layer in layers.items():
         width = matrix(layer).shape[1]
         if isinstance(sparsity, tuple) and width % sparsity[1]:
@@ -55,11 +51,10 @@ def prune_in_turn(
     return masks
 
 
-def moments(op: str, model: nn.Module, batches: Data, layers: Layers) -> dict[str, Tensor]:
+def moments(op: str, model: nn.Module, batches: Data, layers: Layers, loss_fn: Loss = None) -> dict[str, Tensor]:
     """Return the second moment of the inputs [in, in] by weight name."""
-    if batches is None:
-        raise ValueError(f"{op} needs batches")
-    return mean_over_examples(input_sums(model, batches, lambda x: x.T @ x, layers))
+    loss, batches = needed(op, loss_fn, batches)
+    return input_means(model, loss, batches, lambda x: x.T @ x, layers)
 
 
 def highest(values: Tensor, sparsity: Sparsity) -> Tensor:

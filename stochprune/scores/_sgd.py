@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from stochprune.data.pairs import pairs
+from stochprune.data.batch_loss import BatchLoss
 from stochprune.nn import masked_layers
-from stochprune.scores._common import LossFunction, differentiate, loss_at
+from stochprune.scores._common import Examples, gradient_at
 
 Values = dict[Tensor, Tensor]
 
@@ -22,8 +22,8 @@ def starting_point(model: nn.Module) -> Values:
 
 def descend(
     model: nn.Module,
-    loss_fn: LossFunction,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: BatchLoss,
+    batches: Examples,
     values: Mapping[Tensor, Tensor],
     *,
     lr: float,
@@ -45,12 +45,11 @@ def descend(
     """
     theta = dict(values)
     velocity: Values = {}
-    for x, y in pairs(batches, "batches"):
+    for number, batch in enumerate(batches):
         if not create_graph:
             theta = {parameter: value.detach().requires_grad_() for parameter, value in theta.items()}
-        grads = dict(
-            zip(theta, differentiate(loss_at(model, loss_fn, theta, x, y), theta.values(), create_graph), strict=True)
-        )
+        found = gradient_at(model, loss, theta, batch, number, create_graph=create_graph)
+        grads = dict(zip(theta, found, strict=True))
         if see is not None:
             see(grads)
         with torch.set_grad_enabled(create_graph):

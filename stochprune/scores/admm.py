@@ -33,7 +33,7 @@ def admm_prune(
     stay. The input of each layer comes from the pruned layers before it.
 
     Args:
-        batches: (x, y), iterated once per layer; y is not used. x may be a dictionary of the model's inputs.
+        batches: as for :func:`wanda`, iterated once per layer.
         sparsity: the fraction to prune of each layer; or (n, m): prune n of each m in a row.
         damping: this fraction of the mean of the scaled moment's diagonal is added to the diagonal.
         iterations: of the method, at least 1.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stochprune.arguments import checked
 from stochprune.masks import from_scores
 from stochprune.nn.selection import Selectors
+from stochprune.nn.unmasked import silent_about_unmasked
 from stochprune.scores._common import (
     Data,
     Examples,
@@ -20,8 +21,8 @@ from stochprune.scores._common import (
     all_finite,
     mean_over_examples,
     needed,
-    prunable_weights,
     repeatable,
+    scored_weights,
     wide,
 )
 from stochprune.scores._sgd import check_descent, descend, starting_point
@@ -61,12 +62,12 @@ def dissipating_gradients(
         ValueError: no loss function or examples, less than one epoch, a learning rate or momentum out of range, no
             prunable layer, or a score that is not finite (training diverged).
     """
-    loss_fn, batches = needed("dissipating_gradients", loss_fn, batches)
+    loss, batches = needed("dissipating_gradients", loss_fn, batches)
     _check_epochs("dissipating_gradients", epochs)
     check_descent("dissipating_gradients", lr=lr, momentum=momentum)
     feed = _feed("dissipating_gradients", repeatable(batches), epochs)
-    theta = descend(model, loss_fn, feed, starting_point(model), lr=lr, momentum=momentum)
-    weights = prunable_weights(model, include, exclude)
+    theta = descend(model, loss, feed, starting_point(model), lr=lr, momentum=momentum)
+    weights = scored_weights("dissipating_gradients", model, include, exclude)
     moved = {name: (wide(theta[weight]) - wide(weight)).abs() for name, weight in weights.items()}
     scores = all_finite("dissipating_gradients", mean_over_examples([(1, moved)]))
     for name, weight in weights.items():
@@ -111,7 +112,7 @@ def k_starts(
         ValueError: as for :func:`dissipating_gradients`; also less than one start, an unknown fitness, or a sparsity
             outside [0, 1).
     """
-    loss_fn, batches = needed("k_starts", loss_fn, batches)
+    loss, batches = needed("k_starts", loss_fn, batches)
     _check_epochs("k_starts", epochs)
     check_descent("k_starts", lr=lr, momentum=momentum)
     if starts < 1:
@@ -119,11 +120,12 @@ def k_starts(
     if fitness not in ("magnitude", "gradient", "both"):
         raise ValueError(f"fitness must be 'magnitude', 'gradient' or 'both', got {fitness!r}")
     batches = repeatable(batches)
-    weights = prunable_weights(model, include, exclude)
+    weights = scored_weights("k_starts", model, include, exclude)
     best, chosen = -math.inf, None
     for number in range(starts):
         number_seed = int(generator(seed, "k-starts", number).integers(1 << 63))
-        scores = random(model, seed=number_seed, include=include, exclude=exclude)
+        with silent_about_unmasked():
+            scores = random(model, seed=number_seed, include=include, exclude=exclude)
         masks: dict[Tensor, Tensor] = {
             weights[name]: mask for name, mask in from_scores(scores, sparsity, allow_empty=True).items()
         }
@@ -135,7 +137,7 @@ def k_starts(
 
         begin = starting_point(model) | {weight: weight.detach() * mask for weight, mask in masks.items()}
         feed = _feed("k_starts", batches, epochs)
-        theta = descend(model, loss_fn, feed, begin, lr=lr, momentum=momentum, masks=masks, see=see)
+        theta = descend(model, loss, feed, begin, lr=lr, momentum=momentum, masks=masks, see=see)
         total = torch.zeros((), dtype=torch.float64)
         for weight, mask in masks.items():
             size = theta[weight].abs() if fitness != "gradient" else 1.0

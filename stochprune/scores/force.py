@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import BatchLoss
 from stochprune.nn.selection import Selectors
 from stochprune.scores._common import (
     Data,
     Examples,
     Loss,
-    LossFunction,
     all_finite,
     gradients,
     mean_over_examples,
     needed,
-    prunable_weights,
     repeatable,
+    scored_weights,
     wide,
 )
 from stochprune.scores._rounds import Schedule, in_rounds
@@ -61,9 +61,9 @@ def force(
         ValueError: no loss function or examples, a sparsity outside [0, 1), less than one round, an unknown schedule,
             no prunable layer, or a score that is not finite.
     """
-    loss_fn, batches = needed("force", loss_fn, batches)
-    weights = prunable_weights(model, include, exclude)
-    score = _sensitivity(model, loss_fn, repeatable(batches), weights, may_return=True)
+    loss, batches = needed("force", loss_fn, batches)
+    weights = scored_weights("force", model, include, exclude)
+    score = _sensitivity(model, loss, repeatable(batches), weights, may_return=True)
     return all_finite("force", in_rounds(score, sparsity, rounds, schedule))
 
 
@@ -85,15 +85,15 @@ def iterative_snip(
     the kept weights in common). De Jorge et al. 2021 (arXiv 2006.09081), section 4. Arguments and errors are those of
     :func:`force`.
     """
-    loss_fn, batches = needed("iterative_snip", loss_fn, batches)
-    weights = prunable_weights(model, include, exclude)
-    score = _sensitivity(model, loss_fn, repeatable(batches), weights, may_return=False)
+    loss, batches = needed("iterative_snip", loss_fn, batches)
+    weights = scored_weights("iterative_snip", model, include, exclude)
+    score = _sensitivity(model, loss, repeatable(batches), weights, may_return=False)
     return all_finite("iterative_snip", in_rounds(score, sparsity, rounds, schedule))
 
 
 def _sensitivity(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss: BatchLoss,
     batches: Examples,
     parameters: Mapping[str, nn.Parameter],
     may_return: bool,
@@ -102,7 +102,7 @@ def _sensitivity(
     weights = {key: wide(weight) for key, weight in parameters.items()}
 
     def score(masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        mean = mean_over_examples(gradients(model, loss_fn, batches, parameters, masks))
+        mean = mean_over_examples(gradients(model, loss, batches, parameters, masks))
         scores = {key: (weight * mean[key]).abs() for key, weight in weights.items()}
         if masks is None or may_return:
             return scores

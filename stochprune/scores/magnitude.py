@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.nn.selection import Selectors
-from stochprune.scores._common import Data, Loss, all_finite, prunable_weights
+from stochprune.scores._common import Data, Loss, all_finite, scored_weights
 
 
 @checked
@@ -29,5 +29,5 @@ def magnitude(
     Raises:
         ValueError: no prunable layer, or a weight that is not finite.
     """
-    weights = prunable_weights(model, include, exclude)
+    weights = scored_weights("magnitude", model, include, exclude)
     return all_finite("magnitude", {name: weight.detach().abs() for name, weight in weights.items()})

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import chain, cycle, islice
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import count_examples
 from stochprune.nn.selection import Selectors
 from stochprune.scores._common import (
     Data,
     Loss,
     all_finite,
-    differentiate,
-    loss_at,
+    gradient_at,
     mean_over_examples,
     needed,
-    prunable_weights,
+    scored_weights,
     wide,
 )
 from stochprune.scores._sgd import check_descent, descend, starting_point
@@ -66,12 +66,13 @@ def prospr(
     Raises:
         ValueError: no loss function or examples, a negative number of steps, a learning rate or momentum out of range,
             no prunable layer (or only the last if structured), or a score that is not finite.
+        RuntimeError: the model uses activation checkpointing, unless ``first_order``.
     """
-    loss_fn, batches = needed("prospr", loss_fn, batches)
+    loss, batches = needed("prospr", loss_fn, batches)
     if steps < 0:
         raise ValueError(f"prospr: steps must be at least 0, got {steps}")
     check_descent("prospr", lr=lr, momentum=momentum)
-    weights = prunable_weights(model, include, exclude)
+    weights = scored_weights("prospr", model, include, exclude)
     chosen = list(weights)[: -1 if structured else None]
     if not chosen:
         raise ValueError("prospr: structured pruning leaves out the last layer, and the model has no other")
@@ -93,16 +94,16 @@ def prospr(
         for value in begin.values():
             if not value.requires_grad:
                 value.requires_grad_()
-    theta = descend(model, loss_fn, head, begin, lr=lr, momentum=momentum, create_graph=by_factor)
+    theta = descend(model, loss, head, begin, lr=lr, momentum=momentum, create_graph=by_factor)
     if first_order:
         theta = {parameter: value.detach().requires_grad_() for parameter, value in theta.items()}
-        grads = differentiate(loss_at(model, loss_fn, theta, *last), [theta[weights[name]] for name in chosen])
+        grads = gradient_at(model, loss, theta, last, steps, [theta[weights[name]] for name in chosen])
         found = {name: wide(weights[name]) * wide(grad) for name, grad in zip(chosen, grads, strict=True)}
         if structured:
             found = {name: value.sum(dim=tuple(range(1, value.dim())), keepdim=True) for name, value in found.items()}
     else:
-        grads = differentiate(loss_at(model, loss_fn, theta, *last), factors.values())
+        grads = gradient_at(model, loss, theta, last, steps, factors.values())
         found = dict(zip(chosen, grads, strict=True))
-    examples = sum(len(x) for x, _ in chain(head, [last]))
+    examples = sum(map(count_examples, [*head, last]))
     mean = mean_over_examples([(examples, found)])
     return all_finite("prospr", {name: value.abs() for name, value in mean.items()})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.nn.selection import Selectors
-from stochprune.scores._common import Data, Loss, prunable_weights
+from stochprune.scores._common import Data, Loss, prunable_weights, scored_weights
 from stochprune.seeding import generator
 
 
@@ -43,7 +43,7 @@ def random(
     Raises:
         ValueError: no prunable layer, a seed outside its range, densities out of range or of other weights.
     """
-    weights = prunable_weights(model, include, exclude)
+    weights = scored_weights("random", model, include, exclude)
     uniform = {
         name: torch.from_numpy(generator(seed, "random", name).random(weight.shape, np.float32)).to(weight.device)
         for name, weight in weights.items()

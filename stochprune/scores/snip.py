@@ -15,7 +15,7 @@ from stochprune.scores._common import (
     gradients,
     mean_over_examples,
     needed,
-    prunable_weights,
+    scored_weights,
     wide,
 )
 
@@ -37,8 +37,10 @@ def snip(
     present mode, which matters for batch normalisation, dropout and masked layers.
 
     Args:
-        loss_fn: ``loss_fn(model(x), y)`` returns a scalar, the mean over the batch.
-        batches: (x, y), weighted by their numbers of examples.
+        loss_fn: ``loss_fn(model(x), y)`` returns a scalar, the mean over the batch; or a
+            :class:`stochprune.data.BatchLoss` with a hook, for other batches.
+        batches: weighted by their numbers of examples. Pairs (x, y), longer tuples of tensors, or mappings for which
+            the model returns its loss, as for :func:`stochprune.finetune`.
         absolute: ``"mean"``: ``|w g|`` where g is the gradient of the mean loss over all examples, whatever the
             batches, as in the authors' code. ``"batch"``: the mean over examples of ``|w g|`` where g is the gradient
             of the batch's mean loss; with batches of one example this is the mean sensitivity of an example.
@@ -51,11 +53,11 @@ def snip(
         ValueError: no loss function or examples, an unknown ``absolute``, no prunable layer, or a score that is not
             finite.
     """
-    loss_fn, batches = needed("snip", loss_fn, batches)
+    loss, batches = needed("snip", loss_fn, batches)
     if absolute not in ("mean", "batch"):
         raise ValueError(f"absolute must be 'mean' or 'batch', got {absolute!r}")
-    weights = prunable_weights(model, include, exclude)
-    terms = gradients(model, loss_fn, batches, weights)
+    weights = scored_weights("snip", model, include, exclude)
+    terms = gradients(model, loss, batches, weights)
     if absolute == "batch":
         terms = ((size, {name: grad.abs() for name, grad in grads.items()}) for size, grads in terms)
     mean = mean_over_examples(terms)

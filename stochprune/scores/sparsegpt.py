@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stochprune.arguments import checked
 from stochprune.nn.selection import Selectors
 from stochprune.scores._common import Data, Examples, Loss, all_finite, wide
-from stochprune.scores._inputs import linear_layers, matrix
+from stochprune.scores._inputs import linear_layers, matrix, scored_layers
 from stochprune.scores._layer_wise import Sparsity, highest, moments, prune_in_turn
 
 
@@ -28,8 +28,7 @@ def sparsegpt(
     "SparseGPT: massive language models can be accurately pruned in one-shot" (arXiv 2301.00774), section 3.
 
     Args:
-        loss_fn: not used.
-        batches: (x, y); y is not used. x may be a dictionary of the model's inputs.
+        loss_fn, batches: as for :func:`wanda`.
         damping: this fraction of the mean of H's diagonal is added to the diagonal.
         include, exclude: as in :func:`stochprune.convert`; a layer that shares its weight with an embedding is left out
             unless ``include`` names it.
@@ -41,8 +40,8 @@ def sparsegpt(
         ValueError: no batches or examples, no linear layer or one without input, damping that is not positive, or a
             score that is not finite.
     """
-    layers = linear_layers(model, include, exclude)
-    found = moments("sparsegpt", model, batches, layers)
+    layers = scored_layers("sparsegpt", model, include, exclude)
+    found = moments("sparsegpt", model, batches, layers, loss_fn)
     scores = {}
     for name, layer in layers.items():
         weight = wide(matrix(layer)).clone()
@@ -70,7 +69,7 @@ def sparsegpt_prune(
     been compensated, as in the authors' code.
 
     Args:
-        batches: (x, y), iterated once per layer; y is not used. x may be a dictionary of the model's inputs.
+        batches: as for :func:`wanda`, iterated once per layer.
         sparsity: the fraction to prune of each block of columns; or (n, m): prune n of each m in a row.
         damping: as for :func:`sparsegpt`.
         block: the number of columns whose mask is chosen together; by default 128 for a fraction, and m for (n, m).

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stochprune.arguments import checked
+from stochprune.arguments import checked, shown
+from stochprune.data.batch_loss import inputs_of, kind_of_batch
 from stochprune.nn import masked_layers
 from stochprune.nn.selection import Selectors
-from stochprune.scores._common import Data, Loss, all_finite, call, differentiate, evaluation, prunable_weights
+from stochprune.scores._common import Data, Loss, all_finite, differentiate, evaluation, scored_weights, with_values
 from stochprune.scores._rounds import in_rounds
 
 
@@ -35,7 +37,9 @@ def synflow(
 
     Args:
         loss_fn: not used.
-        batches: used for the shape of an input only; not needed with ``input_shape``.
+        batches: as for :func:`snip`, used for the shapes of the inputs of one example only; not needed with
+            ``input_shape``. Of several inputs, those that are not floating, such as an attention mask, keep the values
+            of the first example.
         sparsity: the sparsity at which the scores will be cut.
         rounds: number of rounds; each prunes the same share of the remaining weights. With 1 nothing is pruned before
             the scores.
@@ -47,22 +51,15 @@ def synflow(
         network without biases the scores of each layer sum to R.
 
     Raises:
-        ValueError: no input shape, a sparsity outside [0, 1), less than one round, no prunable layer, or a score that
-            is not finite.
+        TypeError: a batch of another kind.
+        ValueError: no input shape or no floating input, a sparsity outside [0, 1), less than one round, no prunable
+            layer, or a score that is not finite.
     """
-    parameters = prunable_weights(model, include, exclude)
-    if input_shape is None:
-        if batches is None:
-            raise ValueError("synflow needs input_shape, or batches to take the shape from")
-        x = next(iter(batches), (None, None))[0]
-        if x is None:
-            raise ValueError("batches gave no examples")
-        if not x.is_floating_point():
-            raise ValueError(
-                f"synflow needs floating inputs, which it replaces by ones, got {x.dtype}: choose another score"
-            )
-        input_shape = x.shape[1:]
-    ones = torch.ones(1, *input_shape, dtype=torch.float64, device=next(iter(parameters.values())).device)
+    parameters = scored_weights("synflow", model, include, exclude)
+    device = next(iter(parameters.values())).device
+    inputs = _inputs(batches) if input_shape is None else {0: torch.empty(1, *input_shape)}
+    args = [_ones(x, device) for name, x in inputs.items() if isinstance(name, int)]
+    kwargs = {name: _ones(x, device) for name, x in inputs.items() if isinstance(name, str)}
     logits = {id(layer.mask_logits) for layer in masked_layers(model).values()}
     values: dict[Tensor, Tensor] = {
         tensor: tensor.detach().double().abs()
@@ -75,10 +72,38 @@ def synflow(
             name: (values[parameter] if masks is None else values[parameter] * masks[name]).requires_grad_()
             for name, parameter in parameters.items()
         }
+        at: dict[Tensor, Tensor] = {parameters[name]: w for name, w in weights.items()}
+
+        def of_flow(model: nn.Module) -> tuple[Tensor, ...]:
+            outputs = model(*args, **kwargs)
+            return differentiate((outputs if isinstance(outputs, Tensor) else outputs[0]).sum(), weights.values())
+
         with torch.enable_grad():
-            flow = call(model, {**values, **{parameters[name]: w for name, w in weights.items()}}, ones).sum()
-        grads = differentiate(flow, weights.values())
+            grads = with_values(model, {**values, **at}, of_flow)
         return {name: w.detach() * grad for (name, w), grad in zip(weights.items(), grads, strict=True)}
 
     with evaluation(model):
         return all_finite("synflow", in_rounds(score, sparsity, rounds))
+
+
+def _inputs(batches: Data) -> dict[int | str, Tensor]:
+    """Return the inputs of the first example, by position or name."""
+    if batches is None:
+        raise ValueError("synflow needs input_shape, or batches to take the shape from")
+    if (batch := next(iter(batches), None)) is None:
+        raise ValueError("synflow: batches gave no examples")
+    if (found := inputs_of(batch, labels=False)) is None:
+        raise TypeError(f"synflow: batch 0 must be a tuple of tensors or a mapping, got {kind_of_batch(batch)}")
+    named: dict[int | str, Any] = dict(enumerate(found[0]))
+    named.update(found[1].items())
+    inputs = {name: x[:1] for name, x in named.items() if isinstance(x, Tensor) and name != "labels"}
+    if not any(x.is_floating_point() for x in inputs.values()):
+        raise ValueError(
+            f"synflow needs floating inputs, which it replaces by ones, got {', '.join(map(shown, inputs.values()))}: "
+            f"choose another score, or give a mapping with inputs_embeds"
+        )
+    return inputs
+
+
+def _ones(x: Tensor, device: torch.device) -> Tensor:
+    return (torch.ones_like(x, dtype=torch.float64) if x.is_floating_point() else x).to(device)

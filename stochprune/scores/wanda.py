@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.nn.selection import Selectors
-from stochprune.scores._common import Data, Loss, all_finite, mean_over_examples, wide
-from stochprune.scores._inputs import input_sums, linear_layers, matrix
+from stochprune.scores._common import Data, Loss, all_finite, needed, wide
+from stochprune.scores._inputs import input_means, matrix, scored_layers
 
 
 @checked
@@ -26,8 +26,9 @@ def wanda(
     ``masks.from_scores(scores, sparsity, scope="row")``; for 2:4 sparsity ``masks.n_of_m(scores, 2, 4)``.
 
     Args:
-        loss_fn: not used.
-        batches: (x, y); y is not used. x may be a dictionary of the model's inputs.
+        loss_fn: not used, except for the hook of a :class:`stochprune.data.BatchLoss`, which runs the model.
+        batches: as for :func:`snip`; labels may be anything, such as None, and in a pair x may be a dictionary of the
+            model's inputs. Padding counts like other tokens, so pack texts.
         include, exclude: as in :func:`stochprune.convert`; a layer that shares its weight with an embedding is left out
             unless ``include`` names it.
 
@@ -35,11 +36,11 @@ def wanda(
         By the weight name of each linear layer, a tensor of its shape; float64 if the weight is, else float32.
 
     Raises:
-        ValueError: no batches or examples, no linear layer or one without input, or a score that is not finite.
+        ValueError: no batches or examples, no linear layer or one that no input of any batch reaches, or a score that
+            is not finite.
     """
-    if batches is None:
-        raise ValueError("wanda needs batches")
-    layers = linear_layers(model, include, exclude)
-    squares = mean_over_examples(input_sums(model, batches, lambda x: x.square().sum(dim=0), layers))
+    loss, batches = needed("wanda", loss_fn, batches)
+    layers = scored_layers("wanda", model, include, exclude)
+    squares = input_means(model, loss, batches, lambda x: x.square().sum(dim=0), layers)
     scores = {name: matrix(layer, wide(matrix(layer)).abs() * squares[name].sqrt()) for name, layer in layers.items()}
     return all_finite("wanda", scores)

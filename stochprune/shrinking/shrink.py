@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stochprune.nn.gated_branch import GatedBranch
 from stochprune.nn.layer import MaskedLayer
-from stochprune.shards import is_dtensor
+from stochprune.shards import is_split
 from stochprune.shrinking.attention import close_attention, open_attention
 from stochprune.shrinking.branches import without_modules
 from stochprune.shrinking.edit import cut
@@ -98,30 +98,25 @@ def _check(model: nn.Module, example_inputs: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"shrink: model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
+        if is_split(module):
+            raise ValueError(
+                f"shrink: {name or 'the model'} is split over processes, but shrink runs a whole model in one: load "
+                f"the pruned weights into a plain model on a CPU, and shrink that. Of a masked model "
+                f"stochprune.distributed.save_hardened writes them; of a hardened one torch's get_model_state_dict "
+                f"returns them, with StateDictOptions(full_state_dict=True, cpu_offload=True)"
+            )
         if isinstance(module, GatedBranch):
             raise ValueError(f"shrink: {name or 'the model'} is a gated branch: call drop_branches and harden first")
         if isinstance(module, MaskedLayer):
             raise ValueError(
                 f"shrink: {name or 'the model'} ({type(module).__name__}) is masked: call stochprune.harden first"
             )
-    if split := [name for name, module in model.named_modules() if _is_split(module)]:
-        raise ValueError(
-            f"shrink: {split[0] or 'the model'} is split over processes, but shrink runs a whole model in one: save "
-            f"the hardened weights (stochprune.distributed.save_hardened), load them into a plain model on a CPU, and "
-            f"shrink that"
-        )
     tensors = tensors_in(example_inputs)
     if not tensors or any(not tensor.numel() or tensor.layout != torch.strided for tensor in tensors):
         raise ValueError(
             f"shrink: example_inputs must be a dense tensor with one example or more, or a tuple or a dictionary of "
             f"these, got {example_inputs!r}"
         )
-
-
-def _is_split(module: nn.Module) -> bool:
-    """Return True if FSDP manages a module, which may hold whole weights for a while, or if a parameter is a part."""
-    managed = getattr(module, "_is_fsdp_managed_module", False)
-    return bool(managed) or any(map(is_dtensor, module.parameters(recurse=False)))
 
 
 def _without_units(flow: Flow, example_inputs: Any) -> tuple[nn.Module, Plan]:

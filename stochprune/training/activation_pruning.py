@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import LossFunction
 from stochprune.nn import convert, masked_layers, sampling
 from stochprune.nn.harden import cut
 from stochprune.nn.layer import MaskedLayer
@@ -21,7 +22,6 @@ from stochprune.nn.restored import restored_on_error
 from stochprune.nn.selection import Selectors, check_choice, wanted
 from stochprune.runs.config import FRACTION, at_most, option
 from stochprune.scores import prunable_weights
-from stochprune.training.batch_loss import LossFunction
 from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions
 from stochprune.training.pruning import Counting, Pruned, PruningConfig

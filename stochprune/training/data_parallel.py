@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from stochprune.data.batch_loss import inside, tensors_of
 from stochprune.runs import ranks
-from stochprune.training.batch_loss import inside, tensors_of
 
 
 def share(batch: Any) -> tuple[Any, float]:
@@ -54,6 +54,7 @@ def add_up(model: nn.Module, losses: Sequence[float]) -> list[float]:
     parameters = [*model.parameters()]
     used = [parameter.grad is not None for parameter in parameters]
     total = torch.tensor([*losses, *used], dtype=torch.float64, device=parameters[0].device)
+    ranks.meet("add up gradients")  # once a step: it names a rank that hangs
     ranks.add_up([total])
     for parameter, users in zip(parameters, total[len(losses) :].tolist(), strict=True):
         if users and parameter.grad is None:  # else ranks would add up gradients of different parameters

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import LossFunction
+from stochprune.data.labels import checked_loss
 from stochprune.nn import masked_layers, sampling
-from stochprune.training.batch_loss import LossFunction
-from stochprune.training.labels import checked_loss
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from stochprune import masks as mask_tools
 from stochprune import scores
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import LossFunction
 from stochprune.runs.config import FRACTION, Config, at_least, option
 from stochprune.runs.run import run_folder
-from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
 from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions

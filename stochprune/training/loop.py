@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stochprune.data.batch_loss import LossFunction
 from stochprune.runs.checkpoint import Checkpoint
-from stochprune.training.batch_loss import LossFunction
 from stochprune.training.constraint import Constraint
 from stochprune.training.options import LoopOptions
 from stochprune.training.saving import Stateful, restore, save
@@ -18,7 +18,7 @@ from stochprune.training.state import State
 from stochprune.training.step import Stepper
 
 Loader = Iterable[Any]
-"""Batches of a kind that :class:`stochprune.training.batch_loss.BatchLoss` takes."""
+"""Batches of a kind that :class:`stochprune.data.batch_loss.BatchLoss` takes."""
 
 
 def fit(
@@ -72,7 +72,7 @@ def fit(
         epochs=epochs,
         steps_per_epoch=None if batches is None else -(-batches // options.accumulate),
         optimizer=optimizer,
-        batch_loss=options.batch_loss(model, loss_fn),
+        batch_loss=options.batch_loss(loss_fn),
         constraint=constraint or Constraint(),
     )
     step = Stepper(state, options)

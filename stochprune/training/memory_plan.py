@@ -41,7 +41,7 @@ MASKLLM = "maskllm"
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig(Config):
-    """What decides the memory of mask fine-tuning.
+    """The choices that determine the memory of mask fine-tuning.
 
     Raises:
         ValueError: quantised weights cannot be trained; a step inside backward excludes accumulation.
@@ -74,7 +74,7 @@ class MemoryConfig(Config):
 
 
 class ModelSizes(Protocol):
-    """What a plan needs to know of a model."""
+    """The sizes of a model that a plan needs."""
 
     @property
     def masked(self) -> tuple[tuple[int, int], ...]: ...  # rows and columns of each masked weight

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import tensors_of
 from stochprune.nn import masked_layers, sampling
-from stochprune.training.batch_loss import tensors_of
 from stochprune.training.loop import Loader
 from stochprune.training.state import State
 

@@ -1,4 +1,4 @@
-"""What a full memory looks like, and how much of it a plan may fill."""
+"""The signs of a full memory, and how much of it a plan may fill."""
 
 from __future__ import annotations
 

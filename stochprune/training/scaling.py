@@ -36,7 +36,7 @@ class ScalingConfig(Config):
 
 
 class BlockSizes(ModelSizes, Protocol):
-    """What the plan needs to know of a model besides."""
+    """Sizes of a model that this plan needs besides."""
 
     @property
     def blocks(self) -> int: ...  # number of its equal blocks

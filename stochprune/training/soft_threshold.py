@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import LossFunction
 from stochprune.runs.config import POSITIVE, Config, at_least, option
 from stochprune.runs.run import open_run
 from stochprune.scores import prunable_weights
-from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
 from stochprune.training.constraint import Constraint
 from stochprune.training.loop import Loader, fit

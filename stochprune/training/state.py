@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stochprune.data.batch_loss import BatchLoss
 from stochprune.nn import masked_layers
 from stochprune.runs.files import CheckpointError
-from stochprune.training.batch_loss import BatchLoss
 from stochprune.training.constraint import Constraint
 
 

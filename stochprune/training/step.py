@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from stochprune.data.batch_loss import tensors_of
+from stochprune.data.labels import trained_loss
 from stochprune.runs import ranks
-from stochprune.training.batch_loss import tensors_of
 from stochprune.training.data_parallel import add_up, share
 from stochprune.training.in_backward import check_in_backward
-from stochprune.training.labels import trained_loss
 from stochprune.training.options import LoopOptions, not_finite
 from stochprune.training.state import State
 
@@ -39,7 +39,8 @@ class Stepper:
         )
         steps = None if state.steps_per_epoch is None else state.epochs * state.steps_per_epoch
         self.schedule = options.make_schedule(state.optimizer, steps)
-        self.scaler = torch.amp.GradScaler(state.batch_loss.device.type, enabled=options.precision == "fp16")
+        device = next(state.model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")
 
     def __call__(self, batches: Sequence[tuple[int, Any]]) -> list[float]:
         """Make one step along the mean gradient of numbered batches; return their losses.
@@ -77,11 +78,11 @@ class Stepper:
         """Add the gradient of a fraction of a batch, one of ``batches``; return what it adds to the loss."""
         state = self.state
         found = state.batch_loss(state.model, batch, number)
-        loss = (trained_loss(found.loss) + state.constraint.penalty()) * fraction
-        value = loss.item()
+        loss = trained_loss(found.loss) + state.constraint.penalty()
+        value = loss.item() * fraction
         if ranks.count() == 1:  # an optimiser may step inside backward; several ranks look when all have their losses
             self._require_finite(value, value, batch)
-        self.scaler.scale(loss / batches).backward()
+        self.scaler.scale(loss / (batches / fraction)).backward()
         return value
 
     def _require_finite(self, value: float, own: float, batch: Any) -> None:

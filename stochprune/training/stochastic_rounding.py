@@ -14,7 +14,7 @@ from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.seeding import check_seed, derived_seed
 from stochprune.shards import local_shard
-from stochprune.training.shards import store_rounded
+from stochprune.training.store_rounded import store_rounded
 
 DRAW = "rounding_draw"
 """The key in the state of a parameter: how many of its steps were rounded."""

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import scores
+from stochprune.data.batch_loss import BatchLoss, LossFunction
 from stochprune.nn.selection import wanted
+from stochprune.nn.unmasked import silent_about_unmasked
 from stochprune.runs.run import open_run
-from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
 from stochprune.training.constraint import Constraint
 from stochprune.training.loop import Loader, fit
@@ -64,7 +65,9 @@ class Training:
         """Return the pruning score called ``name`` on the batches of the first epoch, whatever ran before."""
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(0)
-        return scores.compute(name, model, self.loss_fn, loader, sparsity=sparsity, seed=seed)
+        loss = BatchLoss(self.loss_fn, self.options.forward_loss, argument="train_loader")
+        with silent_about_unmasked():  # convert or prune names them, and knows what is excluded
+            return scores.compute(name, model, loss, loader, sparsity=sparsity, seed=seed)
 
     def chosen(self, config: Choice, model: nn.Module, loader: Loader) -> dict[str, Tensor]:
         """Return the scores of the weights that a configuration prunes."""

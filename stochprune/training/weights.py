@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
-from stochprune.training.batch_loss import LossFunction
+from stochprune.data.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
 from stochprune.training.constraint import Constraint
 from stochprune.training.groups import WEIGHTS

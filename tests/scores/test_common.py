@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
+from torch.utils.checkpoint import checkpoint
 
 import stochprune as sp
 from stochprune import models, scores
@@ -90,3 +92,36 @@ def test_by_name_lists_the_known_scores() -> None:
     assert scores.by_name("snip") is scores.snip
     with pytest.raises(ValueError, match=r"score 'snap'.*magnitude, random, snip"):
         scores.by_name("snap")
+
+
+class Checkpointed(nn.Module):
+    """A network whose first half is computed again in the backward pass."""
+
+    def __init__(self, checkpointed: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(linear(4, 6), nn.BatchNorm1d(6), nn.Softplus())
+        self.head, self.checkpointed = linear(6, 3), checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.body, x, use_reentrant=False) if self.checkpointed else self.body(x)
+        return self.head(x)
+
+
+BATCH = (torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3)
+
+
+@pytest.mark.parametrize("name", ["snip", "force", "iterative_snip", "synflow", "prospr"])
+def test_activation_checkpointing_changes_no_score(name: str) -> None:
+    plain, again = Checkpointed(False), Checkpointed(True)
+    options = {"steps": 2, "lr": 0.1, "first_order": True} if name == "prospr" else {}
+    expected, found = (scores.by_name(name)(model, F.cross_entropy, [BATCH], **options) for model in (plain, again))
+    assert any(bool(score.any()) for score in expected.values())
+    assert all(torch.equal(found[key], score) for key, score in expected.items())
+    assert torch.equal(again.body[1].running_mean, torch.zeros(6))
+
+
+@pytest.mark.parametrize("name", ["grasp", "prospr"])
+def test_second_derivatives_refuse_activation_checkpointing(name: str) -> None:
+    with pytest.raises(RuntimeError, match=r"activation_checkpointing_disable"):
+        scores.by_name(name)(Checkpointed(True), F.cross_entropy, [BATCH])
+    assert scores.by_name(name)(Checkpointed(False), F.cross_entropy, [BATCH])

@@ -50,3 +50,33 @@ def test_bad_input_is_named(layer):
     unused.forward = lambda x: x  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"input .*a\.weight"):
         scores.wanda(unused, None, [(correlated(5, 6), None)])
+
+
+class Mixture(nn.Module):
+    """Two experts; the sign of the first input chooses the one of an example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e = nn.ModuleList(models.mlp((6, 4), seed=seed).double().fc1 for seed in (0, 1))
+
+    def forward(self, x):
+        positive = x[:, 0] > 0
+        return sum(
+            expert(x[chosen]).sum()
+            for expert, chosen in zip(self.e, (positive, ~positive), strict=True)
+            if chosen.any()
+        )
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+def test_a_batch_may_miss_an_expert_that_another_reaches(name):
+    model, x = Mixture(), normal(9, 6)
+    x = x[x[:, 0].argsort()]
+    parts = [(part, None) for part in (x[:2], x[2:7], x[7:])]
+    assert (x[:7, 0] < 0).all() and (x[7:, 0] > 0).all()
+    whole, found = (scores.by_name(name)(model, None, batches) for batches in ([(x, None)], parts))
+    for weight, score in whole.items():
+        assert score.any() and torch.allclose(found[weight], score, rtol=1e-10)
+    with pytest.raises(ValueError, match=rf"{name}: batches.*e\.0\.weight.*exclude"):
+        scores.by_name(name)(model, None, parts[:1])
+    assert list(scores.by_name(name)(model, None, parts[:1], exclude="e.0.*")) == ["e.1.weight"]
