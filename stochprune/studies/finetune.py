@@ -2,7 +2,7 @@
 
 For each score, sparsity and seed, from one dense network:
 
-``pruned``       the score's mask, nothing trained
+``pruned``       the score's mask, nothing trained (statistics of batch norm are computed again, as for ``thresholded``)
 ``retrained``    the score's mask, E epochs of weight training
 ``stochastic``   M epochs of mask fine-tuning: mean error of networks under single masks
 ``ensemble``     the same fine-tuning: error of the class probabilities averaged over the masks
@@ -44,10 +44,12 @@ from stochprune.runs.threads import few_threads
 from stochprune.scores import NAMES as SCORES
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
+from stochprune.training.batch_norm import recompute_statistics
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.evaluate import stochastic_error
 from stochprune.training.finetune import finetune
 from stochprune.training.starts import at_cut, start_masks
+from stochprune.training.training import Training
 
 FALLING = FinetuneConfig(epochs=18, budget_schedule="cubic")
 """The default: from the score's mask the budget falls to the number of weights to keep."""
@@ -238,7 +240,7 @@ class Study(Bench):
         dense, checkpoints = self.dense(seed), folder / "checkpoints"
         scored = scores.compute(score, dense, F.cross_entropy, self.batches(seed), sparsity=sparsity, seed=seed)
         mask = masks.from_scores(scored, sparsity)
-        errors = {"pruned": self.error(_cut(dense, dense, mask))}
+        errors = {"pruned": self._cut_error(_cut(dense, dense, mask), seed)}
 
         model = _cut(dense, dense, mask)
         longer = self._weights(config.finetune.epochs + retrain)
@@ -255,7 +257,7 @@ class Study(Bench):
         logits = {key: layer.mask_logits.detach() for key, layer in masked_layers(masked).items()}
         tuned = masks.from_scores(logits, sparsity)
         write_json(folder / "masks.json", snapshot(logits, tuned))  # for the report
-        errors["thresholded"] = self.error(_cut(dense, masked, tuned))
+        errors["thresholded"] = self._cut_error(_cut(dense, masked, tuned), seed)
         for arm, final in (("finetuned", tuned), ("shuffled", masks.shuffle(tuned, seed))):
             model = _cut(dense, masked, final)
             self.train(model, checkpoints / arm, f"{name}/{arm}", seed, self._weights(retrain), final)
@@ -265,6 +267,11 @@ class Study(Bench):
         swapped = sum(int((tuned[key] & ~mask[key]).sum()) for key in mask) / kept
         density = {key: [_share(mask[key]), _share(tuned[key])] for key in mask}
         return Outcome(errors, swapped, density, history)
+
+    def _cut_error(self, model: nn.Module, seed: int) -> float:
+        """Return the test error of a network that was cut and not trained since."""
+        recompute_statistics(model, self.batches(seed), Training())
+        return self.error(model)
 
     def _weights(self, epochs: int) -> WeightConfig:
         return WeightConfig(epochs, self.config.finetune.weight_lr, self.config.finetune.checkpoint_every)

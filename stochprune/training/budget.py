@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 from stochprune import functional
 from stochprune.arguments import checked
+from stochprune.masks.probabilities import expected_kept
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.members import layers_of, once
 from stochprune.training.constraint import Constraint
 from stochprune.training.flips import Flips, packed
 from stochprune.training.groups import LOGITS
 from stochprune.training.schedules import cubic
-from stochprune.training.shift import add_shift, expected_kept, solve_shift
+from stochprune.training.shift import add_shift, solve_shift
 from stochprune.training.state import State
 
 Kind = Literal["shift", "penalty", "kl", "none"]

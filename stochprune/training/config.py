@@ -63,6 +63,11 @@ class FinetuneConfig(Config):
         "global", "global: hold the budget over all weights together; layer: in each layer."
     )
     ramp: float = option(0.75, "Fraction of the epochs in which the cubic budget falls; then it stays.", at_most(1))
+    sharpen: float = option(
+        1.0,
+        "Factor of the logits when the cubic budget has fallen, so that the masks sampled later are nearly the cut.",
+        POSITIVE,
+    )
     start: Literal["mask", "dense", "score"] = option(
         "mask",
         "Keep probabilities at the start. mask: 0.95 and 0.05 by the score's mask; dense: 0.95; score: 0.95, shifted "

@@ -13,16 +13,17 @@ from torch import nn
 
 from stochprune import rng
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import LossFunction
 from stochprune.nn import masked_layers, sampling
 from stochprune.runs.run import open_run, run_folder
 from stochprune.training.all_masked import mask_logits
-from stochprune.training.batch_loss import LossFunction
 from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig
 from stochprune.training.freezing import frozen
 from stochprune.training.groups import parameter_groups
 from stochprune.training.loop import Loader, fit
 from stochprune.training.options import LoopOptions
+from stochprune.training.sharpening import Sharpening
 from stochprune.training.uncalled_layers import refuse_uncalled_layers
 
 
@@ -82,8 +83,8 @@ def finetune(
 
     Raises:
         ValueError: no masked layer, none whose logits require gradients, an empty loader, a loss without a gradient,
-            logits that the budget cannot hold, a layer whose weight the model reads instead of calling the layer, or a
-            cubic budget without a sparsity or with a loader of unknown length.
+            logits that the budget cannot hold, a layer whose weight the model reads instead of calling the layer, a
+            cubic budget without a sparsity or with a loader of unknown length, or ``sharpen`` of a constant budget.
         TypeError: a batch that the model does not take.
         FloatingPointError: the loss is not finite.
         CheckpointError: the folder's checkpoint is damaged or of another run, or another process is using the folder.
@@ -97,7 +98,8 @@ def finetune(
         layer.mask_seed.fill_(rng.as_int64(config.seed))
     if not any(layer.mask_logits.requires_grad for layer in layers.values()):
         raise ValueError("finetune: the mask_logits of at least one layer must require gradients, none of them does")
-    budget = _budget_of(model, config, _steps(train_loader, config, options))
+    steps = _steps(train_loader, config, options)
+    budget = _budget_of(model, config, steps)
     folder = None if out is None else run_folder(out, "finetune", config)
     training = model.training
     with open_run(config, folder) as run:
@@ -116,8 +118,7 @@ def finetune(
                 loss_fn=loss_fn,
                 constraint=budget,
                 checkpoint=checkpoint,
-                # As a callback the budget stores the number of its steps in the checkpoint.
-                callbacks=[budget, *callbacks] if _counts_steps(budget) else callbacks,
+                callbacks=[*_own_callbacks(budget, config, steps), *callbacks],
                 options=options,
             )
         model.train(training)
@@ -128,10 +129,20 @@ def finetune(
 def _steps(loader: Loader, config: FinetuneConfig, options: LoopOptions) -> int:
     """Return the steps in which a cubic budget falls; 0 for a constant one."""
     if config.budget_schedule == "constant":
+        if config.sharpen != 1:
+            raise ValueError(
+                f"finetune: sharpen needs budget_schedule cubic, got constant and sharpen {config.sharpen}"
+            )
         return 0
     if config.sparsity == 0:
         raise ValueError("finetune: budget_schedule cubic needs FinetuneConfig.sparsity, such as 0.95, got 0")
     return max(1, round(config.ramp * options.steps("budget_schedule cubic", loader, config.epochs)))
+
+
+def _own_callbacks(budget: Budget, config: FinetuneConfig, steps: int) -> list[object]:
+    """Return the callbacks of a configuration. As a callback the budget stores the number of its steps."""
+    found: list[object] = [budget] if _counts_steps(budget) else []
+    return [*found, Sharpening(budget, config.sharpen, steps)] if config.sharpen != 1 else found
 
 
 def _counts_steps(budget: Budget) -> bool:

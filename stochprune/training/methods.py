@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +15,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from stochprune import scores
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import LossFunction
 from stochprune.masks.ablate import apply
 from stochprune.masks.select import from_scores
+from stochprune.nn.obstacles import find_obstacles
 from stochprune.nn.restored import restored_on_error
+from stochprune.nn.selection import maskable_weights
+from stochprune.nn.unmasked import silent_about_unmasked, warn_of_unmasked
 from stochprune.runs.config import POSITIVE, PROBABILITY, Config, at_least, option
 from stochprune.training.admm import ADMMConfig, admm
-from stochprune.training.batch_loss import LossFunction
+from stochprune.training.batch_norm import recompute_statistics
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.continuous_sparsification import ContinuousSparsificationConfig, continuous_sparsification
 from stochprune.training.edge_popup import EdgePopupConfig, edge_popup
@@ -29,6 +34,7 @@ from stochprune.training.groups import LOGITS
 from stochprune.training.hard_concrete import HardConcreteConfig, hard_concrete
 from stochprune.training.imp import IMPConfig, imp
 from stochprune.training.loop import Loader
+from stochprune.training.low_memory import low_memory_adam
 from stochprune.training.maskllm import MaskLLMConfig, maskllm
 from stochprune.training.movement import MovementConfig, movement
 from stochprune.training.one_shot import LayerWiseConfig, OneShotConfig, layer_wise, one_shot
@@ -50,6 +56,11 @@ class MaskFinetuningConfig(ChoiceConfig, FinetuneConfig):
 
     keep: float = option(0.95, "Keep probability at the start; of start score that of the median weight.", PROBABILITY)
     schedule: Literal["constant", "linear", "cosine"] = option("constant", "Schedule of the weights' learning rate.")
+    low_memory: bool = option(
+        False,
+        "Logits in bfloat16 with stochastic rounding, moments of Adam in eight bits, steps inside backward, so without "
+        "clipping and accumulation (extra lowbit).",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +116,9 @@ def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConf
     if config.schedule != "constant":
         options = dataclasses.replace(training.options, schedule=_of_weights(config.schedule))
         training = dataclasses.replace(training, options=options)
+    if config.low_memory:
+        options = dataclasses.replace(training.options, optimizer=low_memory_adam(model, config.seed))
+        training = dataclasses.replace(training, options=options)
     scored = scores.by_output(model, training.chosen(config, model, loader))
     start = start_masks(
         scored, config.sparsity, config, scope=config.scope, pattern=config.pattern or None, keep=config.keep
@@ -118,6 +132,7 @@ def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConf
         training,
         scope=config.scope,
         pattern=config.pattern or None,
+        logits_dtype=torch.bfloat16 if config.low_memory else None,
     )
 
 
@@ -188,6 +203,18 @@ def make_config(name: str, values: Mapping[str, Any]) -> Config:
     return config_type(name, values)(**values)
 
 
+@contextlib.contextmanager
+def _named_once(model: nn.Module, config: Config) -> Iterator[None]:
+    """Warn of weights that stay dense because no masked layer exists for them, such as experts, once for all steps."""
+    if isinstance(config, LayerWiseConfig):  # which prunes linear layers alone, and says so itself
+        yield
+        return
+    weights, exclude = maskable_weights(model).values(), getattr(config, "exclude", None) or None
+    warn_of_unmasked(model, list(weights), None, exclude, find_obstacles(model), "prune")
+    with silent_about_unmasked():
+        yield
+
+
 @checked
 def prune(
     model: nn.Module,
@@ -203,7 +230,9 @@ def prune(
 
     Every method takes the model as it is, trained or not, makes ``config.epochs`` passes over the data, and prunes
     ``config.sparsity`` of all prunable weights, ranked together. (edge-popup ranks the weights of each layer; RigL from
-    a random start has densities of its own.) ::
+    a random start has densities of its own.) At the end one more pass over the data, without backward, computes the
+    running statistics of batch norm again, because those of the training are not those of the cut network. Norms that
+    are frozen, in evaluation mode inside a model in train mode, keep theirs. ::
 
         found = sp.training.prune(model, loader, GradualMagnitudeConfig(sparsity=0.98, epochs=10))
 
@@ -215,6 +244,9 @@ def prune(
             was at the start.
         callbacks, options: see :func:`stochprune.finetune`.
 
+    Warns:
+        UnmaskedWeightsWarning: weights stay dense because no masked layer exists for their modules, such as experts.
+
     Raises:
         ValueError: a configuration of no method, no prunable layer, a loader of unknown length; see also
             :func:`stochprune.training.loop.fit`. Whatever is raised, the model has its own layers again; their weights
@@ -223,8 +255,9 @@ def prune(
     training, mode = Training(loss_fn, folder, "", callbacks, options or LoopOptions()), model.training
     for kind, run in METHODS.values():
         if type(config) is kind:
-            with restored_on_error(model):
+            with restored_on_error(model), _named_once(model, config):
                 found = run(model, train_loader, config, training)
+                recompute_statistics(found.model, train_loader, training)
             found.model.train(mode)
             return found
     known = ", ".join(kind.__name__ for kind, _ in METHODS.values())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from stochprune.arguments import check_fields, shown
-from stochprune.training.batch_loss import BatchLoss, ForwardLoss, LossFunction
+from stochprune.data.batch_loss import BatchLoss, ForwardLoss, LossFunction
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,10 +70,9 @@ class LoopOptions:
             raise ValueError(f"{what} needs a train_loader of known length, got {shown(loader)}")
         return epochs * -(-len(loader) // self.accumulate)
 
-    def batch_loss(self, model: nn.Module, loss_fn: LossFunction) -> BatchLoss:
+    def batch_loss(self, loss_fn: LossFunction) -> BatchLoss:
         """Return the loss of a model on a batch, on the model's device."""
-        device = next(model.parameters()).device
-        return BatchLoss(loss_fn, self.forward_loss, device, PRECISIONS[self.precision])
+        return BatchLoss(loss_fn, self.forward_loss, PRECISIONS[self.precision], "train_loader")
 
     def make_schedule(self, optimizer: torch.optim.Optimizer, steps: int | None) -> LRScheduler | None:
         """Return the scheduler of an optimiser that makes ``steps`` steps, None if there is none.

@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune.arguments import checked
+from stochprune.data.batch_loss import LossFunction
 from stochprune.masks.select import check_cut
 from stochprune.nn import convert
 from stochprune.nn.harden import cut, masks_to_cut
 from stochprune.nn.selection import Selectors, wanted
 from stochprune.runs.run import run_folder
 from stochprune.scores import by_output
-from stochprune.training.batch_loss import LossFunction
+from stochprune.training.batch_norm import recompute_statistics
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.finetune import finetune
 from stochprune.training.loop import Loader
@@ -52,9 +54,10 @@ def prune_finetune(
     """Prune a trained model by a score, fine-tune the mask, cut it, and train the weights that are left, in place.
 
     A score chooses the first keep probabilities, :func:`stochprune.finetune` trains them together with the weights,
-    :func:`stochprune.harden` keeps the most probable weights, and :func:`stochprune.training.train_weights` trains
-    them. By default the budget, the sum of the probabilities, falls to the number of weights to keep, so that the cut
-    changes little. With a constant budget the last step matters: directly after the cut the error is high.
+    :func:`stochprune.harden` keeps the most probable weights, one pass over the data computes the running statistics of
+    batch norm again, and :func:`stochprune.training.train_weights` trains the weights. By default the budget, the sum
+    of the probabilities, falls to the number of weights to keep, so that the cut changes little. With a constant budget
+    the last step matters: directly after the cut the error is high.
 
     Args:
         model: a dense model, usually trained. With random weights this is pruning at initialisation.
@@ -97,6 +100,7 @@ def prune_finetune(
     chosen = {name: value for name, value in scored.items() if wanted(model, [name], None, exclude)}
     start = by_output(model, start_masks(by_output(model, chosen), sparsity, config, scope=scope, pattern=pattern))
     found = tune_and_cut(model, train_loader, start, sparsity, config, ways, scope=scope, pattern=pattern)
+    recompute_statistics(found.model, train_loader, ways)
     train_weights(
         found.model,
         train_loader,
@@ -120,6 +124,7 @@ def tune_and_cut(
     *,
     scope: str = "global",
     pattern: str | None = None,
+    logits_dtype: torch.dtype | None = None,
 ) -> Pruned:
     """Convert a model at the start of a configuration, fine-tune its masks and cut them, in place.
 
@@ -128,7 +133,7 @@ def tune_and_cut(
         training: its ``folder`` is that of all runs.
     """
     config = at_cut(config, sparsity, scope)
-    model = convert(model, start, pattern=pattern, seed=config.seed)
+    model = convert(model, start, pattern=pattern, seed=config.seed, logits_dtype=logits_dtype)
     history = finetune(model, loader, config, out=training.folder, **training.arguments).history
     masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
     return Pruned(cut(model, masks), masks, history)

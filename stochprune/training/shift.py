@@ -9,20 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stochprune.masks.probabilities import wide
 from stochprune.nn.layer import MaskedLayer
 from stochprune.seeding import SEED_LIMIT, derived_seed
-from stochprune.shards import by_layout, local_shard, reduced, sum_by_layout
-from stochprune.training.shards import store_rounded
-
-
-def expected_kept(logits: Sequence[Tensor]) -> Tensor:
-    """Return sum(sigmoid(logit)) over all tensors, a float64 scalar on the device of the first."""
-
-    def kept(parts: Sequence[Tensor]) -> Tensor:
-        sums = [torch.sigmoid(_wide(part)).sum(dtype=torch.float64).to(parts[0].device) for part in parts]
-        return torch.stack(sums).sum()
-
-    return sum_by_layout(kept, logits)
+from stochprune.shards import by_layout, local_shard, reduced
+from stochprune.training.store_rounded import store_rounded
 
 
 def solve_shift(logits: Sequence[Tensor], budget: float) -> float:
@@ -72,7 +63,7 @@ def add_shift(layer: MaskedLayer, shift: float, draw: int) -> None:
 
 def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return this process's parts of tensors as one vector."""
-    return torch.cat([_wide(local_shard(each.detach()).tensor).reshape(-1).to(device) for each in tensors])
+    return torch.cat([wide(local_shard(each.detach()).tensor).reshape(-1).to(device) for each in tensors])
 
 
 def _ends(flat: Tensor) -> Tensor:
@@ -87,8 +78,3 @@ def _sum(values: list[Tensor], parts: list[tuple[Tensor, Tensor]], function: Cal
     """Return the sum of ``function`` over the values that belong to these parts, and over all processes."""
     each = zip(values, parts, strict=True)
     return sum(reduced(function(value), tensor).item() for value, (_, tensor) in each)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32 or float64; in 16 bits, probabilities near 1 would be 1/256 apart."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

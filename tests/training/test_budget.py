@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import stochprune as sp
+from stochprune.masks.probabilities import expected_kept
 from stochprune.nn import masked_layers
-from stochprune.training.shift import add_shift, expected_kept, solve_shift
+from stochprune.training.shift import add_shift, solve_shift
 
 TOLERANCES = {torch.float32: 4e-6, torch.float64: 1e-11}  # float32: half a rounding of a logit near 20 is 1e-6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 import stochprune as sp
+from stochprune.masks.probabilities import expected_kept
 from stochprune.nn import masked_layers, sampling
 from stochprune.training import FinetuneConfig, LoopOptions, StuckMaskWarning, WeightConfig, finetune
-from stochprune.training.shift import expected_kept
 from stochprune.training.starts import start_masks
 
 pytestmark = pytest.mark.filterwarnings("ignore::stochprune.training.StuckMaskWarning")
@@ -38,6 +39,36 @@ def test_sum_of_q_follows_the_cubic_and_then_stays(masked, loader, recorder, ram
     path = [keep + (start - keep) * (1 - min(1, t / steps)) ** 3 for t in range(1, 17)]
     assert watch.seen == pytest.approx(path, rel=2e-6)
     assert result.history[-1]["mean_keep"] == pytest.approx(0.2, rel=2e-6)
+
+
+def test_sharpening_multiplies_the_logits_once_when_the_budget_has_fallen(masked, loader, recorder):
+    seen = {}
+    for factor in (1.0, 4.0):
+        model = masked()
+        watch = recorder(lambda model=model: torch.cat([tensor.detach().flatten() for tensor in logits_of(model)]))
+        finetune(model, loader, dataclasses.replace(CUBIC, sharpen=factor), callbacks=[watch])
+        seen[factor] = watch.seen
+    assert all(torch.equal(a, b) for a, b in zip(seen[1.0][:11], seen[4.0][:11], strict=True))
+    shifts = seen[4.0][11] - 4 * seen[1.0][11]
+    torch.testing.assert_close(shifts, shifts[:1].expand(90), rtol=0, atol=1e-4)
+    assert [float(logits.sigmoid().sum()) for logits in seen[4.0][11:]] == pytest.approx([18.0] * 5, rel=1e-5)
+    assert (seen[4.0][15].max() - seen[4.0][15].min()) > 2 * (seen[1.0][15].max() - seen[1.0][15].min())
+
+
+@pytest.mark.parametrize("stopped_at", [11, 12, 13])
+def test_a_resumed_run_is_sharpened_once(masked, loader, recorder, stop, tmp_path, stopped_at):
+    config = dataclasses.replace(CUBIC, sharpen=4.0)
+    whole, part, again = masked(), masked(), masked()
+    finetune(whole, loader, config)
+    with pytest.raises(stop):
+        finetune(part, loader, config, out=tmp_path, callbacks=[recorder(stop=stopped_at)])
+    finetune(again, loader, config, out=tmp_path)
+    assert same(whole, again)
+
+
+def test_sharpening_needs_a_budget_that_falls(masked, loader):
+    with pytest.raises(ValueError, match=r"sharpen .*constant.* 4\.0"):
+        finetune(masked(), loader, FinetuneConfig(sharpen=4.0))
 
 
 def test_the_penalty_follows_it_too(masked, loader):

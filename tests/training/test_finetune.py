@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import stochprune as sp
+from stochprune.masks.probabilities import expected_kept
 from stochprune.nn import masked_layers
 from stochprune.training import CheckpointError, FinetuneConfig, finetune
-from stochprune.training.shift import expected_kept
 
 
 def logits_of(model):
