@@ -2,7 +2,15 @@
 
 from stochprune.distributed.fsdp import shard
 from stochprune.distributed.hardened import hardened_state, save_hardened
-from stochprune.distributed.ranks import own_masks
+from stochprune.distributed.own_masks import own_dropout, own_masks
 from stochprune.distributed.tensor_parallel import MaskedColwiseParallel, MaskedRowwiseParallel
 
-__all__ = ["MaskedColwiseParallel", "MaskedRowwiseParallel", "hardened_state", "own_masks", "save_hardened", "shard"]
+__all__ = [
+    "MaskedColwiseParallel",
+    "MaskedRowwiseParallel",
+    "hardened_state",
+    "own_dropout",
+    "own_masks",
+    "save_hardened",
+    "shard",
+]

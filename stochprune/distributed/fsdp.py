@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from stochprune.arguments import checked
+from stochprune.nn.add_lora import updated_layers
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.members import layers_of
 
@@ -72,6 +74,10 @@ def shard(
         fully_shard(block, mp_policy=policy, ignored_params=logits, **options)
         if inside:
             _shard_logits(inside, options)
+    rank = dist.get_rank() if mesh is None else mesh.mesh.flatten().tolist().index(dist.get_rank())
+    for layer in updated_layers(model).values():
+        if layer.mask_rank is None:
+            layer.mask_rank = rank  # each process drops activations of its own
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.distributed.tensor.placement_types import Placement
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from stochprune import patterns
 from stochprune.nn.layer import MaskedLayer
@@ -59,7 +60,8 @@ class MaskedRowwiseParallel(RowwiseParallel):
 
     Raises:
         ValueError: in ``parallelize_module``, an n:m layer whose groups would be cut, an embedding with the default
-            ``input_layouts``, or layers with one weight that are split in different ways.
+            ``input_layouts``, or layers with one weight that are split in different ways; in the first forward pass, a
+            layer with the same weight that the plan does not name.
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -109,8 +111,16 @@ def _check_groups(layer: NMMaskedLinear, mesh: DeviceMesh) -> None:
 def _split(layer: MaskedLayer, mesh: DeviceMesh, weight: Placement, bias: Placement, source: int | None) -> None:
     """Make DTensors of the parameters; seed and counter remain the same plain buffers in every process.
 
-    A parameter that layers share is split once, so it remains one parameter if the plan names all of them.
+    A parameter that layers share is split once, so it remains one parameter if the plan names all of them. Whether it
+    does is known in the first forward pass.
     """
+    before = [TensorWeakRef(parameter) for parameter in layer.parameters(recurse=False)]
+
+    def check(*_: Any) -> None:
+        _refuse_half_a_tie(layer, before)
+        hook.remove()
+
+    hook = layer.register_forward_pre_hook(check)
     for name, parameter in [*layer.named_parameters(recurse=False)]:
         where = bias if name == "bias" else weight
         made = _made.get(parameter)
@@ -123,6 +133,24 @@ def _split(layer: MaskedLayer, mesh: DeviceMesh, weight: Placement, bias: Placem
                 f"split by {made.placements}, got {where}: split both along the same dimension"
             )
         layer.register_parameter(name, made)
+
+
+def _refuse_half_a_tie(layer: nn.Module, before: list[TensorWeakRef]) -> None:
+    """Raise if another module of the model still has a parameter from before the split: it is no longer tied.
+
+    A layer does not know its model, so this looks it up among all objects, if anything has the parameter.
+    """
+    for parameter in filter(lambda each: each is not None, [each() for each in before]):
+        modules = [each for each in gc.get_objects() if issubclass(type(each), nn.Module)]
+        models = ({part: name for name, part in module.named_modules()} for module in modules)
+        names = max((model for model in models if layer in model), key=len)
+        for module, name in names.items():
+            if any(each is parameter for each in module.parameters(recurse=False)):
+                raise ValueError(
+                    f"parallelize_module: {name} is tied to {names[layer]}, but the plan names only the latter: name "
+                    f"both, such as an embedding with MaskedRowwiseParallel(input_layouts=Replicate()) and an output "
+                    f"layer with MaskedColwiseParallel(), or untie them"
+                )
 
 
 def _hooked(layer: MaskedLayer, mesh: DeviceMesh, before: Any, after: Any) -> nn.Module:

@@ -76,11 +76,15 @@ def _product_grads(
     return dx, dvalues, none
 
 
-def _dropped(x: Tensor, mask: Mask, keep: int) -> Tensor:
-    """Return x with inverted dropout: ``x * LEVELS / keep`` at the activations [M, K] that each draw keeps, else 0."""
+def _dropped(x: Tensor, mask: Mask, keep: int, before: int) -> Tensor:
+    """Return x with inverted dropout: ``x * LEVELS / keep`` at the activations [M, K] that each draw keeps, else 0.
+
+    ``before`` columns of other processes precede those of x.
+    """
     many = by_draw(x, mask.draw)  # [D, M, K]
     threshold = torch.full(many.shape[1:], keep, dtype=torch.int32, device=x.device).to(torch.uint16)
-    backend, at = backends.resolve(threshold), mask._replace(stream=mask.stream ^ DROPOUT_STREAM, row=0)
+    backend = backends.resolve(threshold)
+    at = mask._replace(stream=mask.stream ^ DROPOUT_STREAM, row=0, col=mask.col + before)
     kept = torch.stack([backend.keep_mask(threshold, mask=at.one(i)) for i in range(len(mask.draw))])
     return torch.where(kept, many * (rng.LEVELS / keep), 0).view(x.shape)
 
@@ -88,12 +92,12 @@ def _dropped(x: Tensor, mask: Mask, keep: int) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, logits: Tensor | None, bias: Tensor | None, *rest: Any
 ) -> Tensor:
-    address, (scale, keep) = rest[:7], rest[7:]
-    if keep == rng.LEVELS:
+    address, (scale, *drop) = rest[:7], rest[7:]
+    if drop[0] == rng.LEVELS:
         return _product(x, updated_weight(weight, a, b, scale), weight, logits, bias, address)
     base, update = _separate(weight, a, b, scale)
     y = _product(x, base, weight, logits, bias, address)
-    return y.add_(_product(_dropped(x, Mask(*address), keep), update, weight, logits, None, address))
+    return y.add_(_product(_dropped(x, Mask(*address), *drop), update, weight, logits, None, address))
 
 
 def _separate(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -105,9 +109,9 @@ def _separate(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tenso
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, logits: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    address, (scale, keep), (need_x, need_weight, need_a, need_b, need_logits) = rest[:7], rest[7:9], rest[9:]
+    address, (scale, *drop), (need_x, need_weight, need_a, need_b, need_logits) = rest[:7], rest[7:10], rest[10:]
     need_update = need_a or need_b
-    if keep == rng.LEVELS:
+    if drop[0] == rng.LEVELS:
         values, needs = updated_weight(weight, a, b, scale), (need_x, need_weight or need_update, need_logits)
         dx, dupdate, dlogits = _product_grads(grad, x, values, weight, logits, address, needs)
         dweight = dupdate
@@ -115,9 +119,9 @@ def _backward(
         base, update = _separate(weight, a, b, scale)
         needs = (need_x, need_weight, need_logits)
         dx, dweight, dlogits = _product_grads(grad, x, base, weight, logits, address, needs)
-        dropped, needs = _dropped(x, Mask(*address), keep), (need_x, need_update, need_logits)
+        dropped, needs = _dropped(x, Mask(*address), *drop), (need_x, need_update, need_logits)
         dx2, dupdate, dlogits2 = _product_grads(grad, dropped, update, weight, logits, address, needs)
-        dx = dx + _dropped(dx2, Mask(*address), keep) if need_x else dx
+        dx = dx + _dropped(dx2, Mask(*address), *drop) if need_x else dx
         dlogits = dlogits + dlogits2
     none = grad.new_empty(0)
     with torch.autocast(grad.device.type, enabled=False):
@@ -131,7 +135,9 @@ def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 _TENSORS = ("x", "weight", "lora_a", "lora_b", "logits?")
-_masked_lora_linear = product(_OP, _TENSORS, f"{ADDRESS}, float scale, int keep", _forward, _backward, _fake)
+_masked_lora_linear = product(
+    _OP, _TENSORS, f"{ADDRESS}, float scale, int keep, SymInt before", _forward, _backward, _fake
+)
 
 
 def masked_lora_linear(
@@ -147,6 +153,7 @@ def masked_lora_linear(
     stream: int,
     scale: float = 1.0,
     dropout: float = 0.0,
+    dropout_offset: int = 0,
     estimator: str = "straight_through",
     temperature: float = 1.0,
     samples: int | None = None,
@@ -164,7 +171,9 @@ def masked_lora_linear(
 
     With dropout the update multiplies ``dropout(x)`` instead of x, as in LoRA: ``x (z * W)^T + dropout(x) (z * scale *
     B A)^T + b``. Row and column of an activation, in x as a matrix, determine whether it is kept, so that backward, a
-    repeated forward pass and a resumed run use the same dropout. Its stream is ``stream ^ 2^30``.
+    repeated forward pass and a resumed run use the same dropout. Its stream is ``stream ^ 2^30``. Processes that share
+    a draw but have examples of their own use different columns: process r passes ``dropout_offset = r * K``, so no two
+    activations have the same bits, however many rows each process has.
 
     Args:
         x: [..., K], floating. With a vector of D draws: [D, ..., K]; slice d gets the masks of ``draw[d]``.
@@ -175,6 +184,7 @@ def masked_lora_linear(
         bias: [N] or None.
         scale: of the update; LoRA's alpha / r.
         dropout: the probability of dropping an activation, in [0, 1); it is rounded to a multiple of 2^-15.
+        dropout_offset: the columns, in the dropout's address, before those of x.
         seed, draw, stream, estimator, temperature, samples, row_offset, col_offset: as in masked_linear. With a fixed
             mask they concern the dropout alone.
 
@@ -184,7 +194,8 @@ def masked_lora_linear(
     Raises:
         TypeError: a tensor that is not floating, ``lora_a`` and ``lora_b`` of different dtypes, a scale or a dropout
             that is not a number.
-        ValueError: as for masked_linear; a dropout outside [0, 1), a scale that is not finite.
+        ValueError: as for masked_linear; a dropout outside [0, 1), a scale that is not finite, a dropout_offset that
+            leaves the addressable columns.
         RuntimeError: if it is differentiated twice.
     """
     at = Address(seed, draw, stream, estimator, temperature, samples, row_offset, col_offset)
@@ -201,7 +212,12 @@ def masked_lora_linear(
         raise TypeError(f"{_OP}: scale must be a number, got {scale!r}")
     if not abs(scale) < float("inf"):
         raise ValueError(f"{_OP}: scale must be finite, got {scale}")
-    y = _masked_lora_linear(_OP, given.x, weight, lora_a, lora_b, logits, given.bias, *given.mask, float(scale), keep)
+    most = rng.COLUMN_LIMIT - k - col_offset
+    if not 0 <= rng.integer(_OP, "dropout_offset", dropout_offset) <= most:
+        raise ValueError(f"{_OP}: dropout_offset must lie in 0 .. {most}, got {dropout_offset}")
+    y = _masked_lora_linear(
+        _OP, given.x, weight, lora_a, lora_b, logits, given.bias, *given.mask, float(scale), keep, dropout_offset
+    )
     return given.restore(y)
 
 

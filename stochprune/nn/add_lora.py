@@ -14,6 +14,7 @@ from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.lora import MaskedLoRALinear, SparseLoRALinear, check_adapter
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.selection import Selectors, check_choice, wanted
+from stochprune.shards import refuse_managed
 
 
 @checked
@@ -60,7 +61,7 @@ def add_lora(
             below 1, an alpha that is not finite, a dropout outside [0, 1), or a model that FSDP shards.
     """
     check_adapter("add_lora", rank, alpha, dropout)
-    _refuse_sharded("add_lora", model, "call it before shard")
+    refuse_managed("add_lora", dict(model.named_modules()), "call it before shard")
     found: dict[str, nn.Linear | MaskedLinear] = {}
     for path, module in model.named_modules():
         if type(module) in (nn.Linear, MaskedLinear) and isinstance(module.weight, nn.Parameter):
@@ -127,12 +128,6 @@ def _refuse_ties(model: nn.Module, layers: dict[str, nn.Linear | MaskedLinear]) 
                 )
 
 
-def _refuse_sharded(op: str, model: nn.Module, way_out: str) -> None:
-    if sharded := [name for name, module in model.named_modules() if getattr(module, "_is_fsdp_managed_module", False)]:
-        name = sharded[0] or type(model).__name__
-        raise ValueError(f"{op}: {name} is sharded by FSDP, which cannot exchange layers: {way_out}")
-
-
 def updated_layers(model: nn.Module) -> dict[str, SparseLoRALinear | MaskedLoRALinear]:
     """Return the layers with a low-rank update by the qualified name of their weight."""
     kinds = SparseLoRALinear | MaskedLoRALinear
@@ -152,7 +147,8 @@ def merge_lora(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"merge_lora: model must be a torch.nn.Module, got {type(model).__name__}")
-    _refuse_sharded("merge_lora", model, "stochprune.distributed.hardened_state merges the updates")
+    way_out = "stochprune.distributed.hardened_state merges the updates"
+    refuse_managed("merge_lora", dict(model.named_modules()), way_out)
     replacements: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, SparseLoRALinear):

@@ -74,7 +74,19 @@ class _LoRA(MaskSource):
 
     def _adapted(self, x: Tensor, logits: Tensor | None, dropout: float, at: dict[str, Any]) -> Tensor:
         weights = (self.weight, self.lora_A, self.lora_B, logits, self.bias)
-        return functional.masked_lora_linear(x, *weights, scale=self.scale, dropout=dropout, **at)
+        shift = self._dropout_rank() * self.in_features if dropout else 0
+        at |= {"scale": self.scale, "dropout": dropout, "dropout_offset": shift}
+        return functional.masked_lora_linear(x, *weights, **at)
+
+    def _dropout_rank(self) -> int:
+        """Return the number of this process among those that share a draw but have examples of their own."""
+        if self.mask_ranks > 1 or not self.training:
+            return 0
+        if self.mask_rank is None:
+            from stochprune.runs import ranks  # here: a layer needs no runs otherwise
+
+            return ranks.rank()
+        return self.mask_rank
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha:g}, dropout={self.dropout:g}"

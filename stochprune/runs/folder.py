@@ -9,8 +9,10 @@ import itertools
 import os
 import stat
 import sys
+import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,8 @@ from stochprune.runs.files import PARTIAL, CheckpointError, sync_folder
 
 LOCK = ".lock"
 """The file that is locked; it contains the process id of its last owner."""
+BEAT = 0.5
+"""The seconds after which the first of several ranks tells the others that it still waits for a folder."""
 held: list[Path] = []
 """The folders that this process holds, outermost first."""
 _patient: list[bool] = [False]
@@ -47,7 +51,7 @@ def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
 
     The kernel releases the lock when the process ends, even if it is killed. Files that a killed process left
     incomplete are removed. If the file system has no locks, the block runs after a warning. Of several ranks the first
-    one holds the folder for all.
+    one holds the folder for all; while it waits, the others hear from it, so that they wait as long as it does.
 
     Args:
         wait: wait until another process has released it.
@@ -60,21 +64,32 @@ def claim(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        ranks.from_first(lambda: _hold(folder, wait, stack))
+        say = True
+        while not ranks.from_first(partial(_hold, folder, wait, stack, say)):
+            say = False
         held.append(folder)
         stack.callback(held.remove, folder)
         yield
 
 
-def _hold(folder: Path, wait: bool, stack: contextlib.ExitStack) -> None:
-    """Make and lock a folder until the stack is closed, and clean it."""
+def _hold(folder: Path, wait: bool, stack: contextlib.ExitStack, say: bool) -> bool:
+    """Make and lock a folder until the stack is closed, and clean it; return False if another process still has it.
+
+    Several ranks wait for this together, and give up a rank that is silent for long, so they ask again and again.
+    """
     make_folder(folder)
-    if (lock := _locked(folder, wait)) is not None:
+    try:
+        lock = _locked(folder, wait, say)
+    except BlockingIOError:
+        time.sleep(BEAT)
+        return False
+    if lock is not None:
         stack.enter_context(lock)
         stack.callback((folder / LOCK).unlink, missing_ok=True)  # while it is still locked
         for path in folder.iterdir():
             if PARTIAL.fullmatch(path.name):
                 path.unlink()
+    return True
 
 
 @contextlib.contextmanager
@@ -109,8 +124,13 @@ def _lock_file(path: Path) -> BinaryIO:
     raise CheckpointError(f"{path} is not a lock of this program: it is not a regular file. Remove it")
 
 
-def _locked(folder: Path, wait: bool) -> BinaryIO | None:
-    """Return the lock file of a folder, locked until it is closed; None if the file system has no locks."""
+def _locked(folder: Path, wait: bool, say: bool) -> BinaryIO | None:
+    """Return the lock file of a folder, locked until it is closed; None if the file system has no locks.
+
+    Raises:
+        CheckpointError: another process holds it, and ``wait`` is False.
+        BlockingIOError: another process holds it, and there are several ranks, of which this one must not block.
+    """
     while True:
         with contextlib.ExitStack() as attempt:
             lock = attempt.enter_context(_lock_file(folder / LOCK))
@@ -123,7 +143,10 @@ def _locked(folder: Path, wait: bool) -> BinaryIO | None:
                     raise CheckpointError(
                         f"another process is using {owner}: wait until it ends, stop it, or choose another folder"
                     ) from None
-                print(f"waiting for the process that is using {owner}", file=sys.stderr)
+                if say:
+                    print(f"waiting for the process that is using {owner}", file=sys.stderr)
+                if ranks.count() > 1:
+                    raise
                 fcntl.flock(lock, fcntl.LOCK_EX)
             except OSError as error:
                 text = f"{folder} cannot be locked ({error.strerror}): let no other process use it"

@@ -88,7 +88,7 @@ def joined() -> Iterator[None]:
             if not is_first():  # all would say the same
                 warnings.simplefilter("ignore")
             yield
-        _meet("end together")  # before the first rank closes the store that all use
+        meet("end together")  # before the first rank closes the store that all use
         if own:
             dist.destroy_process_group()
     finally:
@@ -112,10 +112,16 @@ def from_first(work: Callable[[], Value]) -> Value:
     return found[0]
 
 
+def meet(what: str) -> None:
+    """Wait for all ranks; on the first one, the error names those that do not come, to do ``what``."""
+    if _ranks.count > 1:
+        with _named(what):
+            dist.monitored_barrier(_ranks.control, _ranks.timeout, wait_all_ranks=True)
+
+
 def add_up(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by their sums over the ranks; each rank gives as many, of the same shapes."""
     if _ranks.count > 1:
-        _meet("add up gradients")
         with _named("add up gradients"):
             for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
@@ -128,12 +134,6 @@ def from_all(value: Value) -> list[Value]:
         with _named("get what all ranks found"):
             dist.all_gather_object(found, value, group=_ranks.control)
     return found
-
-
-def _meet(what: str) -> None:
-    """Wait for all ranks; on the first one, the error names those that do not come."""
-    with _named(what):
-        dist.monitored_barrier(_ranks.control, _ranks.timeout, wait_all_ranks=True)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def run_task(job: Job, task: Task, bar: ProgressBar) -> None:
     elif isinstance(task.cell, Cell):
         initialisation_cell(job, initialisation_bench(job, task.data, bar), task.cell)
     elif isinstance(task.cell, CertificateCell):
-        certificate_cell(job, task.data, task.cell)
+        next(certificate_cells(job, task.data, [task.cell]))
     else:
         with method_cells(job, task.data, bar) as methods:
             methods.cell(task.cell)
@@ -143,9 +143,11 @@ def initialisation_cell(job: Job, bench: Bench, cell: Cell) -> Kept[CellResult]:
     return remember(job.cells / cell.folder, configuration, job.device, work, CellResult)
 
 
-def certificate_cell(job: Job, name: str, cell: CertificateCell) -> Kept[Certified]:
-    """Return the certificates of a cell, from its folder if they are there."""
-    return certify(cell, job.load(name, standardised=False).digest(), job.files(name), job.cells, job.device)
+def certificate_cells(job: Job, name: str, cells: Iterable[CertificateCell]) -> Iterator[Kept[Certified]]:
+    """Yield the certificates of cells on one data set, from their folders if they are there."""
+    examples = job.load(name, standardised=False).digest()
+    for cell in cells:
+        yield certify(cell, examples, job.files(name), job.cells, job.device)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from stochprune.runs.store import Kept, say_reused
 from stochprune.studies.cells import (
     Job,
     block_config,
-    certificate_cell,
+    certificate_cells,
     initialisation_bench,
     initialisation_cell,
     method_cells,
@@ -274,8 +274,8 @@ def _certificates(job: Job) -> Found:
     kept: list[Kept[Any]] = []
     rows: list[ErrorRow] = []
     for name in job.plan.data:
-        for cell in job.plan.certificate_cells(name):
-            done = certificate_cell(job, name, cell)
+        cells = list(job.plan.certificate_cells(name))
+        for cell, done in zip(cells, certificate_cells(job, name, cells), strict=True):
             kept.append(done)
             rows += risk_rows(cell, done.result)
     return StudyResults(job.plan.title, _hours(kept), rows), kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.parallel import DistributedDataParallel
 
 import stochprune as sp
+from stochprune.training import GradualMagnitudeConfig, prune
+from stochprune.training.batch_norm import recompute_statistics
+from stochprune.training.training import Training
 from tests.distributed.networks import assert_close, batch, gradients, loss, masks, mlp
 
 PARTS = 4
@@ -30,9 +35,9 @@ def accumulate(parallel: nn.Module, x: torch.Tensor, steps: int) -> None:
             (loss(parallel(share)) / steps).backward()
 
 
-def updated() -> nn.Module:
+def updated(dropout: float = 0.0) -> nn.Module:
     """The network, with a low-rank update in one of its layers."""
-    model = sp.nn.add_lora(mlp(), 3, include="0.weight", seed=1)
+    model = sp.nn.add_lora(mlp(), 3, dropout=dropout, include="0.weight", seed=1)
     model[0].lora_B.data += 0.5
     return model.requires_grad_()
 
@@ -76,6 +81,46 @@ def check_masks_of_its_own_in_each_process(folder: Path) -> None:
     torch.testing.assert_close(z, y.chunk(PARTS)[rank()])
 
 
+def check_each_process_drops_activations_of_its_own(folder: Path) -> None:
+    """Shares of one length or another, of equal examples, of which the masks are the same."""
+    copies = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "dp"))
+    for wrap in (
+        lambda model: DistributedDataParallel(sp.distributed.own_dropout(model)),
+        lambda model: sp.distributed.shard(model, [model[2]]),
+        lambda model: sp.distributed.shard(model, mesh=copies),
+    ):
+        parallel, ones, x = wrap(updated(0.5)), [updated(0.5) for _ in range(PARTS)], batch(2).repeat(3, 1)
+        for model, number in zip(ones, range(PARTS), strict=True):
+            model[0].mask_rank = number
+        shares = [x[: 2 * (number % 3 + 1)] for number in range(PARTS)]
+        want = [model(share) for model, share in zip(ones, shares, strict=True)]
+        assert not any(torch.equal(want[i][:2], want[j][:2]) for i in range(PARTS) for j in range(i))
+        found = parallel(shares[rank()])
+        assert torch.equal(found, want[rank()])
+        loss(found).backward(), (sum(map(loss, want)) / PARTS).backward()
+        each = [gradients(model) for model in ones]
+        assert_close(gradients(getattr(parallel, "module", parallel)), {n: sum(g[n] for g in each) for n in each[0]})
+        for model in (parallel.eval(), ones[0].eval()):
+            with sp.nn.sampling(model):
+                want.append(model(x))
+        assert torch.equal(want[-1], want[-2])  # what is measured is one network
+
+
+def check_files_and_copies_are_those_of_one_process(folder: Path) -> None:
+    own, one, x = sp.distributed.own_masks(updated(0.5)), updated(0.5), batch()
+    own(x)
+    one.load_state_dict(own.state_dict())
+    file = io.BytesIO()
+    torch.save(own, file)
+    files: list[bytes] = [b""] * PARTS
+    dist.all_gather_object(files, file.getvalue())
+    assert len({*files}) == 1
+    copied, loaded = copy.deepcopy(own), torch.load(io.BytesIO(files[-1]), weights_only=False)
+    for _ in range(2):
+        y = one(x)
+        assert torch.equal(loaded(x), y) and torch.equal(copied(x), y)
+
+
 def check_evaluation_and_the_switch(folder: Path) -> None:
     one, own = mlp(), sp.distributed.own_masks(mlp())
     one.eval(), own.eval()
@@ -85,6 +130,8 @@ def check_evaluation_and_the_switch(folder: Path) -> None:
     assert torch.equal(own(batch()), one(batch()))
     with pytest.raises(ValueError, match="Linear"):
         sp.distributed.own_masks(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="Sequential"):
+        sp.distributed.own_dropout(mlp())
 
 
 def check_own_masks_of_groups_beside_tensor_parallelism(folder: Path) -> None:
@@ -128,6 +175,29 @@ def check_sparsity_and_scores(folder: Path) -> None:
     everywhere = [torch.empty_like(kept) for _ in range(PARTS)]
     dist.all_gather(everywhere, kept)
     assert all(torch.equal(each, kept) for each in everywhere)
+
+
+def normed() -> nn.Sequential:
+    """A plain network with batch norm."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def check_batch_norm_after_a_cut(folder: Path) -> None:
+    """The statistics are the means over the batches of all processes, also of unequal numbers."""
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(4, 6, generator=generator), torch.arange(4)) for _ in range(PARTS + 2)]
+    first, more = batches[:PARTS], batches[PARTS:]
+    own = [first[rank()], *(more if rank() == 0 else [])]
+    model = DistributedDataParallel(normed())
+    prune(model, own[:1], GradualMagnitudeConfig(sparsity=0.5, epochs=1))
+    one = copy.deepcopy(model.module)
+    recompute_statistics(one, first, Training())
+    assert_close(model.module.state_dict(), one.state_dict())
+    recompute_statistics(model, own, Training())
+    recompute_statistics(one, batches, Training())
+    assert_close(model.module.state_dict(), one.state_dict())
 
 
 def check_pipelines(folder: Path) -> None:

@@ -213,8 +213,9 @@ def check_hardened_weights(folder: Path) -> None:
         fully_shard(dense)
         set_model_state_dict(dense, found)
         assert torch.equal(dense(own(batch())), own(one(batch())))
-        with pytest.raises(ValueError, match="save_hardened"):
-            sp.shrink(dense, batch())
+        for model in (split, dense):
+            with pytest.raises(ValueError, match="save_hardened"):
+                sp.shrink(model, batch())
     attention = masked(nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)))
     plain = masked(nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)))
     sp.distributed.shard(attention)
@@ -243,11 +244,21 @@ def check_patterns_and_estimators(folder: Path) -> None:
 def check_hardened_files(folder: Path) -> None:
     from safetensors.torch import load_file
 
-    one, split = pair()
+    def without_a_unit() -> nn.Module:
+        model = mlp(6)
+        model[0].mask_logits.data[2] = -20.0
+        return model
+
+    one, split = without_a_unit(), sharded(without_a_unit())
     sp.distributed.save_hardened(split, folder / "model", 0.5)
     dist.barrier()
     (file,) = (folder / "model").glob("*.safetensors")
-    assert_close(load_file(file), sp.harden(one, 0.5).state_dict(), tolerance=0.0)
+    plain = sp.harden(mlp(6), 0.5)
+    plain.load_state_dict(load_file(file))
+    assert_close(plain.state_dict(), sp.harden(one, 0.5).state_dict(), tolerance=0.0)
+    smaller = sp.shrink(plain, batch())
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in plain.parameters())
+    assert_close({"y": fully_shard(smaller)(own(batch()))}, {"y": own(plain(batch()))})
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -39,7 +40,7 @@ def check_the_page(folder: Path) -> None:
     os.chdir(folder)
     dense = Blocks()
     masks = sp.masks.from_scores(sp.scores.magnitude(dense), 0.5)
-    names = {"dense": fully_shard(Blocks()), "masks": masks}
+    names = {"dense": fully_shard(Blocks()), "masks": masks, "plain": Blocks(), "example_inputs": batch()}
     for code in blocks(ROOT / "docs" / "distributed.md", "python"):
         for eight, four in FOUR.items():
             code = code.replace(eight, four)
@@ -48,6 +49,7 @@ def check_the_page(folder: Path) -> None:
         elif "parallelize_module" in code or "own_masks" in code:
             names["model"] = sp.convert(Blocks(), masks)
         exec(compile(code, "docs/distributed.md", "exec"), names)
+        dist.barrier()  # the next one may read a file
         if "sp.distributed.shard" in code or "own_masks" in code:
             loss(names["model"](batch())).backward()
     assert sorted(path.name for path in folder.joinpath("pruned").glob("*.safetensors")) == [

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
@@ -15,6 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 import stochprune as sp
 from stochprune.distributed import MaskedColwiseParallel as Colwise
 from stochprune.distributed import MaskedRowwiseParallel as Rowwise
+from stochprune.shards import is_dtensor
 from tests.distributed.networks import assert_close, batch, gradients, loss, masked, masks, mlp, whole
 
 PLAN = {"0": Colwise(), "2.0": Rowwise(), "3": Colwise(output_layouts=Replicate())}
@@ -45,7 +47,10 @@ def check_columns_and_rows(folder: Path) -> None:
     """Also a width that four processes do not divide, for which the last one holds nothing."""
     mesh = init_device_mesh("cpu", (4,))
     for hidden in (8, 6):
-        same_as_one(mlp(hidden), parallelize_module(mlp(hidden), mesh, PLAN), batch())
+        split = mlp(hidden)
+        whole_ones = [*split.parameters()]  # that anything has them is no tie
+        same_as_one(mlp(hidden), parallelize_module(split, mesh, PLAN), batch())
+        assert not any(map(is_dtensor, whole_ones))
 
 
 def check_sequence_parallel_inputs(folder: Path) -> None:
@@ -95,6 +100,10 @@ def check_a_tied_weight_remains_one(folder: Path) -> None:
     split = parallelize_module(make(), mesh, {"0": table, "2": output})
     same_as_one(make(), split, torch.tensor([[0, 3, 9], [9, 1, 7]]))
     assert split[0].mask_logits is split[2].mask_logits
+    for plan, named in (({"0": table}, "2 is tied to 0"), ({"2": output}, "0 is tied to 2")):
+        half = parallelize_module(make(), mesh, plan)
+        with pytest.raises(ValueError, match=named):
+            half(torch.tensor([[0, 3, 9]]))
     with pytest.raises(ValueError, match=r"tied.*Shard"):
         parallelize_module(make(), mesh, {"0": Colwise(), "2": output})
     with pytest.raises(ValueError, match="input_layouts"):
@@ -151,6 +160,10 @@ def check_a_split_model_hardens_in_place(folder: Path) -> None:
     sp.harden(one, 0.5), sp.harden(split, 0.5)
     assert_close(dict(split.named_parameters()), dict(one.named_parameters()), tolerance=0.0)
     assert_close({"y": split(batch())}, {"y": one(batch())})
+    with pytest.raises(ValueError, match="full_state_dict"):
+        sp.shrink(split, batch())
+    whole_state = get_model_state_dict(split, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    assert_close(whole_state, one.state_dict() if dist.get_rank() == 0 else {}, tolerance=0.0)
 
 
 def check_refusals(folder: Path) -> None:

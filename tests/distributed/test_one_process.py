@@ -36,8 +36,12 @@ def test_digits_rank_as_numbers_do(dtype, generator):
 
 
 def test_masks_of_its_own_need_a_process_group():
-    with pytest.raises(ValueError, match="init_process_group"):
-        sp.distributed.own_masks(mlp())
+    for own, model in (
+        (sp.distributed.own_masks, mlp()),
+        (sp.distributed.own_dropout, sp.nn.add_lora(mlp(), 2, include="0.weight")),
+    ):
+        with pytest.raises(ValueError, match="init_process_group"):
+            own(model)
     assert sp.distributed.own_masks(mlp(), False)[0].mask_ranks == 1
 
 

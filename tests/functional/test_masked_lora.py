@@ -24,29 +24,29 @@ def tensors(generator, dtype=torch.float64, m=5, n=6, k=70, r=3) -> dict[str, Te
     return {name: t.requires_grad_() for name, t in zip(NAMES, made, strict=True)}
 
 
-def kept_activations(x: Tensor, dropout: float) -> Tensor:
-    """The factors of the dropout's definition, [M, K]."""
+def kept_activations(x: Tensor, dropout: float, before: int = 0) -> Tensor:
+    """The factors of the dropout's definition, [M, K], from column ``before`` on."""
     keep = round((1 - dropout) * rng.LEVELS)
-    u = rng.uniform16(*x.shape, **{**AT, "stream": AT["stream"] ^ DROPOUT_STREAM}) & 0x7FFF
+    u = rng.uniform16(*x.shape, **{**AT, "stream": AT["stream"] ^ DROPOUT_STREAM}, col_offset=before) & 0x7FFF
     return (u < keep).to(x) * rng.LEVELS / keep
 
 
-def formula(t: dict[str, Tensor], z: Tensor, dropout: float) -> Tensor:
+def formula(t: dict[str, Tensor], z: Tensor, dropout: float, before: int) -> Tensor:
     base, update = F.linear(t["x"], z * t["weight"], t["bias"]), z * SCALE * (t["lora_b"] @ t["lora_a"])
-    return base + F.linear(t["x"] * kept_activations(t["x"], dropout), update)
+    return base + F.linear(t["x"] * kept_activations(t["x"], dropout, before), update)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dropout", "before"), [(0.0, 0), (0.3, 0), (0.3, 140)])
 @pytest.mark.parametrize("estimator", [*ESTIMATORS, "fixed"])
-def test_values_and_gradients_equal_autograd_of_the_formula(estimator, dropout, generator):
+def test_values_and_gradients_equal_autograd_of_the_formula(estimator, dropout, before, generator):
     t = tensors(generator)
     if estimator == "fixed":
         del t["logits"]
         z, options = (t["weight"] != 0).double(), {}
     else:
         z, options = mask_at(t["logits"], estimator, 0.6), {"estimator": estimator, "temperature": 0.6}
-    y = masked_lora_linear(**t, **AT, **options, scale=SCALE, dropout=dropout)
-    want = formula(t, z, dropout)
+    y = masked_lora_linear(**t, **AT, **options, scale=SCALE, dropout=dropout, dropout_offset=before)
+    want = formula(t, z, dropout, before)
     torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-10)
     found, expected = (torch.autograd.grad((out.sin() * out).sum(), [*t.values()]) for out in (y, want))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -126,5 +126,5 @@ def test_operators_are_registered_soundly(generator):
     t = tensors(generator, torch.float32, n=4, k=8)
     at = (torch.tensor([3]), torch.tensor([1]), 7, "straight_through", 1.0, 0, 0, SCALE)
     for logits, keep in ((t["logits"], 20000), (None, rng.LEVELS)):
-        given = (t["x"], t["weight"], t["lora_a"], t["lora_b"], logits, t["bias"], *at, keep)
+        given = (t["x"], t["weight"], t["lora_a"], t["lora_b"], logits, t["bias"], *at, keep, 8)
         torch.library.opcheck(torch.ops.stochprune.masked_lora_linear.default, given)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import stochprune as sp
 from stochprune.nn import MaskedLinear, MaskedLoRALinear, SparseLoRALinear
+from stochprune.runs import ranks
 from tests.nn.zoo import numbers
 
 X, TARGET = numbers(16, 8, seed=3), numbers(16, 4, seed=4)
@@ -158,6 +159,19 @@ def test_the_dropout_stops_in_evaluation_and_differs_by_layer_name_and_step():
     assert other[0].stream != model[0].stream
     model.eval()
     assert torch.equal(model(X), model(X)) and int(model[0].mask_draw) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_rank_of_a_training_drops_activations_of_its_own(kind, monkeypatch):
+    layer = adapted(kind, dropout=0.5)[0]
+    layer.lora_B.detach().copy_(numbers(*layer.lora_B.shape))
+    first, second, set_by_hand = layer, copy.deepcopy(layer), copy.deepcopy(layer)
+    set_by_hand.mask_rank = 1
+    y = first(X)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    found = second(X)
+    assert not torch.equal(found, y) and torch.equal(found, set_by_hand(X))
+    assert torch.equal(second.eval()(X), first.eval()(X))
 
 
 def test_include_and_exclude():

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from stochprune import data
 from stochprune.cli import app
+from stochprune.language_models import load_language_model
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
@@ -68,7 +69,12 @@ def _child(arguments: list[str], out: str, kill_at: int | None, send: int) -> No
 
 def main(out: Path, seed: int, kills: int, commands: dict[str, list[str]]) -> None:
     torch.set_num_threads(1)
-    data.digits()  # imports what each run would import anew, as does torch._dynamo
+    data.digits()  # imports what each run would import anew, as torch._dynamo does
+    for command in commands.values():
+        with contextlib.redirect_stdout(None), contextlib.suppress(SystemExit):
+            app([command[0], "--help"])
+        if "--model" in command:
+            load_language_model(command[command.index("--model") + 1])
     Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"a picture")  # else most of the time goes there
     numbers = random.Random(seed)
     for name, command in commands.items():

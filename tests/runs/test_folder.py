@@ -80,22 +80,48 @@ def test_many_folders_above_one_another(tmp_path):
         path.rmdir()
 
 
-def test_waiting(tmp_path, capsys):
+def held_in_a_thread(folder):
+    """Hold the folder in a thread; return the event that ends it, and the thread."""
     entered, leave = threading.Event(), threading.Event()
 
-    def first():
-        with claim(tmp_path):
+    def hold():
+        with claim(folder):
             entered.set()
-            leave.wait()
+            leave.wait(30)
 
-    thread = threading.Thread(target=first)
+    thread = threading.Thread(target=hold)
     thread.start()
-    entered.wait()
+    assert entered.wait(30)
+    return leave, thread
+
+
+def test_waiting(tmp_path, capsys):
+    leave, thread = held_in_a_thread(tmp_path)
     threading.Timer(0.2, leave.set).start()
     with claim(tmp_path, wait=True):
         assert leave.is_set()
     thread.join()
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_the_first_of_several_ranks_tells_the_others_that_it_waits(tmp_path, monkeypatch, capsys):
+    """They give up a rank that is silent for long, so each exchange is short."""
+    heard: list[bool] = []
+
+    def from_first(work):
+        heard.append(work())
+        if len(heard) == 3:
+            leave.set()
+            thread.join()
+        return heard[-1]
+
+    leave, thread = held_in_a_thread(tmp_path)
+    monkeypatch.setattr(folder_module.ranks, "count", lambda: 2)
+    monkeypatch.setattr(folder_module.ranks, "from_first", from_first)
+    monkeypatch.setattr(folder_module, "BEAT", 0.01)
+    with claim(tmp_path, wait=True):
+        assert heard == [False, False, False, True]
+    assert capsys.readouterr().err.count(str(tmp_path)) == 1
 
 
 def test_one_who_waited_holds_the_folder_against_a_third(tmp_path, monkeypatch):
@@ -176,9 +202,9 @@ def test_every_owner_holds_its_folders(tmp_path, name, monkeypatch):
     claimed: dict[str, bool] = {}
     original = folder_module._locked
 
-    def spy(folder, wait):
+    def spy(folder, wait, say):
         claimed.setdefault(str(folder.relative_to(tmp_path / "first")), wait)
-        return original(folder, wait)
+        return original(folder, wait, say)
 
     with monkeypatch.context() as patch:
         patch.setattr(folder_module, "_locked", spy)

@@ -10,6 +10,7 @@ import time
 import traceback
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from stochprune import studies
@@ -102,7 +103,10 @@ def forks(monkeypatch):
     monkeypatch.setitem(options.ENGINES, "forks", Forks)
     for name, value in {"kill": 0, "begun": [], "most": 0}.items():
         monkeypatch.setattr(Forks, name, value)
-    return executors.Executor("forks", 2, {})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a fork has none of its parent's threads, and would wait for them
+    yield executors.Executor("forks", 2, {})
+    torch.set_num_threads(threads)
 
 
 def plan(folder, text):

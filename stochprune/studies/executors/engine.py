@@ -1,4 +1,4 @@
-"""What an engine does for an executor: it starts work in workers, and says what became of it."""
+"""The protocol of an engine: it starts work in workers for an executor, and says what became of it."""
 
 from __future__ import annotations
 

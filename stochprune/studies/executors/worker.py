@@ -1,4 +1,4 @@
-"""What a worker does: one cell, and a file that says how far it is."""
+"""The work of a worker: one cell, and a file that says how far it is."""
 
 from __future__ import annotations
 
