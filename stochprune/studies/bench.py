@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from stochprune import models
 from stochprune.data import Batches, Dataset
-from stochprune.data.augment import Augmented
+from stochprune.data.augment import Augmented, augmented
+from stochprune.data.batch_loss import LossFunction
 from stochprune.runs.config import Config, at_least, option
 from stochprune.runs.progress import ProgressBar
-from stochprune.training.batch_loss import LossFunction
 from stochprune.training.config import WeightConfig
 from stochprune.training.evaluate import error, predict
 from stochprune.training.options import LoopOptions
@@ -56,8 +56,7 @@ class Bench:
     def batches(self, seed: int) -> Batches | Augmented:
         """Return the training set in the order of a seed."""
         batches = Batches(self.dataset.train_x, self.dataset.train_y, self.batch_size, seed)
-        changed = self.augment.shift or self.augment.flip
-        return Augmented(batches, self.augment.shift, self.augment.flip) if changed else batches
+        return augmented(batches, self.augment.shift, self.augment.flip)
 
     @property
     def loop(self) -> dict[str, Any]:

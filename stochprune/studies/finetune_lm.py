@@ -27,7 +27,7 @@ from stochprune.runs.digests import fingerprint
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
 from stochprune.studies.language_models import LanguageArm, LanguageConfig, LanguageMethods, TextBench, language_rows
-from stochprune.studies.memory_advice import memory_advice
+from stochprune.studies.memory_advice import low_memory, memory_advice
 from stochprune.studies.methods import MethodCell
 from stochprune.studies.rows import ErrorRow, StudyResults
 from stochprune.training.config import WeightConfig
@@ -61,6 +61,9 @@ class FinetuneLMConfig(Config):
     calibration: int = option(16, "Batches that scores and one-shot methods see.", at_least(1))
     distillation: float = option(0.0, "Strength of self-distillation from the dense model, below 1; 0: none.", FRACTION)
     clip_norm: float = option(1.0, "The largest norm of the gradient.", POSITIVE)
+    low_memory: bool = option(
+        False, "4 bytes for each logit, 4 instead of 12 besides each trained weight, no clipping (extra lowbit)."
+    )
     checkpoint_every: int = option(100, "Optimiser steps between checkpoints.", at_least(1))
     seed: int = option(0, "Seed of masks and of the order of the text.", at_least(0))
 
@@ -109,7 +112,7 @@ class FinetuneLMConfig(Config):
             "schedule": "cosine",
             "checkpoint_every": self.checkpoint_every,
         }
-        own |= {**scored, "score": self.score}
+        own |= {**scored, "score": self.score, **({"low_memory": True} if self.low_memory else {})}
         wanda = scored if self.pattern else {**scored, **rows}
         magnitude = shared if self.pattern else {**shared, "scope": "layer"}
         return [
@@ -205,6 +208,7 @@ def finetune_lm(
     origin = Origin(config, settings, fingerprint(model), data.digest())
     target = run_folder(out, "finetune-lm", origin)
     memory = MemoryConfig(weights="fp32", mode=config.mode, batch_size=config.batch_size, sequence=config.context)
+    memory = low_memory(memory) if config.low_memory else memory
     with memory_advice(folder, memory, device), open_run(origin, target) as run, ProgressBar("starting") as bar:
         bench = PretrainedBench(model.to(device), data, settings, bar)
         methods = _Exporting(bench, target / "cells")

@@ -25,6 +25,7 @@ from stochprune.scores import prunable_weights
 from stochprune.studies.bench import Bench
 from stochprune.studies.methods import Arm, MethodCell, MethodResult, Methods, MethodsConfig, method_rows
 from stochprune.studies.rows import LanguageRow
+from stochprune.training.in_backward import StepInBackward
 from stochprune.training.options import LoopOptions
 
 MODEL = "llama"
@@ -117,11 +118,12 @@ class Footprint:
 
     def on_end(self, state: Trained) -> None:
         tensors = {id(each): each for each in (*state.model.parameters(), *state.model.buffers())}
-        trained = [each for each in tensors.values() if each.requires_grad]
-        moments = [
-            each for of in state.optimizer.state.values() for each in of.values() if isinstance(each, torch.Tensor)
-        ]
-        self.bytes = max(self.bytes, sum(each.nbytes for each in (*tensors.values(), *trained, *moments)))
+        gradients = [each.nbytes for each in tensors.values() if each.requires_grad]
+        if isinstance(state.optimizer, StepInBackward):  # one gradient at a time
+            gradients = [max(gradients)]
+        states = state.optimizer.state_dict()["state"].values()
+        moments = [each for of in states for each in of.values() if isinstance(each, torch.Tensor)]
+        self.bytes = max(self.bytes, sum(gradients) + sum(each.nbytes for each in (*tensors.values(), *moments)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +147,13 @@ class LanguageMethods(Methods):
 
     def loop(self, cell: MethodCell) -> dict[str, Any]:
         assert isinstance(cell.arm, LanguageArm)
-        if not cell.arm.distillation:
-            return self.bench.loop
-        teacher = copy.deepcopy(self.dense_of(cell))
-        hook = distilled(teacher, cell.arm.distillation)
-        return {**self.bench.loop, "options": dataclasses.replace(self.bench.options, forward_loss=hook)}
+        options = self.bench.options
+        if cell.arm.distillation:
+            teacher = copy.deepcopy(self.dense_of(cell))
+            options = dataclasses.replace(options, forward_loss=distilled(teacher, cell.arm.distillation))
+        if dict(cell.arm.options).get("low_memory"):  # it has no gradient of all weights to clip
+            options = dataclasses.replace(options, clip_norm=None)
+        return {**self.bench.loop, "options": options}
 
     def _run(self, cell: MethodCell, folder: Path, watch: Sequence[object] = ()) -> LanguageResult:
         footprint = Footprint()

@@ -14,6 +14,11 @@ from stochprune.training.memory_plan import MemoryConfig, memory_plan
 from stochprune.training.out_of_memory import ROOM, is_out_of_memory, memory_of
 
 
+def low_memory(config: MemoryConfig) -> MemoryConfig:
+    """Return the configuration of a training with ``--low-memory``."""
+    return dataclasses.replace(config, logits="bf16", optimizer="adamw8bit", in_backward=True)
+
+
 @contextlib.contextmanager
 def memory_advice(folder: Path, config: MemoryConfig, device: torch.device) -> Iterator[None]:
     """Turn an error of a full memory into one that says which options of ``finetune-lm`` would fit.
@@ -36,13 +41,15 @@ def memory_advice(folder: Path, config: MemoryConfig, device: torch.device) -> I
 def _advice(folder: Path, config: MemoryConfig, device: torch.device) -> str:
     sizes, limit = LanguageModelSizes(folder), ROOM * memory_of(device)
     needed = f"the plan of a step is {memory_plan(sizes, config).peak / 1e9:.3g} GB of {limit / ROOM / 1e9:.3g}"
-    for mode in dict.fromkeys((config.mode, "frozen")):
-        batch = config.batch_size
-        while batch > 1:
-            batch //= 2
-            if memory_plan(sizes, dataclasses.replace(config, mode=mode, batch_size=batch)).peak <= limit:
-                frozen = "" if mode == config.mode else f" --mode {mode}"
-                return f"{needed}; use --batch-size {batch}{frozen}"
+    for saved in dict.fromkeys((config, low_memory(config))):
+        for mode in dict.fromkeys((config.mode, "frozen")):
+            batch = config.batch_size if saved != config else config.batch_size // 2
+            while batch:
+                if memory_plan(sizes, dataclasses.replace(saved, mode=mode, batch_size=batch)).peak <= limit:
+                    frozen = "" if mode == config.mode else f" --mode {mode}"
+                    low = "" if saved == config else " --low-memory"
+                    return f"{needed}; use --batch-size {batch}{frozen}{low}"
+                batch //= 2
     return (
         f"{needed}; use a smaller --context, or see what fits with: stochprune plan {folder} --limit {limit / 1e9:.3g}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.integrations.tiny_models import build
 
@@ -61,6 +62,24 @@ def test_a_hostile_config_json_is_refused(transformers, hf, tmp_path, change):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=next(iter(change)) if "pattern" not in change else "n:m"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("written", "changed"), [("unstructured", "2:4"), ("2:4", "unstructured"), ("2:4", "1:4")])
+def test_a_changed_pattern_is_refused_unless_the_files_name_none(transformers, hf, tmp_path, written, changed):
+    config = hf.MaskConfig(pattern=written, targets=["*.mlp.*"])
+    model = hf.get_masked_model(build(transformers, "llama", num_hidden_layers=1), config)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["quantization_config"]["pattern"] = changed
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{written}.*{changed}"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    for shard in shards:  # as earlier versions wrote them
+        save_file(load_file(shard), shard, {"format": "pt"})
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path).config.quantization_config.pattern == changed
 
 
 def test_a_start_that_needs_batches_is_refused_while_loading(transformers, hf, tmp_path):

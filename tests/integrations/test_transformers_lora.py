@@ -122,3 +122,38 @@ def test_a_checkpoint_without_an_update_is_refused(transformers, hf, tmp_path):
     write_json(tmp_path / "mask_config.json", index)
     with pytest.raises(CheckpointError, match="masks"):
         hf.load_masks(build(transformers, "llama"), tmp_path)
+
+
+CHANGED = {  # of quantization_config, and the part of the checkpoint that it leaves without a layer
+    "lora": ({"lora": None}, "lora_A|mask_"),
+    "one of lora": ({"lora": "drop"}, "q_proj.lora_A"),
+    "excludes": ({"excludes": ["*.q_proj.weight"], "lora": None}, "lora_A|mask_"),
+    "targets": ({"targets": ["*.up_proj.weight"], "lora": None}, "lora_A|mask_"),
+    "logits_dtype": ({"logits_dtype": "bfloat16"}, "float32.*bfloat16.*logits_dtype"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_a_configuration_that_leaves_parts_of_the_checkpoint_unused_is_refused(
+    transformers, hf, tmp_path, change, safe
+):
+    adapted(transformers, hf, "masked").save_pretrained(tmp_path)
+    if not safe:
+        torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    content = json.loads((tmp_path / "config.json").read_text())
+    fields, named = CHANGED[change]
+    if fields.get("lora") == "drop":
+        fields = {"lora": {name: of for name, of in content["quantization_config"]["lora"].items() if name != Q}}
+    content["quantization_config"].update(fields)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"from_pretrained.*({named})"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_base_model_may_leave_the_mask_of_the_head_out(transformers, hf, tmp_path):
+    model = build(transformers, "llama", tie_word_embeddings=False)
+    hf.get_masked_model(model, hf.MaskConfig(targets=["*"])).save_pretrained(tmp_path)
+    base = transformers.AutoModel.from_pretrained(tmp_path)
+    assert {f"model.{name}" for name in sp.nn.masked_layers(base)} == {*sp.nn.masked_layers(model)} - {"lm_head.weight"}

@@ -137,7 +137,7 @@ def test_calibration_of_other_models(transformers, hf, name, initial):
     if name == "t5":
         with pytest.raises(ValueError, match="decoder_input_ids"):
             hf.get_masked_model(model, config, calibration=[batch])
-        batch["decoder_input_ids"] = IDS.flip(0)
+        batch["labels"] = IDS.flip(0)
     layers = sp.nn.masked_layers(hf.get_masked_model(model, config, calibration=[batch]))
     assert len(layers) > 6 and all(0.3 < layer.gate().float().mean() < 0.7 for layer in layers.values())
 

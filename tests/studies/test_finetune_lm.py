@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from stochprune.language_models import LlamaShape, load_language_model, small_ll
 from stochprune.language_models.loading import same_generator
 
 pytestmark = pytest.mark.filterwarnings("ignore::stochprune.training.StuckMaskWarning")
+LOW_MEMORY = ["--low-memory"] if importlib.util.find_spec("bitsandbytes") else []
 TEXT = "".join(f"{i} and {i * i % 7}\n" for i in range(500))
 SHORT = ["--context", "16", "--epochs", "2", "--calibration", "2", "--weight-lr", "0.01", "--checkpoint-every", "5"]
 
@@ -63,7 +65,7 @@ def results_of(out):
     ("model", "options"),
     [
         ("llama", ("--retrain-epochs", "1")),
-        ("untied", ("--pattern", "2:4", "--mode", "frozen", "--distillation", "0.5")),
+        ("untied", ("--pattern", "2:4", "--mode", "frozen", "--distillation", "0.5", *LOW_MEMORY)),
         ("gpt2", ("--sparsity", "0.6", "--estimator", "straight_through")),
     ],
 )

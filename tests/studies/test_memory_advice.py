@@ -30,13 +30,14 @@ def run(folder, error):
 
 
 @pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize(("batch", "mode"), [(16, "joint"), (1, "frozen")])
-def test_options_that_fit_are_named(folder, monkeypatch, error, batch, mode):
+@pytest.mark.parametrize(("batch", "mode", "low"), [(16, "joint", False), (1, "frozen", False), (1, "frozen", True)])
+def test_options_that_fit_are_named(folder, monkeypatch, error, batch, mode, low):
     sizes = LanguageModelSizes(folder)
-    fits = memory_plan(sizes, MemoryConfig(weights="fp32", mode=mode, batch_size=batch, sequence=16)).peak
+    config = MemoryConfig(weights="fp32", mode=mode, batch_size=batch, sequence=16)
+    fits = memory_plan(sizes, memory_advice.low_memory(config) if low else config).peak
     monkeypatch.setattr(memory_advice, "memory_of", lambda device: fits / memory_advice.ROOM)
-    frozen = " --mode frozen" if mode == "frozen" else ""
-    with pytest.raises(ValueError, match=rf"finetune-lm: out of memory on cpu.*--batch-size {batch}{frozen}$"):
+    others = " --mode frozen" * (mode == "frozen") + " --low-memory" * low
+    with pytest.raises(ValueError, match=rf"finetune-lm: out of memory on cpu.*--batch-size {batch}{others}$"):
         run(folder, error)
 
 

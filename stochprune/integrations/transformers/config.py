@@ -23,7 +23,7 @@ with extra("hf", "stochprune.integrations.transformers"):
 
 METHOD = "stochprune"
 PATTERNS = ("unstructured", "rows", "columns", "heads", "experts")
-CALIBRATED = ("wanda", "sparsegpt", "admm")
+CALIBRATED = ("wanda", "sparsegpt", "admm", "snip")
 """The starts that need calibration batches."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -49,8 +49,8 @@ class MaskConfig(QuantizationConfigMixin):
         sparsity: the fraction of weights (rows, blocks, heads, experts) that the initial mask prunes, in [0, 1). None:
             that of n:m; with other patterns all weights start with ``keep_kept``.
         initial: the score of the initial mask. ``"magnitude"`` and ``"random"`` work while a model is loaded;
-            ``"wanda"``, ``"sparsegpt"`` and ``"admm"`` (the mask of :func:`stochprune.scores.admm_prune`) need batches,
-            see :func:`get_masked_model`. ``"none"``: no initial mask.
+            ``"wanda"``, ``"sparsegpt"``, ``"admm"`` (the mask of :func:`stochprune.scores.admm_prune`) and ``"snip"``
+            need batches, see :func:`get_masked_model`. ``"none"``: no initial mask.
         scope: which weights compete in the initial mask, see :func:`stochprune.masks.from_scores`. Wanda's paper has
             ``"row"``.
         keep_kept, keep_pruned: the initial probabilities of keeping what the mask keeps and prunes, in (0, 1).
@@ -70,7 +70,7 @@ class MaskConfig(QuantizationConfigMixin):
     quant_method: str = field(default=METHOD, init=False)
     pattern: str = "unstructured"
     sparsity: float | None = None
-    initial: Literal["magnitude", "random", "wanda", "sparsegpt", "admm", "none"] = "magnitude"
+    initial: Literal["magnitude", "random", "wanda", "sparsegpt", "admm", "snip", "none"] = "magnitude"
     scope: Literal["global", "layer", "row"] = "layer"
     keep_kept: float = 0.95
     keep_pruned: float = 0.05

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -87,9 +89,43 @@ def masked_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Ten
 
 ALL_EXPERTS_FUNCTIONS.register(METHOD, masked_experts_forward)
 
+Watch = Callable[[str, int, Tensor], None]
+_WATCHES: WeakKeyDictionary[nn.Module, Watch] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def watched_experts(model: PreTrainedModel, watches: Mapping[nn.Module, Watch]) -> Iterator[None]:
+    """Call functions with the inputs of experts inside the block: the weight's name, the expert, and x [T, K].
+
+    Args:
+        model: its experts run by :func:`masked_experts_forward` inside the block.
+        watches: by the module of the experts.
+    """
+    before = model.get_experts_implementation()
+    model.set_experts_implementation(METHOD)
+    _WATCHES.update(watches)
+    try:
+        yield
+    finally:
+        for module in watches:
+            del _WATCHES[module]
+        model.set_experts_implementation(before)
+
 
 def _products(experts: Any, name: str) -> Callable[[int, Tensor], Tensor]:
     """Return the product of one expert with the weight called ``name``, as a function of the expert and of x [T, K]."""
+    product, watch = _product(experts, name), _WATCHES.get(experts)
+    if watch is None:
+        return product
+
+    def watched(expert: int, x: Tensor) -> Tensor:
+        watch(name, expert, x)
+        return product(expert, x)
+
+    return watched
+
+
+def _product(experts: Any, name: str) -> Callable[[int, Tensor], Tensor]:
     weights = getattr(experts, name).unbind(0)  # one gradient for all, where [e] would make one of E experts for each
     biases = getattr(experts, f"{name}_bias").unbind(0) if experts.has_bias else [None] * len(weights)
     mask = experts.masks().get(name) if isinstance(experts, MaskedExperts) and experts.runs_by_expert() else None

@@ -43,7 +43,8 @@ def get_masked_model(
         config: what is masked, and from which start; default: ``MaskConfig()``.
         calibration: for the starts wanda, sparsegpt and admm: input ids int64 [B, T], or dictionaries with
             ``input_ids`` or ``pixel_values``, without padding; for a model with an encoder and a decoder also with
-            ``decoder_input_ids``. A list, or another iterable that is read once.
+            ``decoder_input_ids`` or ``labels``. For snip, input ids of a causal model, or dictionaries with ``labels``
+            for which the model returns its loss. A list, or another iterable that is read once.
         start: in place of ``config.initial``, any score by weight name, of the weights' shapes, higher means keep.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What MaskTrainer says where the memory is full: the arguments that fit, from the memory plan."""
+"""The message of MaskTrainer where the memory is full: the arguments that fit, from the memory plan."""
 
 from __future__ import annotations
 

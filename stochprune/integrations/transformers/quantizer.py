@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from stochprune import rng
 from stochprune.extras import extra
-from stochprune.integrations.transformers.config import DTYPES, METHOD, MaskConfig
+from stochprune.integrations.transformers.config import METHOD, MaskConfig
 from stochprune.integrations.transformers.experts import MaskedExperts
 from stochprune.integrations.transformers.layers import mask_layers, set_trainable
+from stochprune.integrations.transformers.loaded import (
+    check_loaded,
+    check_pattern,
+    check_stored,
+    check_used,
+    pattern_metadata,
+)
 from stochprune.integrations.transformers.start import check_start, initial_scores, set_start
 from stochprune.nn.add_lora import updated_layers
 from stochprune.nn.mask_source import MaskSource
@@ -23,17 +29,6 @@ with extra("hf", "stochprune.integrations.transformers"):
     from transformers import PreTrainedModel
     from transformers.quantizers.auto import register_quantizer
     from transformers.quantizers.base import HfQuantizer
-
-_INTEGER = ("I64", "torch.int64")
-_FLOATING = tuple(name for pair in DTYPES.items() for name in map(str, pair))
-STORED = {
-    **dict.fromkeys((".mask_seed", ".mask_draw"), _INTEGER),
-    **dict.fromkeys((".mask_logits", ".lora_A", ".lora_B"), _FLOATING),
-}
-"""The dtypes of the parts of a mask in a checkpoint, as safetensors and torch name them."""
-
-LOADED = "_is_hf_initialized"
-"""transformers sets this attribute on each tensor that it has read."""
 
 
 @register_quantizer(METHOD)
@@ -52,27 +47,27 @@ class MaskQuantizer(HfQuantizer):
         if not self.pre_quantized:
             check_start("from_pretrained", self.quantization_config, calibrated=False)
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> PreTrainedModel:
         if self.pre_quantized:
+            check_pattern(self.quantization_config, checkpoint_files or [])
             for target, source in model.all_tied_weights_keys.items():  # so that tied weights get one stream
                 holder, _, name = target.rpartition(".")
                 setattr(model.get_submodule(holder), name, model.get_parameter(source))
             mask_layers(model, self.quantization_config)
             declare_ties(model)
+            check_used(model, checkpoint_files or [])
         return model
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         """Return the dtype that a stored tensor is loaded as; refuse a part of a mask that would be rounded."""
-        name = converter.target_patterns[0]
-        stored = param.get_dtype() if hasattr(param, "get_dtype") else str(param.dtype)  # "I64", or "torch.int64"
-        for part, allowed in STORED.items():
-            if name.endswith(part) and stored not in allowed:
-                raise ValueError(f"from_pretrained: {name} must be stored as {' or '.join(allowed)}, got {stored}")
+        check_stored(converter.target_patterns[0], param, dtype)
         return super().get_new_dtype(converter, param, dtype)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.pre_quantized:
-            _check_loaded(model)
+            check_loaded(mask_sources(model))
         else:
             mask_layers(model, self.quantization_config)
             if self.quantization_config.starts_pruned:
@@ -81,15 +76,17 @@ class MaskQuantizer(HfQuantizer):
         return attach(model, self)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        metadata = {}
         if mask_sources(model):
             model.config.quantization_config = self.quantization_config = current_config(model)
+            metadata = pattern_metadata(self.quantization_config)
         else:  # harden cut the masks
             detach(model)
         if not any(is_quantised(layer.weight) for layer in mask_sources(model).values()):
-            return None, {}
+            return None, metadata
         # The numbers of quantised weights: a loaded model has the same outputs, and any program can read them.
         tensors = model.state_dict()
-        return {name: dequantised(x).cpu() if is_quantised(x) else x for name, x in tensors.items()}, {}
+        return {name: dequantised(x).cpu() if is_quantised(x) else x for name, x in tensors.items()}, metadata
 
     def is_serializable(self) -> bool:
         return True
@@ -166,19 +163,3 @@ def declare_ties(model: PreTrainedModel) -> None:
     if ties:
         model.all_tied_weights_keys.update(ties)
         model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}
-
-
-def _check_loaded(model: nn.Module) -> None:
-    """Raise ``ValueError`` if the checkpoint lacks part of a mask, or has a draw outside the contract."""
-    for name, layer in mask_sources(model).items():
-        for part in layer.own_state:
-            if not getattr(getattr(layer, part), LOADED, False):
-                raise ValueError(
-                    f"from_pretrained: the checkpoint has no {part} for {name}, which its config.json says is masked: "
-                    f"it is damaged, or is not a masked one"
-                )
-        if not 0 <= int(layer.mask_draw) < rng.DRAW_LIMIT:
-            raise ValueError(
-                f"from_pretrained: mask_draw of {name} must lie in 0 .. 2^32 - 1, got {int(layer.mask_draw)}"
-            )
-        layer.mark_loaded()

@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import masks, scores
+from stochprune.extras import extra
 from stochprune.integrations.transformers.config import CALIBRATED, MaskConfig
+from stochprune.integrations.transformers.expert_scores import wanda_of_experts
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.members import masked_layers, once
+from stochprune.nn.selection import wanted
+from stochprune.nn.unmasked import silent_about_unmasked
 from stochprune.quantised import dequantised
 from stochprune.scores._common import evaluation
+
+with extra("hf", "stochprune.integrations.transformers"):
+    from transformers import PreTrainedModel
 
 INPUTS = ("input_ids", "pixel_values")
 Batches = Iterable[Tensor | Mapping[str, Tensor]]
@@ -30,19 +37,39 @@ def check_start(op: str, config: MaskConfig, calibrated: bool) -> None:
         )
 
 
-def calibrated_scores(model: nn.Module, config: MaskConfig, batches: Batches) -> Mapping[str, Tensor]:
+def calibrated_scores(model: PreTrainedModel, config: MaskConfig, batches: Batches) -> Mapping[str, Tensor]:
     """Return the score of the initial mask of a dense model by weight name, in evaluation mode on these batches.
 
     Raises:
         ValueError: a dictionary without inputs, or with padding, and the errors of the score.
     """
-    config_of = getattr(model, "config", None)
-    pick = _inputs_of_both if getattr(config_of, "is_encoder_decoder", False) else _input
+    if config.initial == "snip":
+        with evaluation(model), silent_about_unmasked():
+            return scores.snip(model, None, [_labelled(batch) for batch in batches])
+    pick = _inputs_of_both if getattr(model.config, "is_encoder_decoder", False) else _input
     inputs = [(pick(batch), torch.empty(0)) for batch in batches]
-    with evaluation(model):
+    with evaluation(model), silent_about_unmasked():  # a weight that gets a mask and has no score is an error
         if config.initial == "admm":
             return _admm(model, config, inputs)
-        return scores.by_name(config.initial)(model, None, inputs)
+        found = scores.by_name(config.initial)(model, None, inputs)
+        if config.initial == "wanda":
+            found |= wanda_of_experts(model, inputs, _chosen(model, config))
+        return found
+
+
+def _chosen(model: nn.Module, config: MaskConfig) -> list[str]:
+    """Return the names of the weights that the patterns of a configuration choose."""
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if wanted(model, [name], config.targets, config.excludes)]
+
+
+def _labelled(batch: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a batch for which a model returns its loss; that of input ids is of the next token."""
+    if isinstance(batch, Tensor):
+        return {"input_ids": batch, "labels": batch}
+    if "labels" not in batch:
+        raise ValueError(f"get_masked_model: calibration for initial 'snip' must hold labels, got {', '.join(batch)}")
+    return batch
 
 
 def _admm(model: nn.Module, config: MaskConfig, inputs: list[Any]) -> dict[str, Tensor]:
@@ -56,7 +83,8 @@ def _admm(model: nn.Module, config: MaskConfig, inputs: list[Any]) -> dict[str, 
 def initial_scores(model: nn.Module, config: MaskConfig) -> Mapping[str, Tensor]:
     """Return the score of the initial mask of a masked model by weight name, if it needs no batches."""
     if config.initial == "random":
-        return scores.random(model, seed=config.seed)
+        with silent_about_unmasked():
+            return scores.random(model, seed=config.seed)
     return Magnitudes({name: layer.weight.detach() for name, layer in masked_layers(model).items()})
 
 
@@ -104,14 +132,16 @@ def _cut(layers: Mapping[str, MaskedLayer], config: MaskConfig, score: Mapping[s
 
 
 def _inputs_of_both(batch: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the inputs of an encoder and a decoder."""
-    if not isinstance(batch, Mapping) or "decoder_input_ids" not in batch:
+    """Return the inputs of an encoder and a decoder; of labels alone the model makes those of the decoder."""
+    given = batch.keys() & {"decoder_input_ids", "labels"} if isinstance(batch, Mapping) else None
+    if not isinstance(batch, Mapping) or not given:
         raise ValueError(
             "get_masked_model: calibration of a model with an encoder and a decoder must be dictionaries with "
-            "decoder_input_ids besides the inputs of the encoder"
+            "decoder_input_ids or labels besides the inputs of the encoder"
         )
-    inputs = {name: value for name, value in batch.items() if name not in ("attention_mask", "labels")}
-    if not inputs.keys() - {"decoder_input_ids"}:
+    dropped = {"attention_mask", *(["labels"] if "decoder_input_ids" in given else [])}
+    inputs = {name: value for name, value in batch.items() if name not in dropped}
+    if not inputs.keys() - given:
         raise ValueError("get_masked_model: calibration must hold the inputs of the encoder besides decoder_input_ids")
     _refuse_padding(batch)
     return inputs

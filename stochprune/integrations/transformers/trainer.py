@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stochprune.data.batch_loss import tensors_of
 from stochprune.extras import extra
 from stochprune.integrations.transformers.arguments import MaskTrainingArguments
 from stochprune.integrations.transformers.callback import MaskCallback
 from stochprune.integrations.transformers.memory import Shapes, memory_advice
 from stochprune.integrations.transformers.skipped_steps import SkippedSteps
 from stochprune.nn.without_masks import without_masks
-from stochprune.training.batch_loss import tensors_of
 from stochprune.training.distillation import distillation_loss
 from stochprune.training.groups import WEIGHTS, parameter_groups
 from stochprune.training.in_backward import check_in_backward, step_in_backward
