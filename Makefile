@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CSRC   := $(shell find csrc -type f)
 
-.PHONY: demo test coverage lint types docs release-check sanitize bench compile-gates gpu-check gpu-large gpu-science clean
+.PHONY: demo test coverage lint types docs release-check sanitize bench bench-gate compile-gates gpu-check gpu-large gpu-science clean
 
 # Install torch first, in its pinned version, with the build tools, because the package is built without isolation.
 $(READY): constraints.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
@@ -55,11 +55,16 @@ sanitize: $(READY)
 SANITIZED_TESTS := tests/test_native.py tests/native tests/backends \
   tests/test_mask_fuzz.py
 
-# Run the CPU benchmark: all contenders in one run, then the tables and the ledger. About fifteen minutes on two cores.
+# Run the benchmark suite: all contenders of a case in turns, in one process. Run it again to continue a run that was stopped.
+# Then write its page and its file of the ledger.
 bench: $(READY)
-	mkdir -p .benchmarks
-	$(BIN)/python -m pytest bench/bench_masked_linear.py --benchmark-json=.benchmarks/cpu.json
-	$(BIN)/python -m bench.report .benchmarks/cpu.json
+	$(BIN)/stochprune bench run
+	$(BIN)/python -m bench.report "$$(ls -dt runs/bench-*/ | head -n 1)"
+
+# Compare the speed of this clone with its merge base with main, or with BASE=COMMIT: both are built in build/gate, and their
+# processes take turns on one thread. Fails if a ratio of ours to dense is more than 10 per cent larger, with its interval.
+bench-gate: $(READY)
+	$(BIN)/python -m bench.gate $(if $(BASE),--base $(BASE))
 
 # Compile the Triton kernels with both supported versions of Triton, without a GPU, and check the gates: first of every
 # kernel, then of everything that the GPU tests launch. The first run takes hours on two cores; .benchmarks keeps results.

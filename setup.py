@@ -1,4 +1,4 @@
-"""Build: the pybind11 extension through CMake, and ``kernels/`` as the package ``stochprune.kernels``.
+"""Build: the pybind11 extension through CMake; ``kernels/`` and ``bench/suite/`` as packages of ``stochprune``.
 
 A machine without CMake or a C++ compiler still installs: the plain PyTorch reference then serves, with a warning.
 """
@@ -58,9 +58,14 @@ class CMakeBuild(build_ext):
         new.replace(target)
 
 
+OUTSIDE = {
+    "stochprune.kernels": "kernels",
+    "stochprune.bench": "bench/suite",
+    "stochprune.bench.ops": "bench/suite/ops",
+}
 setup(
-    packages=[*find_packages(include=["stochprune", "stochprune.*"]), "stochprune.kernels"],
-    package_dir={"stochprune.kernels": "kernels"},
+    packages=[*find_packages(include=["stochprune", "stochprune.*"]), *OUTSIDE],
+    package_dir=OUTSIDE,
     ext_modules=[Extension("stochprune._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

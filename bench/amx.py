@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.baselines import ours
-from bench.turns import medians, ratios, take_turns
+from bench.suite.ops.linear_ways import ours
+from bench.suite.turns import medians, ratios, take_turns
 from stochprune import _C, native
 from stochprune.native import tiles
 

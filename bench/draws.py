@@ -2,24 +2,25 @@
 
     python -m bench.draws         # a minute on one thread; prints a table
 
-The networks are those of the certificates on MNIST, untrained, on random examples. The times are medians of rounds in
-which the two take turns. On the CPU they are processor times of one thread. On a GPU they include the wait for the
-losses.
+The networks are those of the certificates on MNIST, untrained, on random examples: the contenders ``ours`` of the
+suite's group ``certificates``, which also has the ways in plain PyTorch. The times are medians of rounds in which the
+two take turns. On the CPU they are processor times of one thread. On a GPU they include the wait for the losses.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 
-import stochprune as sp
+from bench.suite.case import Case
+from bench.suite.ops import OPS
+from bench.suite.ops.certificate import contender
+from bench.suite.turns import medians, take_turns
 from bench.tables import table
-from bench.turns import medians, take_turns
-from stochprune import models
-from stochprune.pac_bayes import Prior, make_posterior
-from stochprune.pac_bayes.certify import DRAWS, network_losses
+from stochprune.pac_bayes.certify import DRAWS
 
 GOAL = 150_000  # number of draws that certificates in the literature use
 CASES = (
@@ -34,21 +35,15 @@ COLUMNS = ("network", "posterior", "examples", "alone, us/draw", "together, us/d
 
 def measure(network: str, family: str, examples: int, draws: int, rounds: int, device: str) -> dict[str, float]:
     """Return microseconds per draw: ``alone`` is one draw per forward pass, ``together`` is ``draws`` of them."""
-    model = sp.convert(models.build(network, (1, 28, 28), 10, 0)).to(device)
-    posterior = make_posterior(Prior(model, ()), family)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(draws, examples, 1, 28, 28, generator=generator).to(device)
-    y = torch.randint(0, 10, (draws, examples), generator=generator).to(device)
+    case = Case("certificates", network, {"draws": draws, "examples": examples})
 
-    def alone() -> None:
-        for t in range(draws):
-            network_losses(posterior, x[t : t + 1], y[t : t + 1], "zero_one", 1, t).sum(1).tolist()
+    def losses(way: str) -> Callable[[], object]:
+        forward = OPS[network].make(contender(way, family), case, torch.device(device)).forward
+        return lambda: forward().tolist()
 
-    def together() -> None:
-        network_losses(posterior, x, y, "zero_one", 1, 0).sum(1).tolist()
-
+    ways = {"alone": losses("ours, one by one"), "together": losses("ours")}
     clock = time.process_time if device == "cpu" else time.perf_counter
-    return medians(take_turns({"alone": alone, "together": together}, rounds, clock), 1e6 / draws)
+    return medians(take_turns(ways, rounds, clock), 1e6 / draws)
 
 
 def rows(rounds: int, device: str) -> list[dict[str, object]]:

@@ -238,7 +238,7 @@ def forget() -> None:
 
 
 class State(NamedTuple):
-    """Whether a backend can serve a device on this machine, and its details or the reason why it cannot."""
+    """A backend and a device of this machine: its details, or the reason why it cannot serve the device."""
 
     device: str
     name: str

@@ -61,6 +61,9 @@ class Pretend(FakeTensorMode):
         return found
 
 
+ROUNDS = ("synflow", "iterative_snip", "force")
+
+
 def there(build: Callable[[], nn.Module], device: torch.device = DEVICE) -> nn.Module:
     """A model with its tensors on the device."""
     with unset_fake_temporarily():
@@ -167,7 +170,7 @@ for _b, _e in itertools.product(("shift", "penalty", "kl"), ("straight_through",
 for _b in ("shift", "penalty", "kl"):
     CASES[f"spread {_b}"] = lambda b=_b: spread(b)
 for _s in scores._SCORES:
-    CASES[f"score {_s}"] = lambda s=_s: score(s)
+    CASES[f"score {_s}"] = lambda s=_s: score(s, **({"rounds": 2} if s in ROUNDS else {}))
 CASES["score k_starts both"] = lambda: score("k_starts", fitness="both")
 for _f in ("masks", "gaussian", "spike_and_slab"):
     for _o in ("quadratic", "lambda", "classic", "kl"):

@@ -19,7 +19,7 @@ DISTRIBUTIONS = {
 CORE = {*sys.stdlib_module_names, "torch", "numpy", "stochprune"}
 OPTIONAL = (
     *("matplotlib", "sklearn", "scipy", "typer", "click", "rich", "yaml"),
-    *("transformers", "tokenizers", "triton", "safetensors", "lightning", "vl_convert", "ray", "submitit"),
+    *("transformers", "tokenizers", "triton", "safetensors", "lightning", "vl_convert", "ray", "submitit", "pytest"),
 )
 BLOCK = f"""
 import sys
@@ -97,6 +97,7 @@ NEEDY = {
     "from stochprune.report.style import new_figure; new_figure(1, 1)": ("studies", "plot"),
     "from stochprune.report import timing_table; timing_table('x', {})": ("studies", "table"),
     "from stochprune.report.html.page import plotting_library; plotting_library()": ("report", "a report"),
+    "import stochprune.bench.run": ("bench", "stochprune.bench.run"),
     "import stochprune.kernels": ("gpu", "Triton"),
     "import stochprune.integrations.transformers": ("hf", "stochprune.integrations.transformers"),
     "import stochprune.integrations.lightning": ("loops", "MaskCallback"),

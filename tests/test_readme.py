@@ -45,7 +45,8 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("line", commands())
 def test_options_in_the_documents_exist(line):
     _, command, *arguments = shlex.split(line)
-    known = typer.main.get_command(app)
-    assert command in known.commands
-    options = {name for parameter in known.commands[command].params for name in parameter.opts}
+    known = typer.main.get_command(app).commands[command]
+    while arguments and arguments[0] in getattr(known, "commands", ()):
+        known = known.commands[arguments.pop(0)]
+    options = {name for parameter in known.params for name in parameter.opts}
     assert {argument for argument in arguments if argument.startswith("--")} <= options

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.suite.turns import medians, take_turns
 from bench.tables import table
-from bench.turns import medians, take_turns
 from stochprune import functional
 from stochprune.seeding import generator
 

@@ -11,14 +11,11 @@ import contextlib
 import importlib.util
 import itertools
 import os
-import re
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import stochprune
 from bench.gpu.job import Skip, Unusable
@@ -28,7 +25,6 @@ if importlib.util.find_spec("stochprune.kernels") is None:  # not installed: use
 
 DEVICE = "cuda"
 Run = Callable[[], object]
-HOST_STEPS = 20  # steps that are queued without a wait; the GPU's queue holds about a thousand launches
 REPLAYS_MS = 40
 _failed_captures: list[str] = []  # of this process
 
@@ -138,46 +134,3 @@ def replayed_us(replay: Run) -> float:
         times = [one.elapsed_time(other) for one, other in itertools.pairwise(events)]
         count = min(200, max(5, round(REPLAYS_MS / max(statistics.median(times), 1e-3))))
     return 1e3 * statistics.median(times)
-
-
-def host_us(run: Run) -> float:
-    """Return the host's microseconds to queue a call: the minimum of five rounds that do not wait for the GPU."""
-    rounds = []
-    for _ in range(5):
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(HOST_STEPS):
-            run()
-        rounds.append(time.perf_counter() - start)
-    synchronize()
-    return 1e6 * min(rounds) / HOST_STEPS
-
-
-def launches(run: Run) -> int:
-    """Return the number of kernels that a call launches.
-
-    Raises:
-        RuntimeError: the profiler sees none.
-    """
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        run()
-        synchronize()
-    names = [event.name for event in found.events()]
-    if count := count_launches(names):
-        return count
-    raise RuntimeError(f"the profiler saw no launch among {len(names)} events")
-
-
-def count_launches(names: Sequence[str]) -> int:
-    """Return how many events are calls of the launch functions of the runtime or the driver."""
-    return sum(re.match(r"cu(da)?Launch(Cooperative)?Kernel", name) is not None for name in names)
-
-
-def peak_bytes(run: Run) -> int:
-    """Return the peak memory of a call minus the memory before it, in bytes."""
-    synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    synchronize()
-    return torch.cuda.max_memory_allocated() - before

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.baselines import CONTENDERS, Forward
 from bench.gpu import device
 from bench.gpu.device import healthy as healthy
 from bench.gpu.device import lost as lost
-from bench.memory import saved_bytes
+from bench.suite import costs
+from bench.suite.ops.linear_ways import CONTENDERS, Forward
 from stochprune.address import Logits
 from stochprune.functional import masked_linear
 from stochprune.kernels.thresholds import cache, packed_thresholds
@@ -74,7 +74,7 @@ def run(case: str) -> Iterator[dict[str, Any]]:
         yield ceilings()
         return
     text, contender = case.split(" | ")
-    size = Size.read(text)
+    size, here = Size.read(text), torch.device(device.DEVICE)
     torch._dynamo.reset()
     with taken(contender) as make:
         forwards, steps, owned = calls(size, make, contender)
@@ -83,14 +83,14 @@ def run(case: str) -> Iterator[dict[str, Any]]:
         for name in runs:
             found[name]["eager_us"] = device.eager_us(runs[name][0])
         step = found["step"]
-        step["host_us"] = attempt(lambda: device.host_us(steps[0]))
-        step["peak_bytes"] = attempt(lambda: device.peak_bytes(steps[0]))
-        step["saved_bytes"] = attempt(lambda: saved_bytes(steps[0].forward, owned))
+        step["host_us"] = attempt(lambda: costs.host_us(steps[0], here))
+        step["peak_bytes"] = attempt(lambda: costs.peak_bytes(steps[0], here))
+        step["saved_bytes"] = attempt(lambda: costs.saved_bytes(steps[0].forward, owned))
         yield found
         for name in runs:  # last, since a failed capture may leave torch's generator or allocator broken
             found[name]["graph_us"] = attempt(lambda: device.graph_us(runs[name]))  # noqa: B023 - called at once
         yield found
-        step["launches"] = attempt(lambda: device.launches(steps[0]))
+        step["launches"] = attempt(lambda: costs.launches(steps[0], here))
         yield found
 
 

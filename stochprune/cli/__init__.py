@@ -46,5 +46,6 @@ def _main(
     pass
 
 
-for command in (finetune, finetune_lm, certify, plan, study, linear_lab, bounds, report, backends, doctor, bench):
+for command in (finetune, finetune_lm, certify, plan, study, linear_lab, bounds, report, backends, doctor):
     app.command()(one_line_ends(command))
+app.add_typer(bench, name="bench")

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from bench.gpu import device
+from bench.suite import costs
+
+CUDA = torch.device("cuda")
 
 
 @pytest.fixture
@@ -47,16 +50,16 @@ def test_a_failed_capture_is_raised_and_the_process_replaced(cuda: MagicMock) ->
 
 def test_the_peak_is_what_a_call_adds(cuda: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
     held = [100]
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held[0])
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: max(held))
-    assert device.peak_bytes(lambda: held.append(150)) == 50
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held[0])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: max(held))
+    assert costs.peak_bytes(lambda: held.append(150), CUDA) == 50
 
 
 def test_the_host_waits_for_nothing_between_its_steps(cuda: MagicMock) -> None:
     calls: list[int] = []
-    assert device.host_us(lambda: calls.append(cuda.synchronize.call_count)) > 0
-    assert calls == [round for round in range(1, 6) for _ in range(device.HOST_STEPS)]
+    assert costs.host_us(lambda: calls.append(cuda.synchronize.call_count), CUDA) > 0
+    assert calls == [round for round in range(1, 6) for _ in range(costs.HOST_CALLS)]
 
 
 def test_a_lost_context_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,4 +89,4 @@ def test_launches_are_counted_by_name() -> None:
         "cudaLaunchKernelExC",
         "cudaLaunchCooperativeKernel",
     ]
-    assert device.count_launches([*launched, "cudaMemcpyAsync", "aten::mm", "cudaGraphLaunch", "prepass_kernel"]) == 5
+    assert costs.count_launches([*launched, "cudaMemcpyAsync", "aten::mm", "cudaGraphLaunch", "prepass_kernel"]) == 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
-from bench.turns import medians, ratios, take_turns
+from bench.suite.turns import medians, ratios, take_turns
 
 
 def test_contenders_take_turns_after_a_round_that_warms_up() -> None:

@@ -13,7 +13,18 @@ from typer.testing import CliRunner, Result
 
 from stochprune.cli import app
 
-COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+def commands(group: click.Group, path: str = "") -> dict[str, click.Command]:
+    """All commands by their words; a group that does something by itself is one, too."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found[path + name] = command
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{path}{name} ")
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))  # type: ignore[arg-type]
 BASE: dict[str, list[str]] = {
     # A valid configuration ends soon, too: no data are there, or the last check refuses it.
     "finetune": ["--data", "mnist", "--data-dir", "empty"],
@@ -23,10 +34,12 @@ BASE: dict[str, list[str]] = {
     "study": ["mine.yaml", "--data-dir", "empty"],
     "linear-lab": ["--features", "17"],
     "bench": ["--rows", "4", "--cols", "4", "--tokens", "1", "--seconds", "0.01", "--device", "cpu"],
+    "bench run": ["ops", "--small", "--only", "no such case"],
     "plan": ["empty"],
     "backends": [],
     "doctor": ["--json"],
     "report": ["empty"],
+    "bench compare": ["mine.yaml", "empty"],
 }
 NONSENSE = [
     "",
@@ -101,7 +114,7 @@ def drawn(numbers: random.Random) -> tuple[Callable[[], Result], str]:
 
     def call() -> Result:
         Path("mine.yaml").write_text(text, encoding="utf-8", errors="surrogateescape")
-        return CliRunner().invoke(app, [name, *arguments])
+        return CliRunner().invoke(app, [*name.split(), *arguments])
 
     shown = [argument[:60] for argument in arguments]
     return call, f"stochprune {name} {shown}" + (f" {text!r}" if text != STUDY else "")

@@ -17,7 +17,7 @@ from tests.backends.cases import ESTIMATORS
 from tests.kernels.cases import case
 
 kernel_module = importlib.import_module("stochprune.kernels.masked_linear")  # the package has a function of this name
-SHAPES = [(1, 5, 37, 13), (3, 7, 130, 33), (1, 1, 64, 128), (2, 70, 200, 66), (1, 3, 600, 5), (1, 2, 5, 600)]
+SHAPES = [(1, 5, 37, 13), (2, 7, 70, 33), (1, 1, 64, 128), (2, 70, 130, 66), (1, 3, 600, 5), (1, 2, 5, 600)]
 EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (1, 0, 4, 5), (2, 3, 0, 4), (1, 3, 0, 4), (1, 3, 4, 0)]
 # dtypes of x, weight and logits
 DTYPES = [
@@ -106,7 +106,7 @@ def test_only_the_gradients_asked_for(needs: tuple[bool, bool, bool], device: to
             agree(mine, wide, torch.float16)
 
 
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], (1, 5, 130, 66)], ids=str)
 @pytest.mark.parametrize("row, col", [(0, 64), (5, 0), (2**32 - 66, 2**34 - 256), (2, 71)])
 def test_shards_on_every_route(shape: tuple[int, int, int, int], row: int, col: int, device: torch.device) -> None:
     tensors = case(shape, DTYPES[2], device)
@@ -120,9 +120,8 @@ def test_reductions_split_among_many_programs(
     dtypes: tuple[torch.dtype, ...], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(split_sum, "multiprocessors", lambda device: 132)
-    tensors = case((1, 3, 330, 330), dtypes, device)
-    agree(*forward(tensors, "straight_through"), dtypes[0])
-    for mine, wide, _ in backward(tensors, "straight_through", (True, True, True)):
+    agree(*forward(case((1, 3, 330, 40), dtypes, device), "straight_through"), dtypes[0])
+    for mine, wide, _ in backward(case((1, 3, 40, 330), dtypes, device), "straight_through", (True, True, True)):
         agree(mine, wide, dtypes[0])
 
 

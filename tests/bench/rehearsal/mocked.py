@@ -34,8 +34,10 @@ def captured(runs: Sequence[Callable[[], object]]) -> float:
 
 def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
     """Replace the GPU by the CPU and small sizes."""
-    from bench import baselines, draws
+    from bench import draws
     from bench.gpu import device, smoke, times
+    from bench.suite import costs
+    from bench.suite.ops import linear_ways
     from stochprune import backends
     from stochprune.kernels.routes import ROOFLINE, ROUTES
 
@@ -45,8 +47,8 @@ def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
     change(device, "ways", lambda: ROUTES)
     change(device, "eager_us", once)
     change(device, "graph_us", captured)
-    change(device, "HOST_STEPS", 1)
-    change(device, "peak_bytes", lambda run: 7)
+    change(costs, "HOST_CALLS", 1)
+    change(costs, "peak_bytes", lambda run, device: 7)
     change(backends, "TABLE", {**backends.TABLE, "cpu": ("triton", "reference")})
     backends.forget()
     change(smoke, "SHAPES", [(3, 24, 70), (17, 9, 130)])
@@ -57,8 +59,8 @@ def mock(change: Callable[[Any, str, Any], None] = setattr) -> None:
     each = [(times.Size(2, 24, 40, masks="each"), c) for c in ("in_register", "eager")]
     change(times, "PLAN", plan + each)
     change(times, "ceilings", lambda: {"copy_tb_per_s": 4.0, "matmul_tflop_per_s": 700.0})
-    change(baselines, "CONTENDERS", {**baselines.CONTENDERS, "compile": baselines.eager})
-    change(times, "CONTENDERS", baselines.CONTENDERS)
+    change(linear_ways, "CONTENDERS", {**linear_ways.CONTENDERS, "compile": linear_ways.eager})
+    change(times, "CONTENDERS", linear_ways.CONTENDERS)
     change(draws, "measure", lambda *_: {"alone": 2.0, "together": 1.0})
     change(backends.load("triton"), "calibrate", lambda: ROOFLINE)
 

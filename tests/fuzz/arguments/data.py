@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.fuzz.arguments.objects import dataset, inputs, labels
 
 
 def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
     return {
+        "data.BatchLoss": lambda: {"loss_fn": torch.nn.functional.mse_loss, "argument": "batches"},
         "data.Batches": lambda: {
             "x": inputs(),
             "y": labels(),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
 def take_turns(
@@ -34,7 +35,22 @@ def medians(times: Mapping[str, list[float]], scale: float = 1.0) -> dict[str, f
 
 def ratios(times: Mapping[str, list[float]], baseline: str) -> dict[str, float]:
     """Return, for each contender, the median of its time divided by the baseline's time in the same round."""
-    return {
-        name: statistics.median(a / b for a, b in zip(seconds, times[baseline], strict=True))
-        for name, seconds in times.items()
-    }
+    return {name: statistics.median(paired(seconds, times[baseline])) for name, seconds in times.items()}
+
+
+def paired(seconds: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Return the ratio of two contenders' times in each round."""
+    return [a / b for a, b in zip(seconds, others, strict=True)]
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of the median from order statistics, which assumes independent values only.
+
+    The number of values below the median is binomial (Conover 1999, section 3.2). The interval is that of the smallest
+    values and the largest that has the confidence; with five values or fewer it is their whole range, which has less.
+    """
+    ordered, n = sorted(values), len(values)
+    below, k = 0.0, 0
+    while 2 * (below := below + math.comb(n, k) / 2**n) <= 1 - confidence:
+        k += 1
+    return ordered[max(k - 1, 0)], ordered[n - max(k, 1)]
