@@ -9,7 +9,7 @@ from typing import Any
 
 from mkdocs.structure.pages import Page
 
-from bench import tables
+from bench import suite_tables, tables
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 MARK = re.compile(r"^<!-- ledger: ([\w-]+) -->$", re.MULTILINE)
@@ -27,25 +27,41 @@ def newest(kind: str) -> dict[str, Any] | None:
     return json.loads(paths[-1].read_text()) if paths else None
 
 
+def is_suite(found: dict[str, Any]) -> bool:
+    """Return True for a run of the suite; files from before 2026-11-22 are of another benchmark."""
+    return found.get("kind") == suite_tables.KIND
+
+
 def cpu_about() -> str:
-    """Return the machine, the versions and the commit of the benchmark of a layer."""
-    return newest("cpu")["about"]
+    """Return the machine, the versions and the commit of the benchmark."""
+    found = newest("cpu")
+    return suite_tables.about(found) if is_suite(found) else found["about"]
 
 
 def cpu_steps() -> str:
     """Return the times of a training step of a layer at the largest width."""
-    rows = [row for row in newest("cpu")["rows"] if row.get("part") == "step" and row["width"] == 4096]
-    return tables.steps(rows)
+    found = newest("cpu")
+    if is_suite(found):
+        linear = [row for row in found["rows"] if row["op"] == "linear" and row["part"] == "step"]
+        widest = max(row["shape"]["rows"] for row in linear)
+        return suite_tables.times([row for row in linear if row["shape"]["rows"] == widest])
+    return tables.steps([row for row in found["rows"] if row.get("part") == "step" and row["width"] == 4096])
 
 
 def cpu_memory() -> str:
     """Return the bytes that each contender keeps."""
-    return tables.memory(newest("cpu")["rows"])
+    found = newest("cpu")
+    if is_suite(found):
+        return suite_tables.memory([row for row in found["rows"] if row["op"] == "linear"])
+    return tables.memory(found["rows"])
 
 
 def cpu_sampling() -> str:
     """Return the times of sampling a mask beside the time of a copy."""
-    return tables.sampling(newest("cpu")["rows"])
+    found = newest("cpu")
+    if is_suite(found):
+        return suite_tables.times([row for row in found["rows"] if row["op"] == "mask"])
+    return tables.sampling(found["rows"])
 
 
 def networks() -> str:

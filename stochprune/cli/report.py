@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stochprune.report.html import SourceError, read_source, render, view_of
+from stochprune.report.html.parts import View
+from stochprune.report.html.suite import KIND, comparison_view
+from stochprune.runs.files import CheckpointError
 
 
 def report(
@@ -18,17 +22,31 @@ def report(
     """Write one HTML page for runs of finetune, certify, study, finetune-lm and bench.
 
     The page needs no network and no other file. A run that cannot be read is named on the page and on the standard
-    error; the exit status is 1 only if no run can be shown.
+    error; the exit status is 1 only if no run can be shown. Two runs of the benchmark suite are also compared.
     """
-    views, errors = [], []
+    views, errors, suites = [], list[str](), []
     for path in runs:
         try:
-            views.append(view_of(read_source(path)))
+            source = read_source(path)
+            views.append(view_of(source))
+            suites += [source.path] if source.content.get("kind") == KIND else []
         except SourceError as error:
             errors.append(str(error))
-            typer.echo(f"not shown: {error}", err=True)
+    if len(suites) == 2:
+        try:
+            views.append(_compared(*suites))
+        except (CheckpointError, ValueError) as error:
+            errors.append(str(error))
+    for text in errors:
+        typer.echo(f"not shown: {text}", err=True)
     if not views:
         raise ValueError("report: none of the runs can be shown, so no page is written")
     # JSON and names of files may hold halves of characters, which UTF-8 does not have.
     out.write_text(render(views, errors, title=title), encoding="utf-8", errors="replace")
     typer.echo(out)
+
+
+def _compared(a: Path, b: Path) -> View:
+    comparison = importlib.import_module("stochprune.bench.compare")
+    found = comparison.compare(comparison.read(a), comparison.read(b))
+    return comparison_view("A and B", found.changes, [f"A is {a}, B is {b}.", *found.notes])

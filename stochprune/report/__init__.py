@@ -12,6 +12,7 @@ from stochprune.report.initialisation import plot_initialisation
 from stochprune.report.linear_lab import linear_lab_table, plot_linear_lab
 from stochprune.report.memory import memory_table, scaling_table
 from stochprune.report.study import study_markdown, write_csv
+from stochprune.report.suite import comparison_table, suite_tables
 from stochprune.report.summary import Row, Spread, summarize
 from stochprune.report.timing import timing_table
 from stochprune.report.workers import WorkerTable
@@ -22,6 +23,7 @@ __all__ = [
     "WorkerTable",
     "bounds_table",
     "certificate_table",
+    "comparison_table",
     "doctor_tables",
     "finetune_table",
     "linear_lab_table",
@@ -34,6 +36,7 @@ __all__ = [
     "plot_linear_lab",
     "scaling_table",
     "study_markdown",
+    "suite_tables",
     "summarize",
     "timing_table",
     "write_csv",

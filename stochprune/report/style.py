@@ -57,3 +57,10 @@ def terminal_table(title: str, caption: str | None = None, *, gap: int | None = 
         return Table(title=title, caption=caption, caption_justify="left")
     padding = (0, gap, 0, 0)
     return Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=padding)
+
+
+def literal(text: str) -> str:
+    """Return a text for a table of the terminal in which brackets are no markup."""
+    with extra("studies", "a table"):
+        from rich.markup import escape
+    return escape(text)

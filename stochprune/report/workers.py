@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 from stochprune.extras import extra
 from stochprune.report.style import terminal_table
@@ -33,9 +32,7 @@ class WorkerTable:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
     def show(self, rows: Sequence[Line], done: int, again: int) -> None:

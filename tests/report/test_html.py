@@ -20,11 +20,10 @@ from stochprune.functional import keep_mask
 from stochprune.masks.snapshot import snapshot
 from stochprune.report.html import SourceError, page, read_source, render, view_of
 from stochprune.report.html.accounts import from_certificate, from_row
-from stochprune.report.html.curves import history_figure
 from stochprune.report.html.masks import snapshot_of
-from stochprune.report.html.parts import MOST_CHARACTERS, MOST_DEPTH, Figure, Table, flattened
+from stochprune.report.html.parts import MOST_CHARACTERS, MOST_DEPTH, flattened
 from stochprune.runs.files import save_tensors, write_json
-from tests.report.html_runs import HOSTILE, LEDGERS, hostile, make_runs, write
+from tests.report.html_runs import HOSTILE, LEDGERS, hostile, make_runs, run_suite, write
 
 FIGURES = {
     "finetune": {
@@ -44,6 +43,14 @@ FIGURES = {
     },
     "study": {"Differences to the first arm", "Errors by sparsity"},
     "bench": {"Tax against batch", "Bytes against time", "Roofline"},
+    "bench run": {
+        "Tax against batch",
+        "Bytes against time",
+        "Roofline",
+        "Right and fast",
+        "Scaling: slopes",
+        "Scaling: times",
+    },
 }
 
 
@@ -138,16 +145,6 @@ def test_the_specifications_compile(views):
         assert "<path" in shown and "NaN" not in shown
 
 
-@pytest.mark.parametrize("epochs", [2, 3, 7])
-def test_ticks_of_epochs_are_different_whole_numbers(epochs):
-    vl_convert = pytest.importorskip("vl_convert")
-    history = [{"epoch": i + 1, "loss": 0.5} for i in range(epochs)]
-    (panel,) = history_figure("t", "a", {"s": history})[0].panels
-    drawn = vl_convert.vegalite_to_svg({**panel.spec, "width": 300})
-    ticks = re.findall(r">([0-9]+)</text>", drawn.partition(">epoch<")[0])
-    assert len(ticks) > 1 and len(ticks) == len(set(ticks))
-
-
 def test_the_waterfall_adds_up_to_the_bound(runs):
     source = read_source(runs[1])
     for row in source.content["rows"]:
@@ -176,7 +173,7 @@ def test_histograms_count_every_weight(views):
     assert all(sum(row[3:]) == pytest.approx(100) for row in figure.table.rows)
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(7))
 def test_texts_of_results_are_escaped(runs, tmp_path, index):
     content = {key: value for key, value in read_source(runs[index]).content.items() if key != "digest"}
     path = write(tmp_path / "results.json", hostile(content))
@@ -283,12 +280,32 @@ def test_foreign_masks_are_left_out(runs, tmp_path):
     assert "Errors by sparsity" in titles and not titles & {"Keep probabilities by layer", "Masks of the first layer"}
 
 
-def test_long_tables_and_figures_are_cut(monkeypatch):
-    table = Table("t", ("a",), [[i] for i in range(3000)])
-    assert len(table.shown) == 2000 and table.numeric() == [True]
-    assert len(Figure("f", "", panels=[None] * 100).shown) == 36
-
-
 def test_a_ledger_beside_others_is_read_alone():
     views = [view_of(read_source(path)) for path in sorted(LEDGERS.glob("*.json"))]
-    assert {view.kind for view in views} == {"bench", "results"}
+    assert {view.kind for view in views} == {"bench", "bench run", "results"}
+
+
+def test_the_roof_has_the_measured_bandwidth_and_rate(runs, views):
+    roof = read_source(runs[-1]).content["roof"]
+    (figure,) = (f for v in views if v.kind == "bench run" for f in v.figures if f.title == "Roofline")
+    for point in figure.panels[0].spec["layer"][-1]["data"]["values"]:
+        attainable = min(roof["rate"]["float32"], roof["bandwidth"] * point["x"]) / 1e9
+        assert point["y"] == pytest.approx(attainable)
+
+
+def test_two_runs_of_the_suite_are_compared(runs, tmp_path):
+    other, out = run_suite(tmp_path, seconds=0.02), tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["report", str(runs[-1]), str(other), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    text = out.read_text()
+    assert text.count("<section ") == 3 and "Run B against run A" in text
+    assert re.search(r"slower|faster|no difference shown", text)
+
+
+def test_a_suite_without_a_common_ratio_keeps_both_tabs(runs, tmp_path):
+    empty = {key: value for key, value in read_source(runs[-1]).content.items() if key != "digest"}
+    path, out = tmp_path / "empty.json", tmp_path / "page.html"
+    write_json(path, empty | {"rows": [], "slopes": [], "fast_p": []})
+    result = CliRunner().invoke(app, ["report", str(runs[-1]), str(path), "--out", str(out)])
+    assert result.exit_code == 0 and "in common" in result.stderr
+    assert out.read_text().count("<section ") == 2

@@ -14,6 +14,14 @@ from tests.report.html_runs import HOSTILE, hostile, make_runs, write
 pytestmark = pytest.mark.slow
 webdriver = pytest.importorskip("selenium.webdriver")
 pytest.importorskip("vl_convert")
+CLIPPED = """
+return [...document.querySelectorAll('.run:not([hidden]) .chart svg')].flatMap((svg) => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter((text) => {
+    const { left, right, width } = text.getBoundingClientRect();
+    return width && (left < box.left - 1 || right > box.right + 1);
+  }).map((text) => text.textContent);
+});"""
 SHOWN = "document.querySelectorAll('.run:not([hidden]) .chart')"
 
 
@@ -84,6 +92,7 @@ def test_every_tab_draws_its_charts_without_overflow(chromium, file, scheme, wid
         assert across[0] <= across[1]
         wide = f"return [...{SHOWN}].filter((c) => c.querySelector('svg').clientWidth > c.clientWidth + 1).length"
         assert page.execute_script(wide) == 0
+        assert page.execute_script(CLIPPED) == []
     assert charts > 20
     assert not [entry for entry in page.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
 

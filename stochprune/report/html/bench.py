@@ -133,18 +133,33 @@ def _roofline(rows: Rows) -> list[Figure]:
             "label": f"{width} x {width}, batch {batch}, {row['mode']}, {row['part']}",
         }
         records.setdefault(row["dtype"], []).append(record)
-    panels = []
+    roofs = {}
     for dtype, found in records.items():
-        roof = max((record["y"] for record in found if record["series"] == "dense"), default=None)
-        x = charts.quantity("x", "operations a byte of operands and results", scale="log")
-        spec = charts.points(found, x, charts.quantity("y", "GFLOP/s of the dense product", scale="log"))
-        if roof is not None:
-            spec["layer"].append({"mark": {"type": "rule", "strokeDash": [5, 4]}, "encoding": {"y": {"datum": roof}}})
-        panels.append(Panel(spec, dtype))
+        if dense := [record["y"] for record in found if record["series"] == "dense"]:
+            level = {"y": {"datum": max(dense)}}
+            roofs[dtype] = {"mark": {"type": "rule", "strokeDash": [5, 4]}, "encoding": level}
     about = (
         "The rate counts the operations of the dense products only, so masks show as a lower rate. The intensity "
         "counts each operand and result once. The dashed line is the best dense rate of the run; the run "
         "does not measure the bandwidth, so the slope of the roof is missing."
     )
+    return roofline(about, records, roofs)
+
+
+def roofline(
+    about: str, records: Mapping[str, list[dict[str, Any]]], roofs: Mapping[str, Mapping[str, Any]]
+) -> list[Figure]:
+    """Return the figure of rates against intensities, with a panel for each dtype.
+
+    Args:
+        records: by dtype, of points; x is the intensity, y the rate in GFLOP/s.
+        roofs: by dtype, the layer of the roof.
+    """
+    panels = []
+    for dtype, found in records.items():
+        x = charts.quantity("x", "operations a byte of operands and results", scale="log")
+        spec = charts.points(found, x, charts.quantity("y", "GFLOP/s of the dense product", scale="log"))
+        spec["layer"] += [roofs[dtype]] if dtype in roofs else []
+        panels.append(Panel(spec, dtype))
     table = table_of("Rates", [{"dtype": dtype, **record} for dtype, found in records.items() for record in found])
     return [Figure("Roofline", about, panels, table=table)] if panels else []

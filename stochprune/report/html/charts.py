@@ -16,11 +16,15 @@ SERIES = "series"
 MOST_POINTS, MOST_NAMES = 5000, 80
 
 
-def chart(data: Iterable[Record], layers: Sequence[Mapping[str, Any]], *, height: int = 240) -> dict[str, Any]:
-    """Return a specification of layers over one set of records, as wide as its box."""
+def chart(
+    data: Sequence[Record], layers: Sequence[Mapping[str, Any]], *, height: int = 240, most: int = MOST_POINTS
+) -> dict[str, Any]:
+    """Return a specification of layers over one set of records, as wide as its box; a title says what is cut."""
+    cut = {"title": f"The first {most:,} of {len(data):,} records"} if len(data) > most else {}
     return {
         "$schema": SCHEMA,
-        "data": {"values": list(data)[:MOST_POINTS]},
+        **cut,
+        "data": {"values": data[:most]},
         "width": "container",
         "height": height,
         "layer": list(layers),
@@ -82,8 +86,7 @@ def interval(label: str, series: str, value: float, half_width: float | None) ->
 
 def intervals(data: Sequence[Record], title: str) -> dict[str, Any]:
     """Return a point and an interval for each record of :func:`interval`, one below another, and a line at zero."""
-    data = data[:MOST_NAMES]
-    y = category("label", axis={"labelLimit": 230}, sort=list(dict.fromkeys(record["label"] for record in data)))
+    y = category("label", sort=list(dict.fromkeys(record["label"] for record in data)))
     x = quantity("value", title, zero=True)
     zero = {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": {"x": {"datum": 0}}}
     across = {"y": y, "yOffset": category(SERIES), "color": colour(data)}
@@ -95,14 +98,17 @@ def intervals(data: Sequence[Record], title: str) -> dict[str, Any]:
     mark = {"type": "point", "filled": True, "size": 70}
     point = {"mark": mark, "encoding": {**across, "x": x, "tooltip": tooltip(SERIES, y, x, "low", "high")}}
     known = [bar] if any(record["low"] is not None for record in data) else []
-    return chart(data, [zero, *known, point], height=max(90, 24 * len(data)))
+    return chart(data, [zero, *known, point], height=_height(data, 90), most=MOST_NAMES)
 
 
 def bars(data: Sequence[Record], x: Mapping[str, Any], y: Mapping[str, Any]) -> dict[str, Any]:
     """Return horizontal bars, one for each record."""
-    data = data[:MOST_NAMES]
     encoding = {"x": x, "y": y, "tooltip": tooltip(y, x)}
-    return chart(data, [{"mark": "bar", "encoding": encoding}], height=max(80, 24 * len(data)))
+    return chart(data, [{"mark": "bar", "encoding": encoding}], height=_height(data, 80), most=MOST_NAMES)
+
+
+def _height(data: Sequence[Record], least: int) -> int:
+    return max(least, 24 * min(len(data), MOST_NAMES))
 
 
 def tooltip(*fields: Mapping[str, Any] | str) -> list[dict[str, Any]]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stochprune.report.html import charts
-from stochprune.report.html.parts import Figure, Panel, Table, is_number, short
+from stochprune.report.html.parts import MOST_SERIES, Figure, Panel, Table, is_number, short
 
 MOST_FIELDS = 12
-MOST_SERIES = 8
 AXES = ("epoch", "step")
 History = Sequence[Mapping[str, Any]]
 
@@ -42,5 +41,7 @@ def history_figure(title: str, about: str, histories: Mapping[str, History]) -> 
         return []
     if len(histories) > len(shown):
         about += f" The charts show the first {len(shown)} of {len(histories)} series."
+    if len(by_field) > MOST_FIELDS:
+        about += f" They show the first {MOST_FIELDS} of {len(by_field)} numbers."
     table = Table(title, ("series", axis, "number", "value"), rows)
     return [Figure(title, about, panels, table=table)]

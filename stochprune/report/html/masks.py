@@ -14,14 +14,13 @@ from stochprune import rng
 from stochprune.functional.keep_mask import keep_mask
 from stochprune.masks.snapshot import BINS, MOST_INPUTS, MOST_UNITS, snapshot
 from stochprune.report.html import charts
-from stochprune.report.html.parts import Figure, Panel, Picture, Table, is_number, short
+from stochprune.report.html.parts import MOST_SERIES, Figure, Panel, Picture, Table, is_number, short
 from stochprune.report.html.png import data_uri
 
-MOST_SERIES = 8
 MOST_LAYERS = 60
 LOGITS = ".mask_logits"
 Snapshots = Mapping[str, Mapping[str, Any]]
-"""What :func:`stochprune.masks.snapshot` returns, by the name of the mask."""
+"""Results of :func:`stochprune.masks.snapshot`, by the name of the mask."""
 
 
 def snapshot_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

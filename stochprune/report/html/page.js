@@ -4,7 +4,7 @@
   const say = (text) => { document.getElementById("announcement").textContent = text; };
 
   // Charts: Vega-Lite in the colours of the page, drawn when their run is first seen, and again if light turns dark.
-  const theme = () => {
+  const theme = (width) => {
     const ink = dark.matches ? "#e8ecf1" : "#1c2128", soft = dark.matches ? "#a5b0bc" : "#59636e";
     const line = dark.matches ? "#3a4450" : "#d1d9e0";
     const category = dark.matches // Okabe and Ito, lighter on dark
@@ -14,7 +14,11 @@
     return {
       background: "transparent", font: getComputedStyle(document.body).fontFamily,
       view: { stroke: null },
+      padding: { left: 5, top: 5, right: 14, bottom: 5 }, // half of the last label of an axis lies beyond it
       axis: { ...text, gridColor: line, domainColor: soft, tickColor: soft, labelOverlap: "greedy", tickCount: 5 },
+      axisY: { labelLimit: Math.min(230, 0.4 * width) },
+      axisX: { titleAnchor: "end" }, // a title wider than the plot then grows below the labels of the other axis
+      title: { color: soft, fontSize: 12, fontWeight: "normal", anchor: "start" },
       legend: { ...text, symbolStrokeWidth: 2 },
       range: { category, ramp: { scheme: dark.matches ? "darkblue" : "blues" } },
       bar: { color: category[0] }, rule: { color: soft }, point: { opacity: 1 }, text: { color: ink, fontSize: 12 },
@@ -23,7 +27,7 @@
   const draw = (panel) => {
     const chart = panel.querySelector(".chart");
     const spec = JSON.parse(panel.querySelector(".spec").textContent);
-    const options = { actions: false, renderer: "svg", ast: true, config: theme(), tooltip: { theme: dark.matches ? "dark" : "light" } };
+    const options = { actions: false, renderer: "svg", ast: true, config: theme(chart.clientWidth), tooltip: { theme: dark.matches ? "dark" : "light" } };
     chart.dataset.state = "drawing";
     window.vegaEmbed(chart, spec, options).then(
       () => { chart.dataset.state = "drawn"; },

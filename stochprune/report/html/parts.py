@@ -15,6 +15,8 @@ MOST_ROWS = 2000
 MOST_COLUMNS = 30
 MOST_PANELS = 36
 """Charts of a figure that a page shows."""
+MOST_SERIES = 8
+"""Masks or histories that a figure shows."""
 MOST_DEPTH = 20
 """Levels of a nested result that a page shows."""
 MOST_CHARACTERS = 200

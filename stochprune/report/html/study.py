@@ -8,6 +8,7 @@ from typing import Any
 from stochprune.report.html import charts
 from stochprune.report.html.curves import history_figure
 from stochprune.report.html.parts import Figure, Panel, Table, View, flattened, is_number, short, table_of
+from stochprune.report.html.risks import is_risk, risk_figures
 from stochprune.report.html.sources import Source
 from stochprune.report.summary import Paired, Spread
 
@@ -21,7 +22,11 @@ def study_view(source: Source) -> View:
     rows = [row for row in content["rows"] if is_number(row.get("error"))]
     perplexity = "exported" in content or any("tokens_per_second" in row for row in rows)
     unit = "perplexity" if perplexity else "error, per cent"
-    figures = [*_differences(rows, unit), *_errors(rows, unit), *_costs(rows, unit), *_histories(source)]
+    if rows and all(map(is_risk, rows)):
+        compared = risk_figures(rows)
+    else:
+        compared = [*_differences(rows, unit), *_errors(rows, unit)]
+    figures = [*compared, *_costs(rows, unit), *_histories(source)]
     tables = [table_of(title, content[key]) for key, title in PARTS.items() if content.get(key)]
     facts = flattened(
         {key: content[key] for key in ("title", "hours", "exported", "configuration", "versions") if key in content}

@@ -13,6 +13,7 @@ from stochprune.report.html.finetune import finetune_view
 from stochprune.report.html.parts import View, flattened, table_of
 from stochprune.report.html.sources import Source, SourceError
 from stochprune.report.html.study import study_view
+from stochprune.report.html.suite import KIND, suite_view
 
 
 def view_of(source: Source) -> View:
@@ -39,6 +40,8 @@ def view_of(source: Source) -> View:
 def _kind(content: Mapping[str, Any]) -> Callable[[Source], View]:
     rows = content.get("rows")
     first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], Mapping) else {}
+    if content.get("kind") == KIND:
+        return suite_view
     if "losses" in content and "kl" in content:
         return certificate_view
     if "cells" in content and "dense" in content:
