@@ -41,14 +41,14 @@ STOCHPRUNE_INLINE void exact_thresholds(const float* logits, uint16_t* out, NanW
 // Thresholds within kQuickError of the exact ones. With table look-ups in registers, or a quotient of polynomials, this is a
 // third of the work.
 #if defined(__AVX512F__)
-constexpr int kQuickError = 16;  // 3 inside [-8, 8]; outside, logits are clamped to the interval, which adds up to 11
+constexpr int kQuickError = 5;  // 4 in a scan of all logits, which are clamped to the curve's interval
 
 STOCHPRUNE_INLINE void quick_thresholds(const float* logits, uint16_t* out, NanWatch& nan) {
   const float* c = tables().curve;
   const auto one = [&](int i) {
     const f32v x = load<f32v>(logits + i);
     nan.see(x);
-    const __m512 s = _mm512_min_ps(_mm512_max_ps(__m512(x * 2.0f + 16.0f), _mm512_setzero_ps()), _mm512_set1_ps(31.999998f));
+    const __m512 s = _mm512_min_ps(_mm512_max_ps(__m512(x * (16.0f / kCurveEnd) + 16.0f), _mm512_setzero_ps()), _mm512_set1_ps(31.999998f));
     const __m512i piece = _mm512_cvttps_epi32(s);
     const auto pick = [&](const float* t) {
       return f32v(_mm512_permutex2var_ps(_mm512_loadu_ps(t), piece, _mm512_loadu_ps(t + 16)));
