@@ -54,6 +54,11 @@ bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out) {
   return nan.found();
 }
 
+// A block of bfloat16 under a hard mask: no float is needed.
+inline void keep_words(uint64_t bits, const uint16_t* from, uint16_t* to) {
+  for (int i = 0; i < kGroup; i += 2 * kLanes) store(to + i, u16w(load<u16w>(from + i) & words_of(bits, i)));
+}
+
 template <Estimator E>
 bool masked_weight_as(const Masked& m, Matrix out, Bits keep) {
   const Tables& table = tables();
@@ -80,10 +85,8 @@ bool masked_weight_as(const Masked& m, Matrix out, Bits keep) {
       const uint64_t bits = m.thresholds.data ? kept_bits(u.v, read(m.thresholds, from, tbuf))
                                               : kept_by_logits(read(m.logits, from, lbuf), u.v, nan);
       if (keep.data) word_of(keep, m, b) = bits;
-      if (both_half && b.whole()) {  // no float is needed
-        const uint16_t* w = half_words(m.weight, from);
-        uint16_t* o = half_words(out, b);
-        for (int i = 0; i < kGroup; i += 2 * kLanes) store(o + i, u16w(load<u16w>(w + i) & words_of(bits, i)));
+      if (both_half && b.whole()) {
+        keep_words(bits, half_words(m.weight, from), half_words(out, b));
       } else {
         write_each([&](int i, f32v w) { return zero_unless(lanes_of(bits, i), w); });
       }
@@ -105,6 +108,7 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
   const Tables& table = tables();
   const float inverse_temperature = 1.0f / m.relaxation.temperature;
   const bool fresh = !to.add && (to.past_caches || is_large(m.shape));
+  const bool both_half = is_hard(E) && !to.add && grad.dtype == DType::bf16 && to.weight.dtype == DType::bf16;
   const BlockUniforms uniforms(m);
   NanWatch nan;  // not used: forward has refused NaN
   for_each_block(m.col, m.shape, [&](const Block& b) __attribute__((always_inline)) {
@@ -115,15 +119,19 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
     const float* l = read(m.logits, from, lbuf);
     const bool resample = relaxed || (is_hard(E) && to.weight.data && !keep.data);
     if (resample) uniforms(b, u.v);
+    const bool as_words = both_half && b.whole();
+    uint64_t bits = 0;
     if (is_hard(E) && to.weight.data) {
-      const uint64_t bits = keep.data           ? word_of(keep, m, b)
-                            : m.thresholds.data ? kept_bits(u.v, read(m.thresholds, from, tbuf))
-                                                : kept_by_logits(l, u.v, nan);
-      for (int i = 0; i < kGroup; i += kLanes) store(dw.v + i, zero_unless(lanes_of(bits, i), load<f32v>(g + i)));
+      bits = keep.data           ? word_of(keep, m, b)
+             : m.thresholds.data ? kept_bits(u.v, read(m.thresholds, from, tbuf))
+                                 : kept_by_logits(l, u.v, nan);
+      if (!as_words) {
+        for (int i = 0; i < kGroup; i += kLanes) store(dw.v + i, zero_unless(lanes_of(bits, i), load<f32v>(g + i)));
+      }
     }
     if (to.logits.data || !is_hard(E)) {
       for (int i = 0; i < kGroup; i += kLanes) {
-        if constexpr (!relaxed && is_hard(E)) {
+        if constexpr (E == Estimator::straight_through) {
           store(slopes.v + i, sigmoid_slope(load<f32v>(l + i)));
         } else {
           const Sigmoid z = soft_mask<E>(l + i, u.v + i, inverse_temperature, table.logit);
@@ -147,7 +155,11 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
       }
     }
     // Written last, because either may alias the gradient.
-    if (to.weight.data) write_sum(to.weight, b, dw, to.add, fresh && to.weight.data != grad.data);
+    if (to.weight.data && as_words) {
+      keep_words(bits, half_words(grad, b), half_words(to.weight, b));
+    } else if (to.weight.data) {
+      write_sum(to.weight, b, dw, to.add, fresh && to.weight.data != grad.data);
+    }
     if (to.logits.data) write_sum(to.logits, b, dl, to.add, fresh && to.logits.data != grad.data);
   });
   if (!to.past_caches) stream_fence();
