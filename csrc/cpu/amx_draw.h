@@ -85,12 +85,11 @@ inline void interleave(__m512i a, __m512i b, uint16_t* to, std::integer_sequence
   store(to + 32, __builtin_shufflevector(x, y, (16 + I / 2 + I % 2 * 32)...));
 }
 
-[[gnu::noinline]] void form_thresholds(const Masked& m, int64_t row, int64_t col, const Buffer<uint16_t>* uniforms,
-                                       Buffer<uint16_t>* formed, NanWatch& nan) {
-  for (int r = 0; r < kUnitRows; ++r) {
-    Buffer<float> copy;
-    deciding_thresholds(read(m.logits, Block{row + r, col, 0, kGroup, 0}, copy), uniforms[r].v, formed[r].v, nullptr, nan);
-  }
+[[gnu::noinline]] uint64_t kept_by_logits(const Masked& m, int64_t row, int64_t col, const __m512i (&u)[2], NanWatch& nan) {
+  Buffer<uint16_t> uniforms;
+  Buffer<float> copy;
+  for (int h = 0; h < 2; ++h) _mm512_store_si512(uniforms.v + 32 * h, u[h]);
+  return kept_by_logits(read(m.logits, Block{row, col, 0, kGroup, 0}, copy), uniforms.v, nan);
 }
 
 // A whole unit of bfloat16 weights under the hard mask of one draw, at a row and a column of the weight. Its thresholds and its
@@ -102,23 +101,18 @@ inline void draw_whole(const Masked& m, const RoundKeys& key, const Item& item, 
   const uint64_t group = (m.col + uint64_t(col)) / kGroup;
   uniforms_of_rows(key, uint32_t(m.draw[item.draw]), m.stream, uint32_t(m.row + uint64_t(row)), group, u);
   const __m512i low = _mm512_set1_epi16(0x7FFF);
-  Buffer<uint16_t> uniforms[kUnitRows], formed[kUnitRows];
-  if (!levels.data) {
-    for (int r = 0; r < kUnitRows; ++r)
-      for (int h = 0; h < 2; ++h) _mm512_store_si512(uniforms[r].v + 32 * h, u[r][h]);
-    form_thresholds(m, row, col, uniforms, formed, nan);
-    levels = {formed[0].v, kGroup};
-  }
   const uint16_t* weights = static_cast<const uint16_t*>(m.weight.data) + row * m.weight.stride + col;
   for (int r = 0; r < kUnitRows; ++r) {
-    __mmask32 keep[2];
-    for (int h = 0; h < 2; ++h) {
+    const auto under = [&](int h) {
       const __m512i t = _mm512_loadu_si512(levels.data + r * levels.stride + 32 * h);
-      keep[h] = _mm512_cmplt_epu16_mask(_mm512_and_si512(u[r][h], low), t);
-      w[r][h] = _mm512_maskz_loadu_epi16(keep[h], weights + r * m.weight.stride + 32 * h);
+      return uint64_t(_mm512_cmplt_epu16_mask(_mm512_and_si512(u[r][h], low), t)) << (32 * h);
+    };
+    const uint64_t bits = levels.data ? under(0) | under(1) : kept_by_logits(m, row + r, col, u[r], nan);
+    for (int h = 0; h < 2; ++h) {
+      w[r][h] = _mm512_maskz_loadu_epi16(__mmask32(bits >> (32 * h)), weights + r * m.weight.stride + 32 * h);
       if constexpr (!Pairs) _mm512_storeu_si512(to + r * 256 + 32 * h, w[r][h]);
     }
-    if (kept.data) kept.data[r * kept.stride] = keep[0] | uint64_t(keep[1]) << 32;
+    if (kept.data) kept.data[r * kept.stride] = bits;
     if constexpr (Pairs) {
       if (r % 2 == 0) continue;
       for (int h = 0; h < 2; ++h)

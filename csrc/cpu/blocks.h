@@ -43,14 +43,23 @@ inline Block source(const Masked& m, Block b) {
   return b;
 }
 
-// The uniforms of a block's weights.
-inline void uniforms(const Masked& m, const Block& b, Buffer<uint16_t>& u) {
-  const uint64_t row = m.row + uint64_t(source(m, b).row);
-  uniforms64(uint64_t(*m.seed), uint32_t(*m.draw), m.stream, uint32_t(row), b.group, u.v);
-}
+// The uniforms of a matrix's blocks under its first draw.
+class BlockUniforms {
+  const Uniforms uniforms_;
+  const uint64_t row_;
+  const int64_t* const rows_;
+
+ public:
+  explicit BlockUniforms(const Masked& m, uint32_t stream_bits = 0)
+      : uniforms_(uint64_t(*m.seed), uint32_t(*m.draw), m.stream | stream_bits), row_(m.row), rows_(m.rows) {}
+
+  STOCHPRUNE_INLINE void operator()(const Block& b, uint16_t* u) const {
+    uniforms_(uint32_t(row_ + uint64_t(rows_ ? rows_[b.row] : b.row)), b.group, u);
+  }
+};
 
 // The block's 64 values as floats: a pointer into the matrix if it holds them like that, else to a copy in `buffer`.
-inline const float* read(ConstMatrix m, const Block& b, Buffer<float>& buffer) {
+STOCHPRUNE_INLINE const float* read(ConstMatrix m, const Block& b, Buffer<float>& buffer) {
   const int64_t at = b.row * m.stride + b.col;
   if (m.dtype == DType::f32) {
     const float* p = static_cast<const float*>(m.data) + at;
@@ -70,24 +79,41 @@ inline const float* read(ConstMatrix m, const Block& b, Buffer<float>& buffer) {
   return buffer.v;
 }
 
+// A block's first value in a matrix of bfloat16.
+inline const uint16_t* half_words(ConstMatrix m, const Block& b) {
+  return static_cast<const uint16_t*>(m.data) + b.row * m.stride + b.col;
+}
+
+inline uint16_t* half_words(Matrix m, const Block& b) { return static_cast<uint16_t*>(m.data) + b.row * m.stride + b.col; }
+
 // The memory in which a block's 64 results are computed: the matrix itself if possible, else `buffer`; `write` copies.
 inline float* target(Matrix m, const Block& b, Buffer<float>& buffer) {
   return m.dtype == DType::f32 && b.whole() ? static_cast<float*>(m.data) + b.row * m.stride + b.col : buffer.v;
 }
 
-inline void write(Matrix m, const Block& b, const float* values) {
+STOCHPRUNE_INLINE void write(Matrix m, const Block& b, const float* values) {
   const int64_t at = b.row * m.stride + b.col;
   if (m.dtype == DType::f32) {
     float* p = static_cast<float*>(m.data) + at;
-    if (p != values) std::memcpy(p, values + b.begin, b.count * sizeof(float));
+    if (p == values) return;
+    if (!b.whole()) {
+      std::memcpy(p, values + b.begin, b.count * sizeof(float));
+    } else {
+      for (int i = 0; i < kGroup; i += kLanes) store(p + i, load<f32v>(values + i));
+    }
+    return;
+  }
+  uint16_t* p = static_cast<uint16_t*>(m.data) + at;
+  if (b.whole()) {
+    for (int i = 0; i < kGroup; i += kLanes) store(p + i, float_to_bf16(load<f32v>(values + i)));
     return;
   }
   Buffer<uint16_t> half;
   for (int i = 0; i < kGroup; i += kLanes) store(half.v + i, float_to_bf16(load<f32v>(values + i)));
-  std::memcpy(static_cast<uint16_t*>(m.data) + at, half.v + b.begin, b.count * sizeof(uint16_t));
+  std::memcpy(p, half.v + b.begin, b.count * sizeof(uint16_t));
 }
 
-inline const uint16_t* read(Thresholds t, const Block& b, Buffer<uint16_t>& buffer) {
+STOCHPRUNE_INLINE const uint16_t* read(Thresholds t, const Block& b, Buffer<uint16_t>& buffer) {
   const uint16_t* p = t.data + b.row * t.stride + b.col;
   if (b.whole()) return p;
   std::memset(buffer.v, 0, sizeof buffer.v);
@@ -110,7 +136,7 @@ struct NanWatch {
 inline bool is_large(Shape shape) { return shape.rows * shape.cols > 1 << 18; }
 
 // Adds to the old values or overwrites them. `fresh`: the memory is not read soon, so values are stored past the caches.
-inline void write_sum(Matrix m, const Block& b, Buffer<float>& values, bool accumulate, bool fresh) {
+STOCHPRUNE_INLINE void write_sum(Matrix m, const Block& b, Buffer<float>& values, bool accumulate, bool fresh) {
   if (fresh && m.dtype == DType::f32 && b.whole()) {
     float* p = static_cast<float*>(m.data) + b.row * m.stride + b.col;
     for (int i = 0; i < kGroup; i += kLanes) stream(p + i, load<f32v>(values.v + i));

@@ -47,11 +47,11 @@ inline void box_muller(u32v w0, u32v w1, f32v& even, f32v& odd) {
 }
 
 // The normals of a group of 64 columns. Calls 0..7 and 8..15 are those of two mask groups in another stream.
-inline void normals64(const Masked& m, const Block& b, Buffer<float>& out) {
+inline void normals64(const BlockUniforms& uniforms, Block b, Buffer<float>& out) {
   alignas(64) uint32_t halves[2][4][8], words[4][16];
-  for (uint64_t h = 0; h < 2; ++h) {
-    uniforms64(uint64_t(*m.seed), uint32_t(*m.draw), m.stream | kNormalStream, uint32_t(m.row + uint64_t(b.row)),
-               2 * b.group + h, reinterpret_cast<uint16_t*>(halves[h]));
+  b.group *= 2;
+  for (uint64_t h = 0; h < 2; ++h, ++b.group) {
+    uniforms(b, reinterpret_cast<uint16_t*>(halves[h]));
     for (int s = 0; s < 4; ++s) std::memcpy(words[s] + 8 * h, halves[h][s], sizeof halves[h][s]);
   }
   for (int s = 0; s < 4; s += 2) {
@@ -80,9 +80,10 @@ inline f32v softplus_slope(f32v x) { return unless_nan(x, sigmoid(x).value); }
 
 // out = mu + softplus(rho) e; without mu and rho, the standard normals.
 void gaussian_weight(const Masked& m, ConstMatrix mu, ConstMatrix rho, Matrix out) {
+  const BlockUniforms uniforms(m, kNormalStream);
   for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> e, mbuf, rbuf, obuf;
-    normals64(m, b, e);
+    normals64(uniforms, b, e);
     float* o = target(out, b, obuf);
     if (!mu.data) {
       std::memcpy(o, e.v, sizeof e.v);
@@ -98,9 +99,10 @@ void gaussian_weight(const Masked& m, ConstMatrix mu, ConstMatrix rho, Matrix ou
 
 // drho = grad e softplus'(rho), from grad = dL/d(mu + softplus(rho) e); it may alias grad. With `add`, adds to drho.
 void gaussian_grad(const Masked& m, ConstMatrix grad, ConstMatrix rho, Matrix drho, bool add) {
+  const BlockUniforms uniforms(m, kNormalStream);
   for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> e, gbuf, rbuf, dr;
-    normals64(m, b, e);
+    normals64(uniforms, b, e);
     const float *g = read(grad, b, gbuf), *r = read(rho, b, rbuf);
     for (int i = 0; i < kGroup; i += kLanes) {
       store(dr.v + i, load<f32v>(g + i) * load<f32v>(e.v + i) * softplus_slope(load<f32v>(r + i)));

@@ -85,12 +85,14 @@ const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* scalar_kernels();
 
+constexpr float kCurveEnd = 9.0f;
+
 // Threshold boundaries and logits of the uniforms, made once in float64.
 struct Tables {
   const float* bound;  // [32769] bound[t]: the smallest float whose threshold is >= t; bound[32768] = NaN
   const float* logit;  // [32768] logit((u + 0.5) / 32768)
   const double* entropy;  // [32769] q ln q + (1-q) ln(1-q) of q = t / 32768
-  const float* curve;  // [3, 32] 32768 sigmoid(x) on the pieces of width 1/2 of [-8, 8): coefficients of 1, s, s^2
+  const float* curve;  // [3, 32] 32768 sigmoid(x) + 1/2 on 32 pieces of [-kCurveEnd, kCurveEnd): coefficients of 1, s, s^2
 };
 const Tables& tables();
 uint16_t exact_threshold(double logit);

@@ -32,9 +32,10 @@ constexpr bool is_hard(Estimator e) {
 }
 
 void keep_mask(const Masked& m, uint8_t* mask) {
-  for_each_block(m.col, m.shape, [&](const Block& b) {
+  const BlockUniforms uniforms(m);
+  for_each_block(m.col, m.shape, [&](const Block& b) __attribute__((always_inline)) {
     Buffer<uint16_t> u, copy;
-    uniforms(m, b, u);
+    uniforms(b, u.v);
     const uint16_t* t = read(m.thresholds, b, copy);
     uint8_t keep[kGroup];
     for (int i = 0; i < kGroup; ++i) keep[i] = (u.v[i] & 0x7FFF) < t[i];
@@ -44,7 +45,7 @@ void keep_mask(const Masked& m, uint8_t* mask) {
 
 bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out) {
   NanWatch nan;
-  for_each_block(0, shape, [&](const Block& b) {
+  for_each_block(0, shape, [&](const Block& b) __attribute__((always_inline)) {
     Buffer<float> copy;
     Buffer<uint16_t> t;
     exact_thresholds(read(logits, b, copy), t.v, nan);
@@ -53,38 +54,49 @@ bool thresholds(Shape shape, ConstMatrix logits, uint16_t* out) {
   return nan.found();
 }
 
+// A block of bfloat16 under a hard mask: no float is needed.
+inline void keep_words(uint64_t bits, const uint16_t* from, uint16_t* to) {
+  for (int i = 0; i < kGroup; i += 2 * kLanes) store(to + i, u16w(load<u16w>(from + i) & words_of(bits, i)));
+}
+
 template <Estimator E>
 bool masked_weight_as(const Masked& m, Matrix out, Bits keep) {
   const Tables& table = tables();
   const float inverse_temperature = 1.0f / m.relaxation.temperature;
-  const bool large = is_large(m.shape);
+  const bool large = is_large(m.shape), both_half = m.weight.dtype == DType::bf16 && out.dtype == DType::bf16;
+  const BlockUniforms uniforms(m);
   NanWatch nan;
-  for_each_block(m.col, m.shape, [&](const Block& b) {
+  for_each_block(m.col, m.shape, [&](const Block& b) __attribute__((always_inline)) {
     Buffer<float> wbuf, lbuf, obuf;
     Buffer<uint16_t> u, tbuf;
     const Block from = source(m, b);
-    const float* w = read(m.weight, from, wbuf);
-    float* o = target(out, b, obuf);
-    const auto put = [past = large && o != obuf.v](float* p, f32v v) { past ? stream(p, v) : store(p, v); };
-    if constexpr (E != Estimator::expected) uniforms(m, b, u);
-    if constexpr (is_hard(E)) {
-      const uint16_t* t = tbuf.v;
-      if (m.thresholds.data) {
-        t = read(m.thresholds, from, tbuf);
-      } else {
-        deciding_thresholds(read(m.logits, from, lbuf), u.v, tbuf.v, nullptr, nan);
+    const auto write_each = [&](auto&& masked) {
+      const float* w = read(m.weight, from, wbuf);
+      float* o = target(out, b, obuf);
+      const bool past = large && o != obuf.v;
+      for (int i = 0; i < kGroup; i += kLanes) {
+        const f32v v = masked(i, load<f32v>(w + i));
+        past ? stream(o + i, v) : store(o + i, v);
       }
-      const uint64_t bits = kept_bits(u.v, t);
-      for (int i = 0; i < kGroup; i += kLanes) put(o + i, zero_unless(lanes_of(bits, i), load<f32v>(w + i)));
+      write(out, b, o);
+    };
+    if constexpr (E != Estimator::expected) uniforms(b, u.v);
+    if constexpr (is_hard(E)) {
+      const uint64_t bits = m.thresholds.data ? kept_bits(u.v, read(m.thresholds, from, tbuf))
+                                              : kept_by_logits(read(m.logits, from, lbuf), u.v, nan);
       if (keep.data) word_of(keep, m, b) = bits;
+      if (both_half && b.whole()) {
+        keep_words(bits, half_words(m.weight, from), half_words(out, b));
+      } else {
+        write_each([&](int i, f32v w) { return zero_unless(lanes_of(bits, i), w); });
+      }
     } else {
       const float* l = read(m.logits, from, lbuf);
-      for (int i = 0; i < kGroup; i += kLanes) {
+      write_each([&](int i, f32v w) {
         nan.see(load<f32v>(l + i));
-        put(o + i, soft_mask<E>(l + i, u.v + i, inverse_temperature, table.logit).value * load<f32v>(w + i));
-      }
+        return soft_mask<E>(l + i, u.v + i, inverse_temperature, table.logit).value * w;
+      });
     }
-    write(out, b, o);
   });
   stream_fence();
   return nan.found();
@@ -96,37 +108,36 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
   const Tables& table = tables();
   const float inverse_temperature = 1.0f / m.relaxation.temperature;
   const bool fresh = !to.add && (to.past_caches || is_large(m.shape));
+  const bool both_half = is_hard(E) && !to.add && grad.dtype == DType::bf16 && to.weight.dtype == DType::bf16;
+  const BlockUniforms uniforms(m);
   NanWatch nan;  // not used: forward has refused NaN
-  for_each_block(m.col, m.shape, [&](const Block& b) {
+  for_each_block(m.col, m.shape, [&](const Block& b) __attribute__((always_inline)) {
     Buffer<float> gbuf, wbuf, lbuf, pbuf, slopes, dw, dl;
     Buffer<uint16_t> u, tbuf;
     const Block from = source(m, b);
     const float* g = read(grad, b, gbuf);
     const float* l = read(m.logits, from, lbuf);
     const bool resample = relaxed || (is_hard(E) && to.weight.data && !keep.data);
-    if (resample) uniforms(m, b, u);
-    bool have_slopes = false;
+    if (resample) uniforms(b, u.v);
+    const bool as_words = both_half && b.whole();
+    uint64_t bits = 0;
     if (is_hard(E) && to.weight.data) {
-      uint64_t bits = 0;
-      if (keep.data) {
-        bits = word_of(keep, m, b);
-      } else {
-        const uint16_t* t = tbuf.v;
-        if (m.thresholds.data) {
-          t = read(m.thresholds, from, tbuf);
-        } else {
-          have_slopes = E == Estimator::straight_through;
-          deciding_thresholds(l, u.v, tbuf.v, have_slopes ? slopes.v : nullptr, nan);
-        }
-        bits = kept_bits(u.v, t);
+      bits = keep.data           ? word_of(keep, m, b)
+             : m.thresholds.data ? kept_bits(u.v, read(m.thresholds, from, tbuf))
+                                 : kept_by_logits(l, u.v, nan);
+      if (!as_words) {
+        for (int i = 0; i < kGroup; i += kLanes) store(dw.v + i, zero_unless(lanes_of(bits, i), load<f32v>(g + i)));
       }
-      for (int i = 0; i < kGroup; i += kLanes) store(dw.v + i, zero_unless(lanes_of(bits, i), load<f32v>(g + i)));
     }
-    if ((to.logits.data && !have_slopes) || !is_hard(E)) {
+    if (to.logits.data || !is_hard(E)) {
       for (int i = 0; i < kGroup; i += kLanes) {
-        const Sigmoid s = relaxed ? soft_mask<E>(l + i, u.v + i, inverse_temperature, table.logit) : sigmoid(load<f32v>(l + i));
-        store(slopes.v + i, s.slope);
-        if constexpr (!is_hard(E)) store(dw.v + i, load<f32v>(g + i) * s.value);
+        if constexpr (E == Estimator::straight_through) {
+          store(slopes.v + i, sigmoid_slope(load<f32v>(l + i)));
+        } else {
+          const Sigmoid z = soft_mask<E>(l + i, u.v + i, inverse_temperature, table.logit);
+          store(slopes.v + i, z.slope);
+          if constexpr (!is_hard(E)) store(dw.v + i, load<f32v>(g + i) * z.value);
+        }
       }
     }
     if (to.logits.data) {
@@ -137,14 +148,18 @@ void weight_grad_as(const Masked& m, ConstMatrix grad, Bits keep, Divergence kl,
       if (kl.prior.data) {
         const float* p = read(kl.prior, b, pbuf);
         for (int i = 0; i < kGroup; i += kLanes) {
-          const f32v x = load<f32v>(l + i), s = relaxed ? sigmoid(x).slope : load<f32v>(slopes.v + i);
+          const f32v x = load<f32v>(l + i), s = relaxed ? sigmoid_slope(x) : load<f32v>(slopes.v + i);
           const i32v finite = (x < 88.0f) & (x > -88.0f);  // outside, the slope is 0 in float32
           store(dl.v + i, load<f32v>(dl.v + i) + zero_unless(finite, (x - load<f32v>(p + i)) * (s * kl.scale)));
         }
       }
     }
     // Written last, because either may alias the gradient.
-    if (to.weight.data) write_sum(to.weight, b, dw, to.add, fresh && to.weight.data != grad.data);
+    if (to.weight.data && as_words) {
+      keep_words(bits, half_words(grad, b), half_words(to.weight, b));
+    } else if (to.weight.data) {
+      write_sum(to.weight, b, dw, to.add, fresh && to.weight.data != grad.data);
+    }
     if (to.logits.data) write_sum(to.logits, b, dl, to.add, fresh && to.logits.data != grad.data);
   });
   if (!to.past_caches) stream_fence();

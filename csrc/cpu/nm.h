@@ -175,12 +175,13 @@ void with_pattern(Pattern p, F&& f) {
 // out = z * weight. Returns whether a logit is NaN.
 bool nm_masked_weight(const Masked& m, Pattern p, Matrix out) {
   NanWatch nan;
+  const BlockUniforms uniforms(m);
   with_pattern(p, [&]<int N, int M>() {
     for_each_block(m.col, m.shape, [&](const Block& b) {
       Buffer<float> wbuf, lbuf, obuf;
       Buffer<uint16_t> u;
       Buffer<int32_t> keep;
-      uniforms(m, b, u);
+      uniforms(b, u.v);
       const float *w = read(m.weight, b, wbuf), *l = read(m.logits, b, lbuf);
       sample_patterns<N, M>(l, u.v, keep.v);
       float* o = target(out, b, obuf);
@@ -196,6 +197,7 @@ bool nm_masked_weight(const Masked& m, Pattern p, Matrix out) {
 
 // From grad = dL/d(z * weight): dweight = grad * z and dlogits, either may alias grad.
 void nm_weight_grad(const Masked& m, Pattern p, ConstMatrix grad, Gradients to) {
+  const BlockUniforms uniforms(m);
   with_pattern(p, [&]<int N, int M>() {
     for_each_block(m.col, m.shape, [&](const Block& b) {
       Buffer<float> gbuf, wbuf, lbuf, values, dw, dl;
@@ -203,7 +205,7 @@ void nm_weight_grad(const Masked& m, Pattern p, ConstMatrix grad, Gradients to) 
       if (to.weight.data) {
         Buffer<uint16_t> u;
         Buffer<int32_t> keep;
-        uniforms(m, b, u);
+        uniforms(b, u.v);
         sample_patterns<N, M>(l, u.v, keep.v);
         for (int i = 0; i < kGroup; i += kLanes) store(dw.v + i, zero_unless(load<i32v>(keep.v + i), load<f32v>(g + i)));
       }

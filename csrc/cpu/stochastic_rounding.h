@@ -6,10 +6,11 @@ namespace stochprune {
 namespace {
 
 void stochastic_round(const Masked& m, uint16_t* out) {
+  const BlockUniforms uniforms(m);
   for_each_block(m.col, m.shape, [&](const Block& b) {
     Buffer<float> copy;
     Buffer<uint16_t> u, rounded;
-    uniforms(m, b, u);
+    uniforms(b, u.v);
     const float* values = read(m.weight, b, copy);
     for (int i = 0; i < kGroup; i += kLanes)
       store(rounded.v + i, float_to_bf16(load<f32v>(values + i), load<u16v>(u.v + i)));

@@ -49,13 +49,13 @@ const Tables& tables() {
     }
     return e;
   }();
-  // Each piece is the parabola through its three Chebyshev nodes; the error is at most 3.
+  // Each piece is the parabola through its three Chebyshev nodes, plus 1/2, to be truncated.
   static const std::vector<float> curve = [] {
     std::vector<float> c(3 * 32);
     for (int i = 0; i < 32; ++i) {
       const double h = std::sqrt(0.75) / 2, s[3] = {0.5 - h, 0.5, 0.5 + h};
       double y[3];
-      for (int j = 0; j < 3; ++j) y[j] = 32768.0 / (1.0 + std::exp(8.0 - (i + s[j]) / 2));
+      for (int j = 0; j < 3; ++j) y[j] = 32768.0 / (1.0 + std::exp(kCurveEnd * (1 - (i + s[j]) / 16))) + 0.5;
       const double slope = (y[2] - y[0]) / (2 * h), bend = (y[2] - 2 * y[1] + y[0]) / (2 * h * h);
       c[i] = float(y[1] - slope * s[1] + bend * s[1] * s[1]);
       c[32 + i] = float(slope - 2 * bend * s[1]);
