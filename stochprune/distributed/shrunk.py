@@ -75,9 +75,9 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
 
     Raises:
         TypeError: a model that is not a module.
-        ValueError: masked layers or gated branches; a model that is not split, that is split as one block, or over several meshes, as by
-            tensor parallelism; examples, or buffers of a block, that differ between processes; inputs on which the
-            model fails; or as for :func:`stochprune.shrink`.
+        ValueError: masked layers or gated branches; a model that is not split, that is split as one block, or over
+            several meshes, as by tensor parallelism; examples, or buffers of a block, that differ between processes;
+            inputs on which the model fails; or as for :func:`stochprune.shrink`.
         RuntimeError: as for :func:`stochprune.shrink`; processes that would remove different units.
     """
     _check(model)

@@ -22,22 +22,34 @@ import stochprune as sp
 from stochprune.distributed import shrunk
 from tests.distributed.networks import assert_close, batch, gradients, loss, mlp, whole
 
+SIZE = 6 * 10 + 10 + 10 * 6 + 6 + 10 * 6  # parameters of a block
+
 
 class Block(nn.Module):
-    """A residual block of width 6, in whose 10 units three are zero, with a scale that may be missing."""
+    """A residual block of width 6. Of its 10 units three are zero, and one is read only where a scale is given."""
 
     def __init__(self, norm: bool = False) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(6, 10), nn.Linear(10, 6)
+        self.up, self.down, self.extra = nn.Linear(6, 10), nn.Linear(10, 6), nn.Linear(10, 6, bias=False)
         self.norm = nn.BatchNorm1d(10) if norm else nn.Identity()
         self.register_buffer("shift", torch.linspace(0, 1, 10), persistent=False)
         with torch.no_grad():
             self.up.weight[[1, 4, 7]] = 0
+            self.down.weight[:, 2] = 0
 
     def forward(self, x: Tensor, *, scale: Tensor | None = None, note: str = "") -> tuple[Tensor, str]:
         hidden = self.norm(self.up(x)).relu() + self.shift.to(x.dtype)
         y = self.down(hidden)
-        return x + (y if scale is None else y * scale), f"{note}."
+        return x + (y if scale is None else y + scale * self.extra(hidden)), f"{note}."
+
+
+class Twice(nn.Module):
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.block(x)[0], self.block(x, scale=x.mean(1, keepdim=True))[0]
 
 
 class Net(nn.Module):
@@ -79,8 +91,8 @@ def shrunk_net(model: nn.Module) -> nn.Module:
 def expected() -> Net:
     """The network in one process, with the blocks that run shrunk."""
     one = net()
-    for i in (0, 1):
-        one.layers[i] = sp.shrink(one.layers[i], (batch(),))
+    one.layers[0] = sp.shrink(Twice(one.layers[0]), batch()).block
+    one.layers[1] = sp.shrink(one.layers[1], batch())
     one.alias = [one.layers[1]]
     return one
 
@@ -112,7 +124,8 @@ def check_blocks_are_those_of_one_process(folder: Path) -> None:
     assert local(smaller) <= local(model)  # the last part of uneven ones may be as long as before
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in model.parameters())
     report = smaller.shrink_report
-    assert report.parameters == (2 * 136, 2 * 97) and report.changed["layers.1.up.weight"] == ((10, 6), (7, 6))
+    assert report.parameters == (2 * SIZE, sum(p.numel() for p in one.layers[:2].parameters()))
+    assert [report.changed[f"layers.{i}.up.weight"] for i in (0, 1)] == [((10, 6), (7, 6)), ((10, 6), (6, 6))]
     assert str(report) and all(name.startswith("layers.") for name in report.changed)
     assert_close(model.state_dict(), before, tolerance=0.0)
     smaller.state_dict()  # before the first forward pass
@@ -134,6 +147,7 @@ def check_a_process_holds_one_block(folder: Path) -> None:
     with mock.patch.object(DTensor, "full_tensor", watched):
         shrunk_net(model)
     sizes = [p.numel() for p in model.layers[0].parameters()]
+    assert sum(sizes) == SIZE
     assert held == 2 * [sum(sizes[:i]) for i in range(len(sizes))]
 
 
@@ -156,8 +170,9 @@ def check_what_fully_shard_was_told(folder: Path) -> None:
         fully_shard(model, mesh=mesh)
         smaller = shrunk_net(model)
         assert_close(dict(smaller.named_parameters()), dict(expected().named_parameters()), tolerance=0.0)
+        known = dict(model.named_parameters())
         for name, p in smaller.named_parameters():
-            old = model.get_parameter(name)
+            old = known.get(name, known["layers.1.up.weight"])  # one layer gets a bias
             assert getattr(p, "placements", None) == getattr(old, "placements", None), name
         assert_close(outputs(smaller, batch()), outputs(net(), batch()))
         assert not isinstance(smaller.layers[0].up.bias, DTensor)
@@ -185,8 +200,8 @@ def check_training_and_checkpoints(folder: Path) -> None:
     dcp.load(state, checkpoint_id=folder / "checkpoint")
     set_model_state_dict(again, state["model"])
     assert_close(dict(again.named_parameters()), {n: whole(p) for n, p in smaller.named_parameters()}, tolerance=0.0)
-    twice = shrunk_net(again)  # nothing is left to remove
-    assert twice.shrink_report.parameters == (2 * 97, 2 * 97)
+    twice = shrunk_net(again).shrink_report  # nothing is left to remove
+    assert twice.parameters[0] == twice.parameters[1]
 
 
 def check_mixed_precision(folder: Path) -> None:
