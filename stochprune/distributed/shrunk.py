@@ -52,7 +52,7 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
     ``fully_shard``, such as the layers of a transformer. Each is gathered, shrunk on the inputs that it has when the
     model runs on the example, and split again with the same options. A unit goes if nothing *in its block* needs it:
     what joins the blocks, such as the residual stream, keeps its size. The rest of the model, such as embeddings and
-    the output layer, stays as it is, and is not gathered::
+    the output layer, stays as it is; each process copies its parts::
 
         state = sp.distributed.hardened_state(model)  # of a masked model
         set_model_state_dict(dense, state)  # a plain model that is split; of torch.distributed.checkpoint.state_dict
