@@ -162,13 +162,16 @@ def _check_equal(mesh: DeviceMesh, blocks: dict[str, nn.Module], example_inputs:
             "shrink: example_inputs differ between processes, which must all remove the same units: give all of them "
             "one example, such as that of the first process, sent by torch.distributed.broadcast"
         )
+    whole: dict[str, Any] = {}
     for prefix, block in blocks.items():
-        for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
-            if not is_dtensor(tensor) and not _same(mesh, _digest(tensor)):
-                raise ValueError(
-                    f"shrink: {prefix}.{name} differs between processes, which must all remove the same units: make it "
-                    f"equal with torch.distributed.broadcast"
-                )
+        tensors = [*block.named_parameters(prefix), *block.named_buffers(prefix)]
+        whole |= {name: _digest(tensor) for name, tensor in tensors if not is_dtensor(tensor)}
+    if not _same(mesh, whole):
+        name = next(name for name, digest in whole.items() if not _same(mesh, digest))
+        raise ValueError(
+            f"shrink: {name} differs between processes, which must all remove the same units: make it equal with "
+            f"torch.distributed.broadcast"
+        )
 
 
 def _same(mesh: DeviceMesh, value: Any) -> bool:

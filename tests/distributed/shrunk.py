@@ -161,13 +161,14 @@ def _parameters() -> list[nn.Parameter]:
 
 def check_what_fully_shard_was_told(folder: Path) -> None:
     """Meshes of two dimensions, groups inside a block, several modules in one group, parameters left out, options."""
-    parts = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("copies", "parts"))
-    for mesh in (None, parts):
+    size = dist.get_world_size()
+    parts = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("copies", "parts"))
+    for mesh, after in ((None, False), (parts, False), *([(None, 2)] if size == 4 else [])):
         model = net()
         left_out = {model.layers[0].up.bias}
         fully_shard(model.layers[0].down, mesh=mesh)
         for layer in model.layers:
-            fully_shard(layer, mesh=mesh, reshard_after_forward=False, ignored_params=left_out)
+            fully_shard(layer, mesh=mesh, reshard_after_forward=after, ignored_params=left_out)
         fully_shard([model.first, model.tail[0]], mesh=mesh)
         fully_shard(model, mesh=mesh)
         smaller = shrunk_net(model)
@@ -180,8 +181,9 @@ def check_what_fully_shard_was_told(folder: Path) -> None:
         assert not isinstance(smaller.layers[0].up.bias, DTensor)
         split_modules = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
         assert split_modules == [name for name, module in smaller.named_modules() if isinstance(module, FSDPModule)]
-        # Without resharding the block's parameters are whole after the forward pass.
-        assert not isinstance(smaller.layers[1].up.weight, DTensor) and isinstance(smaller.tail[0].weight, DTensor)
+        left = smaller.layers[1].up.weight  # whole after the forward pass without resharding, or split over two
+        assert left.device_mesh.shape[-1] == 2 if after else not isinstance(left, DTensor)
+        assert isinstance(smaller.tail[0].weight, DTensor)
         smaller.train(), loss(smaller(batch())).backward()
 
 
@@ -275,6 +277,9 @@ def check_a_transformer(folder: Path) -> None:
         model = make()
         for layer in model.model.layers:
             fully_shard(layer)
+        if not tied:  # as torchtitan splits: the embedding is a block
+            fully_shard(model.model.embed_tokens)
+            fully_shard([model.model.norm, model.lm_head])
         fully_shard(model)
         one = sp.shrink(make(), {"input_ids": ids, "use_cache": False})
         for options in ({}, {"use_cache": False}, {"attention_mask": torch.ones_like(ids).tril(7)}):
