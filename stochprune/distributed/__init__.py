@@ -3,6 +3,7 @@
 from stochprune.distributed.fsdp import shard
 from stochprune.distributed.hardened import hardened_state, save_hardened
 from stochprune.distributed.own_masks import own_dropout, own_masks
+from stochprune.distributed.shrunk import shrink
 from stochprune.distributed.tensor_parallel import MaskedColwiseParallel, MaskedRowwiseParallel
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "own_masks",
     "save_hardened",
     "shard",
+    "shrink",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 # Methods behind operators: x + y, y + x and x += y are all add.
@@ -167,4 +167,9 @@ def call_model(model: nn.Module, example_inputs: Any) -> Any:
 
 def copied(example_inputs: Any) -> Any:
     """Return the example inputs with copies of their tensors, for a model that may write into its input."""
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), example_inputs)
+    return mapped(example_inputs, lambda tensor: tensor.detach().clone())
+
+
+def mapped(example_inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of the example inputs, also of objects such as a cache, with other tensors in it."""
+    return copy.deepcopy(example_inputs, {id(tensor): function(tensor) for tensor in tensors_in(example_inputs)})

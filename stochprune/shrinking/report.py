@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+Number = TypeVar("Number", int, float)
 Shape = tuple[int, ...]
 
 
@@ -54,6 +56,31 @@ class ShrinkReport:
         lines = _table(rows)
         lines += [f"kept: {k.units} of {k.layer or 'the model'}: each {k.reason}" for k in self.kept]
         return "\n".join(lines)
+
+
+def joined(reports: Mapping[str, ShrinkReport], child: str) -> ShrinkReport:
+    """Return one report of separate parts of a model, by the part's name; its numbers are sums over the parts.
+
+    Args:
+        child: the name of the part in the model that its report is on.
+    """
+
+    def renamed(part: str, name: str) -> str:
+        return part + name.removeprefix(child)
+
+    whole = reports.values()
+    return ShrinkReport(
+        parameters=_sums([report.parameters for report in whole]),
+        macs=_sums([report.macs for report in whole]),
+        milliseconds=_sums([report.milliseconds for report in whole]),
+        changed={renamed(part, name): each for part, r in reports.items() for name, each in r.changed.items()},
+        removed=tuple(renamed(part, name) for part, r in reports.items() for name in r.removed),
+        kept=tuple(replace(kept, layer=renamed(part, kept.layer)) for part, r in reports.items() for kept in r.kept),
+    )
+
+
+def _sums(pairs: Sequence[tuple[Number, Number]]) -> tuple[Number, Number]:
+    return sum(before for before, _ in pairs), sum(after for _, after in pairs)
 
 
 def _row(name: str, numbers: tuple[int, int]) -> tuple[str, str, str, str]:

@@ -58,8 +58,9 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
 
     Raises:
         TypeError: a model that is not a module.
-        ValueError: a model with masked layers or gated branches, or one that is split over processes; inputs or outputs
-            without a tensor, empty or sparse inputs, inputs on which the model fails.
+        ValueError: a model with masked layers or gated branches, or one that is split over processes (see
+            :func:`stochprune.distributed.shrink`); inputs or outputs without a tensor, empty or sparse inputs, inputs
+            on which the model fails.
         RuntimeError: the smaller model's outputs on the example inputs differ from those of the model by more than 1e-5
             of the largest (eight times the dtype's precision, where that is more).
     """
@@ -100,8 +101,9 @@ def _check(model: nn.Module, example_inputs: Any) -> None:
     for name, module in model.named_modules():
         if is_split(module):
             raise ValueError(
-                f"shrink: {name or 'the model'} is split over processes, but shrink runs a whole model in one: load "
-                f"the pruned weights into a plain model on a CPU, and shrink that. Of a masked model "
+                f"shrink: {name or 'the model'} is split over processes, but this shrink runs a whole model in one: "
+                f"stochprune.distributed.shrink shrinks one that fully_shard splits, block by block. Or load the "
+                f"pruned weights into a plain model on a CPU, and shrink that. Of a masked model "
                 f"stochprune.distributed.save_hardened writes them; of a hardened one torch's get_model_state_dict "
                 f"returns them, with StateDictOptions(full_state_dict=True, cpu_offload=True)"
             )
@@ -111,6 +113,11 @@ def _check(model: nn.Module, example_inputs: Any) -> None:
             raise ValueError(
                 f"shrink: {name or 'the model'} ({type(module).__name__}) is masked: call stochprune.harden first"
             )
+    check_example(example_inputs)
+
+
+def check_example(example_inputs: Any) -> None:
+    """Refuse example inputs of :func:`shrink` without a tensor, or with one that is empty or sparse."""
     tensors = tensors_in(example_inputs)
     if not tensors or any(not tensor.numel() or tensor.layout != torch.strided for tensor in tensors):
         raise ValueError(
@@ -240,15 +247,22 @@ def _report(model: nn.Module, smaller: nn.Module, example_inputs: Any, removed: 
 
 
 def _milliseconds(model: nn.Module, smaller: nn.Module, example_inputs: Any) -> tuple[float, float]:
-    """Return the time of a forward pass of both models: the fastest of a few, in which the models take turns."""
+    """Return the time of a forward pass of both models: the fastest of a few, in which the models take turns.
+
+    It has the time of a copy of the inputs, because a model may write into them, or add to a cache among them.
+    """
     timers = []
     for each in (model, smaller):
-        run = partial(call_model, copy.deepcopy(each).eval(), copied(example_inputs))
+        run = partial(_run, copy.deepcopy(each).eval(), example_inputs)
         timers.append(Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()))
     with torch.no_grad(), unchanged_random_state(model):
         times = [[1e3 * timer.timeit(1).mean for timer in timers] for _ in range(REPETITIONS)]
     before, after = map(min, zip(*times, strict=True))
     return before, after
+
+
+def _run(model: nn.Module, example_inputs: Any) -> None:
+    call_model(model, copied(example_inputs))
 
 
 def _parameters(model: nn.Module) -> int:

@@ -40,7 +40,10 @@ def check_the_page(folder: Path) -> None:
     os.chdir(folder)
     dense = Blocks()
     masks = sp.masks.from_scores(sp.scores.magnitude(dense), 0.5)
-    names = {"dense": fully_shard(Blocks()), "masks": masks, "plain": Blocks(), "example_inputs": batch()}
+    split = Blocks()
+    for layer in split.layers:
+        fully_shard(layer)
+    names = {"dense": fully_shard(split), "masks": masks, "plain": Blocks(), "example_inputs": batch()}
     for code in blocks(ROOT / "docs" / "distributed.md", "python"):
         for eight, four in FOUR.items():
             code = code.replace(eight, four)

@@ -1,4 +1,4 @@
-"""A training in the processes that torch.distributed.run starts: ``distributed.py FOLDER``."""
+"""Trainings in the processes that torch.distributed.run starts: ``distributed.py FOLDER NAME``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+import stochprune as sp
 from tests.integrations import tiny
 
 TERMS = {"distillation": 0.3, "mask_l0": 1e-4, "sparsity": 0.5, "budget_schedule": "cubic", "max_grad_norm": 0.0}
 
 
-def main(folder: Path, processes: int, rank: int) -> None:
+def masks(folder: Path, processes: int, rank: int) -> None:
     """Train on eight texts a step; the third loss is NaN in one process. Store the parameters and what was logged."""
     model, count = tiny.masked(), 0
 
@@ -31,6 +33,27 @@ def main(folder: Path, processes: int, rank: int) -> None:
     torch.save([model.state_dict(), logs[:-1]], folder / f"{processes}-{rank}.pt")
 
 
+def dropout(folder: Path, processes: int, rank: int) -> None:
+    """Train updates on one text that all processes have; store the first outputs of a layer, and the parameters.
+
+    Without dropout, with it, and with it from a checkpoint on.
+    """
+    for name, rate, resumed in (("without", 0.0, False), ("whole", 0.5, False), ("resumed", 0.5, True)):
+        model, first = sp.nn.add_lora(tiny.masked(), 2, dropout=rate, include="*.q_proj.*", seed=7), []
+        layer = model.model.layers[0].self_attn.q_proj
+        nn.init.constant_(layer.lora_B, 0.5)
+
+        def keep(module: nn.Module, inputs: object, outputs: Tensor, to: list[Tensor] = first) -> None:
+            to.append(outputs.detach().clone())
+
+        layer.register_forward_hook(keep)
+        changes = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 1}
+        trainer = tiny.trainer(folder / f"rate {rate}", model, data=tiny.texts(1) * 8, **changes)
+        trainer.train(resume_from_checkpoint=str(folder / f"rate {rate}" / "checkpoint-2") if resumed else None)
+        torch.save([first[0], model.state_dict()], folder / f"{name}-{rank}.pt")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main(Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")))
+    place = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    {"masks": masks, "dropout": dropout}[sys.argv[2]](Path(sys.argv[1]), *place)

@@ -154,3 +154,20 @@ def test_wrong_arguments_are_refused(transformers):
         callback(ramp=1.5)
     with pytest.raises(TypeError, match="rump"):
         callback(rump=0.5)
+
+
+@pytest.mark.parametrize(("split", "numbered", "rank"), [(None, None, 3), (1, None, 3), (2, None, None), (None, 1, 1)])
+def test_processes_with_the_same_activations_keep_the_same_dropout(
+    transformers, tmp_path, monkeypatch, split, numbered, rank
+):
+    """In process 3: those of a tensor-parallel group, and those that the user has numbered."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 4)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None: 3)
+    model = sp.nn.add_lora(tiny.masked(), 2, dropout=0.5, include="*.q_proj.*")
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.mask_rank = model.model.layers[1].self_attn.q_proj.mask_rank = numbered
+    model._tp_size = split
+    args = transformers.TrainingArguments(**tiny.settings(tmp_path))
+    callback().on_train_begin(args, transformers.TrainerState(max_steps=4), None, model)
+    assert layer.mask_rank == rank

@@ -335,3 +335,25 @@ def test_outputs_in_objects_are_seen() -> None:
 
     report = smaller.shrink_report
     assert report.parameters[0] == report.parameters[1] and smaller.a.out_features == 6
+
+
+class _Memory:
+    """An object that a model adds to, as to a cache of keys and values."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def added(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return torch.cat(self.seen, 1)
+
+
+def test_inputs_that_grow_are_as_given_in_each_run() -> None:
+    def forward(self: Net, x: Tensor, memory: _Memory) -> Tensor:
+        return self.down(memory.added(self.up(x)).relu())
+
+    model = Net(forward, up=zero(nn.Linear(6, 8), 2, 5), down=nn.Linear(8, 6))
+    x, memory = torch.randn(2, 3, 6), _Memory()
+    smaller = sp.shrink(model, (x, memory))
+    assert memory.seen == [] and smaller.up.weight.shape == (6, 6)
+    torch.testing.assert_close(smaller(x, _Memory()), model(x, _Memory()))

@@ -7,10 +7,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from stochprune.extras import extra
 from stochprune.integrations.budget_plan import BudgetHolder, measured
+from stochprune.nn.add_lora import updated_layers
 from stochprune.runs.files import CheckpointError, Kinds, load_tensors, require, save_tensors
 from stochprune.training.budget import Budget
 
@@ -35,6 +37,9 @@ class MaskCallback(BudgetHolder, TrainerCallback, ExportableState):
     training continues it, whatever ``restore_callback_states_from_checkpoint`` is. The masks at the start, which
     ``flipped`` counts from, are in a file of the checkpoint's folder.
 
+    Under DDP each process drops activations of its own in layers with a low-rank update, see
+    :func:`stochprune.distributed.own_dropout`.
+
     :class:`stochprune.integrations.transformers.MaskTrainer` has a callback of this type of its own.
 
     The arguments and attributes are those of :class:`stochprune.integrations.budget_plan.BudgetHolder`.
@@ -55,6 +60,7 @@ class MaskCallback(BudgetHolder, TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        _own_dropout(model, args)
         self.budget = self.plan.make(model, state.max_steps)
         if state.global_step:
             position = attributes_of(self, state, {"position": dict})["position"]
@@ -97,6 +103,16 @@ class MaskCallback(BudgetHolder, TrainerCallback, ExportableState):
             budget.load_state_dict({**position, **tensors})
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path.parent} does not fit the model or its budget: {error}") from error
+
+
+def _own_dropout(model: nn.Module, args: TrainingArguments) -> None:
+    """Let each process drop activations of its own, unless they share these, or somebody has numbered them."""
+    split = getattr(model, "_tp_size", None) or getattr(args.parallelism_config, "tp_size", 1)
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if several and split == 1 and any(layer.mask_rank is None for layer in updated_layers(model).values()):
+        from stochprune.distributed import own_dropout  # here: the import takes long
+
+        own_dropout(model)
 
 
 def attributes_of(callback: TrainerCallback, state: TrainerState, kinds: Kinds) -> dict[str, Any]:
