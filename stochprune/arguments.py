@@ -89,7 +89,7 @@ def check_fields(record: Any) -> None:
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise ValueError(f"{what}: {name} must be {in_words(kind)}, got {shown(value)}")
         if not all(is_finite(item) for item in (value if isinstance(value, tuple) else (value,))):
-            finite = in_words(kind).replace("a number", "a finite number")
+            finite = in_words(kind).replace("number", "finite number")
             raise ValueError(f"{what}: {name} must be {finite}, got {shown(value)}")
         if isinstance(value, np.generic):
             object.__setattr__(record, name, value.item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import types
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import stochprune as sp
-from stochprune.arguments import checked, fits, in_words
+from stochprune.arguments import check_fields, checked, fits, in_words
 
 T = TypeVar("T")
 FITTING = [
@@ -124,3 +125,14 @@ def test_a_refusal_is_one_short_line():
     with pytest.raises(TypeError) as caught:
         scaled([list(range(1000))] * 1000 + ["\n"])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@dataclasses.dataclass
+class Levels:
+    levels: tuple[float, ...]
+
+
+def test_fields_must_be_finite():
+    check_fields(Levels((0.5, 1)))
+    with pytest.raises(ValueError, match=r"Levels: levels must be a tuple of finite numbers, got \(nan,\)"):
+        check_fields(Levels((float("nan"),)))
