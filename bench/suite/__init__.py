@@ -16,3 +16,6 @@ A case is one op at one shape. Its contenders take turns in one process, and eac
 
 The modules import each other relatively, because a clone without an installation imports them as ``bench.suite``.
 """
+
+KIND = "benchmark suite"
+"""The ``kind`` of a file of results, by which a report knows it. It stands here because this file imports nothing."""

@@ -25,11 +25,10 @@ from stochprune.runs.progress import ProgressBar
 from stochprune.runs.results import record_of
 from stochprune.runs.run import Run, open_run, run_folder
 
-from . import roof
+from . import KIND, roof
 from .about import about
 from .case import DTYPES, Case
 from .cases import chosen
-from .compare import KIND
 from .measure import Settings, measure
 from .ops import OPS
 from .roof import Roof

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stochprune.bench import cases, run
+from stochprune.bench import KIND, cases, run
 from stochprune.bench.case import Case
 from stochprune.bench.ops import OPS, linear_ways
 from stochprune.bench.row import Row, fast_p
@@ -54,7 +54,7 @@ def test_rows_of_every_contender(few, tmp_path):
     found = bench(tmp_path)
     assert found.exit_code == 0, found.output
     content = results(tmp_path)
-    assert content["left"] == 0 and content["kind"] == run.KIND and content["roof"]["bandwidth"] > 0
+    assert content["left"] == 0 and content["kind"] == KIND and content["roof"]["bandwidth"] > 0
     rows = {(row["mode"], row["contender"], row["part"]): row for row in content["rows"]}
     assert len(rows) == (3 + 2) * 4
     for (mode, contender, _), row in rows.items():
