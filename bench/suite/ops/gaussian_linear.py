@@ -58,7 +58,7 @@ class GaussianLinear(LayerOp):
             x = one.x.double()
             mean, deviation, found = x @ mu.T, (x.square() @ deviation.square().T).sqrt(), one.y
         e = rng.normal(*mean.shape, seed=SEED, draw=1, stream=STREAM, device=mean.device)
-        return Verdict(laws.near("the contract's value", found, mean + deviation * e, one.x.dtype))
+        return Verdict(laws.near("the contract's value", found, mean + deviation * e, one.dtype))
 
 
 def dense(mu: Tensor, rho: Tensor, bias: Tensor) -> Forward:

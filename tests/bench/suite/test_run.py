@@ -161,7 +161,13 @@ def test_fast_p_counts_wrong_as_slow():
 
 @pytest.mark.parametrize("times", [(8.0, 3.0), (3.0, 8.0)])
 def test_the_fastest_of_several_eager_ways_is_the_measure(times):
-    rows = [row("eager", times[0]), row("eager, bernoulli", times[1]), row("eager, again", None, "nan"), row("ours", 4.0), row("compile", 2.0)]
+    rows = [
+        row("eager", times[0]),
+        row("eager, bernoulli", times[1]),
+        row("eager, again", None, "nan"),
+        row("ours", 4.0),
+        row("compile", 2.0),
+    ]
     rows += [row("eager", 1.0, law="fixed")]  # of another law
     found = {speed["contender"]: speed for speed in fast_p(rows)}
     assert [*found] == ["ours", "compile"] and found["ours"]["fast_1"] == 0
