@@ -72,7 +72,7 @@ class Conv2d(LayerOp):
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
         """Compare with the law of the contender."""
         weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
-        return laws.fixed(weight, one) if contender == "dense" else laws.bernoulli(weight, logits, one, other)
+        return laws.fixed(weight, one) if self.laws[contender] == "none" else laws.bernoulli(weight, logits, one, other)
 
     def work(self, case: Case, part: str) -> Work:
         """Count two operations for each weight and pixel, with those of the border, and every tensor once."""

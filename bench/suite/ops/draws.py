@@ -78,7 +78,7 @@ class Draws(LayerOp):
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
         """Compare with the law of the contender; the draws of a pass have different masks."""
         weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
-        if contender == "dense":
+        if self.laws[contender] == "none":
             return laws.fixed(weight, one)
         keep = one.sampled != 0
         if torch.equal(keep[0], keep[1]):

@@ -35,6 +35,7 @@ class LayerOp(abc.ABC):
         parameter: name of the tensor that the distribution of a weight has besides the weight.
         product: what the layer does with its weights.
         features: the dimension of x that the weight multiplies; dimension 1 of a weight has the same entries.
+        others: contenders of a user, see :mod:`.outside`.
     """
 
     baseline = "dense"
@@ -42,6 +43,7 @@ class LayerOp(abc.ABC):
     parameter = "logits"
     product: Product = LINEAR
     features = 1
+    others: Mapping[str, Make] = {}
 
     @abc.abstractmethod
     def made(self, contender: str, case: Case, like: Tensor) -> tuple[Make, Within]:
@@ -93,7 +95,11 @@ class LayerOp(abc.ABC):
     def way(self, contender: str, case: Case, x: Tensor, grad: Tensor) -> Way:
         """Return a contender on an input, with the gradient of its output."""
         tensors = self.tensors(contender, case, x.device)
-        make, within = self.made(contender, case, x)
+        within: Within = contextlib.nullcontext
+        if contender in self.others:
+            make = self.others[contender]
+        else:
+            make, within = self.made(contender, case, x)
         forward = make(*tensors.values())
         weights = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("weight"))
         x = x.requires_grad_(x.is_floating_point())
