@@ -34,8 +34,9 @@ def with_contenders(ops: Mapping[str, Op], given: str) -> tuple[dict[str, Op], d
         found = getattr(module, attribute)
         source = inspect.getsource(module)
     except Exception as error:  # the module of a user may raise anything
+        said = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"contenders: {given!r:.200} must be module:attribute of a Python file: {type(error).__name__}: {error}; "
+            f"contenders: {given!r:.200} must be module:attribute of a Python file: {type(error).__name__}: {said}; "
             "the folder of the module must be on PYTHONPATH"
         ) from error
     extended = dict(ops)

@@ -107,7 +107,8 @@ def test_what_cannot_be_used_is_one_line(tmp_path, module, attribute, named):
     assert "Traceback" not in ended.output and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["no_such_module:X", "math", ":", ".:x", "..x:y", "math:pi", "a b:c"])
+@pytest.mark.parametrize("text", ["no_such_module:X", "math", ":", ".:x", "..x:y", "math:pi", "a b:c", "json:x\ny"])
 def test_what_is_no_module_is_one_line(tmp_path, text):
     ended = run(tmp_path / "out", text)
     assert ended.exit_code == 1 and "PYTHONPATH" in ended.output and "Traceback" not in ended.output
+    assert ended.output.count("\n") == 1
