@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import suite_tables
-from bench.suite_tables import KIND
+from bench.suite import KIND
 from bench.tables import Row
 from stochprune.runs.files import CheckpointError, read_json
 

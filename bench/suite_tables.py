@@ -7,8 +7,6 @@ from typing import Any
 
 from bench.tables import Row, table
 
-KIND = "benchmark suite"
-
 
 def about(found: Row) -> str:
     """Return the machine, the versions and the commit of a run."""

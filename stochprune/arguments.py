@@ -11,7 +11,7 @@ import reprlib
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -20,14 +20,30 @@ from torch import Tensor
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 WORDS = {
-    int: "an integer",
-    float: "a number",
-    str: "text",
-    bool: "True or False",
-    list: "a list",
-    dict: "a mapping",
-    type(None): "None",
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    bool: ("True or False", "values True or False"),
+    bytes: ("bytes", "values of bytes"),
+    list: ("a list", "lists"),
+    dict: ("a mapping", "mappings"),
+    tuple: ("a tuple", "tuples"),
+    set: ("a set", "sets"),
+    frozenset: ("a set", "sets"),
+    type: ("a class", "classes"),
+    object: ("an object", "objects"),
+    Any: ("an object", "objects"),
+    Tensor: ("a dense and real torch.Tensor with values", "dense and real torch.Tensors with values"),
+    None: ("None", "None"),
+    type(None): ("None", "None"),
+    collections.abc.Callable: ("a function", "functions"),
+    collections.abc.Mapping: ("a mapping", "mappings"),
+    collections.abc.Sequence: ("a sequence", "sequences"),
+    collections.abc.Collection: ("a collection", "collections"),
+    collections.abc.Iterable: ("an iterable", "iterables"),
+    collections.abc.Iterator: ("an iterator", "iterators"),
 }
+"""One value of a type, and several of them."""
 
 
 def checked(function: Function) -> Function:
@@ -73,7 +89,7 @@ def check_fields(record: Any) -> None:
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise ValueError(f"{what}: {name} must be {in_words(kind)}, got {shown(value)}")
         if not all(is_finite(item) for item in (value if isinstance(value, tuple) else (value,))):
-            finite = in_words(kind).replace("a number", "a finite number")
+            finite = in_words(kind).replace("number", "finite number")
             raise ValueError(f"{what}: {name} must be {finite}, got {shown(value)}")
         if isinstance(value, np.generic):
             object.__setattr__(record, name, value.item())
@@ -139,25 +155,44 @@ def _items_fit(origin: type, inner: tuple[Any, ...], value: Any) -> bool:
     return True  # to look at an iterator would use it up
 
 
-def in_words(kind: Any) -> str:
-    """Return an annotation in words."""
-    if isinstance(kind, TypeVar):
-        return " or ".join(in_words(part) for part in kind.__constraints__ or (kind.__bound__ or object,))
+def in_words(kind: Any, *, several: bool = False) -> str:
+    """Return an annotation in words: ``a list of integers`` or, of several values, ``lists of integers``."""
     origin, inner = get_origin(kind), get_args(kind)
-    if kind is Tensor:
-        return "a dense and real torch.Tensor with values"
-    if kind in WORDS or kind is None:
-        return WORDS[kind or type(None)]
+    if isinstance(kind, TypeVar):
+        return _either(kind.__constraints__ or (kind.__bound__ or object,), several)
+    if origin is Annotated:
+        return in_words(inner[0], several=several)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        choices = f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
+        return f"values that are {choices}" if several else choices
     if origin in (Union, types.UnionType):
-        return " or ".join(in_words(part) for part in inner)
-    if origin is collections.abc.Callable:
-        return "a function"
+        return _either(inner, several)
+    name = _name(origin or kind, several)
     if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
-        return f"a mapping from {in_words(inner[0])} to {in_words(inner[1])}"
-    if isinstance(origin, type) and issubclass(origin, collections.abc.Sequence):
-        items = inner[:1] if inner[-1] is Ellipsis or not issubclass(origin, tuple) else inner
-        return f"a {origin.__name__.lower()} of {', '.join(in_words(item) for item in items)}"
-    kind = origin or kind
-    return f"of class {kind.__module__.split('.')[0]}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
+        return f"{name} from {in_words(inner[0], several=True)} to {in_words(inner[1], several=True)}"
+    if isinstance(origin, type) and issubclass(origin, tuple) and inner[-1] is not Ellipsis:
+        alike = len({*inner}) == 1
+        return f"{name} of {len(inner)} {in_words(inner[0], several=True)}" if alike else f"{name} of {_list(inner)}"
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Iterable) and origin in WORDS:
+        return f"{name} of {in_words(inner[0], several=True)}"
+    return name
+
+
+def _name(kind: Any, several: bool) -> str:
+    """Return a type without its parameters in words."""
+    if kind in WORDS:
+        return WORDS[kind][several]
+    if not isinstance(kind, type):
+        return str(kind)
+    name = f"{kind.__module__.split('.')[0]}.{kind.__qualname__}".removeprefix("builtins.")
+    return f"instances of {name}" if several else f"an instance of {name}"
+
+
+def _either(kinds: tuple[Any, ...], several: bool) -> str:
+    words = " or ".join(dict.fromkeys(in_words(kind, several=several) for kind in kinds))
+    return f"({words})" if several and " or " in words else words
+
+
+def _list(kinds: tuple[Any, ...]) -> str:
+    *first, last = [in_words(kind) for kind in kinds]
+    return f"{', '.join(first)} and {last}"

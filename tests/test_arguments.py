@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stochprune.arguments import checked, fits, in_words
+import stochprune as sp
+from stochprune.arguments import check_fields, checked, fits, in_words
 
 T = TypeVar("T")
 FITTING = [
@@ -43,7 +48,53 @@ FITTING = [
 def test_values_fit_their_annotations(kind, good, bad):
     assert [value for value in good if not fits(kind, value)] == []
     assert [value for value in bad if fits(kind, value)] == []
-    assert "typing" not in in_words(kind) or kind is Any
+    assert "typing" not in in_words(kind)
+
+
+SENTENCES = {
+    list[int]: "a list of integers",
+    list[list[float]] | None: "a list of lists of numbers or None",
+    Sequence[str | None]: "a sequence of (texts or None)",
+    list[nn.Module]: "a list of instances of torch.Module",
+    Mapping[str, nn.Module | float] | None: "a mapping from texts to (instances of torch.Module or numbers) or None",
+    dict[str, list[bool]]: "a mapping from texts to lists of values True or False",
+    str | type | Sequence[str | type]: "text or a class or a sequence of (texts or classes)",
+    tuple[float, float]: "a tuple of 2 numbers",
+    tuple[str, int, Tensor]: "a tuple of text, an integer and a dense and real torch.Tensor with values",
+    tuple[Path, ...]: "a tuple of instances of pathlib.Path",
+    Callable[[int], int] | None: "a function or None",
+    Sequence[Callable[[int], int]]: "a sequence of functions",
+    list[Any]: "a list of objects",
+    Iterable[tuple[Tensor, Tensor]]: "an iterable of tuples of 2 dense and real torch.Tensors with values",
+    list[Literal["a", "b"]] | Literal[False]: "a list of values that are one of a, b or False",
+    type[nn.Module]: "a class",
+    nn.Linear | type[nn.Linear] | type[nn.Conv2d]: "an instance of torch.Linear or a class",
+}
+
+
+@pytest.mark.parametrize("kind", SENTENCES, ids=str)
+def test_annotations_in_words(kind):
+    assert in_words(kind) == SENTENCES[kind]
+
+
+def public_annotations():
+    """The annotations of all public functions and configurations, by the argument's name."""
+    for module in (sp, sp.functional, sp.nn, sp.bounds, sp.scores, sp.masks, sp.data, sp.models):
+        for name in getattr(module, "__all__", dir(module)):
+            function = getattr(module, name)
+            is_error = isinstance(function, type) and issubclass(function, Exception)
+            if not isinstance(function, types.FunctionType | type) or is_error:
+                continue
+            for parameter in inspect.signature(function, eval_str=True).parameters.values():
+                if parameter.annotation is not parameter.empty:
+                    yield f"{name}: {parameter.name}", parameter.annotation
+
+
+def test_every_public_annotation_is_a_phrase():
+    found = dict(public_annotations())
+    assert len(found) > 300
+    wrong = re.compile(r"\b(a|an|of|to|from|or) (of|to|or)\b|\b(a|an) (a|an)\b|typing|builtins|collections|<")
+    assert {name: in_words(kind) for name, kind in found.items() if wrong.search(in_words(kind))} == {}
 
 
 @checked
@@ -74,3 +125,14 @@ def test_a_refusal_is_one_short_line():
     with pytest.raises(TypeError) as caught:
         scaled([list(range(1000))] * 1000 + ["\n"])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@dataclasses.dataclass
+class Levels:
+    levels: tuple[float, ...]
+
+
+def test_fields_must_be_finite():
+    check_fields(Levels((0.5, 1)))
+    with pytest.raises(ValueError, match=r"Levels: levels must be a tuple of finite numbers, got \(nan,\)"):
+        check_fields(Levels((float("nan"),)))

@@ -56,6 +56,16 @@ LAYERS = [
     for tokens in (32, 128)
     for mode in MODES
 ]
+LAYERS += [
+    Case("layers", "embedding", _linear(*sizes), mode=mode)
+    for sizes in ((1024, 64, 128), (8192, 256, 128), (8192, 256, 1024))
+    for mode in MODES
+]
+LAYERS += [
+    Case("layers", "attention", {"examples": 8, "tokens": tokens, "width": width}, mode=mode)
+    for tokens, width in ((32, 64), (128, 256), (128, 512))
+    for mode in MODES
+]
 MODELS = [
     Case("models", op, {"examples": examples}, mode=mode, parts=("step",))
     for op, examples in (("resnet20", 128), ("resnet18", 64), ("vgg16", 128), ("vit", 64))

@@ -10,11 +10,10 @@ from typing import Any, Literal
 from stochprune.runs.files import CheckpointError, read_json
 from stochprune.runs.results import record_of
 
+from . import KIND
 from .case import is_ours
 from .row import Key, Row
 
-KIND = "benchmark suite"
-"""The ``kind`` of a file of results, by which a report knows it."""
 Verdict = Literal["slower", "faster", "no difference shown"]
 
 

@@ -24,11 +24,11 @@ DEVIATIONS = 6.0
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """What a layer does with its weights, in both of them linear.
+    """What a layer does with its weights.
 
     Attributes:
         apply: maps x and the weights to y.
-        shown: maps x, which begins with unit inputs, and y to the weights.
+        shown: maps x, which begins with unit inputs, and y to the weights; y is linear in them.
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -48,8 +48,9 @@ class Pass:
         x: the input.
         y: the output, without the bias.
         grad: the gradient of y, in its shape.
-        grads: by the name of a tensor: ``x``, and those that are trained.
+        grads: by the name of a tensor: ``x`` unless it is integers, and those that are trained.
         product: of the layer.
+        weights: those of the pass, of a layer whose output does not show them.
     """
 
     x: Tensor
@@ -57,11 +58,17 @@ class Pass:
     grad: Tensor
     grads: Mapping[str, Tensor]
     product: Product = LINEAR
+    weights: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the layer's products."""
+        return self.grad.dtype
 
     @property
     def sampled(self) -> Tensor:
         """The weights of the pass, float64."""
-        return self.product.shown(self.x, self.y).double()
+        return (self.product.shown(self.x, self.y) if self.weights is None else self.weights).double()
 
 
 def probe(rows: int, cols: int, tokens: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -85,7 +92,7 @@ def bernoulli(weight: Tensor, logits: Tensor, one: Pass, other: Pass) -> str | N
         return wrong
     if torch.equal(keep, other.sampled != 0):
         return "two passes have the same mask"
-    return near("weights", one.sampled, weight * keep, one.x.dtype) or masked(weight, logits, keep, one)
+    return near("weights", one.sampled, weight * keep, one.dtype) or masked(weight, logits, keep, one)
 
 
 def shares(keep: Tensor, logits: Tensor) -> str | None:
@@ -105,7 +112,8 @@ def dependent(keep: Tensor, q: Tensor) -> bool:
     """Return True if the entries of a mask are not independent within rows or within columns.
 
     With z the standardised entries, the square of a sum of n independent ones has the mean n, and the variance
-    2 n^2 + n (E z^4 - 3). The mean of c such squares is compared with n.
+    2 n^2 + n (E z^4 - 3). The mean of c such squares is compared with n, as a chi square of the same variance (Wilson
+    and Hilferty 1931).
 
     Args:
         keep: the mask [..., K], bool.
@@ -115,8 +123,8 @@ def dependent(keep: Tensor, q: Tensor) -> bool:
     z, fourth = (keep.double() - q) / variance.sqrt(), (1 / variance).mean().item()
     z = z.reshape(-1, z.shape[-1])
     for sums, n in ((z.sum(0), len(z)), (z.sum(1), z.shape[1])):
-        spread = math.sqrt((2 + fourth / n) / len(sums))
-        if n > 1 and (sums.square().mean() / n).item() > 1 + DEVIATIONS * spread:
+        spread = (2 + fourth / n) / len(sums) / 9  # of the cube root, which is nearly normal even for a few squares
+        if n > 1 and (sums.square().mean() / n).item() > (1 - spread + DEVIATIONS * math.sqrt(spread)) ** 3:
             return True
     return False
 
@@ -145,9 +153,7 @@ def inclusion(
     """
     n, m = pattern
     keep = one.sampled != 0
-    if wrong := near("weights", one.sampled, weight.double() * keep, one.x.dtype) or grouped(
-        weight, keep, through, one
-    ):
+    if wrong := near("weights", one.sampled, weight.double() * keep, one.dtype) or grouped(weight, keep, through, one):
         return wrong
     if not (keep.unflatten(1, (-1, m)).sum(-1) == n).all():
         return f"a group keeps another number than {n} of {m}"
@@ -238,17 +244,20 @@ def _products(weight: Tensor, found: Pass) -> tuple[str | None, Tensor]:
     Returns:
         What is wrong, or None; and the gradient of the weights.
     """
-    x, w = found.x.double().requires_grad_(), weight.detach().requires_grad_()
+    x = found.x.double().requires_grad_() if found.x.is_floating_point() else found.x
+    w = weight.detach().requires_grad_()
     y = found.product.apply(x, w)
-    dx, g = torch.autograd.grad(y, [x, w], found.grad.double())
-    return near("output", found.y, y.detach(), found.x.dtype) or _gradients({"x": dx}, found), g
+    given = {name: tensor for name, tensor in (("weight", w), ("x", x)) if tensor.requires_grad}
+    grads = dict(zip(given, torch.autograd.grad(y, [*given.values()], found.grad.double()), strict=True))
+    g = grads.pop("weight")
+    return near("output", found.y, y.detach(), found.dtype) or _gradients(grads, found), g
 
 
 def _gradients(expected: Mapping[str, Tensor], found: Pass) -> str | None:
     """Compare those gradients that a pass has; the draws of a tensor that serves several of them are added."""
     for name, grad in found.grads.items():
         if name in expected:
-            wrong = near(f"gradient of {name}", grad, expected[name].sum_to_size(grad.shape), found.x.dtype)
+            wrong = near(f"gradient of {name}", grad, expected[name].sum_to_size(grad.shape), found.dtype)
             if wrong is not None:
                 return wrong
     return None

@@ -9,7 +9,7 @@ import io
 import os
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from stochprune.runs.progress import ProgressBar
 from stochprune.runs.results import record_of
 from stochprune.runs.run import Run, open_run, run_folder
 
-from . import roof
+from . import KIND, roof
 from .about import about
-from .case import DTYPES, Case
+from .case import DTYPES, Case, Op
 from .cases import chosen
-from .compare import KIND
 from .measure import Settings, measure
 from .ops import OPS
+from .outside import with_contenders
 from .roof import Roof
 from .row import Row, fast_p
 from .scaling import slopes
@@ -61,6 +61,7 @@ class SuiteConfig(Config):
     small: bool = option(False, "Run every case at sizes of at most 48: a quick look, whose times mean nothing.")
     seconds: float = option(5.0, "Seconds of a case; it takes more if seven rounds need it.", POSITIVE)
     threads: int = option(0, "Threads of the processor; 0 means as many as torch has.", THREADS)
+    contenders: str = option("", "Contenders of your own: module:attribute, see docs/benchmark.md.")
 
 
 def run(
@@ -73,22 +74,23 @@ def run(
 
     Returns:
         The folder, and the content of its ``results.json``: ``kind``, ``configuration``, ``versions``, ``commit``,
-        ``machine``, ``device``, ``backend``, ``torch``, ``threads``, ``date`` and ``load`` (of the machine) at the
-        beginning, ``roof``, ``rows``
+        ``machine``, ``device``, ``backend``, ``torch``, ``threads``, ``contenders`` (a digest of the file that defines
+        them, if there is one), ``date`` and ``load`` (of the machine) at the beginning, ``roof``, ``rows``
         (see :class:`.row.Row`), ``fast_p``, ``slopes`` (see :class:`.scaling.Slope`) and ``left``, the number of cases
         that are not finished.
 
     Raises:
-        ValueError: an unknown group, no case, an unknown device.
+        ValueError: an unknown group, no case, an unknown device; ``contenders`` that cannot be used.
         CheckpointError: a damaged file of an earlier run, or another process is running this one.
     """
     here = device_of(device)
     cases = chosen(config.groups, config.only, config.small)
     with _threads(config.threads):
-        facts: dict[str, Any] = {**about(here), "threads": torch.get_num_threads()}
+        ops, digest = with_contenders(OPS, config.contenders)
+        facts: dict[str, Any] = {**about(here), "threads": torch.get_num_threads(), **digest}
         folder = run_folder(out, "bench", config, suffix=f"-{json_digest(facts)[:8]}")
         with open_run(config, folder) as held:
-            suite = Suite(cases, Settings(here, config.seconds), facts, held)
+            suite = Suite(cases, ops, Settings(here, config.seconds), facts, held)
             if suite.todo:
                 suite.run()
             return folder, suite.write()
@@ -97,8 +99,10 @@ def run(
 class Suite:
     """The plugin that gives pytest its cases, and keeps their rows."""
 
-    def __init__(self, cases: list[Case], settings: Settings, facts: dict[str, Any], held: Run) -> None:
-        self.cases, self.settings, self.held = cases, settings, held
+    def __init__(
+        self, cases: list[Case], ops: Mapping[str, Op], settings: Settings, facts: dict[str, Any], held: Run
+    ) -> None:
+        self.cases, self.ops, self.settings, self.held = cases, ops, settings, held
         assert held.folder is not None
         path = held.folder / "results.json"
         found = read_json(path, "result") if path.is_file() else {"rows": []}
@@ -132,7 +136,7 @@ class Suite:
         """Measure a case and keep its rows."""
         self.bar.begin(case.name)
         try:
-            self.rows += measure(case, OPS[case.op], self.settings, self.roof, benchmark)
+            self.rows += measure(case, self.ops[case.op], self.settings, self.roof, benchmark)
             self.write()
         except (Stopped, OSError) as error:  # pytest would take them for a failed test
             self.raised = error

@@ -10,6 +10,7 @@ from typing import Any
 from mkdocs.structure.pages import Page
 
 from bench import suite_tables, tables
+from bench.suite import KIND
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 MARK = re.compile(r"^<!-- ledger: ([\w-]+) -->$", re.MULTILINE)
@@ -29,7 +30,7 @@ def newest(kind: str) -> dict[str, Any] | None:
 
 def is_suite(found: dict[str, Any]) -> bool:
     """Return True for a run of the suite; files from before 2026-11-22 are of another benchmark."""
-    return found.get("kind") == suite_tables.KIND
+    return found.get("kind") == KIND
 
 
 def cpu_about() -> str:

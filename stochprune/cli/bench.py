@@ -80,6 +80,7 @@ def run_suite(
     ] = False,
     seconds: Annotated[float, typer.Option(help="Seconds of a case; it takes more if seven rounds need it.")] = 5.0,
     threads: Annotated[int, typer.Option(help="Threads of the processor; 0 means as many as torch has.")] = 0,
+    contenders: Annotated[str, typer.Option(help="Contenders of your own: module:attribute of a Python file.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     device: Device = "",
 ) -> None:
@@ -89,7 +90,7 @@ def run_suite(
     no time, and the exit status is 1 if it is ours. Run the same command again to continue a run that was stopped.
     """
     suite = importlib.import_module("stochprune.bench.run")
-    config = suite.SuiteConfig(tuple(groups or GROUPS), only, small, seconds, threads)
+    config = suite.SuiteConfig(tuple(groups or GROUPS), only, small, seconds, threads, contenders)
     folder, results = suite.run(config, out=out, device=device)
     console = Console()
     console.width = max(console.width, NARROWEST)

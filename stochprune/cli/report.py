@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from stochprune.bench import KIND
 from stochprune.report.html import SourceError, read_source, render, view_of
 from stochprune.report.html.parts import View
-from stochprune.report.html.suite import KIND, comparison_view
+from stochprune.report.html.suite import comparison_view
 from stochprune.runs.files import CheckpointError
 
 

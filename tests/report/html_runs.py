@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from stochprune.bench import cases
+from stochprune.bench import KIND, cases
 from stochprune.bench import run as suite_run
 from stochprune.bench.case import Case
 from stochprune.bench.ops import OPS
 from stochprune.pac_bayes import CertifyConfig, PriorConfig, RunConfig, SelfBoundConfig, run_certify
-from stochprune.report.html import suite
 from stochprune.report.html.sources import read_content
 from stochprune.studies.finetune import run_study
 from tests.bench.suite.test_run import Few
@@ -38,7 +37,7 @@ def make_runs(out: Path) -> list[Path]:
     certified = run_certify(CERTIFY, out=out)[0]
     run_initialisation(out)
     (study,) = (path.parent for path in out.glob("tiny-*/results.json"))
-    ledgers = [path for path in sorted(LEDGERS.glob("*.json")) if read_content(path).get("kind") != suite.KIND]
+    ledgers = [path for path in sorted(LEDGERS.glob("*.json")) if read_content(path).get("kind") != KIND]
     return [finetuned, certified, study, *ledgers, run_suite(out)]
 
 

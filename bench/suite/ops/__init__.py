@@ -8,9 +8,11 @@ from functools import partial
 from stochprune import functional, models
 
 from ..case import Op
+from .attention import Attention
 from .certificate import Certificate
 from .conv2d import Conv2d
 from .draws import Draws
+from .embedding import Embedding
 from .gaussian_linear import GaussianLinear
 from .kl import BernoulliKL, GaussianKL
 from .linear import Linear
@@ -26,6 +28,8 @@ OPS: dict[str, Op] = {
     "gaussian_linear": GaussianLinear(),
     "linear_scaled": LinearScaled(),
     "conv2d": Conv2d(),
+    "embedding": Embedding(),
+    "attention": Attention(),
     "linear_draws": Draws(Linear(), functional.masked_linear),
     "conv2d_draws": Draws(Conv2d(), partial(functional.masked_conv2d, padding=1)),
     "mask": MaskedWeight(),

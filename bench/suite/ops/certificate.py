@@ -129,6 +129,11 @@ class Certificate:
         wrong = laws.near("losses", found, right, torch.float32)
         if contender in EAGER:
             wrong = wrong or _sampled(layers, networks)
+        if wrong is None:
+            losses = self.make(contender, case, device).forward()
+            expected = case.shape["draws"], case.shape["examples"]
+            if losses.shape != expected or not losses.isfinite().all():
+                wrong = f"losses {tuple(losses.shape)} of the case are not {expected} finite numbers"
         if wrong is not None or not is_ours(contender):
             return Verdict(wrong)
         found = self.made(contender, small, device, DTYPES[case.dtype])[1].forward()

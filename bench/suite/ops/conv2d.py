@@ -18,7 +18,7 @@ from .. import laws
 from ..case import DTYPES, Case, Way, Work
 from ..laws import Pass, Product
 from . import linear_ways
-from .layer import STREAM, Forward, LayerOp, Make, Within, counter, product_work, random
+from .layer import STREAM, Forward, LayerOp, Make, Within, choice, counter, product_work, random
 
 KERNEL = 3
 PROBE = {"examples": 4, "channels": 8, "filters": 32, "size": 4}
@@ -46,15 +46,24 @@ class Conv2d(LayerOp):
         x, y = (examples, channels, size, size), (examples, filters, size, size)
         return {"x": x, "y": y, "weight": weight, "parameter": weight, "bias": (filters,)}
 
-    def probe(self, case: Case, device: torch.device) -> tuple[Case, Tensor, Tensor]:
-        """Return a small case, images that begin with unit images, and a gradient of the output."""
-        small = dataclasses.replace(case, shape={**case.shape, **PROBE})
-        channels, size = PROBE["channels"], PROBE["size"]
+    def small(self, case: Case) -> Case:
+        """Return a small case, of which all weights are looked at."""
+        return dataclasses.replace(case, shape={**case.shape, **PROBE})
+
+    def shown(self, case: Case) -> tuple[Case, Tensor]:
+        """Return the case of a part of the layer, and its channels."""
+        examples, channels = case.shape["examples"], choice(case.shape["channels"], case.shape["examples"] // 2)
+        shape = {**case.shape, "channels": len(channels), "examples": examples - len(channels)}
+        return dataclasses.replace(case, shape=shape), channels
+
+    def units(self, case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return images that begin with unit images, and a gradient of the output."""
+        channels, size = case.shape["channels"], case.shape["size"]
         units = torch.zeros(channels, channels, size, size, device=device, dtype=DTYPES[case.dtype])
         units[torch.arange(channels), torch.arange(channels), size // 2, size // 2] = 1
-        shapes = self.shapes("ours", small)
-        x, grad = random(2, small, device, shapes["x"], (channels + PROBE["examples"], *shapes["y"][1:]))
-        return small, torch.cat([units, x]), grad
+        shapes = self.shapes(self.baseline, case)
+        x, grad = random(2, case, device, shapes["x"], (channels + case.shape["examples"], *shapes["y"][1:]))
+        return torch.cat([units, x]), grad
 
     def made(self, contender: str, case: Case, like: Tensor) -> tuple[Make, Within]:
         """Return the function that makes a contender, and no context."""
@@ -63,7 +72,7 @@ class Conv2d(LayerOp):
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
         """Compare with the law of the contender."""
         weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
-        return laws.fixed(weight, one) if contender == "dense" else laws.bernoulli(weight, logits, one, other)
+        return laws.fixed(weight, one) if self.laws[contender] == "none" else laws.bernoulli(weight, logits, one, other)
 
     def work(self, case: Case, part: str) -> Work:
         """Count two operations for each weight and pixel, with those of the border, and every tensor once."""

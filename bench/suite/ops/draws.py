@@ -42,18 +42,25 @@ class Draws(LayerOp):
 
     def __init__(self, one: LayerOp, masked: Callable[..., Tensor]) -> None:
         self.one, self.masked = one, masked
-        self.product = Product(self._apply, self._shown)
+        self.product, self.features = Product(self._apply, self._shown), one.features + 1
 
     def shapes(self, contender: str, case: Case) -> dict[str, tuple[int, ...]]:
         """Return the shapes of x, y, weight, logits and bias."""
         shapes, draws = self.one.shapes(contender, case), case.shape["draws"]
         return {**shapes, "x": (draws, *shapes["x"]), "y": (draws, *shapes["y"])}
 
-    def probe(self, case: Case, device: torch.device) -> tuple[Case, Tensor, Tensor]:
-        """Return a small case, an input whose draws begin with unit inputs, and a gradient of the output."""
-        small, x, grad = self.one.probe(case, device)
-        small = dataclasses.replace(small, shape={**small.shape, "draws": PROBED})
-        return small, torch.stack([x] * PROBED), torch.stack([grad.roll(d, 0) for d in range(PROBED)])
+    def small(self, case: Case) -> Case:
+        """Return a small case, of which all weights are looked at."""
+        return dataclasses.replace(case, shape={**self.one.small(case).shape, "draws": PROBED})
+
+    def shown(self, case: Case) -> tuple[Case, Tensor] | None:
+        """Return the case of a part of the layer, and the columns that it has of the weight."""
+        return self.one.shown(case)
+
+    def units(self, case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return an input whose draws begin with unit inputs, and a gradient of the output."""
+        (x, grad), draws = self.one.units(case, device), case.shape["draws"]
+        return torch.stack([x] * draws), torch.stack([grad.roll(d, 0) for d in range(draws)])
 
     def made(self, contender: str, case: Case, like: Tensor) -> tuple[Make, Within]:
         """Return the function that makes a contender, and no context."""
@@ -71,7 +78,7 @@ class Draws(LayerOp):
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
         """Compare with the law of the contender; the draws of a pass have different masks."""
         weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
-        if contender == "dense":
+        if self.laws[contender] == "none":
             return laws.fixed(weight, one)
         keep = one.sampled != 0
         if torch.equal(keep[0], keep[1]):

@@ -45,7 +45,7 @@ class GaussianLinear(LayerOp):
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
         """Compare with the law of the contender."""
         mu, rho = (way.tensors[name].detach().double() for name in ("weight", "rho"))
-        if contender == "dense":
+        if self.laws[contender] == "none":
             return laws.fixed(mu, one)
         law = laws.local if self.laws[contender] == "local" else laws.gaussian
         return law(mu, F.softplus(rho), torch.sigmoid(rho), one, other)
@@ -58,7 +58,7 @@ class GaussianLinear(LayerOp):
             x = one.x.double()
             mean, deviation, found = x @ mu.T, (x.square() @ deviation.square().T).sqrt(), one.y
         e = rng.normal(*mean.shape, seed=SEED, draw=1, stream=STREAM, device=mean.device)
-        return Verdict(laws.near("the contract's value", found, mean + deviation * e, one.x.dtype))
+        return Verdict(laws.near("the contract's value", found, mean + deviation * e, one.dtype))
 
 
 def dense(mu: Tensor, rho: Tensor, bias: Tensor) -> Forward:

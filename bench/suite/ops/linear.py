@@ -16,7 +16,7 @@ from .. import laws
 from ..case import Absent, Case, Way
 from ..laws import Pass
 from . import linear_ways
-from .layer import LayerOp, Make, Within
+from .layer import FIXED, LayerOp, Make, Within
 
 CACHED, WITHOUT_AMX = "ours, cached thresholds", "ours, without AMX"
 ROUTES = {f"ours, {route}": route for route in ("in_register", "thresholds", "prepass")}
@@ -45,13 +45,12 @@ class Linear(LayerOp):
         "compile": "bernoulli",
         PRUNE: "fixed",
     }
-    fixed = ("dense", PRUNE)
 
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
         """Compare with the law of the contender."""
         weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
-        if contender in self.fixed:
-            return laws.fixed(weight * (logits > 0) if contender == PRUNE else weight, one)
+        if self.laws[contender] in FIXED:
+            return laws.fixed(weight * (logits > 0) if self.laws[contender] == "fixed" else weight, one)
         return laws.bernoulli(weight, logits, one, other)
 
     def keeps(self, way: Way, keep: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Mapping
 
@@ -16,7 +17,7 @@ from .. import laws
 from ..case import Absent, Case, Way
 from ..laws import Pass
 from . import linear_nm_ways
-from .layer import STREAM, LayerOp, Make, Within, counter
+from .layer import STREAM, LayerOp, Make, Within, choice, counter
 
 MASKLLM, MASKPRO, TORCHAO = "MaskLLM", "MaskPro", "torchao"
 
@@ -38,16 +39,30 @@ class LinearNM(LayerOp):
         MASKPRO: "without replacement",
         TORCHAO: "magnitude",
     }
-    fixed = ("dense", TORCHAO)
 
     def shapes(self, contender: str, case: Case) -> dict[str, tuple[int, ...]]:
-        """Return the shapes; MaskLLM has a logit for each pattern of a group."""
+        """Return the shapes; the law ``categorical`` has a logit for each pattern of a group."""
         shapes = super().shapes(contender, case)
-        if contender == MASKLLM:
+        if self.laws[contender] == "categorical":
             n, m = _pattern(case)
             count = len(patterns.kept(n, m, torch.empty(0)))
             shapes["parameter"] = (case.shape["rows"], case.shape["cols"] // m, count)
         return shapes
+
+    def shown(self, case: Case) -> tuple[Case, Tensor] | None:
+        """Return the case of a part of the layer, and its columns, which are whole groups."""
+        cols, tokens, m = (case.shape[name] for name in ("cols", "tokens", "m"))
+        if tokens < m:
+            return None
+        chosen = choice(cols // m, tokens // 2 // m)
+        columns = (chosen.unsqueeze(1) * m + torch.arange(m)).flatten()
+        shape = {**case.shape, "cols": len(columns), "tokens": tokens - len(columns)}
+        return dataclasses.replace(case, shape=shape), columns
+
+    def narrowed(self, case: Case, tensor: Tensor, columns: Tensor) -> Tensor:
+        """Return these columns of a weight or of logits, which may be those of patterns [N, K / m, patterns]."""
+        m = case.shape["m"]
+        return super().narrowed(case, tensor, columns if tensor.dim() == 2 else columns[::m] // m)
 
     def made(self, contender: str, case: Case, like: Tensor) -> tuple[Make, Within]:
         """Return the function that makes a contender, and no context."""
@@ -60,15 +75,16 @@ class LinearNM(LayerOp):
         """Compare with the law of the contender."""
         weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
         n, m = _pattern(case)
-        if contender == "dense":
+        law = self.laws[contender]
+        if law == "none":
             return laws.fixed(weight, one)
-        if contender == TORCHAO:
+        if law == "magnitude":
             return laws.largest(weight, (n, m), one)
-        if contender == MASKLLM:
+        if law == "categorical":
             shares = torch.softmax(logits.double(), -1)
             found = (shares @ patterns.kept(n, m, shares)).flatten(1)
             return laws.inclusion(weight, (n, m), found, None, one, other)
-        if contender == MASKPRO:
+        if law == "without replacement":
             found = without_replacement(patterns.groups(logits.double(), m), n).flatten(1)
             return laws.inclusion(weight, (n, m), found, None, one, other) or _score(logits, (n, m), one)
         found = patterns.inclusion(logits.double(), n, m)
@@ -116,7 +132,7 @@ def _score(logits: Tensor, pattern: tuple[int, int], found: Pass) -> str | None:
             left = left.masked_fill(chosen.bool(), -torch.inf)
         errors.append((given - expected).abs().amax(-1))
     error = torch.stack(errors).amin(0).max().item()
-    return None if error <= laws.TOLERANCE[found.x.dtype] else f"gradient of logits is off by {error:.1e}"
+    return None if error <= laws.TOLERANCE[found.dtype] else f"gradient of logits is off by {error:.1e}"
 
 
 def _through(logits: Tensor, n: int, m: int) -> laws.Through:

@@ -35,27 +35,33 @@ def straight_through(weight: Tensor, logits: Tensor) -> Tensor:
     return weight * (mask - q.detach() + q)
 
 
-def dense(weight: Tensor, logits: Tensor, bias: Tensor, product: Layer = F.linear) -> Forward:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a linear layer whose weight may be wider than x, as in mixed precision."""
+    return F.linear(x, weight.to(x.dtype), bias)
+
+
+def by_bernoulli(weight: Tensor, logits: Tensor) -> Tensor:
+    """Return a masked weight as :func:`straight_through`, with its mask from ``torch.bernoulli``."""
+    q = torch.sigmoid(logits)
+    return weight * (torch.bernoulli(q.detach()) - q.detach() + q)
+
+
+def dense(weight: Tensor, logits: Tensor, bias: Tensor | None = None, product: Layer = linear) -> Forward:
     """Return the dense layer. Its time is the lower bound."""
-    return lambda x: product(x, weight.to(x.dtype), bias)
+    return lambda x: product(x, weight, bias)
 
 
-def eager(weight: Tensor, logits: Tensor, bias: Tensor, product: Layer = F.linear) -> Forward:
+def eager(weight: Tensor, logits: Tensor, bias: Tensor | None = None, product: Layer = linear) -> Forward:
     """Return the layer with straight-through gradients by detaching, and its mask from ``rand_like``."""
-    return lambda x: product(x, straight_through(weight, logits).to(x.dtype), bias)
+    return lambda x: product(x, straight_through(weight, logits), bias)
 
 
-def bernoulli(weight: Tensor, logits: Tensor, bias: Tensor) -> Forward:
+def bernoulli(weight: Tensor, logits: Tensor, bias: Tensor | None = None, product: Layer = linear) -> Forward:
     """Return the same layer with its mask from ``torch.bernoulli``."""
-
-    def forward(x: Tensor) -> Tensor:
-        q = torch.sigmoid(logits)
-        return F.linear(x, (weight * (torch.bernoulli(q.detach()) - q.detach() + q)).to(x.dtype), bias)
-
-    return forward
+    return lambda x: product(x, by_bernoulli(weight, logits), bias)
 
 
-def compiled(weight: Tensor, logits: Tensor, bias: Tensor, product: Layer = F.linear) -> Forward:
+def compiled(weight: Tensor, logits: Tensor, bias: Tensor | None = None, product: Layer = linear) -> Forward:
     """Return the eager layer under ``torch.compile``."""
     return compile_fresh(eager(weight, logits, bias, product))
 
@@ -68,7 +74,7 @@ class _SeedReplay(torch.autograd.Function):
         ctx.save_for_backward(x, weight, logits)
         generator = torch.cuda.default_generators[x.get_device()] if x.is_cuda else torch.default_generator
         ctx.state = generator.get_state()
-        return F.linear(x, (weight * torch.bernoulli(torch.sigmoid(logits))).to(x.dtype), bias)
+        return linear(x, weight * torch.bernoulli(torch.sigmoid(logits)), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

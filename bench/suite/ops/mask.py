@@ -42,28 +42,35 @@ class MaskedWeight:
         return Way(WAYS[contender](weight, logits), {"weight": weight, "logits": logits}, None, weight.numel(), within)
 
     def check(self, contender: str, case: Case, device: torch.device) -> Verdict:
-        """Check a small weight from outside; for ours, also every bit at the case's shape."""
-        way = self.make(contender, dataclasses.replace(case, shape=PROBE), device)
-        weight, logits = way.tensors.values()
-        with way.within():
-            one, other = way.forward().clone(), way.forward()
-        if contender in ("copy", THRESHOLDS):
-            expected = weight if contender == "copy" else rng.threshold_from_logits(logits)
-            return Verdict(None if torch.equal(one.long(), expected.long()) else "another result")
-        keep = one != 0
-        wrong = laws.shares(keep, logits) or laws.near("weights", one, weight.double() * keep, weight.dtype)
-        if wrong is None and torch.equal(one, other):
-            wrong = "two passes have the same mask"
-        if wrong is not None or not is_ours(contender):
-            return Verdict(wrong)
-        way = self.make(contender, case, device)
-        weight, logits = way.tensors.values()
-        with way.within():
-            return Verdict(None, torch.equal(way.forward(), weight * contract_mask(logits, draw=1)))
+        """Check a small weight from outside, then one of the case's shape; for ours, also every bit of it."""
+        for shape in (PROBE, case.shape):
+            way = self.make(contender, dataclasses.replace(case, shape=shape), device)
+            with way.within():
+                one, other = way.forward().clone(), way.forward()
+            weight, logits = way.tensors.values()
+            if (wrong := _wrong(contender, weight, logits, one, other)) is not None:
+                return Verdict(wrong)
+        if self.laws[contender] != "bernoulli" or not is_ours(contender):
+            return Verdict(None)
+        return Verdict(None, torch.equal(one, weight * contract_mask(logits, draw=1)))
 
     def work(self, case: Case, part: str) -> Work:
         """Count the bytes of weight, logits and result."""
         return Work(0, 3 * DTYPES[case.dtype].itemsize * case.shape["rows"] * case.shape["cols"])
+
+
+def _wrong(contender: str, weight: Tensor, logits: Tensor, one: Tensor, other: Tensor) -> str | None:
+    """Return what is wrong with two results, or None."""
+    if contender in ("copy", THRESHOLDS):
+        same = torch.equal(one, weight) if contender == "copy" else torch.equal(one.long(), _levels(logits))
+        return None if same else "another result"
+    keep = one != 0
+    wrong = laws.shares(keep, logits) or laws.near("weights", one, weight.double() * keep, weight.dtype)
+    return wrong or ("two passes have the same mask" if torch.equal(one, other) else None)
+
+
+def _levels(logits: Tensor) -> Tensor:
+    return rng.threshold_from_logits(logits).long()
 
 
 def _copy(weight: Tensor, logits: Tensor) -> Callable[[], Tensor]:

@@ -70,6 +70,7 @@ class Network:
     def check(self, contender: str, case: Case, device: torch.device) -> Verdict:
         """Compare a small batch with a dense network that has the same masked weights: the loss, and all gradients.
 
+        Of the case's batch the loss is compared, and the gradients must be finite.
         Gradients are compared in float64: in float32 two right ways differ where a unit is near 0, by whole gradients.
         The masks of ours are those of the contract; the other contenders show the weights that they use.
         """
@@ -96,12 +97,28 @@ class Network:
             if part.logits is not None:
                 q = torch.sigmoid(part.logits.detach())
                 wrong = wrong or near(f"gradient of the logits of {name}", grads[id(part.logits)], g * w * q * (1 - q))
+        wrong = wrong or self._large(contender, case, device)
         if wrong is not None or not is_ours(contender):
             return Verdict(wrong)
         _, way = self.made(contender, small, device, DTYPES[case.dtype])
         with way.within():
             wrong = laws.near("loss", way.forward().detach(), right.detach(), DTYPES[case.dtype], factor=DEPTH)
         return Verdict(wrong, all(part.equal() for part in parts.values()))
+
+    def _large(self, contender: str, case: Case, device: torch.device) -> str | None:
+        """Return what is wrong with the loss of the case's batch, or with its gradients, or None."""
+        dtype = DTYPES[case.dtype]
+        parts, way = self.made(contender, case, device, dtype)
+        with way.within(), parametrize.cached():
+            loss = way.forward()
+            sampled = {name: part.sampled().detach().clone() for name, part in parts.items()}
+            grads = way.backward(loss)
+        model = self.build().train().to(device, dtype)
+        with torch.no_grad():
+            right = _loss(torch.func.functional_call(model, sampled, (way.tensors["x"],)))
+        wrong = laws.near("loss of the case's batch", loss.detach(), right, dtype, factor=DEPTH)
+        strange = [name for name, grad in grads.items() if not grad.isfinite().all()]
+        return wrong or (f"the gradient of {strange[0]} is not finite" if strange else None)
 
     def work(self, case: Case, part: str) -> Work:
         """Count the operations of the dense network, and every weight and logit once."""

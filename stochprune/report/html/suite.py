@@ -10,7 +10,6 @@ from stochprune.report.html.bench import roofline
 from stochprune.report.html.parts import Figure, Panel, Table, View, flattened, is_number, short, table_of
 from stochprune.report.html.sources import Source
 
-KIND = "benchmark suite"
 TABLES = ("rows", "fast_p", "slopes")
 SCALING = "scaling"
 BATCH = ("tokens", "examples", "batch")

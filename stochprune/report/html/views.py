@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from stochprune.bench import KIND
 from stochprune.report.html.bench import is_layers, is_networks, layers_view, networks_view
 from stochprune.report.html.certify import certificate_view, certify_view
 from stochprune.report.html.curves import history_figure
@@ -13,7 +14,7 @@ from stochprune.report.html.finetune import finetune_view
 from stochprune.report.html.parts import View, flattened, table_of
 from stochprune.report.html.sources import Source, SourceError
 from stochprune.report.html.study import study_view
-from stochprune.report.html.suite import KIND, suite_view
+from stochprune.report.html.suite import suite_view
 
 
 def view_of(source: Source) -> View:

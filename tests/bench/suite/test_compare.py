@@ -8,7 +8,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from stochprune.bench.compare import KIND, Results, compare, read
+from stochprune.bench import KIND
+from stochprune.bench.compare import Results, compare, read
 from stochprune.bench.row import Row
 from stochprune.cli import app
 from stochprune.runs.files import CheckpointError, write_json

@@ -26,6 +26,8 @@ SHAPES = {
     "conv2d": CONVOLUTION,
     "linear_draws": {**LAYER, "draws": 2},
     "conv2d_draws": {**CONVOLUTION, "draws": 2},
+    "embedding": LAYER,
+    "attention": {"examples": 2, "tokens": 3, "width": 16},
     "mask": {"rows": 24, "cols": 40},
     "bernoulli_kl": {"weights": 1000},
     "gaussian_kl": {"weights": 1000},
@@ -78,6 +80,24 @@ def test_a_wrong_mask_is_seen(monkeypatch):
     assert OPS["mask"].check("ours", case, CPU).bits_equal is False
     monkeypatch.setitem(mask.WAYS, "eager", lambda weight, logits: lambda: weight * (logits > 0))
     assert "keeps" in OPS["mask"].check("eager", case, CPU).wrong
+
+
+def test_a_copy_of_other_numbers_is_seen(monkeypatch):
+    monkeypatch.setitem(mask.WAYS, "copy", lambda weight, logits: lambda: weight * 1.01)
+    assert OPS["mask"].check("copy", Case("ops", "mask", SHAPES["mask"]), CPU).wrong
+
+
+def test_a_network_that_is_wrong_in_large_batches_is_seen(monkeypatch):
+    right = network_ways.eager
+
+    def wrong(model, names):
+        model.register_forward_hook(lambda module, given, y: y * 1.5 if len(y) > 2 else y)
+        return right(model, names)
+
+    monkeypatch.setitem(network_ways.WAYS, "eager", wrong)
+    with torch.random.fork_rng():
+        checks = [OPS["mlp_1m"].check("eager", Case("memory", "mlp_1m", {"examples": n}), CPU) for n in (2, 16)]
+    assert checks[0].wrong is None and "the case's batch" in checks[1].wrong
 
 
 def test_a_network_with_a_wrong_layer_is_seen(monkeypatch):

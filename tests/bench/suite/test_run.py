@@ -12,8 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stochprune.bench import cases, run
-from stochprune.bench.case import Case
+from stochprune.bench import KIND, cases, run
+from stochprune.bench.case import PARTS, Case
 from stochprune.bench.ops import OPS, linear_ways
 from stochprune.bench.row import Row, fast_p
 from stochprune.bench.turns import median_interval
@@ -54,7 +54,7 @@ def test_rows_of_every_contender(few, tmp_path):
     found = bench(tmp_path)
     assert found.exit_code == 0, found.output
     content = results(tmp_path)
-    assert content["left"] == 0 and content["kind"] == run.KIND and content["roof"]["bandwidth"] > 0
+    assert content["left"] == 0 and content["kind"] == KIND and content["roof"]["bandwidth"] > 0
     rows = {(row["mode"], row["contender"], row["part"]): row for row in content["rows"]}
     assert len(rows) == (3 + 2) * 4
     for (mode, contender, _), row in rows.items():
@@ -146,26 +146,40 @@ def test_errors_are_one_line(few, tmp_path, options, named):
     assert "Traceback" not in found.output
 
 
-def test_fast_p_counts_wrong_as_slow():
-    def row(contender, p50, wrong=None, tokens=1, law="bernoulli"):
-        return Row(
-            "ops",
-            "linear",
-            {"tokens": tokens},
-            "float32",
-            "joint",
-            "step",
-            contender,
-            law,
-            wrong=wrong,
-            p50=p50,
-        )
+def row(contender, p50, wrong=None, tokens=1, law="bernoulli", part="step"):
+    case = "ops", "linear", {"tokens": tokens}, "float32", "joint"
+    return Row(*case, part, contender, law, wrong=wrong, p50=p50)
 
+
+def test_fast_p_counts_wrong_as_slow():
     rows = [row("eager", 8.0), row("ours", 4.0), row("eager", 8.0, tokens=2), row("ours", None, "nan", tokens=2)]
     rows.append(row("fixed masks", 1.0, law="fixed"))  # without an eager way of this law there is no ratio
     assert fast_p(rows) == [
         {"contender": "ours", "cases": 2, "fast_1": 0.5, "fast_1.5": 0.5, "fast_2": 0.5, "fast_4": 0}
     ]
+
+
+@pytest.mark.parametrize("times", [(8.0, 3.0), (3.0, 8.0)])
+def test_the_fastest_of_several_eager_ways_is_the_measure(times):
+    rows = [
+        row("eager", times[0]),
+        row("eager, bernoulli", times[1]),
+        row("eager, again", None, "nan"),
+        row("ours", 4.0),
+        row("compile", 2.0),
+    ]
+    rows += [row("eager", 1.0, law="fixed")]  # of another law
+    found = {speed["contender"]: speed for speed in fast_p(rows)}
+    assert [*found] == ["ours", "compile"] and found["ours"]["fast_1"] == 0
+    assert found["compile"]["fast_1.5"] == 1 and found["compile"]["fast_2"] == 0
+
+
+def test_fast_p_counts_one_part_of_a_case():
+    parts = [row(name, time, part=part) for name, time in (("eager", 2.0), ("ours", 1.0)) for part in PARTS]
+    assert [speed["cases"] for speed in fast_p(parts)] == [1]
+    assert [speed["cases"] for speed in fast_p([each for each in parts if each.part != "step"])] == [1]
+    wrong_step = [each for each in parts if (each.contender, each.part) != ("eager", "step")]
+    assert fast_p([*wrong_step, row("eager", None, "nan")]) == []  # no forward pass instead
 
 
 def test_interval_of_the_median():
