@@ -243,16 +243,15 @@ def _calls(model: nn.Module, blocks: dict[str, nn.Module], example_inputs: Any) 
 @contextlib.contextmanager
 def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """Restore the buffers at the end of the context, for a model that counts its calls or keeps what it has seen."""
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    values = {buffer: buffer.clone() for buffer in model.buffers()}
+    owners = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:
-        for module, name, buffer, value in buffers:
-            setattr(module, name, buffer.copy_(value))
+        for buffer, value in values.items():
+            buffer.copy_(value)
+        for module, buffers in owners:
+            module._buffers.update(buffers)
 
 
 def _smaller(name: str, block: nn.Module, calls: Calls, mesh: DeviceMesh) -> tuple[nn.Module, ShrinkReport]:
@@ -261,9 +260,8 @@ def _smaller(name: str, block: nn.Module, calls: Calls, mesh: DeviceMesh) -> tup
     if narrow is not None and first is not None:  # the plain copy has the parameters' own dtype
         dtype = first.dtype
         calls = mapped(calls, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-    whole = plain_copy(block, gathered)
     try:
-        smaller = shrink_whole(_Calls(whole), (calls,))
+        smaller = shrink_whole(_Calls(plain_copy(block, gathered)), (calls,))
     except (ValueError, RuntimeError) as error:
         raise type(error)(f"{error} (in the block {name})") from error
     report, plain = smaller.shrink_report, smaller.block

@@ -354,10 +354,12 @@ class Counter(First):
         super().__init__()
         self.register_buffer("calls", torch.zeros(1))
         self.register_buffer("seen", torch.zeros(0))
+        self.register_buffer("last", None)
 
     def forward(self, x: tuple[Tensor, str]) -> Tensor:
         self.calls += 1
         self.seen = torch.cat([self.seen, x[0][0]])
+        self.last = x[0]
         return super().forward(x)
 
 
@@ -370,7 +372,8 @@ def check_blocks_inside_blocks_and_the_buffers_of_the_model(folder: Path) -> Non
     assert smaller.first[0] is smaller.second[0]
     assert smaller.first[0].up.out_features == 6
     for each in (model, smaller):
-        assert each.first[1].calls == 0 and each.first[1].seen.numel() == 0
+        counter = each.first[1]
+        assert counter.calls == 0 and counter.seen.numel() == 0 and counter.last is None
     assert_close(outputs(smaller, batch()), outputs(plain, batch()))
 
 
