@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -78,7 +80,8 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
         ValueError: masked layers or gated branches; a model that is not split, that is split as one block, or over
             several meshes, as by tensor parallelism; examples, or buffers of a block, that differ between processes;
             inputs on which the model fails; or as for :func:`stochprune.shrink`.
-        RuntimeError: as for :func:`stochprune.shrink`; processes that would remove different units.
+        RuntimeError: as for :func:`stochprune.shrink`; processes that would remove different units; another process
+            that has failed, after the timeout of the process group.
     """
     _check(model)
     check_example(example_inputs)
@@ -89,14 +92,15 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
             f"shrink: {type(model).__name__} is split as one block, so a process would hold the whole model: call "
             f"fully_shard on its layers too; or {WAY_OUT}"
         )
-    _check_equal(mesh, blocks, example_inputs)
-    calls = _calls(model, blocks, example_inputs)
-    _reshard(model)
-    given: dict[nn.Module, nn.Module] = {}
-    reports: dict[str, ShrinkReport] = {}
-    for name, block in blocks.items():
-        if tensors_in(inputs := calls.pop(block)):
-            given[block], reports[name] = _smaller(name, block, inputs, mesh)
+    with _waiting_for_others():
+        _check_equal(mesh, blocks, example_inputs)
+        calls = _calls(model, blocks, example_inputs)
+        _reshard(model)
+        given: dict[nn.Module, nn.Module] = {}
+        reports: dict[str, ShrinkReport] = {}
+        for name, block in blocks.items():
+            if tensors_in(inputs := calls.pop(block)):
+                given[block], reports[name] = _smaller(name, block, inputs, mesh)
     if idle := blocks.keys() - reports.keys():
         stay = f"{', '.join(sorted(idle))} got no tensor from the example, and stay as they are"
         warnings.warn(f"shrink: {stay}", stacklevel=3)
@@ -120,16 +124,29 @@ def _check(model: nn.Module) -> None:
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the outermost modules inside the model that FSDP2 splits, but not those that it splits as one group."""
+    """Return the outermost modules inside the model that FSDP2 splits, but not those that it splits as one group.
+
+    A module with several names has the first one. Blocks that share a block inside them are left to their parts, else
+    each would get a copy of it.
+    """
     alone = {group[0] for group in groups(model) if len(group) == 1}
+    found: dict[nn.Module, str] = {}
 
-    def inside(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
-        found: dict[str, nn.Module] = {}
+    def look(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
-            found |= {prefix + name: child} if child in alone else inside(child, f"{prefix}{name}.")
-        return found
+            if child in alone:
+                found.setdefault(child, prefix + name)
+            else:
+                look(child, f"{prefix}{name}.")
 
-    return inside(model, "")
+    def shares(block: nn.Module) -> bool:
+        inner = alone.intersection(block.modules()) - {block}
+        return any(inner.intersection(other.modules()) for other in found if other is not block)
+
+    look(model, "")
+    while outer := next(filter(shares, found), None):
+        look(outer, f"{found.pop(outer)}.")
+    return {name: block for block, name in found.items()}
 
 
 def _mesh(model: nn.Module) -> DeviceMesh:
@@ -152,6 +169,21 @@ def _reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextlib.contextmanager
+def _waiting_for_others() -> Iterator[None]:
+    """Say of an error of the communication that another process may be its cause."""
+    try:
+        yield
+    except Exception as error:
+        found = any(isinstance(each, dist.DistError) for each in (error, error.__cause__))
+        if found or "gloo/" in str(error):  # gloo's errors are plain RuntimeErrors that name its source file
+            raise RuntimeError(
+                f"shrink: this process waited in vain for another one, which has probably failed: look at the errors "
+                f"of all processes ({type(error).__name__}: {error})"
+            ) from error
+        raise
 
 
 def _check_equal(mesh: DeviceMesh, blocks: dict[str, nn.Module], example_inputs: Any) -> None:
@@ -197,7 +229,7 @@ def _calls(model: nn.Module, blocks: dict[str, nn.Module], example_inputs: Any) 
 
     handles = [block.register_forward_pre_hook(keep, prepend=True, with_kwargs=True) for block in found]
     try:
-        with evaluation(model), torch.no_grad(), unchanged_random_state(model):
+        with evaluation(model), torch.no_grad(), unchanged_random_state(model), _unchanged_buffers(model):
             call_model(model, copied(example_inputs))
     except Exception as error:
         name = type(model).__name__
@@ -206,6 +238,20 @@ def _calls(model: nn.Module, blocks: dict[str, nn.Module], example_inputs: Any) 
         for handle in handles:
             handle.remove()
     return found
+
+
+@contextlib.contextmanager
+def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers at the end of the context, for a model that counts its calls or keeps what it has seen."""
+    values = {buffer: buffer.clone() for buffer in model.buffers()}
+    owners = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for buffer, value in values.items():
+            buffer.copy_(value)
+        for module, buffers in owners:
+            module._buffers.update(buffers)
 
 
 def _smaller(name: str, block: nn.Module, calls: Calls, mesh: DeviceMesh) -> tuple[nn.Module, ShrinkReport]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from stochprune.extras import extra
 from stochprune.integrations.budget_plan import BudgetHolder, measured
+from stochprune.integrations.own_dropout import own_dropout
 from stochprune.training.in_backward import check_in_backward
 
 with extra("loops", "MaskCallback"):
@@ -23,6 +24,9 @@ class MaskCallback(BudgetHolder, Callback):
     At the end of each epoch it logs ``mean_keep``, ``expected_sparsity`` and ``flipped``, see
     :func:`stochprune.integrations.budget_plan.measured`, and warns if the mask does not change. Its state is in the
     checkpoints of the trainer. :func:`stochprune.training.step_in_backward` may make the optimiser.
+
+    Under DDP each process drops activations of its own in layers with a low-rank update, see
+    :func:`stochprune.distributed.own_dropout`.
 
     The arguments and attributes are those of :class:`stochprune.integrations.budget_plan.BudgetHolder`.
 
@@ -45,6 +49,8 @@ class MaskCallback(BudgetHolder, Callback):
                 clip_norm=trainer.gradient_clip_val,
                 fp16=trainer.precision == "16-mixed",
             )
+        mesh = getattr(trainer.strategy, "device_mesh", None)  # that of ModelParallelStrategy
+        own_dropout(pl_module, tensor_parallel=mesh is not None and mesh["tensor_parallel"].size() > 1)
         steps = trainer.estimated_stepping_batches
         if self.plan.schedule == "cubic" and not 0 < steps < float("inf"):
             raise ValueError(f"MaskCallback: schedule cubic needs a training of known length, got {steps} steps")

@@ -122,8 +122,9 @@ class Constants:
 
     def __init__(self, plan: Plan, mixing: Mixing) -> None:
         x, axis = mixing.x, mixing.axis
-        data = x.data.double().movedim(axis, -1).flatten(0, -2)  # [positions, K]
-        known = x.known.movedim(axis, -1).flatten(0, -2).all(0)
+        channels = x.data.shape[axis]
+        data = x.data.double().movedim(axis, -1).reshape(-1, channels)  # [positions, K]
+        known = x.known.movedim(axis, -1).reshape(-1, channels).all(0)
         low, high = data.amin(0), data.amax(0)
         size = torch.maximum(low.abs(), high.abs())
         self.uniform = known & (high - low <= 1e-6 * size)

@@ -47,7 +47,8 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
         model: a model with plain layers, such as :func:`stochprune.harden` returns; it is left untouched.
         example_inputs: a tensor, a tuple of positional arguments, or a dictionary of keyword arguments, on the model's
             device. The model runs on them a few times, in evaluation mode. Give two different examples or more: what
-            differs only between examples is not seen in one.
+            differs only between examples is not seen in one. Give a model of transformers ``use_cache=False`` too:
+            else it returns the keys and values of all heads, which then stay.
 
     Returns:
         The smaller model, which shares no parameters with the one given. Its attribute ``shrink_report`` is a

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import stochprune as sp
 from tests.integrations import tiny
+from tests.runs import owners
 
 TERMS = {"distillation": 0.3, "mask_l0": 1e-4, "sparsity": 0.5, "budget_schedule": "cubic", "max_grad_norm": 0.0}
 
@@ -53,7 +54,37 @@ def dropout(folder: Path, processes: int, rank: int) -> None:
         torch.save([first[0], model.state_dict()], folder / f"{name}-{rank}.pt")
 
 
+def lightning(folder: Path, processes: int, rank: int) -> None:
+    """Train updates on one batch that all processes have, in Lightning; store the first outputs of a layer."""
+    import lightning
+
+    from stochprune.integrations.lightning import MaskCallback
+
+    class Task(lightning.LightningModule):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            self.model, self.found = sp.nn.add_lora(sp.convert(owners.dense(), seed=5), 2, dropout=rate, seed=7), []
+            nn.init.constant_(self.model[0].lora_B, 0.5)
+
+        def training_step(self, batch: list[Tensor], number: int) -> Tensor:
+            x, y = batch
+            self.found.append(self.model[0](x).detach())
+            return nn.functional.cross_entropy(self.model(x), y)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
+
+    for name, rate in (("without", 0.0), ("with", 0.5)):
+        task, quiet = Task(rate), {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        batches = torch.utils.data.DataLoader(list(owners.loader()), batch_size=None)
+        settings = {"accelerator": "cpu", "strategy": "ddp", "devices": processes, "use_distributed_sampler": False}
+        lightning.Trainer(
+            callbacks=[MaskCallback(0.5)], max_steps=1, enable_checkpointing=False, **settings, **quiet
+        ).fit(task, batches)
+        torch.save(task.found[0], folder / f"{name}-{rank}.pt")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     place = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    {"masks": masks, "dropout": dropout}[sys.argv[2]](Path(sys.argv[1]), *place)
+    {"masks": masks, "dropout": dropout, "lightning": lightning}[sys.argv[2]](Path(sys.argv[1]), *place)

@@ -1,4 +1,4 @@
-"""MaskTrainer in two processes does what it does in one, with the same masks and a dropout of their own."""
+"""Trainings in two processes do what they do in one, with the same masks and a dropout of their own."""
 
 from __future__ import annotations
 
@@ -55,3 +55,11 @@ def test_each_process_drops_activations_of_its_own(transformers, tmp_path):
         assert whole.keys() == resumed.keys()
         for name, value in whole.items():
             assert torch.equal(resumed[name], value), name
+
+
+@pytest.mark.slow
+def test_each_process_of_lightning_drops_activations_of_its_own(tmp_path):
+    pytest.importorskip("lightning")
+    run(tmp_path, "lightning", also_alone=False)
+    outputs = {name: [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)] for name in ("without", "with")}
+    assert torch.equal(*outputs["without"]) and not torch.equal(*outputs["with"])

@@ -7,12 +7,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from stochprune.extras import extra
 from stochprune.integrations.budget_plan import BudgetHolder, measured
-from stochprune.nn.add_lora import updated_layers
+from stochprune.integrations.own_dropout import own_dropout
 from stochprune.runs.files import CheckpointError, Kinds, load_tensors, require, save_tensors
 from stochprune.training.budget import Budget
 
@@ -60,7 +59,8 @@ class MaskCallback(BudgetHolder, TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        _own_dropout(model, args)
+        split = getattr(model, "_tp_size", None) or getattr(args.parallelism_config, "tp_size", 1)
+        own_dropout(model, tensor_parallel=split != 1)
         self.budget = self.plan.make(model, state.max_steps)
         if state.global_step:
             position = attributes_of(self, state, {"position": dict})["position"]
@@ -103,16 +103,6 @@ class MaskCallback(BudgetHolder, TrainerCallback, ExportableState):
             budget.load_state_dict({**position, **tensors})
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path.parent} does not fit the model or its budget: {error}") from error
-
-
-def _own_dropout(model: nn.Module, args: TrainingArguments) -> None:
-    """Let each process drop activations of its own, unless they share these, or somebody has numbered them."""
-    split = getattr(model, "_tp_size", None) or getattr(args.parallelism_config, "tp_size", 1)
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if several and split == 1 and any(layer.mask_rank is None for layer in updated_layers(model).values()):
-        from stochprune.distributed import own_dropout  # here: the import takes long
-
-        own_dropout(model)
 
 
 def attributes_of(callback: TrainerCallback, state: TrainerState, kinds: Kinds) -> dict[str, Any]:
