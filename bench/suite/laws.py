@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Of a value beside the closed form in float64, in units of the largest value of the tensor."""
+"""Largest difference from the closed form in float64, in units of the largest value of the tensor."""
 DEVIATIONS = 6.0
 """Standard deviations by which a mean over sampled numbers may miss; 2e-9 of right samplers do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """What a layer does with its weights.
+    """The function of a layer, given its weights.
 
     Attributes:
         apply: maps x and the weights to y.

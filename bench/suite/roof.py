@@ -20,7 +20,7 @@ LONGEST = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Roof:
-    """What this machine did in this run at best.
+    """The best that this machine did in this run.
 
     Attributes:
         bandwidth: bytes a second of a copy, read and written.

@@ -44,9 +44,9 @@ OPTIONS = (
     *("-q", "--disable-plugin-autoload", "-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider", "-c", os.devnull),
     *("--import-mode=importlib", "--benchmark-disable-gc", "--benchmark-quiet", "--benchmark-timer=time.perf_counter"),
 )
-"""Of pytest, so that neither other plugins nor a configuration in the current folder change the times."""
+"""Options of pytest, so that neither other plugins nor a configuration in the current folder change the times."""
 VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_XDIST_WORKER")
-"""Of the environment, which would change them too."""
+"""Variables of the environment that would change them too."""
 
 
 THREADS = Range("lie in 0 .. 1024", lambda value: 0 <= value <= 1024)  # torch dies of millions
@@ -54,7 +54,7 @@ THREADS = Range("lie in 0 .. 1024", lambda value: 0 <= value <= 1024)  # torch d
 
 @dataclasses.dataclass(frozen=True)
 class SuiteConfig(Config):
-    """What is run, and how. ``groups`` are keys of :data:`.cases.GROUPS`."""
+    """The configuration of a run. ``groups`` are keys of :data:`.cases.GROUPS`."""
 
     groups: tuple[str, ...]
     only: str = option("", "Run only the cases whose names contain this text.")

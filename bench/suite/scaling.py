@@ -14,7 +14,7 @@ GROUP, OP = "scaling", "linear_scaled"
 HALF_DECADES = range(7)
 """Seven sizes over three decades."""
 GOAL = 0.95, 1.05
-"""Of ours: the cost of a step is proportional to its weights, and to its draws. There is no goal for the batch."""
+"""The slope of ours against weights and draws, whose cost is proportional. There is no goal for the batch."""
 WITH_A_GOAL = "weights", "draws"
 FEWEST = 4
 """Points of a line whose slope has an interval."""

@@ -23,7 +23,7 @@ from stochprune.seeding import generator
 
 bench = typer.Typer()
 GROUPS = ("ops", "layers", "models", "certificates", "memory", "scaling")
-"""Of the suite; it imports pytest, so it is imported when it runs."""
+"""Groups of the suite, which imports pytest, so it is imported when it runs."""
 NARROWEST = 108
 """Columns of its tables: a narrower terminal wraps lines, but no number is cut."""
 

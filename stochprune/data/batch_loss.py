@@ -84,7 +84,7 @@ class BatchLoss:
 
     @property
     def _advice(self) -> str:
-        """Where a hook is given."""
+        """The way to give a hook."""
         where = "LoopOptions(forward_loss=...)" if self.argument == "train_loader" else "loss_fn=BatchLoss(hook=...)"
         return f"{where}, a function (model, batch) that returns the loss"
 
@@ -176,7 +176,7 @@ def tensors_of(batch: Any) -> list[Tensor]:
 
 
 COUNTED = ("input_ids", "inputs_embeds", "pixel_values", "labels", "targets")
-"""Of a mapping, the first of these that it has counts its examples."""
+"""Keys of a mapping; the first that it has counts its examples."""
 
 
 def count_examples(batch: Any) -> int:

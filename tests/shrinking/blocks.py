@@ -94,3 +94,10 @@ def small_gpt() -> nn.Module:
     zero(model.blocks[0].attention.proj, *range(4, 8), columns=True)
     zero(model.blocks[0].fc2, *range(40), columns=True)
     return model
+
+
+def assert_equal(model: nn.Module, smaller: nn.Module, *inputs: Tensor) -> None:
+    with torch.no_grad():
+        expected, found = model(*inputs), smaller(*inputs)
+    assert expected.shape == found.shape
+    assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,14 +11,6 @@ from torch import Tensor, nn
 
 import stochprune as sp
 from tests.shrinking.blocks import Net, zero
-
-
-@pytest.fixture(autouse=True)
-def numbers() -> Iterator[None]:
-    """Torch's layers draw their weights from its global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def one_unit(self: Net, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ HEADS = 4
 PARTS = ("in_proj_weight", "out_proj.weight")
 """The weights of torch's module, [3 E, E] and [E, E]; joined they are one weight [4 E, E]."""
 STREAMS = STREAM, STREAM + 1
-"""Of the masks of ours."""
+"""Streams of our two masks."""
 PROBE = {"examples": 2, "tokens": 8, "width": 16}
 """Sizes of the layer that is checked from outside."""
 

@@ -26,9 +26,9 @@ from .layer import SEED, contract_mask, product_work
 from .network import DEPTH, flops_of
 
 LAWS = {"masks": "bernoulli", "gaussian": "gaussian", "spike_and_slab": "spike and slab"}
-"""What a posterior samples, by its family."""
+"""The law of a posterior, by its family."""
 SHAPE = {"draws": 3, "examples": 2}
-"""Of the draws that are checked."""
+"""Draws and examples that are checked."""
 Weights = dict[str, Tensor]
 """The random weights of one network by name."""
 

@@ -21,7 +21,7 @@ Make = Callable[..., Forward]
 """From the weight, the parameter of its distribution, and the bias if there is one; the result computes y from x."""
 Within = Callable[[], contextlib.AbstractContextManager[Any]]
 SEED, STREAM = 0, 2
-"""Of our masks; their draws count from 1."""
+"""Seed and stream of our masks; their draws count from 1."""
 FIXED = ("none", "fixed", "magnitude")
 """Laws whose parameter is not trained."""
 PROBE = {"rows": 64, "cols": 192, "tokens": 8}

@@ -19,7 +19,7 @@ from stochprune import functional
 from .layer import STREAM, Forward, counter
 
 Layer = Callable[..., Tensor]
-"""Of x, weight and bias, such as torch.nn.functional.linear."""
+"""A function of x, weight and bias, such as torch.nn.functional.linear."""
 
 
 def compile_fresh(forward: Forward) -> Forward:

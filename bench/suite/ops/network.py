@@ -23,7 +23,7 @@ from .network_ways import WAYS, Parts
 
 FUSED = "ours, fused masking"
 EXAMPLES = 2
-"""Of the batch on which a network is checked."""
+"""Examples on which a network is checked."""
 DEPTH = 50
 """By this factor the rounding of a network may exceed that of a product."""
 

@@ -19,9 +19,9 @@ from .linear_nm_ways import gumbel_mask
 from .linear_ways import straight_through
 
 PATTERN = 2, 4
-"""Of MaskLLM."""
+"""Pattern n:m of MaskLLM."""
 LOGIT = 3.0
-"""Of each weight at the start; the probability of keeping is 0.95."""
+"""Logit of each weight at the start; the probability of keeping is 0.95."""
 
 
 @dataclasses.dataclass(frozen=True)

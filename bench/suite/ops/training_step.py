@@ -22,7 +22,7 @@ from .network_ways import PATTERN
 DEPTH = 4
 """Layers of the network."""
 RATE, DECAY, EPSILON = 1e-3, 1e-2, 1e-8
-"""Of AdamW."""
+"""Rate, weight decay and epsilon of AdamW."""
 
 
 class Stepping(Way):
