@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import stochprune as sp
 
-from .. import laws
 from ..case import Case, Way, Work
 from ..laws import Pass, Product
 from .layer import SEED, STREAM, Forward, LayerOp, Make, Within, contract_mask, product_work
@@ -95,11 +94,6 @@ class Attention(LayerOp):
     def made(self, contender: str, case: Case, like: Tensor) -> tuple[Make, Within]:
         """Return the function that makes a contender, and no context."""
         return CONTENDERS[contender], contextlib.nullcontext
-
-    def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
-        """Compare with the law of the contender."""
-        weight, logits = way.tensors["weight"], way.tensors["logits"]
-        return laws.fixed(weight, one) if self.laws[contender] == "none" else laws.bernoulli(weight, logits, one, other)
 
     def contract(self, case: Case, logits: Tensor) -> Tensor:
         """Return the masks of the first pass by the slow text of the contract, bool [4 E, E]; each has its stream."""

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import laws
 from ..case import Case, Way, Work
 from ..laws import Pass, Product
 from . import linear_ways
@@ -77,13 +76,10 @@ class Draws(LayerOp):
 
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
         """Compare with the law of the contender; the draws of a pass have different masks."""
-        weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
-        if self.laws[contender] == "none":
-            return laws.fixed(weight, one)
         keep = one.sampled != 0
-        if torch.equal(keep[0], keep[1]):
+        if self.laws[contender] != "none" and torch.equal(keep[0], keep[1]):
             return "two draws have the same mask"
-        return laws.bernoulli(weight, logits, one, other)
+        return super().wrong(contender, case, way, one, other)
 
     def contract(self, case: Case, logits: Tensor) -> Tensor:
         """Return the masks of the first pass by the slow text of the contract, bool [draws, ...]."""

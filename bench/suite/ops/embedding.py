@@ -13,9 +13,8 @@ from torch import Tensor
 
 from stochprune import functional
 
-from .. import laws
-from ..case import DTYPES, Case, Way, Work
-from ..laws import Pass, Product
+from ..case import DTYPES, Case, Work
+from ..laws import Product
 from . import linear_ways
 from .layer import STREAM, Forward, LayerOp, Make, Within, choice, counter, random
 
@@ -78,11 +77,6 @@ class Embedding(LayerOp):
     def made(self, contender: str, case: Case, like: Tensor) -> tuple[Make, Within]:
         """Return the function that makes a contender, and no context."""
         return CONTENDERS[contender], contextlib.nullcontext
-
-    def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
-        """Compare with the law of the contender."""
-        weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
-        return laws.fixed(weight, one) if self.laws[contender] == "none" else laws.bernoulli(weight, logits, one, other)
 
     def work(self, case: Case, part: str) -> Work:
         """Count the rows that are looked up in each direction, and dense gradients, which are written once."""

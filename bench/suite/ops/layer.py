@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stochprune import rng
 
+from .. import laws
 from ..case import DTYPES, Case, Verdict, Way, Work, is_ours
 from ..laws import LINEAR, Pass, Product, masked, near, probe
 
@@ -53,9 +54,13 @@ class LayerOp(abc.ABC):
             Absent: it cannot take part here.
         """
 
-    @abc.abstractmethod
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
-        """Return what is wrong with two passes of a layer, or with the part of it that they show, or None."""
+        """Return what is wrong with two passes of a layer, or with the part of it that they show, or None.
+
+        Here a law is "none", for a dense layer, or Bernoulli.
+        """
+        weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
+        return laws.fixed(weight, one) if self.laws[contender] == "none" else laws.bernoulli(weight, logits, one, other)
 
     def shapes(self, contender: str, case: Case) -> dict[str, tuple[int, ...]]:
         """Return the shapes of x, y, weight, the parameter and, if there is one, the bias."""

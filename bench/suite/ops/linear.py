@@ -48,10 +48,10 @@ class Linear(LayerOp):
 
     def wrong(self, contender: str, case: Case, way: Way, one: Pass, other: Pass) -> str | None:
         """Compare with the law of the contender."""
-        weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
         if self.laws[contender] in FIXED:
+            weight, logits = (way.tensors[name].detach() for name in ("weight", "logits"))
             return laws.fixed(weight * (logits > 0) if self.laws[contender] == "fixed" else weight, one)
-        return laws.bernoulli(weight, logits, one, other)
+        return super().wrong(contender, case, way, one, other)
 
     def keeps(self, way: Way, keep: Tensor) -> bool:
         """Return True if a layer keeps just the weights of ``keep`` in the columns that unit vectors show."""
