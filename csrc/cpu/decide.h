@@ -153,12 +153,10 @@ inline u16w words_of(uint64_t bits, int i) {
 #if defined(__AVX512BW__)
   return u16w(_mm512_movm_epi16(__mmask32(bits >> i)));
 #else
-  u16w all, bit;
-  for (int lane = 0; lane < 2 * kLanes; ++lane) {
-    all[lane] = uint16_t(bits >> i);
-    bit[lane] = uint16_t(1u << lane);
-  }
-  return reinterpret_cast<u16w>((all & bit) == bit);
+  u16w bit;
+  for (int lane = 0; lane < 2 * kLanes; ++lane) bit[lane] = uint16_t(1u << lane);
+  const u32v twice = uint16_t(bits >> i) * 0x10001u - u32v{};  // GCC widens 32-bit scalars to vectors, but no shorter ones
+  return reinterpret_cast<u16w>((reinterpret_cast<u16w>(twice) & bit) == bit);
 #endif
 }
 
