@@ -69,9 +69,7 @@ inline f32v unless_nan(f32v x, f32v y) { return x == x ? y : x; }
 
 // ln(1 + exp(x)). The rounding error of 1 + exp(-|x|), which matters if exp(-|x|) is small, is added again.
 inline f32v softplus(f32v x) {
-  constexpr int32_t kEighty = 0x42A00000;
-  const i32v size = as_int(x) & 0x7FFFFFFF;
-  const f32v e = exp_of_minus(as_float(size < kEighty ? size : kEighty)), sum = 1.0f + e;
+  const f32v e = exp_of_minus(magnitude(x)), sum = 1.0f + e;
   const f32v tail = logarithm(sum) + (e - (sum - 1.0f)) * reciprocal(sum);
   return unless_nan(x, (x > 0.0f ? x : splat(0.0f)) + tail);
 }

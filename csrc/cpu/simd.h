@@ -80,18 +80,6 @@ inline uint32_t lane_bits(i32v mask) {
 #endif
 }
 
-inline bool any(u16w mask) {
-#if defined(__AVX512BW__)
-  return _mm512_test_epi16_mask(__m512i(mask), __m512i(mask)) != 0;
-#elif defined(__AVX2__)
-  return !_mm256_testz_si256(__m256i(mask), __m256i(mask));
-#else
-  uint16_t set = 0;
-  for (int i = 0; i < 2 * kLanes; ++i) set |= mask[i];
-  return set != 0;
-#endif
-}
-
 inline f32v bf16_to_float(u16v v) { return as_float(reinterpret_cast<i32v>(__builtin_convertvector(v, u32v) << 16)); }
 
 // The upper halves of `rounded`, which are the bits of floats after an addition; a float that was NaN remains NaN.
