@@ -19,6 +19,7 @@ from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_k
 from stochprune.native.masked_linear import masked_linear, masked_linear_backward
 from stochprune.native.moments import moments, moments_grad
 from stochprune.native.nm import nm_masked_weight, nm_weight_grad
+from stochprune.native.results import FreedMemory, freed
 from stochprune.native.sparse_linear import sparse_linear
 from stochprune.native.stochastic_rounding import stochastic_round
 from stochprune.native.thresholds import cache, threshold_from_logits
@@ -57,11 +58,13 @@ __all__ = [
     "DTYPES",
     "MATRICES",
     "NAME",
+    "FreedMemory",
     "Workspace",
     "bernoulli_kl",
     "bernoulli_kl_backward",
     "cache",
     "describe",
+    "freed",
     "gaussian_grad",
     "gaussian_kl",
     "gaussian_kl_backward",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stochprune import _C
 from stochprune.address import Mask
-from stochprune.native.workspace import fresh
+from stochprune.native.results import fresh
 
 
 def normal(rows: int, cols: int, *, mask: Mask) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochprune import _C
 from stochprune.address import Logits
-from stochprune.native.workspace import fresh
+from stochprune.native.results import fresh
 
 
 def bernoulli_kl(logits: Logits, prior_logits: Logits) -> Tensor:

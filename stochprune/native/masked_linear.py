@@ -8,7 +8,8 @@ from torch import Tensor
 from stochprune.address import KLTerm, Logits, Mask, Needs3
 from stochprune.native import products, tiles
 from stochprune.native.masked import masked, shared_thresholds
-from stochprune.native.workspace import fresh, workspace
+from stochprune.native.results import fresh
+from stochprune.native.workspace import workspace
 
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:

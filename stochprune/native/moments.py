@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stochprune import _C
 from stochprune.address import Logits
-from stochprune.native.workspace import fresh
+from stochprune.native.results import fresh
 
 
 def moments(weight: Tensor, logits: Logits | None, rho: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

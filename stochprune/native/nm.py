@@ -7,7 +7,8 @@ from torch import Tensor
 
 from stochprune import _C
 from stochprune.address import Logits, Mask
-from stochprune.native.workspace import fresh, workspace
+from stochprune.native.results import fresh
+from stochprune.native.workspace import workspace
 
 
 def nm_masked_weight(

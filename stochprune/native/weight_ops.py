@@ -11,7 +11,7 @@ from stochprune import _C, materialised
 from stochprune.address import Grads2, Logits, Mask, Memo, Needs2, Rows
 from stochprune.memory_format import in_format_of
 from stochprune.native.masked import masked, write_masked_weight
-from stochprune.native.workspace import fresh
+from stochprune.native.results import fresh
 
 
 def masked_weight(

@@ -1,4 +1,4 @@
-"""Scratch memory that all layers share, and new memory for results."""
+"""Scratch memory that all layers share."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ import threading
 import torch
 from torch import Tensor
 
-from stochprune import _C
+from stochprune.native.results import untouched
 
-HUGE_PAGE_MINIMUM = 32 << 20  # bytes; for larger sizes glibc always maps new memory and never reuses freed memory
 VIEWS = 64  # views of the workspace that are kept: making a view takes as long as a small kernel
-
-
-def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor; a large one uses huge pages, to save page faults when it is first written."""
-    out = torch.empty(shape, dtype=dtype)
-    if out.nbytes >= HUGE_PAGE_MINIMUM:
-        _C.advise_huge_pages(out.data_ptr(), out.nbytes)
-    return out
 
 
 class Workspace(threading.local):
@@ -61,7 +52,7 @@ class Workspace(threading.local):
             size = math.prod(shape) * dtype.itemsize
             if self._memory.nbytes < size:
                 self.release()
-                self._memory = fresh((size,), torch.uint8)
+                self._memory = untouched(size)
             if len(self._views) == VIEWS:
                 self._views.clear()
             view = self._views[shape, dtype] = self._memory[:size].view(dtype).view(shape)
