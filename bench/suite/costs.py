@@ -38,18 +38,24 @@ def saved_bytes(forward: Callable[[], Tensor], owned: Sequence[Tensor]) -> int:
     seen = {t.untyped_storage().data_ptr() for t in owned}
     total = 0
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> torch.UntypedStorage:
         nonlocal total
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             total += storage.nbytes()
-        return tensor
+        # The graph keeps the memory until the end, so that no address is used twice. A tensor here would keep the graph:
+        # a cycle, for ever, if the tensor is a result of the operation that saves it.
+        return storage
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        keep = forward()  # kept until the end, so that no address of a storage is used twice
+    with torch.autograd.graph.saved_tensors_hooks(pack, _no_backward):
+        keep = forward()
     del keep
     return total
+
+
+def _no_backward(packed: object) -> Tensor:
+    raise AssertionError("saved_bytes runs no backward pass")
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gc
 import io
 import os
 import random
@@ -141,6 +142,7 @@ class Suite:
         except (Stopped, OSError) as error:  # pytest would take them for a failed test
             self.raised = error
             pytest.exit(str(error))
+        gc.collect()  # of cycles that hold tensors
         self.bar.finish(1)
 
     def write(self) -> dict[str, Any]:
