@@ -44,8 +44,8 @@ def saved_bytes(forward: Callable[[], Tensor], owned: Sequence[Tensor]) -> int:
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             total += storage.nbytes()
-        # The graph keeps the memory until the end, so that no address is used twice. A tensor here would keep the graph:
-        # a cycle, for ever, if the tensor is a result of the operation that saves it.
+        # The graph keeps the memory until the end, so that no address is used twice. A tensor here would keep the
+        # graph: a cycle, for ever, if the tensor is a result of the operation that saves it.
         return storage
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _no_backward):

@@ -17,7 +17,7 @@ from stochprune.memory_format import in_format_of
 
 SCRATCH = 64 << 20
 """The most bytes of x, y and weights of the draws that run together; one draw may need more."""
-CACHED = 512 << 10
+CACHED = 1 << 20
 """Bytes of x, y and weights that stay in a core's cache. Draws that fit run as groups of one convolution, up to 4
 times as fast. Above it, the copies into groups cost more than the calls that they save."""
 LINEAR: list[int] = []
