@@ -22,7 +22,9 @@ def hook(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["nn", "functional", "training", "pac_bayes", "masks", "scores", "bounds", "data"])
+@pytest.mark.parametrize(
+    "name", ["nn", "functional", "training", "pac_bayes", "masks", "scores", "bounds", "data", "distributed"]
+)
 def test_the_reference_has_every_public_name(name):
     module = importlib.import_module(f"stochprune.{name}")
     found = hook("reference").public_names(f"stochprune.{name}")

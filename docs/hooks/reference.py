@@ -18,7 +18,7 @@ PAGES = {
     name: [f"{TOP}.{name}"]
     for name in (
         *("nn", "functional", "training", "pac_bayes", "masks", "scores", "bounds", "rng", "data", "models"),
-        "language_models",
+        *("language_models", "distributed"),
     )
 } | {"integrations": [f"{TOP}.integrations.transformers", f"{TOP}.integrations.lightning"]}
 
