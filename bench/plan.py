@@ -1,6 +1,6 @@
 """Measure the memory of real steps beside its plan, each configuration in a fresh process.
 
-    python -m bench.plan                    # three configurations of 100 million weights; 3 GB, a few minutes
+    python -m bench.plan                    # four configurations of 100 million weights; 3 GB, a few minutes
     python -m bench.plan --weights 8 --steps 2 --only bf16
 
 The peak of the resident memory (RSS) is compared, without what the process held before it built the model.

@@ -23,6 +23,7 @@ from stochprune.training.imp import IMPConfig, IMPRound, imp
 from stochprune.training.in_backward import StepInBackward, step_in_backward
 from stochprune.training.loggers import CSVLogger, TensorBoard
 from stochprune.training.mask_loss import mask_loss
+from stochprune.training.maskllm import MaskLLMConfig
 from stochprune.training.methods import (
     IterativeMagnitudeConfig,
     MaskFinetuningConfig,
@@ -31,7 +32,7 @@ from stochprune.training.methods import (
 )
 from stochprune.training.movement import MovementConfig
 from stochprune.training.observers import EMA, EarlyStopping, Validation
-from stochprune.training.one_shot import OneShotConfig
+from stochprune.training.one_shot import LayerWiseConfig, OneShotConfig
 from stochprune.training.options import LoopOptions
 from stochprune.training.prune_finetune import prune_finetune
 from stochprune.training.pruning import Pruned
@@ -61,8 +62,10 @@ __all__ = [
     "IMPConfig",
     "IMPRound",
     "IterativeMagnitudeConfig",
+    "LayerWiseConfig",
     "LoopOptions",
     "MaskFinetuningConfig",
+    "MaskLLMConfig",
     "MaskedAdamW",
     "MovementConfig",
     "OneShotConfig",

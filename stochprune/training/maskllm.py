@@ -45,6 +45,10 @@ class MaskLLMConfig(ChoiceConfig, PruningConfig):
     last_temperature: float = option(0.05, "Temperature at the end.", POSITIVE)
     reward: float = option(1e-5, "Loss that each unit of the squared norm of the kept weights saves.", NOT_NEGATIVE)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        patterns.parse(self.pattern, type(self).__name__)
+
 
 class SoftPatterns(nn.Module):
     """A parametrisation: the weight times the mean of the patterns under a relaxed categorical distribution.

@@ -61,8 +61,7 @@ def prune_finetune(
 
     Args:
         model: a dense model, usually trained. With random weights this is pruning at initialisation.
-        train_loader: as for :func:`stochprune.finetune`, iterated again in each epoch. Scores that need examples take
-            pairs (x, y) alone.
+        train_loader: as for :func:`stochprune.finetune`, iterated again in each epoch.
         sparsity: the fraction of the scored weights to prune, in [0, 1); with a pattern, of the rows or blocks.
         score: a name of :mod:`stochprune.scores`, such as ``magnitude``, ``snip`` or ``random``.
         scope: ``global``, ``layer`` or ``row``, see :func:`stochprune.masks.from_scores`; of both cuts.

@@ -32,10 +32,10 @@ GROUPS = re.compile(r"rows|columns|\d+x\d+", re.ASCII)
 EXCLUDE = "Shell pattern on weight names, such as lm_head.*: these weights stay dense."
 
 
-def check_pattern(config: Any) -> None:
-    """Raise ``ValueError`` unless the ``pattern`` is empty, an N:M pattern of the sparsity, or one of whole groups."""
+def check_pattern(config: Any, *, groups: bool = False) -> None:
+    """Raise ``ValueError`` unless the ``pattern`` is empty or N:M, of the sparsity; ``groups`` allows rows and such."""
     kind = type(config).__name__
-    if config.pattern and not GROUPS.fullmatch(config.pattern):
+    if config.pattern and not (groups and GROUPS.fullmatch(config.pattern)):
         n, m = patterns.parse(config.pattern, kind)
         patterns.check(kind, n, m, m)
         if not math.isclose(config.sparsity, 1 - n / m):
@@ -56,7 +56,7 @@ class ChoiceConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_pattern(self)
+        check_pattern(self, groups=True)
 
 
 @dataclasses.dataclass(frozen=True)
