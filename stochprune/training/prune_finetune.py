@@ -94,6 +94,7 @@ def prune_finetune(
     epochs = config.epochs if config.budget_schedule == "constant" else config.epochs // 3
     weights = weights or WeightConfig(epochs, config.weight_lr, config.checkpoint_every)
     check_cut("prune_finetune", sparsity, scope)
+    config = at_cut(config, sparsity, scope)
     training = model.training
     ways = Training(loss_fn, None if out is None else Path(out), "", callbacks, options or LoopOptions())
     scored = ways.score(score, model, train_loader, sparsity, config.seed)
@@ -101,13 +102,15 @@ def prune_finetune(
     start = by_output(model, start_masks(by_output(model, chosen), sparsity, config, scope=scope, pattern=pattern))
     found = tune_and_cut(model, train_loader, start, sparsity, config, ways, scope=scope, pattern=pattern)
     recompute_statistics(found.model, train_loader, ways)
+    # Inside that of the fine-tuning, because after another one, such as to another sparsity, other weights are trained.
+    folder = None if out is None else run_folder(run_folder(out, "finetune", config), "weights", weights)
     train_weights(
         found.model,
         train_loader,
         weights,
         masks=found.masks,
         loss_fn=loss_fn,
-        folder=None if out is None else run_folder(out, "weights", weights),
+        folder=folder,
         callbacks=callbacks,
         options=options,
     )
