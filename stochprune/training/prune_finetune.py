@@ -128,15 +128,18 @@ def tune_and_cut(
     scope: str = "global",
     pattern: str | None = None,
     logits_dtype: torch.dtype | None = None,
+    allow_empty: bool = False,
 ) -> Pruned:
     """Convert a model at the start of a configuration, fine-tune its masks and cut them, in place.
 
     Args:
         start: masks or keep probabilities, see :func:`stochprune.training.starts.start_masks`.
         training: its ``folder`` is that of all runs.
+        allow_empty: the cut may leave a layer without weights.
     """
     config = at_cut(config, sparsity, scope)
     model = convert(model, start, pattern=pattern, seed=config.seed, logits_dtype=logits_dtype)
     history = finetune(model, loader, config, out=training.folder, **training.arguments).history
-    masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
+    left = None if pattern and ":" in pattern else sparsity
+    masks = masks_to_cut(model, left, scope, allow_empty=allow_empty)
     return Pruned(cut(model, masks), masks, history)
