@@ -57,6 +57,7 @@ class MaskCallback(BudgetHolder, Callback):
         self.budget, self._steps = self.plan.make(pl_module, int(min(steps, 1 << 62))), trainer.global_step
         if self._loaded:
             self.budget.load_state_dict(self._loaded)
+            self._loaded = {}  # the next training begins anew
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         assert self.budget is not None

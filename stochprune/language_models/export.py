@@ -49,7 +49,8 @@ def export(model: Any, folder: str | Path, *, pattern: str | None = None, tokeni
     Args:
         model: from :func:`stochprune.harden`.
         folder: new, empty, or of an earlier export.
-        pattern: n:m, such as ``"2:4"``, which every weight with zeros must have.
+        pattern: n:m, such as ``"2:4"``, which every pruned weight must have, one with at least half the zeros of the
+            pattern. A dense weight may have a few zeros, such as the row of a padding token.
         tokenizer: of transformers; its files are written too.
 
     Returns:
@@ -107,15 +108,16 @@ def _layers(model: PreTrainedModel, pattern: str | None) -> dict[str, dict[str, 
     """Return shape, number of weights and sparsity of every weight that can be pruned, by name.
 
     Raises:
-        ValueError: no weight is zero, or one with zeros does not have the pattern.
+        ValueError: no weight is zero, or a pruned one does not have the pattern.
     """
     found = {}
+    n, m = (1, 1) if pattern is None else patterns.parse(pattern, "export")
     for name, weight in prunable_weights(model, include="*").items():
-        zeros = int((weight == 0).sum())
+        share = int((weight == 0).sum()) / weight.numel()
         rows = by_output(model, {name: weight.detach()})[name]
-        if zeros and pattern is not None and not _has(rows, *patterns.parse(pattern, "export")):
+        if pattern is not None and share >= (1 - n / m) / 2 and not _has(rows, n, m):
             raise ValueError(f"export: {name} has groups with more weights than pattern {pattern} keeps")
-        found[name] = {"shape": list(weight.shape), "count": weight.numel(), "sparsity": zeros / weight.numel()}
+        found[name] = {"shape": list(weight.shape), "count": weight.numel(), "sparsity": share}
     if not any(layer["sparsity"] for layer in found.values()):
         raise ValueError("export: no weight of the model is zero: prune it first")
     return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.data.batch_loss import ForwardLoss
+from stochprune.scores._common import evaluation
 from stochprune.training.distillation import distillation_loss
 
 
@@ -27,7 +28,7 @@ def next_token_loss(outputs: Any, y: Tensor) -> Tensor:
 @checked
 @torch.no_grad()
 def token_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 16) -> float:
-    """Return the mean loss of a model in evaluation mode, in nats a token; the model's mode is restored.
+    """Return the mean loss of a model in evaluation mode, in nats a token; each module's mode is restored.
 
     Args:
         x, y: blocks and their next tokens, int64 [blocks, context].
@@ -37,14 +38,10 @@ def token_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 16) -> 
     """
     if not len(x):
         raise ValueError("token_loss: x must contain at least one block, got none")
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        total = 0.0
+    device, total = next(model.parameters()).device, 0.0
+    with evaluation(model):
         for tokens, following in zip(x.split(batch_size), y.split(batch_size), strict=True):
             total += next_token_loss(model(tokens.to(device)), following.to(device)).item() * len(tokens)
-    finally:
-        model.train(training)
     if not math.isfinite(total):
         raise ValueError(f"token_loss: the model's loss is {total / len(x)}: its weights or its outputs are not finite")
     return total / len(x)

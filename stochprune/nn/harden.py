@@ -50,10 +50,15 @@ def harden(model: nn.Module, sparsity: float | None = None, scope: str = "global
     return cut(model, masks_to_cut(model, sparsity, scope))
 
 
-def masks_to_cut(model: nn.Module, sparsity: float | None, scope: str) -> dict[str, Tensor]:
+def masks_to_cut(
+    model: nn.Module, sparsity: float | None, scope: str, *, allow_empty: bool = False
+) -> dict[str, Tensor]:
     """Return the masks that :func:`harden` cuts, bool by weight name, of the weights' shapes; tied weights count once.
 
     A weight that is kept may be exactly 0, so the weights of the hardened model do not tell its masks.
+
+    Args:
+        allow_empty: a sparsity may leave a layer without weights.
     """
     check_cut("harden", 0.0 if sparsity is None else sparsity, scope)
     layers = layers_of("harden", model)
@@ -68,7 +73,7 @@ def masks_to_cut(model: nn.Module, sparsity: float | None, scope: str) -> dict[s
             of = layer.mask_logits.numel()
             raise ValueError(f"harden: {count} of {of} mask_logits of {name} are NaN: go back to an earlier checkpoint")
     _warn_of_idle(layers)
-    return _of_evaluation(distinct) if sparsity is None else _of_sparsity(distinct, sparsity, scope)
+    return _of_evaluation(distinct) if sparsity is None else _of_sparsity(distinct, sparsity, scope, allow_empty)
 
 
 def cut(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -125,7 +130,9 @@ def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
     return masks
 
 
-def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str) -> dict[str, Tensor]:
+def _of_sparsity(
+    layers: Mapping[str, MaskedLayer], sparsity: float, scope: str, allow_empty: bool
+) -> dict[str, Tensor]:
     """Return the masks of the highest logits by weight name."""
     for name, layer in layers.items():
         if layer.own_sparsity:
@@ -143,7 +150,7 @@ def _of_sparsity(layers: Mapping[str, MaskedLayer], sparsity: float, scope: str)
     ties = {name: rows(name, values) for name, values in magnitudes.items()}
     kept = from_scores(logits, sparsity, scope, ties=ties, allow_empty=True)
     masks = {name: layers[name].from_rows(mask) if scope == "row" else mask for name, mask in kept.items()}
-    if empty := emptied(masks):
+    if not allow_empty and (empty := emptied(masks)):
         raise ValueError(f"harden: {why_empty('logit', logits, empty, sparsity, scope)}")
     if sparsity > 0 and all(count_true(mask) == mask.numel() for mask in masks.values()):
         warnings.warn(

@@ -15,6 +15,7 @@ from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.objective import NaturalGradient, Objective
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior
+from stochprune.runs.results import json_history
 from stochprune.runs.run import open_run, run_folder
 from stochprune.training.loop import fit
 from stochprune.training.schedules import SCHEDULES, follow
@@ -108,7 +109,7 @@ def self_bound(
             checkpoint=run.checkpoint(config.checkpoint_every, objective, part.digest, str(delta)),
             callbacks=callbacks,
         )
-        run.write({"family": family, "delta": delta, "seed": seed, "history": history}, part.x.device)
+        run.write({"family": family, "delta": delta, "seed": seed, "history": json_history(history)}, part.x.device)
     posterior.requires_grad_(False)
     posterior.estimate_by("straight_through")  # hard masks of one network, whatever the training sampled
     return SelfBoundResult(posterior, config, history, folder)

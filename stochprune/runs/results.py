@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 import stochprune
+from stochprune.arguments import is_finite
 from stochprune.runs.device import device_name
 from stochprune.runs.files import require
 
@@ -28,6 +30,11 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
     }
     return found if device is None else found | {"device": device_name(device)}
+
+
+def json_history(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a history with None in the place of NaN and infinity, such as those of a metric: JSON has neither."""
+    return [{name: value if is_finite(value) else None for name, value in entry.items()} for entry in history]
 
 
 def record_of(kind: type[Record], content: Any, path: Path) -> Record:

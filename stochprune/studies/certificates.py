@@ -40,6 +40,8 @@ class CertificateArm:
             raise ValueError("an arm cannot have the name 'dense': the tables give it to networks that are not pruned")
         if own := sorted(set(OWN) & {key for key, _ in self.options}):
             raise ValueError(f"arm {self.name!r}: the study sets {own[0]}")
+        if "objective" in dict(self.options):
+            raise ValueError(f"arm {self.name!r}: objective has no effect: name the bounds in objectives, such as kl")
         self.config(RunConfig())
 
     def config(self, settings: RunConfig) -> RunConfig:

@@ -102,7 +102,7 @@ class ArmBlock:
     """A product of arms and sparsities.
 
     Raises:
-        ValueError: a sparsity outside [0, 1), or no arm.
+        ValueError: a sparsity outside [0, 1), no sparsity, or no arm.
     """
 
     arms: tuple[Arm, ...]
@@ -110,8 +110,9 @@ class ArmBlock:
 
     def __post_init__(self) -> None:
         FRACTION.require(self, "sparsities")
-        if not self.arms:
-            raise ValueError("arms must name at least one")
+        for name in ("arms", "sparsities"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one")
 
     def __len__(self) -> int:
         return len(self.arms) * len(self.sparsities)

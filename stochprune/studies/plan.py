@@ -41,6 +41,11 @@ BLOCKS: dict[type, tuple[type, type]] = {
     RunConfig: (CertificateArm, CertificateBlock),
 }
 """The arms of a grid and their block, by the kind of settings; all others have ``Arm`` and ``ArmBlock``."""
+DECIDED: dict[str, tuple[str, dict[str, str]]] = {
+    "finetune": ("finetune", {"sparsity": "the sparsities of the grid", "seed": "seeds"}),
+    "certificates": ("self_bound", {"objective": "objectives"}),
+}
+"""By job: a part of its settings, and what decides instead of fields of this part."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +107,7 @@ class Plan:
                 raise ValueError(f"{self.name}: {name} must name at least one")
         if self.job == "language_models" and self.models != (MODEL,):
             raise ValueError(f"{self.name}: models of a study of language models must be [{MODEL}], got {self.models}")
+        named: dict[tuple[str, float], Arm] = {}
         for block in self.grid:
             if isinstance(block, Block) == isinstance(self.settings, MethodsConfig | RunConfig):
                 raise ValueError(
@@ -112,8 +118,13 @@ class Plan:
                 continue
             if isinstance(block, ArmBlock):
                 assert isinstance(self.settings, MethodsConfig)
-                for arm in block.arms:
-                    arm.config(self.settings.epochs, block.sparsities[0], 0)  # raises for an arm that is too long
+                for arm, sparsity in itertools.product(block.arms, block.sparsities):
+                    arm.config(self.settings.epochs, sparsity, 0)  # raises for an impossible arm
+                    if named.setdefault((arm.name, sparsity), arm) != arm:
+                        raise ValueError(
+                            f"{self.name}: two arms at sparsity {sparsity:g} have the name {arm.name!r}, and "
+                            "tables would mix them: rename one"
+                        )
                 continue
             if self.job == "finetune" and (any(options for _, options in block.scores) or block.ablations != ("none",)):
                 raise ValueError(f"{self.name}: a fine-tuning study takes scores without options, and no ablations")
@@ -142,10 +153,12 @@ class Plan:
     def method_cells(self, data: str) -> Iterator[MethodCell]:
         """The cells of the jobs whose grid has arms, on one data set, each once, seed by seed."""
         assert isinstance(self.settings, MethodsConfig)
+        found: dict[MethodCell, None] = {}
         for model, seed, block in itertools.product(self.models, range(self.seeds), self.grid):
             assert isinstance(block, ArmBlock)
             for arm, sparsity in itertools.product(block.arms, block.sparsities):
-                yield MethodCell(data, model, arm, sparsity, seed, self.settings)
+                found[MethodCell(data, model, arm, sparsity, seed, self.settings)] = None
+        yield from found
 
     def certificate_cells(self, data: str) -> Iterator[CertificateCell]:
         """The cells of job ``certificates`` on one data set, seed by seed."""
@@ -188,6 +201,12 @@ def load(name: str | Path, small: bool = False) -> Plan:
     if isinstance(settings, dict) and (twice := sorted(set(chosen) & set(settings))):
         raise ValueError(
             f"{path.stem}: in a study of job {job} {twice[0]} must be a key of the study, not of its settings"
+        )
+    part, decided = DECIDED.get(known, ("", {}))
+    inner = settings.get(part) if isinstance(settings, dict) else None
+    for field in sorted(set(decided) & set(inner if isinstance(inner, dict) else ())):
+        raise ValueError(
+            f"{path.stem}: {field} of {part} has no effect in a study, where {decided[field]} decide: leave it out"
         )
     kind: type = SETTINGS.get(known, InitialisationConfig)
     grid = content.pop("grid", None) or []

@@ -68,6 +68,8 @@ class _Activations(Counting):
 
     def _look(self, i: int) -> Any:
         def look(layer: MaskedLayer, args: Any, y: Tensor) -> None:
+            if not layer.training:  # a callback such as Validation looks at the model
+                return
             unit = y.dim() - 1 if isinstance(layer, MaskedLinear) else 1
             active = y.detach().relu().movedim(unit, 0).flatten(1)
             self.sums[i] += active.double().square().sum(1).cpu()

@@ -77,4 +77,4 @@ class PruneEarly:
             return
         earlier = [entry["epi"] for entry in state.history[-1 - self.window : -1] if "epi" in entry]
         state.history[-1]["epi"] = now
-        state.stop = now >= self.threshold and all(now >= before for before in earlier)
+        state.stop |= now >= self.threshold and all(now >= before for before in earlier)

@@ -14,6 +14,7 @@ from stochprune.arguments import checked
 from stochprune.data.batch_loss import LossFunction
 from stochprune.data.labels import checked_loss
 from stochprune.nn import masked_layers, sampling
+from stochprune.scores._common import evaluation
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class StochasticError:
 @checked
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
-    """Return the model's outputs [n, ...] for inputs [n, ...] in evaluation mode, and restore the mode.
+    """Return the model's outputs [n, ...] for inputs [n, ...] in evaluation mode, and restore each module's mode.
 
     Raises:
         ValueError: no inputs, or a batch size below 1.
@@ -42,12 +43,8 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
     if x.dim() == 0 or not len(x):
         raise ValueError(f"predict: x must contain at least one input [n, ...], got shape {tuple(x.shape)}")
     device = next((parameter.device for parameter in model.parameters()), x.device)
-    training = model.training
-    model.eval()
-    try:
+    with evaluation(model):
         return torch.cat([model(part.to(device)) for part in x.split(batch_size)])
-    finally:
-        model.train(training)
 
 
 @checked

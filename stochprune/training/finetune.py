@@ -15,6 +15,7 @@ from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.data.batch_loss import LossFunction
 from stochprune.nn import masked_layers, sampling
+from stochprune.runs.results import json_history
 from stochprune.runs.run import open_run, run_folder
 from stochprune.training.all_masked import mask_logits
 from stochprune.training.budget import Budget
@@ -122,7 +123,7 @@ def finetune(
                 options=options,
             )
         model.train(training)
-        run.write({"history": history}, budget.logits[0].device)
+        run.write({"history": json_history(history)}, budget.logits[0].device)
     return FinetuneResult(config, history, folder)
 
 

@@ -24,6 +24,7 @@ from stochprune.training.options import LoopOptions
 from stochprune.training.rewinding import Rewinding
 from stochprune.training.schedules import SCHEDULES, Schedule
 from stochprune.training.starts import refuse_certain_emptiness
+from stochprune.training.state import State
 from stochprune.training.weights import train_weights
 
 
@@ -93,6 +94,16 @@ class IMPRound:
     history: list[dict[str, float]]
 
 
+class _Named:
+    """A callback that names a training, so that loggers keep its history apart."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def setup(self, state: State) -> None:
+        state.part = self.name
+
+
 def discount(before: Mapping[str, Tensor], after: Mapping[str, Tensor], ratio: float) -> float:
     """Return ALLR's factor of the first learning rate: ``max(d1, d2)``, at most 1.
 
@@ -158,7 +169,7 @@ def imp(
             schedule=schedule,
             loss_fn=loss_fn,
             folder=None if folder is None else folder / name,
-            callbacks=[*also, *callbacks],
+            callbacks=[_Named(name), *also, *callbacks],
             options=options,
         )
 

@@ -17,6 +17,8 @@ from stochprune.training.state import State
 class CSVLogger:
     """A callback that writes the history to ``mask.csv`` (mask fine-tuning) or ``weights.csv`` (weight training).
 
+    Iterative pruning writes a file for each of its trainings: ``weights-dense.csv``, ``weights-cycle1.csv`` and so on.
+
     Put it after callbacks that add numbers to the history. The whole file is written after each epoch, so a resumed run
     has each epoch once.
 
@@ -35,7 +37,7 @@ class CSVLogger:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(state.history)
-        with replacing(self.folder / f"{state.phase}.csv") as file:
+        with replacing(self.folder / f"{state.name}.csv") as file:
             file.write(text.getvalue().encode())
 
 
@@ -45,7 +47,8 @@ class TensorBoard:
     A resumed run replaces the events after its checkpoint. Put it after callbacks that add numbers to the history.
 
     Args:
-        folder: the events are in its folder ``mask`` (mask fine-tuning) or ``weights`` (weight training).
+        folder: the events are in its folder ``mask`` (mask fine-tuning) or ``weights`` (weight training); those of
+            iterative pruning in ``weights-dense``, ``weights-cycle1`` and so on.
 
     Raises:
         MissingExtraError: the package tensorboard is not installed.
@@ -60,7 +63,7 @@ class TensorBoard:
         self._writer: Any = None
 
     def on_start(self, state: State) -> None:
-        self._writer = self._make(str(self.folder / state.phase), purge_step=state.step + 1)
+        self._writer = self._make(str(self.folder / state.name), purge_step=state.step + 1)
 
     def on_step(self, state: State) -> None:
         self._writer.add_scalar("step/loss", state.loss, state.step)

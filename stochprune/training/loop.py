@@ -51,8 +51,8 @@ def fit(
 
     Args:
         model: trained in place; the caller sets its train or eval mode.
-        loader: batches, iterated again in each epoch. If it has ``set_epoch(epoch)``, this is called first; a resumed
-            run sees the same batches if their order depends only on the epoch.
+        loader: batches, iterated again in each epoch. If it, or else its sampler, has ``set_epoch(epoch)``, this is
+            called first; a resumed run sees the same batches if their order depends only on the epoch.
         checkpoint: the training resumes from it if it exists, and writes it every ``checkpoint.every`` steps and at the
             end.
 
@@ -82,8 +82,7 @@ def fit(
         restore(state, parts, checkpoint, batches=batches, accumulate=options.accumulate)
     _notify(callbacks, "on_start", state)
     while state.epoch < epochs and not state.stop:
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(state.epoch)
+        set_epoch(loader, state.epoch)
         for group in _groups(loader, state.batch, options.accumulate):
             losses = step(group)
             state.loss = sum(losses) / len(losses)
@@ -103,6 +102,14 @@ def fit(
         save(state, parts, checkpoint)
     _notify(callbacks, "on_end", state)
     return state.history
+
+
+def set_epoch(loader: Loader, epoch: int) -> None:
+    """Call ``set_epoch`` of a loader, or of the samplers of a ``DataLoader``, which has no such method itself."""
+    samplers: list[Any] = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+    for each in [loader] if hasattr(loader, "set_epoch") else samplers:
+        if hasattr(each, "set_epoch"):
+            each.set_epoch(epoch)
 
 
 def _groups(loader: Loader, start: int, size: int) -> Iterator[list[tuple[int, Any]]]:

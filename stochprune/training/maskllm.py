@@ -21,6 +21,7 @@ from stochprune.training.loop import Loader
 from stochprune.training.parametrised import parametrised
 from stochprune.training.pruning import ChoiceConfig, Counting, Pruned, PruningConfig
 from stochprune.training.training import Training
+from stochprune.training.weights import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,13 @@ class _Annealed(Counting):
         self.hold()
 
     def penalty(self) -> Tensor:
-        return -self.config.reward * torch.stack([part.kept.square().sum() for part in self.parts.values()]).sum()
+        reward = torch.stack([part.kept.square().sum() for part in self.parts.values()]).sum()
+        for part in self.parts.values():  # a layer that the next forward pass does not call must not keep this graph
+            part.kept = part.kept.detach()
+        return -self.config.reward * reward
 
     def hold(self) -> None:
-        config, progress = self.config, self.made / self.steps
+        config, progress = self.config, min(1.0, self.made / self.steps)  # after the last step it stays at the end
         for name, part in self.parts.items():
             part.scale = config.first_scale + (config.last_scale - config.first_scale) * progress
             part.temperature = config.first_temperature + progress * (
@@ -122,7 +126,7 @@ def maskllm(model: nn.Module, loader: Loader, config: MaskLLMConfig, training: T
         logits = [part.choice for part in parts.values()]
         constraint = _Annealed(parts, config, training.steps(loader, config.epochs))
         with frozen(model, logits):
-            optimizer = torch.optim.Adam([{"params": logits, "lr": config.logit_lr, "name": "scores"}])
+            optimizer = make_optimizer(model, config, training.options, logits, config.logit_lr)
             history = training.fit(model, loader, config, optimizer, constraint)
         masks = {
             name: part.options[part.choice.argmax(dim=-1)].view_as(first[name]) > 0 for name, part in parts.items()

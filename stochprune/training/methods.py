@@ -43,7 +43,7 @@ from stochprune.training.prune_finetune import tune_and_cut
 from stochprune.training.pruning import ChoiceConfig, Pruned, PruningConfig
 from stochprune.training.rigl import RigLConfig, rigl
 from stochprune.training.schedules import SCHEDULES
-from stochprune.training.soft_threshold import SoftThresholdConfig, train_soft_threshold
+from stochprune.training.soft_threshold import train_under_threshold
 from stochprune.training.soft_threshold_reparameterisation import STRConfig, soft_threshold_reparameterisation
 from stochprune.training.starts import start_masks
 from stochprune.training.supermask import SupermaskConfig, supermask
@@ -99,26 +99,40 @@ class SoftThresholdPruningConfig(PruningConfig):
     """
 
     threshold: float = option(0.1, "The threshold at the end.", POSITIVE)
+    optimizer: Literal["sgd"] = option("sgd", "SGD with Nesterov momentum 0.9.")
+    schedule: Literal["cosine"] = option(
+        "cosine", "Schedule of the learning rate; the threshold grows with its integral."
+    )
 
 
 def _of_weights(name: str) -> Callable[[torch.optim.Optimizer, int], LRScheduler]:
     """Return the schedule of this name for the learning rates of the weights; those of the logits stay."""
 
     def make(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-        falling, constant = (lambda step: SCHEDULES[name](step / steps)), (lambda step: 1.0)
+        falling, constant = (lambda step: SCHEDULES[name](step / max(1, steps))), (lambda step: 1.0)
         factors = [constant if group.get("name") == LOGITS else falling for group in optimizer.param_groups]
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
     return make
 
 
+def _choosing(training: Training, **chosen: Any) -> Training:
+    """Return the training with options that its configuration chooses.
+
+    Raises:
+        ValueError: the caller has given one of them too.
+    """
+    for name in chosen:
+        if getattr(training.options, name) is not None:
+            raise ValueError(f"options and the configuration both have {name}; give one of them")
+    return dataclasses.replace(training, options=dataclasses.replace(training.options, **chosen))
+
+
 def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConfig, training: Training) -> Pruned:
     if config.schedule != "constant":
-        options = dataclasses.replace(training.options, schedule=_of_weights(config.schedule))
-        training = dataclasses.replace(training, options=options)
+        training = _choosing(training, schedule=_of_weights(config.schedule))
     if config.low_memory:
-        options = dataclasses.replace(training.options, optimizer=low_memory_adam(model, config.seed))
-        training = dataclasses.replace(training, options=options)
+        training = _choosing(training, optimizer=low_memory_adam(model, config.seed))
     scored = scores.by_output(model, training.chosen(config, model, loader))
     start = start_masks(
         scored, config.sparsity, config, scope=config.scope, pattern=config.pattern or None, keep=config.keep
@@ -133,6 +147,7 @@ def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConf
         scope=config.scope,
         pattern=config.pattern or None,
         logits_dtype=torch.bfloat16 if config.low_memory else None,
+        allow_empty=True,  # as the cuts of other methods
     )
 
 
@@ -150,10 +165,9 @@ def iterative_magnitude(
 def soft_threshold_pruning(
     model: nn.Module, loader: Loader, config: SoftThresholdPruningConfig, training: Training
 ) -> Pruned:
-    each = SoftThresholdConfig(config.epochs, config.lr, config.threshold, config.checkpoint_every)
-    train_soft_threshold(model, loader, each, folder=training.folder, **training.arguments)
+    history = train_under_threshold(model, loader, config, config.threshold, training)
     masks = from_scores(scores.magnitude(model), config.sparsity, allow_empty=True)
-    return Pruned(apply(model, masks), masks, [])
+    return Pruned(apply(model, masks), masks, history)
 
 
 METHODS: Mapping[str, tuple[type[Config], Callable[..., Pruned]]] = {
@@ -231,8 +245,9 @@ def prune(
     Every method takes the model as it is, trained or not, makes ``config.epochs`` passes over the data, and prunes
     ``config.sparsity`` of all prunable weights, ranked together. (edge-popup ranks the weights of each layer; RigL from
     a random start has densities of its own.) At the end one more pass over the data, without backward, computes the
-    running statistics of batch norm again, because those of the training are not those of the cut network. Norms that
-    are frozen, in evaluation mode inside a model in train mode, keep theirs. ::
+    running statistics of batch norm again, because those of the training are not those of the cut network. A norm
+    whose ``train`` keeps it in evaluation mode keeps its own; ``model.train()``, which every training calls, ends a
+    freeze by ``norm.eval()``. ::
 
         found = sp.training.prune(model, loader, GradualMagnitudeConfig(sparsity=0.98, epochs=10))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stochprune.arguments import checked
-from stochprune.data.batch_loss import tensors_of
+from stochprune.data.batch_loss import count_examples
 from stochprune.nn import masked_layers, sampling
 from stochprune.training.loop import Loader
 from stochprune.training.state import State
@@ -91,7 +92,7 @@ class Validation:
                     raise ValueError(
                         "Validation: for metrics forward_loss must return (loss, outputs), it returns a loss"
                     )
-                size = _examples(batch)
+                size = count_examples(batch)
                 examples += size
                 values = {name: metric(found.outputs, found.targets) for name, metric in self.metrics.items()}
                 for name, value in {"loss": found.loss, **values}.items():
@@ -105,7 +106,7 @@ class EarlyStopping:
     """A callback that ends a training once a number of the history has not improved for some epochs.
 
     Put it after the callback that measures the number. It stores nothing: the history decides, so a resumed run stops
-    at the same epoch.
+    at the same epoch. NaN is no improvement. Of several such callbacks the first that ends the training decides.
 
     Args:
         monitor: the key in the history.
@@ -127,9 +128,10 @@ class EarlyStopping:
             raise ValueError(
                 f"EarlyStopping: the history has no {self.monitor!r}, it has {known}; put Validation before it"
             )
-        values = [entry[self.monitor] for entry in state.history]
+        worst = math.inf if self.mode == "min" else -math.inf
+        values = [worst if math.isnan(entry[self.monitor]) else entry[self.monitor] for entry in state.history]
         best = values.index(min(values) if self.mode == "min" else max(values))
-        state.stop = len(values) - 1 - best >= self.patience
+        state.stop |= len(values) - 1 - best >= self.patience
 
 
 @contextlib.contextmanager
@@ -143,8 +145,3 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _examples(batch: Any) -> int:
-    """Return the number of examples in a batch: the length of its first tensor that has one, else 1."""
-    return next((len(tensor) for tensor in tensors_of(batch) if tensor.dim()), 1)

@@ -93,6 +93,7 @@ def prune_finetune(
     epochs = config.epochs if config.budget_schedule == "constant" else config.epochs // 3
     weights = weights or WeightConfig(epochs, config.weight_lr, config.checkpoint_every)
     check_cut("prune_finetune", sparsity, scope)
+    config = at_cut(config, sparsity, scope)
     training = model.training
     ways = Training(loss_fn, None if out is None else Path(out), "", callbacks, options or LoopOptions())
     scored = ways.score(score, model, train_loader, sparsity, config.seed)
@@ -100,13 +101,15 @@ def prune_finetune(
     start = by_output(model, start_masks(by_output(model, chosen), sparsity, config, scope=scope, pattern=pattern))
     found = tune_and_cut(model, train_loader, start, sparsity, config, ways, scope=scope, pattern=pattern)
     recompute_statistics(found.model, train_loader, ways)
+    # Inside that of the fine-tuning, because after another one, such as to another sparsity, other weights are trained.
+    folder = None if out is None else run_folder(run_folder(out, "finetune", config), "weights", weights)
     train_weights(
         found.model,
         train_loader,
         weights,
         masks=found.masks,
         loss_fn=loss_fn,
-        folder=None if out is None else run_folder(out, "weights", weights),
+        folder=folder,
         callbacks=callbacks,
         options=options,
     )
@@ -124,15 +127,18 @@ def tune_and_cut(
     scope: str = "global",
     pattern: str | None = None,
     logits_dtype: torch.dtype | None = None,
+    allow_empty: bool = False,
 ) -> Pruned:
     """Convert a model at the start of a configuration, fine-tune its masks and cut them, in place.
 
     Args:
         start: masks or keep probabilities, see :func:`stochprune.training.starts.start_masks`.
         training: its ``folder`` is that of all runs.
+        allow_empty: the cut may leave a layer without weights.
     """
     config = at_cut(config, sparsity, scope)
     model = convert(model, start, pattern=pattern, seed=config.seed, logits_dtype=logits_dtype)
     history = finetune(model, loader, config, out=training.folder, **training.arguments).history
-    masks = masks_to_cut(model, None if pattern and ":" in pattern else sparsity, scope)
+    left = None if pattern and ":" in pattern else sparsity
+    masks = masks_to_cut(model, left, scope, allow_empty=allow_empty)
     return Pruned(cut(model, masks), masks, history)

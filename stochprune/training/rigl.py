@@ -13,6 +13,7 @@ from stochprune import scores
 from stochprune.masks.select import from_scores
 from stochprune.runs.config import PROBABILITY, at_least, at_most, option
 from stochprune.scores import prunable_weights
+from stochprune.training.in_backward import StepInBackward
 from stochprune.training.loop import Loader
 from stochprune.training.pruning import ChangingMasks, Pruned, PruningConfig
 from stochprune.training.training import Training
@@ -94,6 +95,11 @@ def rigl(model: nn.Module, loader: Loader, config: RigLConfig, training: Trainin
     else:
         first = from_scores(scores.magnitude(model), config.sparsity, allow_empty=True)
     optimizer = make_optimizer(model, config, training.options)
+    if isinstance(optimizer, StepInBackward):
+        raise ValueError(
+            "rigl: LoopOptions.optimizer steps inside backward, which frees the gradients that choose the new weights: "
+            "give an ordinary optimiser"
+        )
     constraint = RigL(model, {name: first[name] for name in prunable_weights(model)}, optimizer, config, steps)
     history = training.fit(model, loader, config, optimizer, constraint)
     return Pruned(model, constraint.masks, history)

@@ -11,6 +11,7 @@ import torch
 from stochprune.runs.checkpoint import Checkpoint
 from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.results import record_of
+from stochprune.training.adamw import MaskedAdamW
 from stochprune.training.state import Position, State
 
 
@@ -84,11 +85,18 @@ def _settings(group: dict[str, Any]) -> dict[str, type]:
     return {name: float if type(value) is int else type(value) for name, value in group.items()}
 
 
+ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, MaskedAdamW)
+"""Optimisers whose state has one number for each weight. That of others may have sums of rows and columns (Adafactor)
+or scales of blocks (moments of eight bits), and another form for each parameter."""
+
+
 def _check_optimizer(settings: list[dict[str, type]], optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if the loaded optimizer has other settings or a state of another shape."""
+    """Raise ValueError if the loaded optimizer has other settings, or an elementwise one a state of another shape."""
     for expected, group in zip(settings, optimizer.param_groups, strict=True):
         if _settings(group) != expected:
             raise ValueError("its settings have other names or types")
+        if type(optimizer) not in ELEMENTWISE:
+            continue
         found = [(tensor, optimizer.state[tensor]) for tensor in group["params"] if tensor in optimizer.state]
         for tensor, values in found:
             if values.keys() != found[0][1].keys():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +16,13 @@ from torch import Tensor, nn
 from stochprune.arguments import checked
 from stochprune.data.batch_loss import LossFunction
 from stochprune.runs.config import POSITIVE, Config, at_least, option
-from stochprune.runs.run import open_run
 from stochprune.scores import prunable_weights
 from stochprune.training.config import WeightConfig
 from stochprune.training.constraint import Constraint
-from stochprune.training.loop import Loader, fit
+from stochprune.training.loop import Loader
 from stochprune.training.options import LoopOptions
 from stochprune.training.parametrised import parametrised
-from stochprune.training.schedules import SCHEDULES, follow
+from stochprune.training.training import Training
 from stochprune.training.weights import make_optimizer
 
 
@@ -135,24 +135,22 @@ def train_soft_threshold(
             :func:`stochprune.training.loop.fit`.
     """
     config = config or SoftThresholdConfig()
-    options = options or LoopOptions()
-    total = options.steps("soft-threshold pruning", train_loader, config.epochs)
-    with open_run(config, folder) as run:
-        # The identity is that of the plain model, as the caller has it.
-        checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity())
-        with parametrised(model, SoftThreshold, leave=True) as parts:
-            optimizer = make_optimizer(model, config.weights, options)
-            follow(optimizer, SCHEDULES[config.weights.schedule], total)
-            model.train()
-            fit(
-                model,
-                train_loader,
-                epochs=config.epochs,
-                optimizer=optimizer,
-                loss_fn=loss_fn,
-                constraint=_Growth([*parts.values()], config.threshold, max(1, total)),
-                checkpoint=checkpoint,
-                callbacks=callbacks,
-                options=options,
-            )
+    training = Training(loss_fn, folder, "", callbacks, options or LoopOptions())
+    train_under_threshold(model, train_loader, config.weights, config.threshold, training)
     return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
+
+
+def train_under_threshold(
+    model: nn.Module, loader: Loader, config: WeightConfig, threshold: float, training: Training
+) -> list[dict[str, float]]:
+    """Train under a growing threshold, in place; weights end as their soft thresholds. Return the history.
+
+    Args:
+        config: its schedule is a cosine, whose integral the threshold follows.
+        threshold: at the end; a checkpoint of another one is refused.
+    """
+    steps = max(1, training.steps(loader, config.epochs))
+    training = dataclasses.replace(training, identity=f"threshold={threshold}")
+    with parametrised(model, SoftThreshold, leave=True) as parts:
+        optimizer = make_optimizer(model, config, training.options)
+        return training.fit(model, loader, config, optimizer, _Growth([*parts.values()], threshold, steps))

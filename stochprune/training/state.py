@@ -75,6 +75,7 @@ class State(Position):
         batch_loss: the loss of a model on a batch, as the training computes it.
         averaged: a copy of the model with averaged parameters, if a callback such as
             :class:`stochprune.training.EMA` keeps one.
+        part: the name of this training where one call makes several of a phase, such as ``cycle1``.
     """
 
     model: nn.Module
@@ -83,8 +84,14 @@ class State(Position):
     batch_loss: BatchLoss
     constraint: Constraint
     averaged: nn.Module | None = None
+    part: str = ""
 
     @property
     def phase(self) -> str:
         """``mask`` if the model has masked layers, else ``weights``: the two trainings of ``prune_finetune``."""
         return "mask" if masked_layers(self.model) else "weights"
+
+    @property
+    def name(self) -> str:
+        """The name of the training in the files of loggers: its phase, and its part if it has one."""
+        return f"{self.phase}-{self.part}" if self.part else self.phase

@@ -19,7 +19,7 @@ from stochprune.nn.unmasked import silent_about_unmasked
 from stochprune.runs.run import open_run
 from stochprune.training.config import WeightConfig
 from stochprune.training.constraint import Constraint
-from stochprune.training.loop import Loader, fit
+from stochprune.training.loop import Loader, fit, set_epoch
 from stochprune.training.options import LoopOptions
 from stochprune.training.schedules import SCHEDULES, Schedule, follow
 
@@ -41,8 +41,7 @@ class Choice(Protocol):
 
 def first_batches(loader: Loader, count: int) -> Loader:
     """Return batches of the first epoch, for scores; 0 means all."""
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(0)
+    set_epoch(loader, 0)
     return list(itertools.islice(loader, count)) if count else loader
 
 
@@ -63,8 +62,7 @@ class Training:
 
     def score(self, name: str, model: nn.Module, loader: Loader, sparsity: float, seed: int) -> dict[str, Tensor]:
         """Return the pruning score called ``name`` on the batches of the first epoch, whatever ran before."""
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(0)
+        set_epoch(loader, 0)
         loss = BatchLoss(self.loss_fn, self.options.forward_loss, argument="train_loader")
         with silent_about_unmasked():  # convert or prune names them, and knows what is excluded
             return scores.compute(name, model, loss, loader, sparsity=sparsity, seed=seed)

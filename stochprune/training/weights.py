@@ -104,11 +104,11 @@ def make_optimizer(
     """
     chosen = {id(score) for score in scores}
     trained = [each for each in model.parameters() if each.requires_grad and id(each) not in chosen]
-    groups: list[dict[str, Any]] = [{"params": trained, "name": WEIGHTS}]
+    groups: list[dict[str, Any]] = [{"params": trained, "name": WEIGHTS}] if trained or not scores else []
     if scores:
         groups.append({"params": [*scores], "lr": score_lr, "weight_decay": 0.0, "name": "scores"})
     if options.optimizer is not None:
-        groups[0] |= {"lr": config.lr, "weight_decay": config.weight_decay}
+        groups[0] = {"lr": config.lr, "weight_decay": config.weight_decay, **groups[0]}
         return options.optimizer(groups)
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)

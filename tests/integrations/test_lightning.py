@@ -47,10 +47,10 @@ class Kill(lightning.Callback):
             raise RuntimeError("killed")
 
 
-def fit(task, folder, *, callbacks=(), ckpt_path=None, **changes):
+def fit(task, folder, *, callback=None, callbacks=(), ckpt_path=None, **changes):
     from stochprune.integrations.lightning import MaskCallback
 
-    callback = MaskCallback(**{**PLAN, **changes.pop("plan", {})})
+    callback = callback or MaskCallback(**{**PLAN, **changes.pop("plan", {})})
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     settings = {"max_epochs": 3, "enable_checkpointing": bool(callbacks), **changes}
     trainer = lightning.Trainer(default_root_dir=folder, callbacks=[callback, *callbacks], **quiet, **settings)
@@ -95,6 +95,15 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, in_backward):
     callback = fit(again, tmp_path, ckpt_path=tmp_path / "last.ckpt")
     tiny.assert_equal(again.model, whole.model)
     assert again.logged[-1] == whole.logged[-1] and callback.budget.made == 9
+
+
+def test_a_callback_begins_anew_in_the_training_after_a_resumed_one(tmp_path):
+    saving = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
+    fit(Task(), tmp_path, callbacks=[saving], max_epochs=1)
+    callback = fit(Task(), tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert callback.budget.made == 9
+    fit(Task(), tmp_path, callback=callback, max_epochs=1)
+    assert callback.budget.made == 3
 
 
 def test_the_model_is_pruned_at_the_end(tmp_path):

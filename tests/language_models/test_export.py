@@ -49,6 +49,15 @@ def test_transformers_loads_the_exact_zeros(model, data, tokenizer, tmp_path, pa
     assert read.get_vocab() == tokenizer.get_vocab()
 
 
+def test_a_dense_weight_may_have_zeros_beside_a_pattern(model, tmp_path):
+    """Such as the row of a padding token in an embedding, which is the output layer too."""
+    with torch.no_grad():
+        model.model.embed_tokens.weight[1] = 0
+    pruned(model, "2:4")
+    content = json.loads((sp.export(model, tmp_path / "out", pattern="2:4") / "sparsity.json").read_text())
+    assert 0 < content["layers"]["lm_head.weight"]["sparsity"] < 0.01
+
+
 def test_an_export_replaces_an_export_and_nothing_else(model, tmp_path):
     pruned(model)
     sp.export(model, tmp_path / "out")

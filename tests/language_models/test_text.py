@@ -84,6 +84,9 @@ def test_perplexity_is_that_of_transformers(model, data):
     expected = model(block, labels=block).loss.item()
     assert lm.token_loss(model, data.test_x[:3], data.test_y[:3], batch_size=2) == pytest.approx(expected, rel=1e-5)
     assert lm.perplexity(model, data.test_x[:3], data.test_y[:3]) == pytest.approx(math.exp(expected), rel=1e-4)
+    model.train().model.norm.eval()
+    lm.token_loss(model, data.test_x[:1], data.test_y[:1])
+    assert model.training and model.lm_head.training and not model.model.norm.training
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="nan"):

@@ -132,6 +132,17 @@ def test_other_examples_are_another_run(parts, prior, tmp_path):
         self_bound(prior, half, QUICK, out=tmp_path)
 
 
+def test_a_number_of_a_callback_that_is_not_finite_loses_no_results(parts, prior, tmp_path):
+    class Undefined:
+        def on_epoch(self, state: object) -> None:
+            state.history[-1]["undefined"] = float("nan")
+
+    found = self_bound(prior, parts.certify, QUICK, out=tmp_path, callbacks=[Undefined()])
+    stored = json.loads((found.folder / "results.json").read_text())["history"]
+    assert [entry["undefined"] for entry in stored] == [None] * 3
+    assert [entry["loss"] for entry in stored] == [entry["loss"] for entry in found.history]
+
+
 def test_seen_examples_are_refused(parts, prior):
     with pytest.raises(ValueError, match="200 of the 200 examples"):
         self_bound(prior, parts.prior, QUICK)

@@ -92,6 +92,8 @@ def test_the_shipped_studies(name, small):
         ("keep: 0.5", "keep: 1.5", "keep.*got 1.5"),
         ("  posteriors: [masks]", "  model: pbb_fc", "certificates model must be a key of the study"),
         ("trained:", "dense:", "'dense'"),
+        ("lr: 2e-1", "objective: kl", "'data-free'.*objectives"),
+        ("self_bound: {epochs: 1}", "self_bound: {objective: kl}", "objective of self_bound.*objectives"),
         ("job: certificates", "job: fraction", "data-free|method"),
         ("arms:\n", "scores: [snip]\n    old:\n", "grid"),
     ],

@@ -139,3 +139,50 @@ def test_fine_tuning_studies_take_names_only(tmp_path):
         studies.load(write(tmp_path, text % "{prospr: {steps: 1}}"))
     with pytest.raises(ValueError, match=r"seeds.*settings"):
         studies.load(write(tmp_path, text % "snip" + "settings: {seeds: 3}\n"))
+    for field in ("seed: 1", "sparsity: 0.5"):
+        with pytest.raises(ValueError, match=f"{field[:4]}.* of finetune"):
+            studies.load(write(tmp_path, text % "snip" + f"settings: {{finetune: {{{field}}}}}\n"))
+
+
+ARMS = """
+title: T
+job: methods
+data: [digits]
+models: [lenet_300_100]
+seeds: 2
+grid:
+  - sparsities: [0.5, 0.9]
+    arms:
+      magnitude: {method: one_shot}
+      gradual: {method: gradual_magnitude, every: 5}
+  - sparsities: [0.9, 0.95]
+    arms:
+      magnitude: {method: one_shot}
+"""
+
+
+def test_an_arm_in_two_blocks_is_one_cell(tmp_path):
+    """A second one would make confidence intervals too narrow."""
+    cells = list(studies.load(write(tmp_path, ARMS)).method_cells("digits"))
+    assert len(cells) == len(set(cells)) == 2 * (4 + 1)
+
+
+def test_one_name_is_one_arm_at_a_sparsity(tmp_path):
+    head, _, last = ARMS.rpartition("{method: one_shot}")
+    other = f"{head}{{method: one_shot, score: random}}{last}"
+    with pytest.raises(ValueError, match=r"0\.9.*'magnitude'"):
+        studies.load(write(tmp_path, other))
+    apart = studies.load(write(tmp_path, other.replace("[0.9, 0.95]", "[0.95]")))
+    assert len(list(apart.method_cells("digits"))) == 2 * (4 + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("every: 5", 'pattern: "2:4"'), r"2:4 prunes 0\.5.*0\.9"),
+        (("[0.9, 0.95]", "[]"), "sparsities"),
+    ],
+)
+def test_cells_that_cannot_run_are_refused_before_the_first_runs(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        studies.load(write(tmp_path, ARMS.replace(*change)))

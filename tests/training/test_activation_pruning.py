@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import stochprune as sp
-from stochprune.training import ActivationPruningConfig, LoopOptions, activation_pruning
+from stochprune.training import ActivationPruningConfig, LoopOptions, Validation, activation_pruning
 
 CONFIG = ActivationPruningConfig(epochs=4, lr=0.02, sparsity=0.6, dropout=0.5, ramp=0.5, checkpoint_every=3, seed=2)
 
@@ -62,6 +62,17 @@ def test_a_unit_that_is_never_active_goes_first_and_no_layer_becomes_empty(dense
 @pytest.mark.parametrize("stopped_at", [2, 7, 13])
 def test_resumed_is_bit_for_bit_the_uninterrupted(resumes, loader, stopped_at):
     resumes(lambda model, **options: activation_pruning(model, loader, CONFIG, include="0.*", **options), stopped_at)
+
+
+def test_a_validation_changes_nothing(dense, loader, problem):
+    """Other units are active on its inputs, which have the other sign."""
+    x, y = problem
+    plain, watched = (
+        activation_pruning(copy.deepcopy(dense), loader, CONFIG, include="0.*", callbacks=watch)
+        for watch in ([], [Validation([(-9 * x, y)])])
+    )
+    assert torch.equal(plain.masks["0.weight"], watched.masks["0.weight"])
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), watched.model.parameters(), strict=True))
 
 
 def test_a_failure_leaves_the_model_s_own_layers(dense, loader, recorder, stop):

@@ -55,6 +55,15 @@ def test_a_training_ends_when_the_masks_are_stable(dense, loader):
     assert history == every[: first + 1] and first + 1 < 8
 
 
+def test_a_training_that_another_callback_ends_ends(dense, loader):
+    class Third:
+        def on_epoch(self, state):
+            state.stop = state.epoch == 3
+
+    watcher = PruneEarly(choose, 1.0, window=2)
+    assert len(train_weights(dense, loader, WeightConfig(8, 0.05), callbacks=[Third(), watcher])) == 3
+
+
 def test_a_resumed_training_ends_at_the_same_epoch(dense, loader, tmp_path, recorder, stop):
     whole = run(copy.deepcopy(dense), loader, 0.9)
     with pytest.raises(stop):

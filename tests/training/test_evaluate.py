@@ -82,3 +82,10 @@ def test_predictions_in_no_parts(dense, problem, batch_size):
         predict(dense, problem[0], batch_size)
     with pytest.raises(ValueError, match=r"got shape \(0, 6\)"):
         predict(dense, problem[0][:0])
+
+
+def test_predict_restores_the_mode_of_each_module(dense, problem):
+    dense.train()
+    dense[0].eval()
+    predict(dense, problem[0])
+    assert [module.training for module in (dense, *dense)] == [True, False, True, True]

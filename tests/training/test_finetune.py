@@ -167,6 +167,17 @@ def test_results_file(masked, loader, tmp_path):
     assert content["versions"]["device"] == "cpu"
 
 
+def test_a_metric_that_is_not_finite_loses_no_results(masked, loader, tmp_path):
+    class Metrics:
+        def on_epoch(self, state):
+            state.history[-1].update(undefined=math.nan, unbounded=math.inf)
+
+    result = finetune(masked(), loader, FinetuneConfig(epochs=2), out=tmp_path, callbacks=[Metrics()])
+    assert math.isnan(result.history[0]["undefined"])
+    (first, _) = json.loads((result.folder / "results.json").read_text())["history"]
+    assert (first["undefined"], first["unbounded"]) == (None, None) and first["loss"] == result.history[0]["loss"]
+
+
 def test_another_start_is_refused_and_nothing_is_lost(masked, loader, tmp_path):
     config = FinetuneConfig(epochs=1)
     result = finetune(masked(), loader, config, out=tmp_path)

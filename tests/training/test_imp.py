@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
 
 import pytest
 import torch
 
 from stochprune import masks, scores
-from stochprune.training import IMPConfig, WeightConfig, imp, train_weights
+from stochprune.training import CSVLogger, IMPConfig, WeightConfig, imp, train_weights
 from stochprune.training.imp import RETRAINING, discount
 from stochprune.training.schedules import SCHEDULES
 
@@ -102,3 +103,14 @@ def test_bad_values_are_named():
         IMPConfig(sparsity=1.0)
     with pytest.raises(ValueError, match=r"retrain_epochs.*2 epochs.*got 3"):
         IMPConfig(retraining="wr", retrain_epochs=3, dense=WeightConfig(2))
+
+
+def test_loggers_keep_every_training(dense, loader, tmp_path):
+    config = IMPConfig(sparsity=0.5, cycles=2, retrain_epochs=2, dense=WeightConfig(3))
+    _, rounds = imp(dense, loader, config, callbacks=[CSVLogger(tmp_path)])
+    names = ("weights-dense", "weights-cycle1", "weights-cycle2")
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+    for name, each in zip(names, rounds, strict=True):
+        with (tmp_path / f"{name}.csv").open() as file:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        assert rows == each.history and len(rows) == (3 if name == "weights-dense" else 2)

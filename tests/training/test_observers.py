@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import math
 import sys
 from types import SimpleNamespace
 
@@ -96,6 +97,26 @@ def test_validation_of_mappings_and_hooks(dense, problem):
         train_weights(dense, [batch], WeightConfig(1), options=loss_alone, callbacks=[Validation([batch], metrics)])
 
 
+def test_validation_weighs_mappings_by_their_examples(dense, problem):
+    """Positions [1, T] come first and are the same for all examples."""
+    x, y = problem
+    parts = [
+        {"positions": torch.arange(6)[None], "input_ids": a, "labels": b}
+        for a, b in ((x[:50], y[:50]), (x[50:], y[50:]))
+    ]
+
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = dense
+
+        def forward(self, positions, input_ids, labels):
+            return {"loss": F.cross_entropy(self.network(input_ids), labels)}
+
+    history = train_weights(Named(), parts, WeightConfig(1), callbacks=[Validation(parts)])
+    assert history[0]["validation_loss"] == pytest.approx(F.cross_entropy(predict(dense, x), y).item(), rel=1e-5)
+
+
 def test_validation_without_batches(dense, loader):
     with pytest.raises(ValueError, match="no batches"):
         train_weights(dense, loader, WeightConfig(1), callbacks=[Validation([])])
@@ -108,6 +129,8 @@ def test_validation_without_batches(dense, loader):
         ([3, 4, 5, 1, 1], 2, "min", 3),
         ([1, 2, 3, 3, 2], 1, "max", 4),
         ([1, 2], 3, "max", None),
+        ([math.nan, 3, 2, 1], 2, "min", None),
+        ([math.nan, math.nan, 1, math.nan, 0], 2, "max", 5),
     ],
 )
 def test_early_stopping_counts_epochs_without_a_better_value(values, patience, mode, stops_after):
@@ -118,6 +141,17 @@ def test_early_stopping_counts_epochs_without_a_better_value(values, patience, m
         if state.stop:
             break
     assert (len(state.history) if state.stop else None) == stops_after
+
+
+def test_one_of_several_callbacks_stops_a_training(dense, loader):
+    class Constant:
+        def on_epoch(self, state):
+            state.history[-1]["constant"] = 1.0
+
+    first, second = EarlyStopping("constant", 2), EarlyStopping("loss", 9)
+    for order in ([first, second], [second, first]):
+        callbacks = [Constant(), *order]
+        assert len(train_weights(copy.deepcopy(dense), loader, WeightConfig(5), callbacks=callbacks)) == 3
 
 
 def test_a_stopped_training_stays_stopped(masked, loader, recorder, stop, tmp_path):

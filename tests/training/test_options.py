@@ -36,6 +36,7 @@ def warm_up(optimizer, steps):
 OPTIONS = {
     "the defaults": LoopOptions(),
     "another optimiser": LoopOptions(optimizer=MOMENTUM),
+    "sums of rows and columns": LoopOptions(optimizer=torch.optim.Adafactor),
     "a schedule": LoopOptions(schedule=cosine),
     "a schedule of schedules": LoopOptions(schedule=warm_up),
     "one cycle": LoopOptions(schedule=lambda o, n: lr_scheduler.OneCycleLR(o, [0.1, 0.01], total_steps=n)),

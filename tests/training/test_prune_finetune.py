@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -117,6 +118,15 @@ def test_it_resumes_in_both_trainings(dense, loader, recorder, stop, tmp_path, k
     assert same(whole, resumed)
     assert len(watch.seen) <= 28 - killed_at + 3
     assert len((tmp_path / "log" / "weights.csv").read_text().splitlines()) == 4
+
+
+def test_one_folder_holds_the_runs_of_several_sparsities(dense, loader, tmp_path):
+    for sparsity in (0.5, 0.7):
+        config = dataclasses.replace(CONFIG, budget_schedule="cubic", start="score")
+        arguments = {"config": config, "weights": WeightConfig(1, 0.02)}
+        alone = sp.prune_finetune(copy.deepcopy(dense), loader, sparsity, **arguments)
+        kept = sp.prune_finetune(copy.deepcopy(dense), loader, sparsity, out=tmp_path, **arguments)
+        assert same(alone, kept)
 
 
 @pytest.mark.parametrize(

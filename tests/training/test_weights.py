@@ -101,3 +101,27 @@ def test_a_tied_weight_may_be_masked_by_any_of_its_names():
     net[1].weight = net[0].weight
     FixedMasks(net, {"1.weight": torch.eye(3, dtype=torch.bool)})
     assert torch.equal(net[0].weight, torch.eye(3))
+
+
+def test_the_sampler_of_a_loader_is_told_the_epoch(dense, problem):
+    """Else every epoch would have the order of the first."""
+
+    class Shuffled(torch.utils.data.Sampler):
+        def __init__(self):
+            self.epoch, self.orders = 0, []
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            order = torch.randperm(60, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+            self.orders.append(order)
+            return iter(order)
+
+        def __len__(self):
+            return 60
+
+    sampler, numbers = Shuffled(), torch.Generator()
+    loader = torch.utils.data.DataLoader([*zip(*problem, strict=True)], 16, sampler=sampler, generator=numbers)
+    train_weights(dense, loader, WeightConfig(3))
+    assert len(sampler.orders) == 3 and len({*map(tuple, sampler.orders)}) == 3
