@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import weakref
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stochprune import _C
 
 LARGE = 32 << 20  # bytes; glibc maps new memory for anything larger, and gives freed memory back to the system
+
+Memory = NDArray[np.uint8]
 
 
 def untouched(nbytes: int) -> Tensor:
@@ -28,8 +32,10 @@ class FreedMemory:
     float32 this is a tenth to a quarter of a backward pass. In a virtual machine whose host takes free memory back
     ("free page reporting") it can be more than the whole backward pass.
 
-    Results are freed in any thread, and while the garbage collector interrupts any line here. Each change is therefore
-    one operation on a dictionary, which needs no lock.
+    Results are freed in any thread, inside any function of torch, and while the garbage collector interrupts any line
+    here, or any object that is made. Each change is therefore one operation on a dictionary, which needs no lock, and
+    what is read from it is first copied in one step. The memory is in arrays, because a mode that sees torch's
+    functions would see what is done to a tensor.
 
     Attributes:
         budget: the most bytes that are kept; the memory that was freed first goes first. 0 keeps nothing.
@@ -38,25 +44,27 @@ class FreedMemory:
     budget = 512 << 20
 
     def __init__(self) -> None:
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, Memory] = {}
 
     @property
     def nbytes(self) -> int:
         """The bytes that are kept now."""
         return sum(memory.nbytes for memory in list(self._kept.values()))
 
-    def take(self, nbytes: int) -> Tensor:
-        """Return memory of this size, uint8 [nbytes], with any content: what was freed last, or new memory."""
-        for key, memory in reversed(list(self._kept.items())):
-            if memory.nbytes == nbytes and self._kept.pop(key, None) is not None:
+    def take(self, nbytes: int) -> Memory:
+        """Return memory of this size, [nbytes], with any content: what was freed last, or new memory."""
+        # Not items(): a list of them makes tuples, and making one can collect garbage, which changes the dictionary.
+        for memory in reversed(list(self._kept.values())):
+            if memory.nbytes == nbytes and self._kept.pop(id(memory), None) is not None:
                 return memory
-        return untouched(nbytes)
+        return untouched(nbytes).numpy()
 
-    def put(self, memory: Tensor) -> None:
-        """Keep memory that nothing uses."""
-        if memory.nbytes > self.budget:
-            return
-        self._kept[id(memory)] = memory
+    def put(self, memory: Memory) -> None:
+        """Keep memory that nothing uses, if the budget allows it."""
+        if torch.compiler.is_compiling():
+            return  # Dynamo traces what runs in a compiled function, and takes ids for constants
+        if memory.nbytes <= self.budget:
+            self._kept[id(memory)] = memory
         for key in list(self._kept):
             if self.nbytes <= self.budget:
                 break
@@ -73,10 +81,10 @@ freed = FreedMemory()
 def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return an uninitialised tensor on the CPU. If large, its memory goes to :data:`freed` when nothing uses it."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < LARGE:
+    if nbytes < LARGE or torch.compiler.is_compiling():  # it is True while Dynamo traces a backward pass
         return torch.empty(shape, dtype=dtype, device="cpu")
     memory = freed.take(nbytes)
-    owner = memory.numpy()  # lives as long as the storage of the result, however many tensors share that
+    owner = memory.view()  # lives as long as the storage of the result, however many tensors share that
     weakref.finalize(owner, freed.put, memory).atexit = False
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     storage = torch.from_numpy(owner).untyped_storage()

@@ -31,7 +31,7 @@ def bernoulli_kl_backward(grad: Tensor, logits: Logits, prior_logits: Logits, *,
     prior = prior_logits.double()
     if needs[0]:
         wide = logits.double()
-        dlogits = (grad * (wide - prior) * _slope(wide)).masked_fill(logits.isinf(), 0).to(logits.dtype)
+        dlogits = (grad * (wide - prior) * sigmoid_slope(wide)).masked_fill(logits.isinf(), 0).to(logits.dtype)
     if needs[1]:
         dprior = (grad * (torch.sigmoid(prior) - _sampled(logits))).to(prior_logits.dtype)
     return dlogits, dprior
@@ -63,7 +63,7 @@ def gaussian_kl_backward(
     s, m0, s0 = sigma.double(), prior_mu.double(), prior_sigma.double()
     scale = grad if logits is None else grad * _sampled(logits)
     z, r = (mu.double() - m0) / s0, s / s0
-    terms = 0 if logits is None else _gaussian_terms(mu, sigma, prior_mu, prior_sigma) * _slope(logits.double())
+    terms = 0 if logits is None else _gaussian_terms(mu, sigma, prior_mu, prior_sigma) * sigmoid_slope(logits.double())
     grads = (scale * z / s0, scale * (r - 1 / r) / s0, -scale * z / s0, scale * (1 - r * r - z * z) / s0, grad * terms)
     inputs = (mu, sigma, prior_mu, prior_sigma, logits)
     return [g.to(t.dtype) if need and t is not None else None for g, t, need in zip(grads, inputs, needs, strict=True)]
@@ -74,7 +74,11 @@ def _sampled(logits: Tensor) -> Tensor:
     return rng.threshold_from_logits(logits).to(torch.int32).double() / rng.LEVELS
 
 
-def _slope(logits: Tensor) -> Tensor:
+def sigmoid_slope(logits: Tensor) -> Tensor:
+    """Return the derivative of the sigmoid, without the cancellation of s (1 - s).
+
+    It becomes 0 only where it underflows, so that an infinite weight has an infinite gradient and not 0 times infinity.
+    """
     return torch.sigmoid(logits) * torch.sigmoid(-logits)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from stochprune import materialised, rng
 from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Memo, Needs2, Needs3, Rows
 from stochprune.memory_format import in_format_of
-from stochprune.reference.kl import bernoulli_kl_backward
+from stochprune.reference.kl import bernoulli_kl_backward, sigmoid_slope
 
 STRETCH = (-0.1, 1.1)
 """The hard concrete mask is stretched to this interval before it is clamped to [0, 1] (Louizos et al. 2018)."""
@@ -43,16 +43,15 @@ def factor(logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
     own slope.
     """
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    mean = torch.sigmoid(exact)
     if mask.estimator == "expected":
-        return mean, mean * (1 - mean)
+        return torch.sigmoid(exact), sigmoid_slope(exact)
     u = mask.uniform16(*logits.shape) & 0x7FFF
     hard = (u < threshold_from_logits(logits).to(torch.int32)).to(exact.dtype)
     if mask.estimator == "straight_through":
-        return hard, mean * (1 - mean)
+        return hard, sigmoid_slope(exact)
     v = (u.double() + 0.5) / rng.LEVELS
-    soft = torch.sigmoid((exact - torch.logit(v).to(exact.dtype)) / mask.temperature)
-    slope = soft * (1 - soft) / mask.temperature
+    relaxed = (exact - torch.logit(v).to(exact.dtype)) / mask.temperature
+    soft, slope = torch.sigmoid(relaxed), sigmoid_slope(relaxed) / mask.temperature
     if mask.estimator == "hard_concrete":
         low, high = STRETCH
         stretched = soft * (high - low) + low

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stochprune.shrinking.flow import Flow, Mixing, Result, Value
+from stochprune.shrinking.flow import Flow, Mixing, Result, Value, compact
 from stochprune.shrinking.recorder import Call
 
 
@@ -113,25 +113,28 @@ def _over_channel(tensor: Tensor, axis: int, reduce: Callable[..., Tensor]) -> T
 
 
 def attention(flow: Flow, call: Call) -> Result | None:
-    """Scaled dot products and products of activations: each matrix in the batch is one unit."""
+    """Scaled dot products and products of activations: each matrix in the batch is one unit.
+
+    In grouped-query attention one of the keys and values is the unit of all heads that use it.
+    """
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     scaled = call.name == "scaled_dot_product_attention"
-    given = _arguments(call, *names) if scaled else [*call.args[:2], None, None, None]
+    given = _arguments(call, *names) if scaled else [*call.args[:2], *[None] * 6]
     tensors = [tensor for tensor in given[:3] if tensor is not None]
     mask = given[3]
-    batches = {tensor.shape[:-2] for tensor in tensors}
+    batches = {tensor.shape[: -3 if given[7] else -2] for tensor in tensors}
     if min(tensor.dim() for tensor in tensors) < 3 or len(batches) > 1 or given[4]:
         return None
     values = [flow.value(tensor) for tensor in tensors]
-    units = values[0].labels[..., :1, :1]
+    units = values[0].labels[..., :1, :1]  # [..., heads, 1, 1]
     for value in values:
-        flow.unite(value.labels, units)
+        flow.unite(_each_head(compact(value.labels), units), units)
     if mask is not None:
         values.append(flow.value(mask))
         if mask.dim() > 2 and mask.shape[-3] > 1:
             flow.lock(units, f"has a part of the mask of {call.where}")
     if scaled:
-        known = _equal_rows(values[2])
+        known = _each_head(_equal_rows(values[2]), units)
     else:
         zero = [(v.known & (v.data == 0)).flatten(-2).all(-1) for v in values]
         both = values[0].known.flatten(-2).all(-1) & values[1].known.flatten(-2).all(-1)
@@ -139,13 +142,19 @@ def attention(flow: Flow, call: Call) -> Result | None:
     out = flow.made(call.out, units, known)
 
     def pull() -> None:
-        live = out.live.flatten(-2).any(-1)
+        live = out.live.flatten(-2).any(-1)  # [..., heads]
         for value in values[: len(tensors)]:
-            value.needed |= live[..., None, None]
+            value.needed |= live.unflatten(-1, (value.needed.shape[-3], -1)).any(-1)[..., None, None]
         if mask is not None and bool(live.any()):
             values[-1].needed.fill_(True)
 
     return [out], pull
+
+
+def _each_head(keys: Tensor, units: Tensor) -> Tensor:
+    """Return what is given for each key [..., keys, S, D] for each head of ``units`` [..., heads, 1, 1]."""
+    heads = units.shape[-3]
+    return keys if keys.shape[-3] == heads else keys.repeat_interleave(heads // keys.shape[-3], -3)
 
 
 def _equal_rows(value: Value) -> Tensor:

@@ -49,6 +49,22 @@ def test_gradients_at_infinite_logits_are_finite(backend, device, estimator, gen
     assert got.isfinite().all() and error(got, pull) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("estimator", [e for e in ESTIMATORS if e != "hard_concrete"])  # its slope can be exactly 0
+def test_an_infinite_weight_has_an_infinite_gradient_under_a_large_logit(backend, device, estimator, generator):
+    """A slope of 1e-34 is not 0, so its product with an infinite weight is infinite and not NaN.
+
+    Beyond 80 nothing is compared. The C++ kernels take the slope of 80 there, and the gradient stays infinite; to set
+    it to 0 would cost instructions for each weight. With the other backends the slope becomes 0, and the gradient NaN.
+    """
+    grad = torch.randn(8, 64, generator=generator)
+    w = torch.where(U % 2 == 0, INF, -INF)
+    at = moved(AT._replace(estimator=estimator, temperature=0.7), device)
+    for logit in (20.0, -20.0, 45.0, -45.0):
+        given = [t.to(device) for t in (grad[None].clone(), w, torch.full((8, 64), logit))]
+        _, got = backend.weight_grad(*given, mask=at, needs=(False, True))
+        assert torch.equal(got.cpu(), grad * w)
+
+
 @pytest.mark.parametrize("estimator", ["straight_through", "straight_through_concrete"])
 def test_a_pruned_weight_counts_as_0_whatever_its_value(backend, device, estimator):
     keep = U < 16384

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import random
 import threading
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("stochprune._C")
 
@@ -92,6 +94,90 @@ def test_the_budget_holds_and_the_oldest_goes_first(freed):
     assert freed.nbytes == 0
 
 
+def test_a_lower_budget_holds_from_the_next_freed_result_on(freed):
+    alive = [fresh((32, 32), FLOAT) for _ in range(5)]
+    del alive[:4]
+    freed.budget = 0
+    del alive[0]
+    assert freed.nbytes == 0
+
+
+def test_garbage_may_be_collected_whenever_an_object_is_made(freed):
+    """The collector frees a result at each point of a search through the memory that is kept."""
+    sizes = [fresh((8, 32 + i), FLOAT) for i in range(20)]
+    del sizes
+    kept, threshold = freed.nbytes, gc.get_threshold()
+    try:
+        for count in range(1, 40):
+            gc.collect()
+            gc.disable()
+            cycle: list[object] = [fresh((8, 60), FLOAT)]
+            cycle.append(cycle)
+            del cycle
+            spare = [(i, i) for i in range(3000)]  # as many as the interpreter may have in store: it makes new ones
+            gc.set_threshold(gc.get_count()[0] + count)  # objects made before the collection
+            gc.enable()
+            freed.take(1 << 16)
+            gc.set_threshold(*threshold)
+            gc.collect()
+            del spare
+            assert freed.nbytes == kept + 8 * 60 * 4
+    finally:
+        gc.set_threshold(*threshold)
+        gc.enable()
+
+
+def test_a_mode_sees_nothing_when_a_result_is_freed(freed):
+    """A mode such as that of ``shrink`` takes each function that it sees for one of the model."""
+
+    seen: list[object] = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    first = fresh((32, 32), FLOAT)
+    with Mode():
+        del first
+    assert freed.nbytes == 4096 and not seen
+
+
+def test_memory_made_in_inference_mode_serves_outside_and_the_other_way(freed):
+    def layer_of(where: int) -> torch.nn.Parameter:
+        found = fresh((32, 32), FLOAT)
+        assert found.data_ptr() == where and not found.is_inference()
+        return torch.nn.Parameter(found.fill_(1))
+
+    with torch.inference_mode():
+        first = fresh((32, 32), FLOAT)
+        assert first.is_inference()
+        where = first.data_ptr()
+        del first
+    weight = layer_of(where)
+    (weight * weight).sum().backward()
+    assert weight.grad is not None and (weight.grad == 2).all()
+    del weight
+    with torch.inference_mode():
+        again = fresh((32, 32), FLOAT)
+        assert again.data_ptr() == where and again.is_inference()
+    del again
+    layer_of(where)
+
+
+def test_files_and_shared_memory_hold_the_result_alone(freed):
+    first = fresh((32, 32), FLOAT).fill_(1)
+    plain = torch.ones(32, 32)
+    files = [io.BytesIO(), io.BytesIO()]
+    for tensor, file in zip((first, plain), files, strict=True):
+        torch.save(tensor, file)
+    assert files[0].tell() == files[1].tell()
+    first.share_memory_()  # moves it to other memory
+    assert freed.nbytes == 4096
+    fresh((32, 32), FLOAT).fill_(2)
+    assert torch.equal(first, plain)
+
+
 def large_layer() -> torch.nn.Module:
     with torch.random.fork_rng():
         return sp.convert(torch.nn.Linear(64, 48))
@@ -150,3 +236,27 @@ def test_threads_never_share_memory(freed):
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 5)]
     [each.start() for each in workers], [each.join() for each in workers]
     assert not wrong and freed.nbytes <= freed.budget
+
+
+def test_results_in_a_compiled_function(freed):
+    """Dynamo traces the functions that make and free results there."""
+    layer, other = large_layer(), large_layer()
+    other.load_state_dict(layer.state_dict())
+    alive: list[Tensor] = []
+
+    def backward(loss: Tensor) -> Tensor:
+        loss.backward()
+        alive.clear()
+        return loss + 1
+
+    compiled = torch.compile(backward, backend="eager")
+    for step in range(4):
+        for each, function in ((layer, backward), (other, compiled)):
+            each.zero_grad()
+            alive.extend(fresh((32, 32), FLOAT).fill_(step) for _ in range(3))
+            function(each(torch.ones(8, 64)).square().sum())
+        assert torch.equal(layer.weight.grad, other.weight.grad)
+        assert torch.equal(layer.mask_logits.grad, other.mask_logits.grad)
+        found = [fresh((32, 32), FLOAT) for _ in range(8)]
+        assert len({each.data_ptr() for each in found}) == 8
+        del found

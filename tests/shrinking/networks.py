@@ -65,6 +65,23 @@ def gated_net() -> nn.Module:
     return Net(gated, up=zero(nn.Linear(4, 16), 0, 5, 8, 13, 1), down=nn.Linear(8, 4))
 
 
+def grouped_query(self: Net, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+    y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    return self.out(y.transpose(1, 2).flatten(2))
+
+
+def grouped_query_net() -> nn.Module:
+    """Three groups of two heads of width 3: nothing reads the first, the values of the second are constant."""
+    return Net(
+        grouped_query,
+        q=nn.Linear(12, 18),
+        k=nn.Linear(12, 9),
+        v=zero(nn.Linear(12, 9), 3, 4, 5),
+        out=zero(nn.Linear(18, 12), *range(6), columns=True),
+    )
+
+
 def twice(self: Net, x: Tensor) -> Tensor:
     y = F.relu(self.a(x))
     y = F.relu(self.shared(y))
@@ -212,6 +229,7 @@ CASES: dict[str, Case] = {
     ),
     "encoder": (encoder, (5, 12), 2 * (3 * 6 * 13 + 12 * 7 + 48 + 8 * 13 + 12 * 9)),
     "explicit attention": (explicit_net, (5, 12), 27 * 13 + 12 * 10),
+    "grouped-query attention": (grouped_query_net, (5, 12), 13 * (6 + 3 + 3) + 12 * 7),
     "vit": (small_vit, (3, 8, 8), 588 + 48 + (48 + 24 * 13 + 12 * 9 + 40 * 13 + 12 * 41) + 1884 + 24 + 65),
     "gru": (
         lambda: Net(
