@@ -73,10 +73,15 @@ class TextBench(Bench):
 
     @classmethod
     def of(cls, path: Path, settings: LanguageConfig, device: torch.device, bar: ProgressBar) -> TextBench:
-        """Read the text and train its tokeniser on the part that is not held out."""
-        text = read_text(path)
-        tokenizer = train_tokenizer(split_text(text, settings.held_out)[0], settings.vocabulary)
-        return cls(text_data(text, tokenizer, settings.context, settings.held_out).to(device), settings, bar)
+        """Read the text and train its tokeniser on the part that is not held out.
+
+        With ``validation`` the held-out text is not read: the end of the training text takes its place.
+        """
+        text, held_out = read_text(path), settings.held_out
+        if settings.validation:
+            text, held_out = split_text(text, held_out)[0], settings.validation
+        tokenizer = train_tokenizer(split_text(text, held_out)[0], settings.vocabulary)
+        return cls(text_data(text, tokenizer, settings.context, held_out).to(device), settings, bar)
 
     def build(self, name: str, seed: int) -> nn.Module:
         settings = self.settings

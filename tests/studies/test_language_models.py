@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
 from stochprune import studies
 from stochprune.report import study_markdown
-from stochprune.studies.language_models import LanguageArm
+from stochprune.runs.progress import ProgressBar
+from stochprune.studies.language_models import LanguageArm, LanguageConfig, TextBench
 
 TEXT = """
 title: T
@@ -93,6 +95,22 @@ def test_the_same_call_computes_nothing_again(plan, texts, finished, monkeypatch
     monkeypatch.setattr(studies.language_models.LanguageMethods, "_run", fail)
     again = studies.run(plan, data_dir=texts, out=finished[0].parent)
     assert again[1]["rows"] == finished[1]["rows"]
+
+
+def test_validation_does_not_read_the_held_out_text(tmp_path):
+    """A choice made on validation text must not depend on the text of the tables."""
+    settings = LanguageConfig(vocabulary=280, context=8, validation=0.2)
+    lines = [f"{i} and {i * i % 7}" for i in range(100)]
+    first, other, third = tmp_path / "first.txt", tmp_path / "other.txt", tmp_path / "third.txt"
+    text = "\n".join(lines)
+    cut = round(len(text) * 0.9)
+    first.write_text(text)
+    other.write_text(text[:cut] + "x" * (len(text) - cut))
+    third.write_text(text[: cut - 40] + "x" * 40 + text[cut:])
+    benches = [TextBench.of(path, settings, torch.device("cpu"), ProgressBar()) for path in (first, other, third)]
+    assert benches[0].examples == benches[1].examples != benches[2].examples
+    held_out = len(benches[0].data.test_x) / (len(benches[0].data.test_x) + len(benches[0].data.train_x))
+    assert held_out == pytest.approx(0.2, abs=0.05)
 
 
 @pytest.mark.parametrize(
