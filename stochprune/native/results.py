@@ -79,7 +79,10 @@ freed = FreedMemory()
 
 
 def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor on the CPU. If large, its memory goes to :data:`freed` when nothing uses it."""
+    """Return an uninitialised tensor on the CPU. If large, its memory goes to :data:`freed` when nothing uses it.
+
+    The storage of a large one cannot be resized, as of every tensor that shares the memory of a NumPy array.
+    """
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < LARGE or torch.compiler.is_compiling():  # it is True while Dynamo traces a backward pass
         return torch.empty(shape, dtype=dtype, device="cpu")

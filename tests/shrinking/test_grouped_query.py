@@ -17,7 +17,7 @@ WIDTH = 8  # of a head
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_groups_of_heads_in_llama(implementation: str) -> None:
-    """Of two groups of two heads the second goes in the first layer; in the second layer one head alone stays."""
+    """The second of two groups goes in the first layer; in the second layer one head alone stays."""
     model = dense(num_attention_heads=4, num_key_value_heads=2, attn_implementation=implementation).eval()
     first, second = (layer.self_attn for layer in model.model.layers)
     zero(first.o_proj, *range(2 * WIDTH, 4 * WIDTH), columns=True)

@@ -1,4 +1,4 @@
-"""What the pruning methods make of their options: each is used, or refused where it cannot be."""
+"""The options of the pruning methods: each is used, or refused where it cannot be."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from stochprune.data import Batches
-from stochprune.training import LoopOptions, SoftThresholdConfig, Validation, prune, train_soft_threshold
+from stochprune.training import LoopOptions, MaskLLMConfig, SoftThresholdConfig, Validation, prune, train_soft_threshold
 from stochprune.training.in_backward import step_in_backward
-from stochprune.training.maskllm import MaskLLMConfig
 from stochprune.training.methods import METHODS, make_config
 from tests.training.test_methods import config_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::stochprune.training.StuckMaskWarning")
 SCHEDULED = LoopOptions(schedule=lambda optimizer, steps: lr_scheduler.LinearLR(optimizer))
+
+
+@pytest.mark.parametrize("pattern", ["rows", "2x2", "2-4"])
+@pytest.mark.parametrize("name", ["gradual_magnitude", "layer_wise", "maskllm"])
+def test_methods_of_n_of_m_alone_refuse_other_patterns(name, pattern):
+    with pytest.raises(ValueError, match=rf"Config: pattern is written n:m, such as 2:4, got '{pattern}'"):
+        make_config(name, {"sparsity": 0.5, "pattern": pattern})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -47,13 +47,6 @@ def config_of(name, **values):
     return make_config(name, {"epochs": 4, "sparsity": 0.8, "checkpoint_every": 3, **OWN.get(name, {}), **values})
 
 
-@pytest.mark.parametrize("pattern", ["rows", "2x2", "2-4"])
-@pytest.mark.parametrize("name", ["gradual_magnitude", "layer_wise", "maskllm"])
-def test_methods_of_n_of_m_alone_refuse_other_patterns(name, pattern):
-    with pytest.raises(ValueError, match=rf"Config: pattern is written n:m, such as 2:4, got '{pattern}'"):
-        make_config(name, {"sparsity": 0.5, "pattern": pattern})
-
-
 @pytest.mark.parametrize("name", ANY_SPARSITY)
 def test_every_method_prunes_to_the_sparsity(dense, loader, recorder, name):
     watch, before = recorder(), copy.deepcopy(dense)
