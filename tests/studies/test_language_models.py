@@ -107,7 +107,7 @@ def test_validation_does_not_read_the_held_out_text(tmp_path):
     first.write_text(text)
     other.write_text(text[:cut] + "x" * (len(text) - cut))
     third.write_text(text[: cut - 40] + "x" * 40 + text[cut:])
-    benches = [TextBench.of(path, settings, torch.device("cpu"), ProgressBar()) for path in (first, other, third)]
+    benches = [TextBench.of(path, settings, torch.device("cpu"), ProgressBar("")) for path in (first, other, third)]
     assert benches[0].examples == benches[1].examples != benches[2].examples
     held_out = len(benches[0].data.test_x) / (len(benches[0].data.test_x) + len(benches[0].data.train_x))
     assert held_out == pytest.approx(0.2, abs=0.05)
