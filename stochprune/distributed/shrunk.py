@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from stochprune.arguments import checked
 from stochprune.distributed.fsdp_copy import groups, mesh_of, param_dtype, plain_copy, split_like
+from stochprune.nn.evaluation import evaluation
 from stochprune.nn.gated_branch import GatedBranch
 from stochprune.nn.layer import MaskedLayer
-from stochprune.scores._common import evaluation
 from stochprune.shards import gathered, is_dtensor, is_split
 from stochprune.shrinking import ShrinkReport
 from stochprune.shrinking import shrink as shrink_whole

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.data.batch_loss import ForwardLoss
-from stochprune.scores._common import evaluation
+from stochprune.nn.evaluation import evaluation
 from stochprune.training.distillation import distillation_loss
 
 

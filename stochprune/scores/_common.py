@@ -239,18 +239,6 @@ def batch_loss(score: str, loss_fn: Loss) -> BatchLoss:
     return loss_fn if isinstance(loss_fn, BatchLoss) else BatchLoss(loss_fn, argument=f"{score}: batches")
 
 
-@contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Set every module to evaluation mode inside the block, and restore each module's mode after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _by_name(model: nn.Module, replacements: Mapping[int, Tensor]) -> dict[str, Tensor]:
     """Return replacements, given by the id of a tensor, under every name in :class:`_Applied`; a module counts once."""
     replaced = {}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from stochprune.arguments import checked, shown
 from stochprune.data.batch_loss import inputs_of, kind_of_batch
 from stochprune.nn import masked_layers
+from stochprune.nn.evaluation import evaluation
 from stochprune.nn.selection import Selectors
-from stochprune.scores._common import Data, Loss, all_finite, differentiate, evaluation, scored_weights, with_values
+from stochprune.scores._common import Data, Loss, all_finite, differentiate, scored_weights, with_values
 from stochprune.scores._rounds import in_rounds
 
 

@@ -14,7 +14,7 @@ from stochprune.arguments import checked
 from stochprune.data.batch_loss import LossFunction
 from stochprune.data.labels import checked_loss
 from stochprune.nn import masked_layers, sampling
-from stochprune.scores._common import evaluation
+from stochprune.nn.evaluation import evaluation
 
 
 @dataclass(frozen=True)

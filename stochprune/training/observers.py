@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from stochprune.arguments import checked
 from stochprune.data.batch_loss import count_examples
 from stochprune.nn import masked_layers, sampling
+from stochprune.nn.evaluation import evaluation
 from stochprune.training.loop import Loader
 from stochprune.training.state import State
 
@@ -137,11 +138,5 @@ class EarlyStopping:
 @contextlib.contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, without sampling, while the block runs."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with sampling(model, False) if masked_layers(model) else contextlib.nullcontext():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation(model), sampling(model, False) if masked_layers(model) else contextlib.nullcontext():
+        yield

@@ -14,12 +14,12 @@ from stochprune import masks, scores
 from stochprune.extras import extra
 from stochprune.integrations.transformers.config import CALIBRATED, MaskConfig
 from stochprune.integrations.transformers.expert_scores import wanda_of_experts
+from stochprune.nn.evaluation import evaluation
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.members import masked_layers, once
 from stochprune.nn.selection import wanted
 from stochprune.nn.unmasked import silent_about_unmasked
 from stochprune.quantised import dequantised
-from stochprune.scores._common import evaluation
 
 with extra("hf", "stochprune.integrations.transformers"):
     from transformers import PreTrainedModel
