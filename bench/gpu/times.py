@@ -20,6 +20,7 @@ from bench.suite.ops.linear_ways import CONTENDERS, Forward
 from stochprune.address import Logits
 from stochprune.functional import masked_linear
 from stochprune.kernels.thresholds import cache, packed_thresholds
+from stochprune.training.activations import saved_bytes
 
 TOKENS = (16, 64, 128, 4096)
 SQUARE, WIDE = (4096, 4096), (8192, 8192)
@@ -85,7 +86,7 @@ def run(case: str) -> Iterator[dict[str, Any]]:
         step = found["step"]
         step["host_us"] = attempt(lambda: costs.host_us(steps[0], here))
         step["peak_bytes"] = attempt(lambda: costs.peak_bytes(steps[0], here))
-        step["saved_bytes"] = attempt(lambda: costs.saved_bytes(steps[0].forward, owned))
+        step["saved_bytes"] = attempt(lambda: saved_bytes(steps[0].forward, owned))
         yield found
         for name in runs:  # last, since a failed capture may leave torch's generator or allocator broken
             found[name]["graph_us"] = attempt(lambda: device.graph_us(runs[name]))  # noqa: B023 - called at once

@@ -1,4 +1,4 @@
-"""Costs of a call besides its time: bytes, launches, and the host's part."""
+"""Costs of a call besides its time: peak bytes, launches, and the host's part."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
@@ -31,31 +30,6 @@ def least_seconds(run: Run, device: torch.device, calls: int) -> float:
         synchronize(device)
         found.append(time.perf_counter() - start)
     return min(found[1:])
-
-
-def saved_bytes(forward: Callable[[], Tensor], owned: Sequence[Tensor]) -> int:
-    """Return the bytes of the distinct storages that ``forward`` saves for backward, without those of ``owned``."""
-    seen = {t.untyped_storage().data_ptr() for t in owned}
-    total = 0
-
-    def pack(tensor: Tensor) -> torch.UntypedStorage:
-        nonlocal total
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total += storage.nbytes()
-        # The graph keeps the memory until the end, so that no address is used twice. A tensor here would keep the
-        # graph: a cycle, for ever, if the tensor is a result of the operation that saves it.
-        return storage
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, _no_backward):
-        keep = forward()
-    del keep
-    return total
-
-
-def _no_backward(packed: object) -> Tensor:
-    raise AssertionError("saved_bytes runs no backward pass")
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:

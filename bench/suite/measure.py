@@ -14,6 +14,7 @@ import torch._functorch.config
 
 from stochprune.extras import MissingExtraError
 from stochprune.seeding import generator
+from stochprune.training.activations import saved_bytes
 
 from . import costs
 from .case import Absent, Case, Op, Way, is_ours
@@ -148,7 +149,7 @@ def _saved(way: Way) -> int | None:
     if not way.trained or not way.countable:
         return None
     with way.within():
-        return costs.saved_bytes(way.forward, [*way.tensors.values()])
+        return saved_bytes(way.forward, [*way.tensors.values()])
 
 
 def _counts(run: Run, device: torch.device) -> dict[str, Any]:

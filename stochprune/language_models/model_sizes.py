@@ -93,7 +93,9 @@ class LanguageModelSizes:
             if checkpointing:
                 checkpoint_blocks(model)
             tokens = torch.zeros(shape, dtype=torch.int64)
-            return saved_bytes(model, lambda: model(input_ids=tokens, labels=tokens, use_cache=False))
+            return saved_bytes(
+                lambda: model(input_ids=tokens, labels=tokens, use_cache=False), [*model.parameters(), *model.buffers()]
+            )
 
 
 def _masked(model: Any) -> dict[str, nn.Parameter]:

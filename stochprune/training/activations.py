@@ -1,27 +1,32 @@
-"""The memory of activations, counted on tensors without values."""
+"""The memory of activations, also counted on tensors without values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def saved_bytes(model: nn.Module, forward: Callable[[], Any]) -> float:
-    """Return the bytes of the distinct storages that a forward pass saves for backward, without those of the model."""
-    held = {t.untyped_storage()._cdata: t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
-    owned = set(held)
+def saved_bytes(forward: Callable[[], Any], owned: Iterable[Tensor]) -> int:
+    """Return the bytes of the distinct storages that ``forward`` saves for backward, without those of ``owned``."""
+    before = {t.untyped_storage()._cdata: t.untyped_storage() for t in owned}
+    held = dict(before)  # so that no storage is freed, and its place used again, before all are counted
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> torch.UntypedStorage:
         storage = tensor.untyped_storage()
         held[storage._cdata] = storage
-        return tensor
+        # A tensor here would keep the graph: a cycle, for ever, if it is a result of the operation that saves it.
+        return storage
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, _no_backward):
         forward()
-    return float(sum(storage.nbytes() for key, storage in held.items() if key not in owned))
+    return sum(storage.nbytes() for key, storage in held.items() if key not in before)
+
+
+def _no_backward(packed: object) -> Tensor:
+    raise AssertionError("saved_bytes runs no backward pass")
 
 
 def activation_bytes(

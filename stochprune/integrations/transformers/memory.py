@@ -113,7 +113,9 @@ class LiveSizes:
                     for name, (shape, dtype) in self.shapes.items()
                 }
                 with without_masks(model):
-                    self._counted[checkpointing] = saved_bytes(model, lambda: model(**inputs))
+                    self._counted[checkpointing] = saved_bytes(
+                        lambda: model(**inputs), [*model.parameters(), *model.buffers()]
+                    )
         return self._counted[checkpointing]
 
 

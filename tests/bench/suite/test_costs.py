@@ -1,34 +1,12 @@
-"""The counts of bytes: what a forward pass saves, and what a call allocates at its peak."""
+"""The bytes that a call allocates at its peak."""
 
 from __future__ import annotations
-
-import gc
-import weakref
 
 import pytest
 import torch
 
 from bench.suite import costs
 from stochprune import functional
-
-
-def test_saved_bytes_count_each_storage_once_and_not_those_of_the_caller(generator):
-    x = torch.randn(32, 32, generator=generator, requires_grad=True)
-    assert costs.saved_bytes(lambda: (x * x).sum(), [x]) == 0
-    assert costs.saved_bytes(lambda: torch.sigmoid(x).square().sum(), [x]) == x.nbytes, "one result, saved by two"
-
-
-def test_saved_bytes_hold_no_tensor_afterwards(generator):
-    """A result that its own operation saves must not keep the graph, and the parameters, for ever."""
-
-    def counted():
-        x = torch.randn(32, 32, generator=generator, requires_grad=True)
-        assert costs.saved_bytes(lambda: torch.sigmoid(x).sum(), [x]) == x.nbytes
-        return weakref.ref(x)
-
-    found = counted()
-    gc.collect()
-    assert found() is None
 
 
 def test_the_peak_counts_what_our_backend_keeps_between_calls(generator):
