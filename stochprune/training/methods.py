@@ -45,7 +45,7 @@ from stochprune.training.rigl import RigLConfig, rigl
 from stochprune.training.schedules import SCHEDULES
 from stochprune.training.soft_threshold import train_under_threshold
 from stochprune.training.soft_threshold_reparameterisation import STRConfig, soft_threshold_reparameterisation
-from stochprune.training.starts import start_masks
+from stochprune.training.starts import at_cut, start_masks
 from stochprune.training.supermask import SupermaskConfig, supermask
 from stochprune.training.training import Training
 
@@ -142,7 +142,7 @@ def mask_finetuning(model: nn.Module, loader: Loader, config: MaskFinetuningConf
         loader,
         scores.by_output(model, start),
         config.sparsity,
-        config,
+        at_cut(config, config.sparsity, config.scope),
         training,
         scope=config.scope,
         pattern=config.pattern or None,

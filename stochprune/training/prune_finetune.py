@@ -133,10 +133,10 @@ def tune_and_cut(
 
     Args:
         start: masks or keep probabilities, see :func:`stochprune.training.starts.start_masks`.
+        config: from :func:`stochprune.training.starts.at_cut`.
         training: its ``folder`` is that of all runs.
         allow_empty: the cut may leave a layer without weights.
     """
-    config = at_cut(config, sparsity, scope)
     model = convert(model, start, pattern=pattern, seed=config.seed, logits_dtype=logits_dtype)
     history = finetune(model, loader, config, out=training.folder, **training.arguments).history
     left = None if pattern and ":" in pattern else sparsity
