@@ -40,7 +40,7 @@ from stochprune.runs.files import write_json
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
 from stochprune.runs.store import Kept, remember, say_reused
-from stochprune.runs.threads import few_threads
+from stochprune.studies.threads import few_threads
 from stochprune.scores import NAMES as SCORES
 from stochprune.seeding import generator
 from stochprune.studies.bench import Bench
