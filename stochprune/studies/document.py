@@ -17,7 +17,18 @@ MAX_DEPTH = 16
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is not text, or that occurs twice, because YAML would silently use the second."""
+    """Refuses what surprises: numbers to the base of sixty, and a key that is not text or that occurs twice.
+
+    YAML reads a pattern such as 2:4 as 124, and silently uses the second of two equal keys.
+    """
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        if ":" in node.value:
+            text = f"{node.value:.40}"
+            raise ValueError(
+                f'line {_line(node.start_mark)}: {text} without quotes is a number to the base of sixty: write "{text}"'
+            )
+        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -33,6 +44,10 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError(f"line {line}: the key {shown(key)} comes twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -51,7 +66,7 @@ def loads(name: str, content: bytes) -> dict[str, Any]:
 
     Raises:
         ValueError: more than 64 KiB or 16 levels, aliases (which can expand to gigabytes), tags, invalid UTF-8 or YAML,
-            a number out of range, a key that occurs twice or is not text, or content that is not a mapping.
+            a number out of range or to the base of sixty (2:4 without quotes), a key that occurs twice or is not text, or content that is not a mapping.
     """
     if len(content) > MAX_BYTES:
         raise ValueError(f"{name} is larger than {MAX_BYTES} bytes")
