@@ -14,6 +14,7 @@ from stochprune import scores
 from stochprune.arguments import checked, fits, in_words, is_finite, shown
 from stochprune.pac_bayes import RunConfig
 from stochprune.runs.config import FRACTION, at_least
+from stochprune.runs.folder import file_name
 from stochprune.studies import certificates, document
 from stochprune.studies.certificates import OWN, CertificateArm, CertificateBlock, CertificateCell
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
@@ -105,6 +106,8 @@ class Plan:
         for name in ("data", "models", "grid"):
             if not getattr(self, name):
                 raise ValueError(f"{self.name}: {name} must name at least one")
+        for name in self.data:  # of a folder inside that of all data
+            file_name(name, f"{self.name}: each name of data")
         if self.job == "language_models" and self.models != (MODEL,):
             raise ValueError(f"{self.name}: models of a study of language models must be [{MODEL}], got {self.models}")
         named: dict[tuple[str, float], Arm] = {}
