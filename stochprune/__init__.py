@@ -18,6 +18,13 @@ from stochprune.nn.sparsify import sparsify
 
 if TYPE_CHECKING:
     from stochprune import bounds, data, distributed, language_models, models, pac_bayes, scores, training
+    from stochprune import cuda as cuda
+    from stochprune import native as native
+    from stochprune import report as report
+    from stochprune import runs as runs
+    from stochprune import shrinking as shrinking
+    from stochprune import studies as studies
+    from stochprune import theory as theory
     from stochprune.language_models.export import export
     from stochprune.nn.save_sparse import load_sparse, save_sparse
     from stochprune.pac_bayes import Certificate
@@ -70,8 +77,12 @@ __all__ = [
     "training",
 ]
 
-# These packages and names are imported on first use. _HOMES gives the package of each name.
-_PACKAGES = {"bounds", "data", "distributed", "language_models", "models", "pac_bayes", "scores", "training"}
+# These packages and names are imported on first use. _HOMES gives the package of each name. __all__ has the packages
+# that need torch and numpy alone and that most users need.
+_PACKAGES = {
+    *("bounds", "data", "distributed", "language_models", "models", "pac_bayes", "scores", "training"),
+    *("cuda", "kernels", "native", "report", "runs", "shrinking", "studies", "theory"),
+}
 _HOMES = {
     "Budget": "training",
     "Certificate": "pac_bayes",

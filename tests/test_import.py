@@ -46,6 +46,21 @@ def test_every_name_is_there_on_the_first_call():
         _ = sp.sketch
 
 
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("native", ("cache.enabled", "freed.budget", "Workspace.budget")),
+        ("kernels", ("cache.enabled",)),
+        *(("cuda", ("NAME",)), ("report", ("finetune_table",)), ("runs", ("CheckpointError",))),
+        *(("shrinking", ("ShrinkReport",)), ("studies", ("load",)), ("theory", ("__name__",))),
+    ],
+)
+def test_paths_of_the_documentation_need_one_import(package, names):
+    pytest.importorskip(f"stochprune.{package}", exc_type=ImportError)  # a backend may be missing here
+    code = "import stochprune\n" + "".join(f"stochprune.{package}.{name}\n" for name in names)
+    assert run(code + "print('there')") == "there\n"
+
+
 def test_the_version_says_that_the_package_is_not_installed():
     code = """
 import importlib.metadata, torch

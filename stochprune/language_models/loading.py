@@ -13,6 +13,7 @@ from torch import nn
 
 from stochprune.arguments import checked, shown
 from stochprune.extras import extra
+from stochprune.nn.evaluation import same_modes
 
 Problems = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
 """The errors of transformers for files that it cannot read."""
@@ -92,10 +93,9 @@ def without_dropout(model: Any) -> nn.Module:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-    tokens, training = torch.arange(8)[None] % model.get_input_embeddings().num_embeddings, model.training
-    with same_generator():
+    tokens = torch.arange(8)[None] % model.get_input_embeddings().num_embeddings
+    with same_generator(), same_modes(model):
         first, second = (model.train()(tokens, use_cache=False).logits for _ in range(2))
-    model.train(training)
     if not torch.equal(first, second):
         raise ValueError(
             f"finetune-lm: {type(model).__name__} samples noise in training mode: set its rates of dropout to 0 in "

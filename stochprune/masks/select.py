@@ -18,6 +18,10 @@ from stochprune.shards import by_rows, gathered, is_dtensor, local_shard, reduce
 SCOPES = ("global", "layer", "row")
 
 
+class EmptyLayerError(ValueError):
+    """A cut that would leave a layer without weights; in a study of many cells it ends one of them."""
+
+
 def from_scores(
     scores: Mapping[str, Tensor],
     sparsity: float,
@@ -51,7 +55,7 @@ def from_scores(
     Raises:
         TypeError: a score that is not a floating tensor, a sparsity that is not a number.
         ValueError: no scores, NaN scores, a sparsity outside [0, 1), an unknown scope or pattern, a pattern that does
-            not fit a tensor or the sparsity, ties of other weights, or a tensor left empty.
+            not fit a tensor or the sparsity, ties of other weights, or a tensor left empty (``EmptyLayerError``).
     """
     check_cut("from_scores", sparsity, scope)
     check_scores("from_scores", "score", scores)
@@ -81,7 +85,7 @@ def from_scores(
     empty = emptied(masks)
     if empty and not allow_empty:
         reason = why_empty("score", scores, empty, sparsity, scope)
-        raise ValueError(f"from_scores: {reason}; allow_empty=True keeps such a mask")
+        raise EmptyLayerError(f"from_scores: {reason}; allow_empty=True keeps such a mask")
     return masks
 
 

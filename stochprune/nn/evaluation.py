@@ -11,8 +11,15 @@ from torch import nn
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Set every module to evaluation mode inside the block, and restore each module's mode after it."""
+    with same_modes(model):
+        model.eval()
+        yield
+
+
+@contextlib.contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Restore each module's mode, training or evaluation, after the block."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         yield
     finally:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stochprune.report.style import BLUE, GREEN, GREY, ORANGE, log_errors, new_figure, save, terminal_table
-from stochprune.report.summary import Spread, measured, summarize
+from stochprune.report.style import BLUE, GREEN, GREY, ORANGE, literal, log_errors, new_figure, save, terminal_table
+from stochprune.report.summary import Spread, failures, measured, summarize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,8 +42,10 @@ def finetune_table(results: Mapping[str, Any]) -> Table:
         f"{masks} epochs of mask fine-tuning, pruning to the same sparsity, {weights} epochs of weight training. "
         "gain: error of the first minus that of the second. wins: seeds with a gain."
     )
-    if any(row.gain is None for row in rows):
+    if any(row.gain is None and row.seeds for row in rows):
         caption += " -: no gain is reported, because weight training alone hardly improves on guessing."
+    if failed := failures(results):
+        caption += f" Cells that failed, whose missing errors the means leave out: {literal('; '.join(failed))}."
     made = terminal_table(
         f"{measured(config)} in per cent, {config['model']} on {config['data']}, {_seeds(config['seeds'])}; "
         f"dense {_short(dense)}",
@@ -60,11 +63,15 @@ def finetune_table(results: Mapping[str, Any]) -> Table:
         if row.score != score:
             score = row.score
             made.add_row(f"[bold]{score}[/bold]")
-        better = min("retrained", "finetuned", key=lambda arm: row.errors[arm].mean)
         cells = {arm: _short(row.errors[arm]) for arm in COLUMNS}
-        cells[better] = f"[bold]{cells[better]}[/bold]"
+        means = {arm: _mean(row.errors[arm]) for arm in ("retrained", "finetuned")}
+        if row.seeds:
+            better = min(means, key=means.__getitem__)
+            cells[better] = f"[bold]{cells[better]}[/bold]"
         gain = ("-", "-") if row.gain is None else (f"{row.gain.mean:+.2f}", f"{row.wins}/{row.seeds}")
-        made.add_row(f"{100 * row.sparsity:g}%", f"{row.errors['pruned'].mean:.1f}", *cells.values(), *gain)
+        pruned = row.errors["pruned"]
+        first = "-" if pruned is None else f"{pruned.mean:.1f}"
+        made.add_row(f"{100 * row.sparsity:g}%", first, *cells.values(), *gain)
     return made
 
 
@@ -72,7 +79,13 @@ def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"mean±std of {count} seeds"
 
 
-def _short(spread: Spread) -> str:
+def _mean(spread: Spread | None) -> float:
+    return math.nan if spread is None else spread.mean
+
+
+def _short(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
     digits = 1 if spread.mean >= 10 else 2
     deviation = "" if spread.sd is None else f"±{spread.sd:.{digits}f}"
     return f"{spread.mean:.{digits}f}{deviation}"
@@ -97,8 +110,8 @@ def plot_finetune(results: Mapping[str, Any], path: Path) -> None:
             spreads = [row.errors[arm] for row in mine]
             panel.errorbar(
                 positions,
-                [spread.mean for spread in spreads],
-                [spread.sd or 0 for spread in spreads],
+                [_mean(spread) for spread in spreads],
+                [(spread and spread.sd) or 0 for spread in spreads],
                 label=label,
                 color=color,
                 linestyle=style,

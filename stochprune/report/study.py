@@ -62,4 +62,14 @@ def study_markdown(results: Mapping[str, Any]) -> str:
                     "mean ± standard deviation over layers and seeds."
                 )
                 parts.append(pivot(chosen, column, ("score", "arm")))
+        failed = [row for row in results.get("failures", ()) if (row["data"], row["model"]) == (data, model)]
+        if failed:
+            parts.append("Cells that failed, whose missing errors the means leave out:")
+            parts.append("\n".join(f"- {_name(row)}: {row['reason']}" for row in failed))
     return "\n\n".join(parts) + "\n"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's cell."""
+    arm = [row["arm"]] if row["arm"] not in ("none", "") else []
+    return ", ".join([row["score"], *arm, f"{100 * row['sparsity']:g} %", f"seed {row['seed']}"])

@@ -57,20 +57,21 @@ def unit(settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One score at one sparsity, over ``seeds`` seeds.
+    """One score at one sparsity.
 
     Attributes:
-        errors: in per cent, by arm.
+        seeds: number of seeds on which both trainings have an error.
+        errors: in per cent, by arm, over the seeds that have one; None if none has.
         gain: error of ``retrained`` minus that of ``finetuned``, paired by seed, in percentage points; positive if the
             fine-tuned mask is better. None if the baseline, ``retrained``, does not train: its mean error is nearer to
-            that of guessing than to that of the dense networks.
+            that of guessing than to that of the dense networks, or no seed has both errors.
         wins: number of seeds on which the fine-tuned mask is better.
     """
 
     score: str
     sparsity: float
     seeds: int
-    errors: dict[str, Spread]
+    errors: dict[str, Spread | None]
     gain: Spread | None
     wins: int
 
@@ -79,14 +80,30 @@ def summarize(results: Mapping[str, Any]) -> list[Row]:
     """Return the rows of a study, in the order of its cells."""
     dense = Spread.of([entry["error"] for entry in results["dense"]]).mean
     guessing = 100 * (1 - 1 / results.get("classes", 10))
-    groups: dict[tuple[str, float], list[dict[str, float]]] = {}
+    groups: dict[tuple[str, float], list[dict[str, float | None]]] = {}
     for cell in results["cells"]:
         groups.setdefault((cell["score"], cell["sparsity"]), []).append(cell["errors"])
     rows = []
     for (score, sparsity), errors in groups.items():
-        gains = [error["retrained"] - error["finetuned"] for error in errors]
-        spreads = {arm: Spread.of([error[arm] for error in errors]) for arm in errors[0]}
-        trains = spreads["retrained"].mean < (dense + guessing) / 2
-        gain = Spread.of(gains) if trains else None
-        rows.append(Row(score, sparsity, len(errors), spreads, gain, sum(gain > 0 for gain in gains)))
+        pairs = [(error["retrained"], error["finetuned"]) for error in errors]
+        gains = [base - tuned for base, tuned in pairs if base is not None and tuned is not None]
+        spreads = {arm: _spread([error[arm] for error in errors]) for arm in errors[0]}
+        base = spreads["retrained"]
+        trains = base is not None and base.mean < (dense + guessing) / 2
+        gain = _spread(gains) if trains else None
+        rows.append(Row(score, sparsity, len(gains), spreads, gain, sum(gain > 0 for gain in gains)))
     return rows
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    there = [value for value in values if value is not None]
+    return Spread.of(there) if there else None
+
+
+def failures(results: Mapping[str, Any]) -> list[str]:
+    """Return a line for each cell of a study of fine-tuning that failed: its mask, and the reason."""
+    return [
+        f"{cell['score']}, {100 * cell['sparsity']:g} %, seed {cell['seed']}: {cell['failed']}"
+        for cell in results["cells"]
+        if cell.get("failed") is not None
+    ]

@@ -42,14 +42,16 @@ def record_of(kind: type[Record], content: Any, path: Path) -> Record:
 
     Args:
         kind: the dataclass; its fields are what JSON holds, or lists of such dataclasses.
-        path: the file, for messages.
+        path: the file, for messages. Files of earlier versions may lack fields with the default None.
 
     Raises:
         CheckpointError: ``content`` is not a mapping, lacks a field, or has one of another type.
     """
-    hints = get_type_hints(get_origin(kind) or kind)
+    plain = get_origin(kind) or kind
+    hints = get_type_hints(plain)
     if isinstance(content, dict):
-        content = {name: _read(hints.get(name), value, path) for name, value in content.items()}
+        later = {field.name: None for field in dataclasses.fields(plain) if field.default is None}
+        content = later | {name: _read(hints.get(name), value, path) for name, value in content.items()}
     whole = require(content, hints, path)
     return kind(**{name: whole[name] for name in hints})
 

@@ -25,6 +25,7 @@ def prune_in_turn(
     sparsity: Sparsity,
     prune: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     selectors: tuple[Selectors | None, Selectors | None],
+    loss_fn: Loss,
 ) -> dict[str, Tensor]:
     """Prune layers in place, one after the other; return bool masks by weight name, of the weights' shapes.
 
@@ -44,7 +45,7 @@ def prune_in_turn(
                 "fraction"
             )
     for name, layer in layers.items():
-        moment = moments(op, model, batches, {name: layer})[name]
+        moment = moments(op, model, batches, {name: layer}, loss_fn)[name]
         weight, mask = prune(wide(matrix(layer)).clone(), moment)
         matrix(layer).copy_(all_finite(op, {name: weight})[name])
         masks[name] = matrix(layer, mask).contiguous()

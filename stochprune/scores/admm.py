@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stochprune.arguments import checked
 from stochprune.nn.selection import Selectors
-from stochprune.scores._common import Examples
+from stochprune.scores._common import Examples, Loss
 from stochprune.scores._inputs import linear_layers
 from stochprune.scores._layer_wise import Sparsity, highest, prune_in_turn
 
@@ -18,6 +18,7 @@ def admm_prune(
     batches: Examples,
     sparsity: Sparsity,
     *,
+    loss_fn: Loss = None,
     damping: float = 0.1,
     iterations: int = 20,
     growing: int = 15,
@@ -34,6 +35,7 @@ def admm_prune(
 
     Args:
         batches: as for :func:`wanda`, iterated once per layer.
+        loss_fn: as for :func:`wanda`; a hook in it reads batches of another kind.
         sparsity: the fraction to prune of each layer; or (n, m): prune n of each m in a row.
         damping: this fraction of the mean of the scaled moment's diagonal is added to the diagonal.
         iterations: of the method, at least 1.
@@ -70,7 +72,7 @@ def admm_prune(
         return (torch.where(mask, v + u, 0) / norms).to(weight.dtype), mask
 
     layers = linear_layers(model, include, exclude)
-    return prune_in_turn("admm_prune", model, batches, layers, sparsity, prune, (include, exclude))
+    return prune_in_turn("admm_prune", model, batches, layers, sparsity, prune, (include, exclude), loss_fn)
 
 
 def _largest(sizes: Tensor, sparsity: Sparsity, progress: float) -> Tensor:

@@ -56,6 +56,7 @@ def sparsegpt_prune(
     batches: Examples,
     sparsity: Sparsity,
     *,
+    loss_fn: Loss = None,
     damping: float = 0.01,
     block: int | None = None,
     include: Selectors | None = None,
@@ -70,6 +71,7 @@ def sparsegpt_prune(
 
     Args:
         batches: as for :func:`wanda`, iterated once per layer.
+        loss_fn: as for :func:`wanda`; a hook in it reads batches of another kind.
         sparsity: the fraction to prune of each block of columns; or (n, m): prune n of each m in a row.
         damping: as for :func:`sparsegpt`.
         block: the number of columns whose mask is chosen together; by default 128 for a fraction, and m for (n, m).
@@ -101,7 +103,7 @@ def sparsegpt_prune(
         return weight, mask
 
     layers = linear_layers(model, include, exclude)
-    return prune_in_turn("sparsegpt_prune", model, batches, layers, sparsity, prune, (include, exclude))
+    return prune_in_turn("sparsegpt_prune", model, batches, layers, sparsity, prune, (include, exclude), loss_fn)
 
 
 def _inverse_factor(moment: Tensor, weight: Tensor, damping: float) -> Tensor:

@@ -14,12 +14,16 @@ from stochprune import models
 from stochprune.data import Batches, Dataset
 from stochprune.data.augment import Augmented, augmented
 from stochprune.data.batch_loss import LossFunction
+from stochprune.masks.select import EmptyLayerError
 from stochprune.runs.config import Config, at_least, option
 from stochprune.runs.progress import ProgressBar
 from stochprune.training.config import WeightConfig
 from stochprune.training.evaluate import error, predict
 from stochprune.training.options import LoopOptions
 from stochprune.training.weights import train_weights
+
+FAILURES = (FloatingPointError, EmptyLayerError)
+"""Errors that are results of a cell, and do not end its study: a training that diverged, a layer without weights."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from stochprune import data, models
 from stochprune.data import Dataset, subset
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.store import Kept, remember
-from stochprune.runs.threads import few_threads
 from stochprune.studies.bench import Bench
 from stochprune.studies.certificates import CertificateCell, Certified
 from stochprune.studies.certificates import run_cell as certify
@@ -26,6 +25,7 @@ from stochprune.studies.initialisation import Cell, CellResult, InitialisationCo
 from stochprune.studies.language_models import LanguageConfig, LanguageMethods, TextBench
 from stochprune.studies.methods import ImageMethodsConfig, Methods
 from stochprune.studies.plan import Block, Plan
+from stochprune.studies.threads import few_threads
 
 
 @dataclasses.dataclass(frozen=True)

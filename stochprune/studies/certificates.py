@@ -18,6 +18,8 @@ from stochprune.studies.rows import RiskRow
 
 OWN = ("data", "model", "seed")
 """Fields of a run's configuration that the study sets."""
+DECIDED = {"objective": "objectives"}
+"""Fields of the self-bounded learning without effect in a run of certify, and the field that decides instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,8 @@ class CertificateArm:
             raise ValueError("an arm cannot have the name 'dense': the tables give it to networks that are not pruned")
         if own := sorted(set(OWN) & {key for key, _ in self.options}):
             raise ValueError(f"arm {self.name!r}: the study sets {own[0]}")
-        if "objective" in dict(self.options):
-            raise ValueError(f"arm {self.name!r}: objective has no effect: name the bounds in objectives, such as kl")
+        for field in sorted(set(DECIDED) & {key for key, _ in self.options}):
+            raise ValueError(f"arm {self.name!r}: {field} has no effect, because {DECIDED[field]} decide: leave it out")
         self.config(RunConfig())
 
     def config(self, settings: RunConfig) -> RunConfig:

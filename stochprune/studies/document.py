@@ -1,7 +1,8 @@
-"""Reader of a mapping from an untrusted YAML file: size and depth are limited, and a key may occur once."""
+"""Reader of a mapping from a YAML file, which may come from a stranger: it names no code, and its size is limited."""
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ MAX_DEPTH = 16
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is not text, or that occurs twice, because YAML would silently use the second."""
+    """Refuses what surprises: numbers to the base of sixty, and a key that is not text or that occurs twice.
+
+    YAML reads a pattern such as 2:4 as 124, and silently uses the second of two equal keys.
+    """
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        if ":" in node.value:
+            text = f"{node.value:.40}"
+            raise ValueError(
+                f'line {_line(node.start_mark)}: {text} without quotes is a number to the base of sixty: write "{text}"'
+            )
+        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -33,6 +45,10 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError(f"line {line}: the key {shown(key)} comes twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -51,7 +67,8 @@ def loads(name: str, content: bytes) -> dict[str, Any]:
 
     Raises:
         ValueError: more than 64 KiB or 16 levels, aliases (which can expand to gigabytes), tags, invalid UTF-8 or YAML,
-            a number out of range, a key that occurs twice or is not text, or content that is not a mapping.
+            control characters, a number out of range or to the base of sixty (2:4 without quotes), a key that occurs
+            twice or is not text, or content that is not a mapping.
     """
     if len(content) > MAX_BYTES:
         raise ValueError(f"{name} is larger than {MAX_BYTES} bytes")
@@ -72,6 +89,11 @@ def _line(mark: Any) -> int:
     return int(mark.line) + 1
 
 
+def _is_control(mark: str) -> bool:
+    """Return True for half a character, and for control characters, which would change a terminal that shows them."""
+    return mark not in "\n\t" and unicodedata.category(mark) in ("Cc", "Cs")
+
+
 def _check_events(text: str) -> None:
     """Raise on aliases, tags and deep nesting before anything is built.
 
@@ -83,8 +105,11 @@ def _check_events(text: str) -> None:
             raise ValueError(f"line {_line(event.start_mark)}: aliases (*name) are not supported, write the value out")
         if (tag := getattr(event, "tag", None)) is not None:
             raise ValueError(f"line {_line(event.start_mark)}: tags ({tag:.40}) are not supported, leave it out")
-        if isinstance(event, yaml.ScalarEvent) and any("\ud800" <= mark <= "\udfff" for mark in event.value):
-            raise ValueError(f"line {_line(event.start_mark)}: a text with half a character, {shown(event.value)}")
+        if isinstance(event, yaml.ScalarEvent) and any(map(_is_control, event.value)):
+            raise ValueError(
+                f"line {_line(event.start_mark)}: a text with a control character or half a character, "
+                f"{shown(event.value)}"
+            )
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
             depth += 1
         elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):

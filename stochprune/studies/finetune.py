@@ -40,10 +40,10 @@ from stochprune.runs.files import write_json
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.run import open_run, run_folder
 from stochprune.runs.store import Kept, remember, say_reused
-from stochprune.runs.threads import few_threads
 from stochprune.scores import NAMES as SCORES
 from stochprune.seeding import generator
-from stochprune.studies.bench import Bench
+from stochprune.studies.bench import FAILURES, Bench
+from stochprune.studies.threads import few_threads
 from stochprune.training.batch_norm import recompute_statistics
 from stochprune.training.config import FinetuneConfig, WeightConfig
 from stochprune.training.evaluate import stochastic_error
@@ -51,6 +51,7 @@ from stochprune.training.finetune import finetune
 from stochprune.training.starts import at_cut, start_masks
 from stochprune.training.training import Training
 
+ARMS = ("pruned", "retrained", "stochastic", "ensemble", "thresholded", "finetuned", "shuffled")
 FALLING = FinetuneConfig(epochs=18, budget_schedule="cubic")
 """The default: from the score's mask the budget falls to the number of weights to keep."""
 
@@ -84,16 +85,19 @@ class Outcome:
     """The results of one mask.
 
     Attributes:
-        errors: in per cent, by the names at the top of this file.
+        errors: in per cent, by the names at the top of this file; None where the cell failed before.
         swapped: the fraction of the kept weights that the fine-tuned mask keeps and the score's mask pruned.
         density: densities of the score's mask and of the fine-tuned mask, by layer.
         history: the history of the fine-tuning.
+        failed: the error that ended the cell, see :data:`stochprune.studies.bench.FAILURES`, or None; then there are
+            only the errors that were measured before.
     """
 
-    errors: dict[str, float]
-    swapped: float
+    errors: dict[str, float | None]
+    swapped: float | None
     density: dict[str, list[float]]
     history: list[dict[str, float]]
+    failed: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +153,16 @@ def run_study(
 ) -> tuple[Path, dict[str, Any]]:
     """Run all cells that are not finished, on the CPU or a GPU; the folder does not depend on the device.
 
+    A cell whose training diverges, or whose mask would empty a layer, is finished too: its result has the reason, and
+    the study goes on.
+
     Returns:
         The folder, ``out/study-<data>-<digest>``, and the content of its ``results.json``: ``configuration``,
         ``versions``, ``classes``, ``dense`` and ``cells``, as in :class:`MaskStudyResults`.
 
     Raises:
-        ValueError: an unknown data set, model, score or device, or a mask that would empty a layer.
+        ValueError: an unknown data set, model, score or device.
+        FloatingPointError: the training of a dense network diverged.
         CheckpointError: a file in the folder that cannot be read, or another process is using the folder.
     """
     done = study_masks(config, data_dir, out, device_of(device))
@@ -235,12 +243,20 @@ class Study(Bench):
         return model
 
     def _run_cell(self, wanted: Mask, folder: Path) -> Outcome:
+        dense, errors = self.dense(wanted.seed), dict[str, float | None].fromkeys(ARMS)
+        try:
+            return self._measured(wanted, folder, dense, errors)
+        except FAILURES as problem:
+            return Outcome(errors, None, {}, [], str(problem))
+
+    def _measured(self, wanted: Mask, folder: Path, dense: nn.Module, errors: dict[str, float | None]) -> Outcome:
+        """Return the results of a mask; each error is in ``errors`` as soon as it is known."""
         config, retrain, name = self.config, self.config.retrain_epochs, folder.name
         score, sparsity, seed = wanted.score, wanted.sparsity, wanted.seed
-        dense, checkpoints = self.dense(seed), folder / "checkpoints"
+        checkpoints = folder / "checkpoints"
         scored = scores.compute(score, dense, F.cross_entropy, self.batches(seed), sparsity=sparsity, seed=seed)
         mask = masks.from_scores(scored, sparsity)
-        errors = {"pruned": self._cut_error(_cut(dense, dense, mask), seed)}
+        errors["pruned"] = self._cut_error(_cut(dense, dense, mask), seed)
 
         model = _cut(dense, dense, mask)
         longer = self._weights(config.finetune.epochs + retrain)
@@ -252,7 +268,7 @@ class Study(Bench):
         tuning = at_cut(dataclasses.replace(config.finetune, seed=seed), sparsity)
         history = finetune(masked, self.batches(seed), tuning, out=checkpoints, callbacks=[self.bar]).history
         stochastic = stochastic_error(masked, self.dataset.test_x, self.dataset.test_y, config.draws)
-        errors |= {"stochastic": stochastic.mean, "ensemble": stochastic.ensemble}
+        errors.update(stochastic=stochastic.mean, ensemble=stochastic.ensemble)
 
         logits = {key: layer.mask_logits.detach() for key, layer in masked_layers(masked).items()}
         tuned = masks.from_scores(logits, sparsity)

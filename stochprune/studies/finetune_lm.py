@@ -156,6 +156,7 @@ class _Exporting(LanguageMethods):
 
     tokenizer: Any = None
     pattern: str | None = None
+    failures = (FloatingPointError,)  # a cut that cannot be made ends the command
 
     def keep(self, cell: MethodCell, found: Pruned, folder: Path) -> None:
         if cell.arm.name == MASKS and ranks.is_first():

@@ -22,7 +22,7 @@ from torch import nn
 from stochprune import masks
 from stochprune.runs.config import FRACTION, Config, at_least, digest, option
 from stochprune.runs.store import Kept, remember
-from stochprune.studies.bench import AugmentConfig, Bench
+from stochprune.studies.bench import FAILURES, AugmentConfig, Bench
 from stochprune.studies.processor_time import ProcessorTime
 from stochprune.studies.rows import Key, MethodRow
 from stochprune.training.config import WeightConfig
@@ -171,10 +171,10 @@ class MethodResult:
     """The result of an arm.
 
     Attributes:
-        cut, trained: errors in per cent; None if the training diverged.
+        cut, trained: errors in per cent; None if the arm failed before.
         sparsity: the fraction of the prunable weights that is pruned.
         seconds: processor seconds, see the top of this file.
-        diverged: the error that was raised, or None.
+        diverged: the error that ended the arm, see :data:`stochprune.studies.bench.FAILURES`, or None.
         history: of the method.
     """
 
@@ -205,6 +205,7 @@ class Methods:
         return self.dense(cell.dense(self.bench.examples))
 
     result: type[MethodResult] = MethodResult
+    failures: tuple[type[Exception], ...] = FAILURES
 
     def cell(self, cell: MethodCell) -> Kept[Any]:
         """Return the result of a cell, from its folder if it is there."""
@@ -241,7 +242,7 @@ class Methods:
                     )
                 trained = bench.error(found.model)
             self.keep(cell, found, folder)
-        except FloatingPointError as problem:
+        except self.failures as problem:
             trained, diverged = None, str(problem)
         return MethodResult(cut, trained, sparsity, round(clock.seconds, 2), diverged, history)
 

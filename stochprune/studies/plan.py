@@ -14,7 +14,8 @@ from stochprune import scores
 from stochprune.arguments import checked, fits, in_words, is_finite, shown
 from stochprune.pac_bayes import RunConfig
 from stochprune.runs.config import FRACTION, at_least
-from stochprune.studies import document
+from stochprune.runs.folder import file_name
+from stochprune.studies import certificates, document
 from stochprune.studies.certificates import OWN, CertificateArm, CertificateBlock, CertificateCell
 from stochprune.studies.finetune import SELECTIONS, StudyConfig
 from stochprune.studies.fraction import FractionConfig
@@ -43,7 +44,7 @@ BLOCKS: dict[type, tuple[type, type]] = {
 """The arms of a grid and their block, by the kind of settings; all others have ``Arm`` and ``ArmBlock``."""
 DECIDED: dict[str, tuple[str, dict[str, str]]] = {
     "finetune": ("finetune", {"sparsity": "the sparsities of the grid", "seed": "seeds"}),
-    "certificates": ("self_bound", {"objective": "objectives"}),
+    "certificates": ("self_bound", certificates.DECIDED),
 }
 """By job: a part of its settings, and what decides instead of fields of this part."""
 
@@ -105,6 +106,8 @@ class Plan:
         for name in ("data", "models", "grid"):
             if not getattr(self, name):
                 raise ValueError(f"{self.name}: {name} must name at least one")
+        for name in self.data:  # of a folder inside that of all data
+            file_name(name, f"{self.name}: each name of data")
         if self.job == "language_models" and self.models != (MODEL,):
             raise ValueError(f"{self.name}: models of a study of language models must be [{MODEL}], got {self.models}")
         named: dict[tuple[str, float], Arm] = {}

@@ -24,9 +24,16 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorRow(Key):
-    """A test error in per cent; None if the training diverged or had no epochs."""
+    """A test error in per cent; None if the cell failed before, or the training had no epochs."""
 
     error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure(Key):
+    """A cell that an error ended, such as a training that diverged; ``reason`` is its message."""
+
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,3 +162,4 @@ class StudyResults:
     layers: list[LayerRow] = dataclasses.field(default_factory=list)
     distances: list[DistanceRow] = dataclasses.field(default_factory=list)
     shedding: list[SheddingRow] = dataclasses.field(default_factory=list)
+    failures: list[Failure] = dataclasses.field(default_factory=list)

@@ -35,6 +35,7 @@ from stochprune.studies.plan import Plan
 from stochprune.studies.rows import (
     DistanceRow,
     ErrorRow,
+    Failure,
     Key,
     LayerRow,
     SheddingRow,
@@ -68,8 +69,9 @@ def run(
     Returns:
         The folder ``out/<name>-<digest of the plan>``, and the content of its ``results.json``: ``title``,
         ``configuration``, ``versions``, ``hours`` (sum over the cells), ``rows`` (one per error: data, model, score,
-        sparsity, arm, seed), ``layers`` (moments of kept weights), ``distances`` between cells, and ``shedding`` by
-        epoch and layer. Beside it: ``errors.csv``, ``layers.csv``, ``distances.csv``, ``shedding.csv``, ``tables.md``
+        sparsity, arm, seed), ``layers`` (moments of kept weights), ``distances`` between cells, ``shedding`` by epoch
+        and layer, and ``failures``: the cells that an error ended, such as a training that diverged, with the reason.
+        Beside it: ``errors.csv``, ``layers.csv``, ``distances.csv``, ``shedding.csv``, ``failures.csv``, ``tables.md``
         and the pictures.
 
     Raises:
@@ -101,9 +103,12 @@ def run(
             found, kept = _methods(job)
         results = run.write(dataclasses.asdict(found), device)
         say_reused(kept, results["versions"])
-        for name in ("rows", "layers", "distances", "shedding"):
+        for name in ("rows", "layers", "distances", "shedding", "failures"):
+            path = folder / f"{'errors' if name == 'rows' else name}.csv"
             if results[name]:
-                report.write_csv(folder / f"{'errors' if name == 'rows' else name}.csv", results[name])
+                report.write_csv(path, results[name])
+            else:
+                path.unlink(missing_ok=True)  # such as failures of cells that were removed and ran again
         (folder / "tables.md").write_text(report.study_markdown(results), encoding="utf-8")
         trained = any(row.error is not None for row in found.rows if row.score != "dense")
         if plan.job == "initialisation" and trained:
@@ -119,6 +124,7 @@ def _initialisation(job: Job) -> Found:
     rows: list[ErrorRow] = []
     layers: list[LayerRow] = []
     distances: list[DistanceRow] = []
+    failures: list[Failure] = []
     kept: list[Kept[Any]] = []
     for name in plan.data:
         cells = list(plan.cells(name))
@@ -132,10 +138,16 @@ def _initialisation(job: Job) -> Found:
                 kept.append(done)
                 found[cell] = done.result
                 rows.append(_row(cell, done.result))
+                failures += _failed(_key(cell), done.result.diverged)
                 layers += _layers(cell, done.result)
             bar.begin("distances between layers")
             distances += _distances(found, job.cells, bench.examples)
-    return StudyResults(plan.title, _hours(kept), rows, layers, distances), kept
+    return StudyResults(plan.title, _hours(kept), rows, layers, distances, failures=failures), kept
+
+
+def _failed(key: Mapping[str, Any], reason: str | None) -> list[Failure]:
+    """Return the cell of this :class:`Key` if an error ended it."""
+    return [] if reason is None else [Failure(**key, reason=reason)]
 
 
 def _hours(kept: list[Kept[Any]]) -> float:
@@ -203,6 +215,7 @@ def _times(settings: InitialisationConfig) -> tuple[str, ...]:
 def _finetune(job: Job, folder: Path) -> Found:
     plan = job.plan
     rows: list[ErrorRow] = []
+    failures: list[Failure] = []
     kept: list[Kept[Any]] = []
     for name, model in itertools.product(plan.data, plan.models):
         blocks: list[Done] = []
@@ -215,20 +228,21 @@ def _finetune(job: Job, folder: Path) -> Found:
         for cell in (cell for block in blocks for cell in block.found.cells):
             for arm, error in cell.errors.items():
                 rows.append(ErrorRow(name, model, cell.score, cell.sparsity, arm, cell.seed, error))
+            failures += _failed(vars(Key(name, model, cell.score, cell.sparsity, "", cell.seed)), cell.failed)
         cells = [cell for block in blocks for cell in block.content["cells"]]
         report.plot_finetune({**blocks[-1].content, "cells": cells}, folder / f"errors-{name}-{model}.png")
-    return StudyResults(plan.title, _hours(kept), rows), kept
+    return StudyResults(plan.title, _hours(kept), rows, failures=failures), kept
 
 
 def _methods(job: Job) -> Found:
     kept: list[Kept[Any]] = []
-    rows = list[ErrorRow]()
+    rows, failures = list[ErrorRow](), list[Failure]()
     for name in job.plan.data:
         with ProgressBar("starting") as bar, method_cells(job, name, bar) as methods:
             assert isinstance(methods, Methods)
             rows_of = language_rows if job.plan.job == "language_models" else method_rows
-            rows += _arms(methods, list(job.plan.method_cells(name)), rows_of, kept)
-    return StudyResults(job.plan.title, _hours(kept), rows), kept
+            rows += _arms(methods, list(job.plan.method_cells(name)), rows_of, kept, failures)
+    return StudyResults(job.plan.title, _hours(kept), rows, failures=failures), kept
 
 
 def _arms(
@@ -236,8 +250,9 @@ def _arms(
     cells: list[MethodCell],
     rows_of: Callable[[MethodCell, Any], Sequence[ErrorRow]],
     kept: list[Kept[Any]],
+    failures: list[Failure],
 ) -> list[ErrorRow]:
-    """Run the cells of one data set; return their rows and those of the dense networks, and add to ``kept``."""
+    """Run the cells of one data set; return their rows and those of the dense networks, and add to the lists."""
     bench, measured, rows = methods.bench, set(), list[ErrorRow]()
     bench.bar.expect(steps_of(cells, bench))
     for cell in cells:
@@ -250,12 +265,17 @@ def _arms(
         bench.bar.finish(bench.steps(cell.epochs))
         kept.append(done)
         rows += rows_of(cell, done.result)
+        failures += _failed(_arm_key(cell), done.result.diverged)
     return rows
+
+
+def _arm_key(cell: MethodCell) -> dict[str, Any]:
+    return vars(Key(cell.data, cell.model, cell.arm.name, cell.sparsity, "", cell.seed))
 
 
 def _fractions(job: Job) -> Found:
     kept: list[Kept[Any]] = []
-    rows, shedding = list[ErrorRow](), list[SheddingRow]()
+    rows, shedding, failures = list[ErrorRow](), list[SheddingRow](), list[Failure]()
     for name in job.plan.data:
         cells = list(job.plan.method_cells(name))
         with ProgressBar("starting") as bar, method_cells(job, name, bar) as fractions:
@@ -267,7 +287,8 @@ def _fractions(job: Job) -> Found:
                 kept.append(done)
                 rows.append(fraction_row(cell, done.result))
                 shedding += shedding_rows(cell, done.result)
-    return StudyResults(job.plan.title, _hours(kept), rows, shedding=shedding), kept
+                failures += _failed(_arm_key(cell), done.result.diverged)
+    return StudyResults(job.plan.title, _hours(kept), rows, shedding=shedding, failures=failures), kept
 
 
 def _certificates(job: Job) -> Found:

@@ -33,8 +33,9 @@ class FinetuneConfig(Config):
     With ``budget_schedule="cubic"`` the budget falls from its start S(0) to the number k of weights to keep, as
     ``k + (S(0) - k)(1 - t / T)^3`` with T the steps of the ramp (Zhu and Gupta 2017, equation 1), and then stays. So
     the probabilities go to 0 and 1 during the training, and the cut at its end changes little. k follows from
-    ``sparsity``, which :func:`stochprune.finetune` needs then; ``prune_finetune`` and studies set it themselves. They
-    also set the keep probabilities of ``start``; ``finetune`` takes those of its model.
+    ``sparsity``, which :func:`stochprune.finetune` needs then, and which a constant budget refuses; ``prune_finetune``
+    and studies set it themselves. They also set the keep probabilities of ``start``; ``finetune`` takes those of its
+    model.
     """
 
     epochs: int = option(12, "Epochs of mask fine-tuning.", at_least(0))
@@ -82,4 +83,11 @@ class FinetuneConfig(Config):
         if self.budget_schedule == "cubic" and self.budget not in ("shift", "penalty"):
             raise ValueError(
                 f"FinetuneConfig: budget_schedule cubic needs budget shift or penalty, got budget {self.budget}"
+            )
+        # A subclass uses its sparsity for the cut too.
+        if type(self) is FinetuneConfig and self.budget_schedule == "constant" and self.sparsity != 0:
+            raise ValueError(
+                "FinetuneConfig: sparsity is the end of a cubic budget, and a constant one stays at its start, got "
+                f"sparsity {self.sparsity}: give budget_schedule='cubic', or leave sparsity out and start from masks "
+                "of this sparsity"
             )

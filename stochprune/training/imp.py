@@ -149,7 +149,8 @@ def imp(
 
     Raises:
         ValueError: no prunable layer, a sparsity that keeps fewer weights than there are layers, a loader without
-            length; see also :func:`stochprune.training.train_weights`. A cut may empty a layer, as of other methods.
+            length, a dense training that a callback ends before the epoch of weight rewinding; see also
+            :func:`stochprune.training.train_weights`. A cut may empty a layer, as of other methods.
     """
     config = config or IMPConfig()
     folder = None if out is None else run_folder(out, "imp", config)
@@ -169,7 +170,7 @@ def imp(
             schedule=schedule,
             loss_fn=loss_fn,
             folder=None if folder is None else folder / name,
-            callbacks=[_Named(name), *also, *callbacks],
+            callbacks=[_Named(name), *callbacks, *also],
             options=options,
         )
 

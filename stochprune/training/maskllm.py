@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ from stochprune.training.training import Training
 from stochprune.training.weights import make_optimizer
 
 
+def _left_out(default: float, instead: str) -> Range:
+    """Return the range of an option of weight training, which trains nothing here: its default alone."""
+    words = f"be left at {default:g}, because maskllm trains no weights: {instead}"
+    return Range(words, lambda value: value == default)
+
+
 @dataclass(frozen=True)
 class MaskLLMConfig(ChoiceConfig, PruningConfig):
     """MaskLLM. Fang et al. 2024, "MaskLLM: learnable semi-structured sparsity for large language models" (arXiv
@@ -37,6 +44,9 @@ class MaskLLMConfig(ChoiceConfig, PruningConfig):
 
     pattern: str = option("2:4", "n:m, the pattern of the masks.")
     sparsity: float = option(0.5, "Fraction of weights pruned: 1 - n/m.", Range("lie in [0, 1)", lambda s: 0 <= s < 1))
+    lr: float = option(1e-3, "Without effect, because the weights are frozen.", _left_out(1e-3, "give logit_lr"))
+    weight_decay: float = option(0.0, "Without effect, because the weights are frozen.", _left_out(0.0, "leave it out"))
+    scope: Literal["global"] = option("global", "Without effect, because the pattern ranks each group alone.")
     logit_lr: float = option(1e-3, "Adam's learning rate for the logits.", POSITIVE)
     first_std: float = option(0.01, "Standard deviation of the logits at the start.", POSITIVE)
     prior: float = option(3.0, "Strength of the first mask in the logits at the start.", NOT_NEGATIVE)

@@ -54,7 +54,7 @@ def layer_wise(model: nn.Module, loader: Loader, config: LayerWiseConfig, traini
     """Prune layer by layer, and train in place."""
     batches = first_batches(loader, config.calibration)
     prune = sparsegpt_prune if config.rule == "sparsegpt" else admm_prune
-    masks = prune(model, batches, _sparsity(config), exclude=config.exclude or None)
+    masks = prune(model, batches, _sparsity(config), loss_fn=training.batch_loss, exclude=config.exclude or None)
     constraint = FixedMasks(model, masks)
     optimizer = make_optimizer(model, config, training.options)
     return Pruned(model, masks, training.fit(model, loader, config, optimizer, constraint))

@@ -60,12 +60,16 @@ class Training:
         """The arguments that every trainer takes by keyword."""
         return {"loss_fn": self.loss_fn, "callbacks": self.callbacks, "options": self.options}
 
+    @property
+    def batch_loss(self) -> BatchLoss:
+        """The loss of a batch, for scores; the hook of the options, if it has one, reads the batch."""
+        return BatchLoss(self.loss_fn, self.options.forward_loss, argument="train_loader")
+
     def score(self, name: str, model: nn.Module, loader: Loader, sparsity: float, seed: int) -> dict[str, Tensor]:
         """Return the pruning score called ``name`` on the batches of the first epoch, whatever ran before."""
         set_epoch(loader, 0)
-        loss = BatchLoss(self.loss_fn, self.options.forward_loss, argument="train_loader")
         with silent_about_unmasked():  # convert or prune names them, and knows what is excluded
-            return scores.compute(name, model, loss, loader, sparsity=sparsity, seed=seed)
+            return scores.compute(name, model, self.batch_loss, loader, sparsity=sparsity, seed=seed)
 
     def chosen(self, config: Choice, model: nn.Module, loader: Loader) -> dict[str, Tensor]:
         """Return the scores of the weights that a configuration prunes."""

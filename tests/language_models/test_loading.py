@@ -30,6 +30,14 @@ def test_a_model_trains_without_dropout():
     assert model.training and torch.equal(model(tokens).logits, model(tokens).logits)
 
 
+def test_each_module_keeps_its_mode():
+    model = opt().train()
+    model.lm_head.eval()
+    modes = [module.training for module in model.modules()]
+    without_dropout(model)
+    assert [module.training for module in model.modules()] == modes and False in modes and True in modes
+
+
 def test_noise_that_stays_is_refused():
     model = opt()
     model.lm_head.register_forward_hook(lambda *given: nn.functional.dropout(given[-1], 0.5))

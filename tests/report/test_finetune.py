@@ -9,6 +9,8 @@ from rich.console import Console
 
 from stochprune import report
 from stochprune.report import finetune_table, plot_certificates, plot_finetune, summarize
+from stochprune.report.html.finetune import finetune_view
+from stochprune.report.html.sources import Source
 from stochprune.report.summary import Spread
 
 ARMS = ("pruned", "retrained", "stochastic", "ensemble", "thresholded", "finetuned", "shuffled")
@@ -63,6 +65,46 @@ def test_no_gain_is_reported_where_the_baseline_hardly_trains(results):
     out = io.StringIO()
     Console(file=out, width=80).print(finetune_table(results))
     assert "+75" not in out.getvalue() and "0/1" not in out.getvalue() and "80.0" in out.getvalue()
+
+
+@pytest.fixture
+def with_failures(results):
+    """The second seed at 90 per cent lacks its fine-tuned errors, and the cell at 98 all errors."""
+    _, second, third = results["cells"]
+    second["errors"] |= {"stochastic": None, "ensemble": None, "thresholded": None, "finetuned": None, "shuffled": None}
+    third["errors"] = dict.fromkeys(ARMS)
+    second["failed"], third["failed"] = "the loss is nan", "no weight in [fc2]"
+    return results
+
+
+def test_failed_cells_are_left_out_of_means_and_named(with_failures):
+    first, second = summarize(with_failures)
+    assert (first.seeds, first.wins, first.gain) == (1, 1, Spread(1.0, None))
+    assert first.errors["retrained"].mean == 4.0 and first.errors["finetuned"] == Spread(2.0, None)
+    assert (second.seeds, second.gain, set(second.errors.values())) == (0, None, {None})
+    out = io.StringIO()
+    Console(file=out, width=80).print(finetune_table(with_failures))
+    text = " ".join(out.getvalue().split())
+    assert "snip, 90 %, seed 1: the loss is nan" in text and "snip, 98 %, seed 0: no weight in [fc2]" in text
+    assert "98% - - - - - - - -" in text
+
+
+def test_a_picture_of_failed_cells(with_failures, tmp_path):
+    plot_finetune(with_failures, tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_a_page_of_failed_cells(with_failures, tmp_path):
+    for cell in with_failures["cells"]:
+        whole = "failed" not in cell
+        cell["density"] = {"fc1": [0.5, 0.4]} if whole else {}
+        cell["history"] = [{"epoch": n, "loss": 1.0} for n in (1, 2)] if whole else []
+    view = finetune_view(Source(tmp_path / "results.json", None, with_failures))
+    assert any("seed 1: the loss is nan" in note for note in view.notes)
+    by_title = {figure.title: figure for figure in view.figures}
+    (gain, _) = by_title["Mask fine-tuning against its controls"].table.rows
+    assert gain[:3] == ["snip, 90 % pruned", "fine-tuned - score's mask", -1.0]
+    assert {"Learning", "Density by layer", "Errors by sparsity"} <= by_title.keys()
 
 
 def test_one_seed_has_no_deviation(results):

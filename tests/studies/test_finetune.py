@@ -5,16 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 
 import stochprune as sp
-from stochprune import models
+from stochprune import models, studies
+from stochprune.report.html.sources import read_source
+from stochprune.report.html.study import study_view
 from stochprune.runs import read_json
+from stochprune.runs.files import write_json
 from stochprune.studies import bench
 from stochprune.studies import finetune as study
 from stochprune.studies.finetune import StudyConfig, run_study
+from stochprune.studies.plan import Block
 from stochprune.training import CheckpointError, FinetuneConfig
 from tests.runs.owners import TINY_STUDY
 
@@ -72,6 +77,79 @@ def test_done_cells_are_not_run_again(finished, monkeypatch):
     monkeypatch.setattr(study.Study, "_run_cell", lambda *_: pytest.fail("run again"))
     folder, results = run_study(TINY, out=finished[0].parent)
     assert (folder, results) == finished
+
+
+def diverging(monkeypatch):
+    """Let the mask fine-tuning of each cell with random scores diverge."""
+    original = study.finetune
+
+    def finetune(model, loader, config, *, out, callbacks):
+        if "random" in str(out):
+            raise FloatingPointError("the loss is nan")
+        return original(model, loader, config, out=out, callbacks=callbacks)
+
+    monkeypatch.setattr(study, "finetune", finetune)
+
+
+def test_a_cell_that_diverges_is_a_result(finished, tmp_path, monkeypatch):
+    diverging(monkeypatch)
+    config = dataclasses.replace(TINY, scores=("random", "magnitude"))
+    folder, results = run_study(config, out=tmp_path)
+    lost, other = results["cells"]
+    assert other == finished[1]["cells"][0] and other["failed"] is None
+    measured = finished[1]["cells"][1]["errors"]
+    assert lost["failed"] == "the loss is nan" and lost["history"] == [] and lost["swapped"] is None
+    assert lost["errors"] == {
+        arm: measured[arm] if arm in ("pruned", "retrained") else None for arm in measured
+    }  # what was measured before the loss was not finite
+    monkeypatch.setattr(study.Study, "_run_cell", lambda *_: pytest.fail("run again"))
+    assert run_study(config, out=tmp_path) == (folder, results)
+
+
+def test_a_mask_without_a_weight_in_a_layer_is_a_result(tmp_path):
+    config = dataclasses.replace(TINY, scores=("magnitude",), sparsities=(0.9995, 0.9))
+    _, results = run_study(config, out=tmp_path)
+    empty, other = results["cells"]
+    assert "sparsity 0.9995" in empty["failed"] and "fc2.weight" in empty["failed"]
+    assert set(empty["errors"].values()) == {None}
+    assert other["failed"] is None and None not in other["errors"].values()
+
+
+def test_a_dense_network_that_diverges_ends_the_study(tmp_path):
+    """No cell has a start then."""
+    config = dataclasses.replace(TINY, finetune=dataclasses.replace(TINY.finetune, weight_lr=1e30))
+    with pytest.raises(FloatingPointError, match=r"nan|inf"):
+        run_study(config, out=tmp_path)
+
+
+def test_failed_cells_are_in_the_tables_and_on_the_page_of_a_study(tmp_path, monkeypatch):
+    diverging(monkeypatch)
+    settings = dataclasses.replace(TINY, data="digits", scores=("magnitude",))
+    grid = (Block((("random", ()), ("magnitude", ())), (0.9,)),)
+    plan = studies.Plan("tiny", "Tiny", "finetune", ("digits",), ("lenet_300_100",), 1, grid, settings)
+    folder, results = studies.run(plan, out=tmp_path)
+    (lost,) = results["failures"]
+    assert (lost["score"], lost["sparsity"], lost["seed"], lost["reason"]) == ("random", 0.9, 0, "the loss is nan")
+    text = (folder / "tables.md").read_text()
+    assert "random, 90 %, seed 0: the loss is nan" in text
+    assert [line for line in text.splitlines() if line.startswith("| random | finetuned |") and "1 missing" in line]
+    assert "the loss is nan" in (folder / "failures.csv").read_text()
+    (table,) = (table for table in study_view(read_source(folder)).tables if "failed" in table.title)
+    assert "the loss is nan" in table.rows[0]
+    monkeypatch.undo()
+    (cell,) = tmp_path.glob("study-*/random-*")
+    shutil.rmtree(cell)
+    assert not studies.run(plan, out=tmp_path)[1]["failures"] and not (folder / "failures.csv").exists()
+
+
+def test_results_of_earlier_versions_are_read(finished, tmp_path):
+    """They do not say that they did not fail."""
+    path = finished[0] / "random-0.9-seed0" / "result.json"
+    content = read_json(path, "result")
+    assert content["result"].pop("failed", "none") is None
+    shutil.copytree(finished[0], tmp_path / finished[0].name)
+    write_json(tmp_path / finished[0].name / "random-0.9-seed0" / "result.json", content)
+    assert run_study(TINY, out=tmp_path)[1]["cells"] == finished[1]["cells"]
 
 
 def test_a_truncated_cell_is_named(tmp_path):

@@ -124,6 +124,8 @@ def test_a_training_that_diverges_is_a_result(plan, tmp_path):
     (row,) = results["rows"]
     assert row["error"] is row["certificate"] is row["shed"] is None and not results["shedding"]
     assert not list(tmp_path.glob("*/bounds.png"))
+    (lost,) = results["failures"]
+    assert lost["score"] == row["score"] and "loss" in lost["reason"]
 
 
 @pytest.mark.parametrize(

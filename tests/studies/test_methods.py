@@ -125,6 +125,17 @@ settings:"""
     assert "| rewinding | " in differences and "dense, as long" not in differences
 
 
+def test_an_arm_whose_start_empties_a_layer_is_a_result(tmp_path):
+    text = TEXT.replace("seeds: 2", "seeds: 1").replace("[0.8]", "[0.9995]").replace("start: score", "start: mask")
+    (tmp_path / "mine.yaml").write_text(text)
+    folder, results = studies.run(studies.load(tmp_path / "mine.yaml"), out=tmp_path)
+    (lost,) = results["failures"]
+    assert lost["score"] == "falling" and "sparsity 0.9995" in lost["reason"]
+    errors = {(row["score"], row["arm"]): row["error"] for row in results["rows"]}
+    assert [name for name, error in errors.items() if error is None] == [("falling", "cut"), ("falling", "trained")]
+    assert "- falling, 99.95 %, seed 0: from_scores" in (folder / "tables.md").read_text()
+
+
 def test_the_interval_is_student_s():
     found = Paired.of([1.0, 2.0, 3.0, 4.0, 5.0])  # the quantile of 4 degrees of freedom is 2.776
     assert (found.mean, found.half_width) == (3.0, pytest.approx(2.776 * 1.5811 / 5**0.5, rel=1e-3))

@@ -235,7 +235,7 @@ def test_frozen_logits_do_not_count(masked, loader):
 def test_a_constant_budget_ignores_the_other_fields(masked, loader):
     a, b = masked(), masked()
     finetune(a, loader, FinetuneConfig(epochs=2))
-    finetune(b, loader, FinetuneConfig(epochs=2, ramp=0.1, start="dense", sparsity=0.9))
+    finetune(b, loader, FinetuneConfig(epochs=2, ramp=0.1, start="dense"))
     assert same(a, b)
 
 
@@ -244,6 +244,7 @@ def test_a_constant_budget_ignores_the_other_fields(masked, loader):
     [
         (lambda: FinetuneConfig(budget_schedule="cubic", budget="kl"), "budget_schedule.*kl"),
         (lambda: FinetuneConfig(sparsity=1.0), r"sparsity.*1\.0"),
+        (lambda: FinetuneConfig(sparsity=0.9), r"sparsity 0\.9.*budget_schedule='cubic'"),
         (lambda: FinetuneConfig(ramp=0.0), r"ramp.*0\.0"),
         (lambda: FinetuneConfig(start="x"), "start.*'x'"),
     ],

@@ -94,6 +94,37 @@ def test_resumed_is_bit_for_bit_the_uninterrupted(dense, loader, tmp_path, kille
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
 
 
+class StopsAfter:
+    """Ends the dense training after some epochs, as EarlyStopping does."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_epoch(self, state):
+        state.stop |= state.part == "dense" and state.epoch >= self.epochs
+
+
+def test_a_dense_training_that_ends_before_the_epoch_of_rewinding(dense, loader, tmp_path, recorder):
+    """The error leaves the model as it was trained, and a checkpoint from which the same call continues."""
+    config = IMPConfig(0.6, cycles=2, retrain_epochs=1, retraining="wr", dense=WeightConfig(4, 0.01, 3))
+    whole, stopped, alone = copy.deepcopy(dense), copy.deepcopy(dense), copy.deepcopy(dense)
+    imp(whole, loader, config)
+    with pytest.raises(ValueError, match=r"imp: retraining 'wr'.* epoch 3.* epoch 2.*'lrw'"):
+        imp(stopped, loader, config, out=tmp_path, callbacks=[StopsAfter(2)])
+    train_weights(alone, loader, WeightConfig(2, 0.01))
+    assert all(torch.equal(a, b) for a, b in zip(stopped.parameters(), alone.parameters(), strict=True))
+    watch = recorder()
+    _, rounds = imp(dense, loader, config, out=tmp_path, callbacks=[watch])
+    assert len(rounds[0].history) == 4 and len(watch.seen) == 10 + 8  # without the first 6 of 16 steps
+    assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_dense_training_that_ends_at_the_epoch_of_rewinding(dense, loader):
+    config = IMPConfig(0.6, cycles=1, retrain_epochs=2, retraining="wr", dense=WeightConfig(4, 0.01))
+    _, rounds = imp(dense, loader, config, callbacks=[StopsAfter(2)])
+    assert [len(each.history) for each in rounds] == [2, 2]
+
+
 def test_bad_values_are_named():
     with pytest.raises(ValueError, match=r"retraining.*got 'adam'"):
         IMPConfig(retraining="adam")

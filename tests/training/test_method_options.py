@@ -84,9 +84,28 @@ def test_maskllm_takes_the_optimiser_of_the_options(dense, loader):
         seen.extend(groups)
         return torch.optim.SGD(groups, momentum=0.9)
 
-    config = config_of("maskllm", logit_lr=0.02, weight_decay=0.1)
+    config = config_of("maskllm", logit_lr=0.02)
     prune(dense, loader, config, options=LoopOptions(make))
     assert [(group["name"], group["lr"], group["weight_decay"]) for group in seen] == [("scores", 0.02, 0.0)]
+
+
+@pytest.mark.parametrize("values", [{"lr": 0.01}, {"weight_decay": 0.1}, {"scope": "row"}])
+def test_maskllm_refuses_options_of_weights_that_it_does_not_train(values):
+    ((name, value),) = values.items()
+    with pytest.raises(ValueError, match=rf"MaskLLMConfig: {name} must .*{value}"):
+        make_config("maskllm", values)
+
+
+@pytest.mark.parametrize("rule", ["sparsegpt", "admm"])
+def test_layer_wise_shows_its_rule_the_batches_by_the_hook(dense, loader, rule):
+    """Batches that only the hook can read give the masks and weights of the usual ones."""
+    usual = prune(copy.deepcopy(dense), loader, make_config("layer_wise", {"epochs": 1, "rule": rule}))
+    batches = [{"pixels": x, "label": y} for x, y in loader]
+    hook = LoopOptions(forward_loss=lambda model, batch: F.cross_entropy(model(batch["pixels"]), batch["label"]))
+    loader.set_epoch(0)
+    found = prune(dense, batches, make_config("layer_wise", {"epochs": 1, "rule": rule}), options=hook)
+    assert all(torch.equal(found.masks[name], mask) for name, mask in usual.masks.items())
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), usual.model.parameters(), strict=True))
 
 
 def test_maskllm_ends_at_its_last_temperature(dense, loader):

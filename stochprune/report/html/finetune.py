@@ -20,7 +20,7 @@ from stochprune.report.html.parts import (
     table_of,
 )
 from stochprune.report.html.sources import Source
-from stochprune.report.summary import Paired, Spread
+from stochprune.report.summary import Paired, Spread, failures
 
 ARMS = {
     "retrained": "score's mask, weights trained",
@@ -55,7 +55,9 @@ def finetune_view(source: Source) -> View:
     cells = [{**cell, "density": None, "history": None} for cell in content["cells"]]
     listed = [{key: value for key, value in cell.items() if value is not None} for cell in cells]
     facts = flattened({"configuration": content["configuration"], "versions": content.get("versions", {})})
-    return View(source.name, "finetune", facts, figures, [table_of("Errors of each seed, per cent", listed)], notes)
+    tables = [table_of("Errors of each seed, per cent", listed)]
+    notes += [f"A cell failed, and the means leave out what it lacks: {short(line)}" for line in failures(content)]
+    return View(source.name, "finetune", facts, figures, tables, notes)
 
 
 def _name(key: tuple[str, float]) -> str:
@@ -65,7 +67,7 @@ def _name(key: tuple[str, float]) -> str:
 def _mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:
     """Return the mean over seeds of each number after each epoch."""
     mean = []
-    for entries in zip(*histories, strict=False):
+    for entries in zip(*filter(None, histories), strict=False):  # a cell that failed has none
         fields = [name for name in entries[0] if all(is_number(entry.get(name)) for entry in entries)]
         mean.append({name: sum(entry[name] for entry in entries) / len(entries) for name in fields})
     return mean
@@ -75,7 +77,10 @@ def _gains(groups: Groups) -> Figure:
     records = []
     for key, cells in groups.items():
         for other, series in AGAINST.items():
-            paired = Paired.of([float(cell["errors"]["finetuned"] - cell["errors"][other]) for cell in cells])
+            errors = [(cell["errors"]["finetuned"], cell["errors"][other]) for cell in cells]
+            if not (gains := [float(ours - base) for ours, base in errors if ours is not None and base is not None]):
+                continue
+            paired = Paired.of(gains)
             records.append(charts.interval(_name(key), series, paired.mean, paired.half_width))
     listed: list[list[Cell]] = [list(record.values()) for record in records]
     return Figure(
@@ -92,7 +97,9 @@ def _errors(groups: Groups, dense: float) -> Figure:
     rows: list[list[Any]] = []
     for (score, sparsity), cells in groups.items():
         for arm, label in ARMS.items():
-            spread = Spread.of([float(cell["errors"][arm]) for cell in cells])
+            if not (errors := [float(error) for cell in cells if (error := cell["errors"][arm]) is not None]):
+                continue
+            spread = Spread.of(errors)
             record = {"series": label, "x": 100 * sparsity, "y": spread.mean}
             scores.setdefault(score, []).append(record)
             rows.append([score, 100 * sparsity, label, spread.mean, spread.sd])
@@ -113,12 +120,15 @@ def _densities(groups: Groups) -> Figure:
     panels, rows = [], list[list[Any]]()
     for key, cells in groups.items():
         records = []
-        for layer in cells[0]["density"]:
-            before, after = zip(*(cell["density"][layer] for cell in cells), strict=True)
+        densities = [cell["density"] for cell in cells if cell["density"]]
+        for layer in densities[0] if densities else ():
+            before, after = zip(*(density[layer] for density in densities), strict=True)
             for series, values in (("score's mask", before), ("fine-tuned mask", after)):
                 share = 100 * sum(map(float, values)) / len(values)
                 records.append({"label": short(layer), "series": series, "x": share})
                 rows.append([_name(key), short(layer), series, share])
+        if not records:
+            continue
         x = charts.quantity("x", "weights kept, per cent", scale=charts.scale_of(records, "x"))
         y = charts.category("label", axis={"labelLimit": 160})
         panels.append(Panel(charts.points(records, x, y, height=max(80, 15 * len(records))), _name(key)))

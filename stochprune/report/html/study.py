@@ -12,7 +12,13 @@ from stochprune.report.html.risks import is_risk, risk_figures
 from stochprune.report.html.sources import Source
 from stochprune.report.summary import Paired, Spread
 
-PARTS = {"rows": "Errors", "layers": "Layers", "distances": "Distances", "shedding": "Weights near zero"}
+PARTS = {
+    "rows": "Errors",
+    "layers": "Layers",
+    "distances": "Distances",
+    "shedding": "Weights near zero",
+    "failures": "Cells that failed",
+}
 Rows = Sequence[Mapping[str, Any]]
 
 

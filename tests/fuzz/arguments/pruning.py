@@ -52,6 +52,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "scores.admm_prune": lambda: {
             "model": dense(),
             "batches": loader(),
+            "loss_fn": F.cross_entropy,
             "sparsity": 0.5,
             "damping": 0.1,
             "iterations": 3,
@@ -62,6 +63,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "scores.sparsegpt_prune": lambda: {
             "model": dense(),
             "batches": loader(),
+            "loss_fn": F.cross_entropy,
             "sparsity": 0.5,
             "damping": 0.01,
             "block": 4,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stochprune.nn.evaluation import evaluation
+
 SMALL = 100e6
 """Floating-point operations of a forward pass, below which a second thread costs more than it computes."""
 
@@ -35,8 +37,7 @@ def few_threads(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def _flops(model: nn.Module, x: Tensor) -> int:
-    counter, training = FlopCounterMode(display=False), model.training
-    with torch.no_grad(), counter:
-        model.eval()(x)
-    model.train(training)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), evaluation(model), counter:
+        model(x)
     return counter.get_total_flops()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from stochprune.runs.threads import few_threads
+from stochprune.studies.threads import few_threads
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +32,13 @@ def test_batch_norm_keeps_its_statistics():
     model = nn.Sequential(skip_init(nn.Linear, 4, 4), nn.BatchNorm1d(4))
     with few_threads(model, torch.ones(8, 4)):
         assert model[1].num_batches_tracked == 0 and model[1].running_mean.eq(0).all()
+
+
+def test_each_module_keeps_its_mode():
+    model = nn.Sequential(skip_init(nn.Linear, 4, 4), nn.BatchNorm1d(4), nn.Dropout())
+    model[1].eval()
+    with few_threads(model, torch.ones(8, 4)):
+        assert [module.training for module in model.modules()] == [True, True, False, True]
 
 
 def test_the_user_decides(monkeypatch):
