@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import rng
+from stochprune.nn.fast_path import settle_fast_paths
 from stochprune.nn.layer import MaskedLayer
-from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_module import MaskedModule
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
@@ -236,14 +235,7 @@ def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> n
         for name, child in parent._modules.items():  # named_children() would pass over a layer's second name
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
-                if isinstance(parent, nn.TransformerEncoderLayer):
-                    parent.activation_relu_or_gelu = _fast_path(parent)
-    return replacements.get(model, model)
-
-
-def _fast_path(layer: nn.TransformerEncoderLayer) -> int:
-    """The number that lets torch read the weights of a whole encoder layer directly; 0 forbids it."""
-    if any(isinstance(module, MaskSource) for module in layer.modules()):
-        return 0
-    numbers = {F.relu: 1, nn.ReLU: 1, F.gelu: 2, nn.GELU: 2}
-    return numbers.get(layer.activation, numbers.get(type(layer.activation), 0))
+    model = replacements.get(model, model)
+    if replacements:
+        settle_fast_paths(model)
+    return model

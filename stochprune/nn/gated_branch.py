@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import rng
+from stochprune.nn.fast_path import settle_fast_paths
 from stochprune.nn.masked_linear import MaskedLinear
 
 
@@ -112,6 +113,7 @@ def gate_branches(
     for branch in chosen:
         stream = streams[f"{prefix}{branch}.gate.weight"]
         _set(model, branch, GatedBranch(model.get_submodule(branch), keep, seed=seed, stream=stream, **options))
+    settle_fast_paths(model)
     return model
 
 
@@ -139,6 +141,7 @@ def drop_branches(model: nn.Module) -> list[str]:
     for name, branch in branches.items():
         left = Dropped(isinstance(branch.branch, _LIKE_INPUT)) if name in dropped else branch.branch
         _set(model, name, left)
+    settle_fast_paths(model)
     return dropped
 
 
