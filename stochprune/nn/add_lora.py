@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -152,7 +152,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
     replacements: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, SparseLoRALinear):
-            replacements[module] = module.to_linear()
+            replacements[module] = linear = module.to_linear()
+            if module.bias is not None:
+                linear.bias = cast(nn.Parameter, module.bias)  # no copy: other modules may share it
         elif isinstance(module, MaskedLoRALinear):
             replacements[module] = module.to_masked()
     if not replacements:

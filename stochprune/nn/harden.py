@@ -88,6 +88,8 @@ def cut(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         if not isinstance(layer, MaskedParameter):
             replacements[layer] = dense = layer.to_dense(given[key])
             dense.weight = weights.setdefault(key, cast(nn.Parameter, dense.weight))
+            if layer.bias is not None:
+                dense.bias = layer.bias  # no copy: other modules may share it
         elif key not in weights:
             weights[key] = layer.hardened_parameter(given[key])
     for module in model.modules():
