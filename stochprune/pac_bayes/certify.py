@@ -21,7 +21,7 @@ from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.trial import Trial
 from stochprune.runs.checkpoint import Checkpoint
-from stochprune.runs.digests import json_digest
+from stochprune.runs.digests import json_digest, structure
 from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.results import versions
 from stochprune.runs.run import open_run
@@ -124,7 +124,8 @@ def certify(
         versions={**versions(part.x.device), "threads": torch.get_num_threads(), "backend": _backend(posterior)},
     )
     with open_run(config, folder) as run:
-        origin = f"{certificate.prior} {certificate.model} {part.digest} {seed} {priors} {posteriors}"
+        network = f"{certificate.prior} {certificate.model} {structure(posterior.model)}"
+        origin = f"{network} {part.digest} {seed} {priors} {posteriors}"
         if (checkpoint := run.checkpoint(1, origin)) is not None:
             certificate.losses.extend(_former(checkpoint, certificate))
         trial = trial_of(posterior, part, certificate)

@@ -110,6 +110,19 @@ def test_a_killed_run_goes_on(posterior, parts, tmp_path):
         certify(posterior, parts.certify, QUICK, folder=tmp_path, posteriors=2)
 
 
+def test_draws_of_a_network_with_another_activation_are_refused(parts, tmp_path):
+    def network(activation: nn.Module) -> nn.Module:
+        return convert(initialised(lambda: nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3)), 0))
+
+    for activation in (nn.ReLU(), nn.Tanh()):
+        posterior = make_posterior(Prior(network(activation), ()), "masks")
+        if isinstance(activation, nn.Tanh):
+            with pytest.raises(CheckpointError, match="another run"):
+                certify(posterior, parts.certify, QUICK, folder=tmp_path)
+        else:
+            certify(posterior, parts.certify, QUICK, folder=tmp_path)
+
+
 @pytest.mark.parametrize("family", ["masks", "gaussian", "spike_and_slab"])
 @pytest.mark.parametrize("loss", ["zero_one", "cross_entropy"])
 def test_draws_that_share_a_forward_are_those_of_single_ones(prior, parts, family, loss, monkeypatch):
