@@ -54,11 +54,11 @@ class Posterior(nn.Module):
         """
         self.prior.require_unedited(function)
         learnt = {id(tensor) for tensor, _ in self.curvatures()}
-        start = tensors_of(self.prior.model)
-        for name, value in tensors_of(self.model).items():
-            if id(value) in learnt or name.rpartition(".")[2] in ADDRESS:
+        start, now = tensors_of(self.prior.model), tensors_of(self.model)
+        for name in {**start, **now}:
+            if id(now.get(name)) in learnt or name.rpartition(".")[2] in ADDRESS:
                 continue
-            if name not in start or not _equal(value, start[name]):
+            if name not in start or name not in now or not _equal(now[name], start[name]):
                 raise ValueError(
                     f"{function}: {name} differs from the prior's, and the KL does not count it. Learn the posterior "
                     "with self_bound, or make a Prior of the changed network with the parts that it has seen"
