@@ -94,7 +94,8 @@ def certify(
             raise ValueError(f"certify: {name} must be an integer of at least 1, got {count!r}: count all looked at")
     posterior.require_paid("certify")
     require_unseen(part, posterior.prior.seen)
-    kl = {name: value.item() for name, value in posterior.kl().items()}
+    with torch.no_grad():  # of the logits as they are now, see MaskedLinear.divergence
+        kl = {name: value.item() for name, value in posterior.kl().items()}
     if not math.isfinite(math.fsum(kl.values())):
         raise ValueError(f"certify: the KL from the prior is not finite: {kl}; use a lower learning rate")
     posterior.eval().estimate_by("straight_through")

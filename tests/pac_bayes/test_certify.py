@@ -87,6 +87,17 @@ def test_the_bound_from_its_account(posterior, parts, monte_carlo):
     assert found.bound == pytest.approx(bounds.kl_inverse(found.empirical_risk, right), abs=1e-9)
 
 
+def test_the_kl_is_that_of_the_present_logits(posterior, parts):
+    """A forward that records gradients forms the KL too; a change through ``.data`` leaves no trace but the values."""
+    posterior(parts.certify.x[:4])
+    for tensor, _ in posterior.curvatures():
+        tensor.data.sub_(1)
+    found = certify(posterior, parts.certify, QUICK)
+    assert (
+        found.total_kl == pytest.approx(sum(value.item() for value in posterior.kl().values())) and found.total_kl > 1
+    )
+
+
 def test_draws_are_new_to_the_training(posterior, parts):
     seeds = {certify(posterior, parts.certify, QUICK, seed=seed).mask_seed for seed in range(4)}
     assert len(seeds) == 4 and not seeds & {0, 1, 2, 3}
