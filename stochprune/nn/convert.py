@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -231,7 +231,12 @@ def _between(values: Tensor) -> bool:
 
 def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
     roots = model, *replacements.values()  # a masked module may hold layers that are replaced too
-    for parent in dict.fromkeys(module for root in roots for module in root.modules()):
+    return exchange(model, replacements, (module for root in roots for module in root.modules()))
+
+
+def exchange(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], parents: Iterable[nn.Module]) -> nn.Module:
+    """Replace modules that are children of ``parents`` under all of their names, in place; return the model."""
+    for parent in dict.fromkeys(parents):
         for name, child in parent._modules.items():  # named_children() would pass over a layer's second name
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
