@@ -125,7 +125,7 @@ def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
         below, count = sum(count_true(each < 0) for each in logits), sum(each.numel() for each in logits)
         warnings.warn(
             f"harden: nothing is pruned: {below} of {count} probabilities of keeping lie below one half (mean "
-            f"{float(expected_kept(logits)) / count:.4f}); give a sparsity, such as harden(model, 0.9), "
+            f"{float(expected_kept(logits)) / max(1, count):.4f}); give a sparsity, such as harden(model, 0.9), "
             f"or train longer, or with a price on kept weights",
             stacklevel=4,
         )

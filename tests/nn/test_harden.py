@@ -44,6 +44,11 @@ def test_nothing_pruned_is_said_with_the_numbers():
         sp.harden(network(), 0.5)
 
 
+def test_a_layer_without_weights_is_hardened():
+    with pytest.warns(UserWarning, match="0 of 0"):
+        assert sp.harden(MaskedLinear(0, 2)).weight.shape == (2, 0)
+
+
 class SharesItsBias(nn.Module):
     """A head whose bias the model holds under a second name, as in BERT of transformers."""
 
