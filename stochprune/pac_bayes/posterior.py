@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stochprune import functional, rng
+from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.nn import MaskedLinear, layer_kl, masked_layers
 from stochprune.nn.layer import MaskedLayer
@@ -106,12 +106,9 @@ class Posterior(nn.Module):
 
     def kept(self, seed: int, draw: int) -> dict[str, tuple[int, int]]:
         """Return, by weight name, how many weights the mask of this seed and draw keeps, and of how many."""
-        found = {}
-        for name, layer in self.masks().items():
-            threshold = rng.threshold_from_logits(layer.mask_logits.flatten(1))
-            mask = functional.keep_mask(threshold, seed=seed, draw=draw, stream=layer.stream)
-            found[name] = (int(mask.sum()), mask.numel())
-        return found
+        self.at(seed, draw)
+        masks = {name: layer.mask(draw) for name, layer in self.masks().items()}
+        return {name: (int(mask.sum()), mask.numel()) for name, mask in masks.items()}
 
     def masks(self) -> dict[str, MaskedLayer]:
         """Return the layers that sample masks."""

@@ -142,6 +142,13 @@ def test_kept_counts_the_sampled_masks(prior):
     assert make_posterior(prior, "gaussian").kept(5, 2) == {}
 
 
+@pytest.mark.parametrize(("pattern", "kept"), [("2:4", {32}), ("columns", {8 * k for k in range(9)})])
+def test_kept_counts_weights_under_patterns(pattern, kept):
+    network = convert(initialised(lambda: nn.Sequential(nn.Linear(8, 8)), 0), pattern=pattern, keep_kept=0.5)
+    count, of = make_posterior(Prior(network, ()), "masks").kept(5, 2)["0.weight"]
+    assert count in kept and of == 64
+
+
 def test_unknown_family(prior):
     with pytest.raises(ValueError, match=r"'laplace'.*masks, gaussian, spike_and_slab"):
         make_posterior(prior, "laplace")
