@@ -14,6 +14,7 @@ from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.lora import MaskedLoRALinear, SparseLoRALinear, check_adapter
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.selection import Selectors, check_choice, wanted
+from stochprune.nn.unmasked import warn_of_readers
 from stochprune.shards import refuse_managed
 
 
@@ -55,6 +56,9 @@ def add_lora(
     Returns:
         The model. If it is itself a layer, the new layer is returned.
 
+    Warns:
+        UnmaskedWeightsWarning: the forward of a module reads the weight of such a layer itself, without its update.
+
     Raises:
         TypeError: an argument of another type.
         ValueError: no layer is left, a pattern that fits no layer, a weight that is shared with another module, a rank
@@ -73,6 +77,7 @@ def add_lora(
             f"add_lora: no layer is left; {type(model).__name__} has {len(found)} plain or masked linear layers: "
             f"{', '.join([*found][:5])}"
         )
+    warn_of_readers(model, chosen, "add_lora", "updates")
     prefix = f"{name}." if name else ""
     streams = rng.streams(prefix + weight for weight in found)
     options = {"rank": rank, "alpha": alpha, "dropout": dropout}
