@@ -172,6 +172,26 @@ def test_masks_that_the_kl_counts_otherwise_are_refused(family):
     with pytest.raises(ValueError, match=r"share logits.*streams"):
         make_posterior(Prior(model, ()), family)
 
+    model[1][0].stream, model[1][0].mask_logits = 7, nn.Parameter(model[0][0].mask_logits.detach().clone())
+    posterior = make_posterior(Prior(model, ()), family)
+    posterior.layers["1.0.weight"].stream = posterior.layers["0.0.weight"].stream
+    with pytest.raises(ValueError, match=r"share.*stream.*logits"):
+        posterior.require_paid("certify")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_setting_may_not_change_after_the_prior(family):
+    """The change may depend on the examples that certify."""
+    prior = data_free(lambda: nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(0.1), nn.Linear(4, 2)))
+    posterior = make_posterior(prior, family)
+    posterior.require_paid("certify")
+    posterior.model[1].negative_slope = 0.2
+    with pytest.raises(ValueError, match=r"certify: the module 1 differs"):
+        posterior.require_paid("certify")
+    prior.model[1] = nn.ReLU()
+    with pytest.raises(ValueError, match=r"make_posterior: the prior was edited.*: 1 differs"):
+        make_posterior(prior, family)
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("use_reentrant", [False, True])
