@@ -29,6 +29,8 @@ def report(
     for path in runs:
         try:
             source = read_source(path)
+            if out.resolve() == source.path.resolve():
+                raise ValueError(f"report: --out {out} is the file of a run, which the page would replace")
             views.append(view_of(source))
             suites += [source.path] if source.content.get("kind") == KIND else []
         except SourceError as error:

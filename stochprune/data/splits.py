@@ -30,12 +30,22 @@ class Subset:
         x, y: the examples [m, ...] and labels [m].
         indices: int64 [m], their indices in the data set, ascending.
         dataset: digest of the whole data set at the time of the split.
+
+    Raises:
+        ValueError: an example that counts twice, or other numbers of examples, labels and indices.
     """
 
     x: Tensor
     y: Tensor
     indices: np.ndarray
     dataset: str
+
+    def __post_init__(self) -> None:
+        sizes = len(self.x), len(self.y), len(self.indices)
+        if len(set(sizes)) > 1:
+            raise ValueError(f"Subset: x, y and indices must be of the same examples, got {sizes} of them")
+        if not bool((np.diff(self.indices) > 0).all()):
+            raise ValueError("Subset: indices must be ascending, and no example may count twice")
 
     def __len__(self) -> int:
         return len(self.indices)

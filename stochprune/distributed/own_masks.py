@@ -7,7 +7,7 @@ from torch import nn
 
 from stochprune.arguments import checked
 from stochprune.nn.add_lora import updated_layers
-from stochprune.nn.mask_source import MaskSource
+from stochprune.nn.members import sources_of
 
 
 @checked
@@ -39,9 +39,7 @@ def own_masks(model: nn.Module, enabled: bool = True, *, group: dist.ProcessGrou
         TypeError: an argument of another type.
         ValueError: no masked layer, or no process group where masks of its own are wanted.
     """
-    sources = [module for module in model.modules() if isinstance(module, MaskSource)]
-    if not sources:
-        raise ValueError(f"own_masks: {type(model).__name__} has no masked layer: stochprune.convert makes them")
+    sources = sources_of("own_masks", model)
     rank = _rank("own_masks", group) if enabled else None
     for source in sources:
         source.mask_ranks = dist.get_world_size(group) if enabled else 1

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from stochprune.arguments import checked
 from stochprune.distributed.fsdp_copy import groups, mesh_of, param_dtype, plain_copy, split_like
 from stochprune.nn.evaluation import evaluation
+from stochprune.nn.fast_path import settle_fast_paths
 from stochprune.nn.gated_branch import GatedBranch
 from stochprune.nn.layer import MaskedLayer
 from stochprune.shards import gathered, is_dtensor, is_split
@@ -107,6 +108,7 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
     smaller = plain_copy(model, lambda part: torch.empty(part.shape, dtype=part.dtype, device="meta"), given)
     split_like(smaller, model, mesh)
     _fill(smaller, model)
+    settle_fast_paths(smaller)
     smaller.shrink_report = joined(reports, "block")  # type: ignore[assignment]
     return smaller
 

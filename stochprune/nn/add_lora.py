@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.lora import MaskedLoRALinear, SparseLoRALinear, check_adapter
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.selection import Selectors, check_choice, wanted
+from stochprune.nn.unmasked import warn_of_readers
 from stochprune.shards import refuse_managed
 
 
@@ -55,6 +56,9 @@ def add_lora(
     Returns:
         The model. If it is itself a layer, the new layer is returned.
 
+    Warns:
+        UnmaskedWeightsWarning: the forward of a module reads the weight of such a layer itself, without its update.
+
     Raises:
         TypeError: an argument of another type.
         ValueError: no layer is left, a pattern that fits no layer, a weight that is shared with another module, a rank
@@ -73,6 +77,7 @@ def add_lora(
             f"add_lora: no layer is left; {type(model).__name__} has {len(found)} plain or masked linear layers: "
             f"{', '.join([*found][:5])}"
         )
+    warn_of_readers(model, chosen, "add_lora", "updates")
     prefix = f"{name}." if name else ""
     streams = rng.streams(prefix + weight for weight in found)
     options = {"rank": rank, "alpha": alpha, "dropout": dropout}
@@ -152,7 +157,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
     replacements: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, SparseLoRALinear):
-            replacements[module] = module.to_linear()
+            replacements[module] = linear = module.to_linear()
+            if module.bias is not None:
+                linear.bias = cast(nn.Parameter, module.bias)  # no copy: other modules may share it
         elif isinstance(module, MaskedLoRALinear):
             replacements[module] = module.to_masked()
     if not replacements:

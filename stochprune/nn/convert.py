@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochprune import rng
+from stochprune.nn.fast_path import settle_fast_paths
 from stochprune.nn.layer import MaskedLayer
-from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.masked_linear import MaskedLinear
 from stochprune.nn.masked_module import MaskedModule
 from stochprune.nn.masked_transposed import MaskedTransposedLinear
@@ -232,18 +231,16 @@ def _between(values: Tensor) -> bool:
 
 def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
     roots = model, *replacements.values()  # a masked module may hold layers that are replaced too
-    for parent in dict.fromkeys(module for root in roots for module in root.modules()):
+    return exchange(model, replacements, (module for root in roots for module in root.modules()))
+
+
+def exchange(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], parents: Iterable[nn.Module]) -> nn.Module:
+    """Replace modules that are children of ``parents`` under all of their names, in place; return the model."""
+    for parent in dict.fromkeys(parents):
         for name, child in parent._modules.items():  # named_children() would pass over a layer's second name
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
-                if isinstance(parent, nn.TransformerEncoderLayer):
-                    parent.activation_relu_or_gelu = _fast_path(parent)
-    return replacements.get(model, model)
-
-
-def _fast_path(layer: nn.TransformerEncoderLayer) -> int:
-    """The number that lets torch read the weights of a whole encoder layer directly; 0 forbids it."""
-    if any(isinstance(module, MaskSource) for module in layer.modules()):
-        return 0
-    numbers = {F.relu: 1, nn.ReLU: 1, F.gelu: 2, nn.GELU: 2}
-    return numbers.get(layer.activation, numbers.get(type(layer.activation), 0))
+    model = replacements.get(model, model)
+    if replacements:
+        settle_fast_paths(model)
+    return model

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stochprune import rng
+from stochprune.nn.convert import exchange
 from stochprune.nn.masked_linear import MaskedLinear
 
 
@@ -109,10 +110,11 @@ def gate_branches(
     chosen = [module for module in fitting if not any(module.startswith(f"{other}.") for other in fitting)]
     prefix = f"{name}." if name else ""
     streams = rng.streams(f"{prefix}{branch}.gate.weight" for branch in chosen)
+    gates: dict[nn.Module, nn.Module] = {}
     for branch in chosen:
-        stream = streams[f"{prefix}{branch}.gate.weight"]
-        _set(model, branch, GatedBranch(model.get_submodule(branch), keep, seed=seed, stream=stream, **options))
-    return model
+        module, stream = model.get_submodule(branch), streams[f"{prefix}{branch}.gate.weight"]
+        gates[module] = GatedBranch(module, keep, seed=seed, stream=stream, **options)
+    return exchange(model, gates, [*model.modules()])  # not inside the gates, which hold the branches
 
 
 def gated_branches(model: nn.Module) -> dict[str, GatedBranch]:
@@ -136,9 +138,11 @@ def drop_branches(model: nn.Module) -> list[str]:
     if "" in branches:
         raise ValueError("drop_branches: the model is a gated branch itself: put it into another module")
     dropped = [name for name, branch in branches.items() if not bool(branch.gate.gate().reshape(()) > 0)]
-    for name, branch in branches.items():
-        left = Dropped(isinstance(branch.branch, _LIKE_INPUT)) if name in dropped else branch.branch
-        _set(model, name, left)
+    left: dict[nn.Module, nn.Module] = {
+        branch: Dropped(isinstance(branch.branch, _LIKE_INPUT)) if name in dropped else branch.branch
+        for name, branch in branches.items()
+    }
+    exchange(model, left, [*model.modules()])
     return dropped
 
 
@@ -178,8 +182,3 @@ def _branches_of(op: str, model: nn.Module) -> dict[str, GatedBranch]:
     if not branches:
         raise ValueError(f"{op}: {type(model).__name__} has no gated branch: gate_branches makes them")
     return branches
-
-
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

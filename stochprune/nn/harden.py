@@ -88,6 +88,8 @@ def cut(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         if not isinstance(layer, MaskedParameter):
             replacements[layer] = dense = layer.to_dense(given[key])
             dense.weight = weights.setdefault(key, cast(nn.Parameter, dense.weight))
+            if layer.bias is not None:
+                dense.bias = layer.bias  # no copy: other modules may share it
         elif key not in weights:
             weights[key] = layer.hardened_parameter(given[key])
     for module in model.modules():
@@ -123,7 +125,7 @@ def _of_evaluation(layers: Mapping[str, MaskedLayer]) -> dict[str, Tensor]:
         below, count = sum(count_true(each < 0) for each in logits), sum(each.numel() for each in logits)
         warnings.warn(
             f"harden: nothing is pruned: {below} of {count} probabilities of keeping lie below one half (mean "
-            f"{float(expected_kept(logits)) / count:.4f}); give a sparsity, such as harden(model, 0.9), "
+            f"{float(expected_kept(logits)) / max(1, count):.4f}); give a sparsity, such as harden(model, 0.9), "
             f"or train longer, or with a price on kept weights",
             stacklevel=4,
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stochprune import functional, rng
 from stochprune.arguments import checked
 from stochprune.functional._address import check_estimator
+from stochprune.nn.convert import exchange
 from stochprune.nn.mask_source import MaskSource
 from stochprune.nn.selection import Selectors, check_choice, wanted
 from stochprune.seeding import generator
@@ -145,8 +146,4 @@ def mask_units_by_input(
     }
     if not chosen:
         raise ValueError(f"mask_units_by_input: include and exclude choose none of {', '.join(found)}")
-    for parent in [*model.modules()]:
-        for key, child in parent._modules.items():
-            if child is not None and child in chosen:
-                parent._modules[key] = chosen[child]
-    return chosen.get(model, model)
+    return exchange(model, chosen, [*model.modules()])  # not inside the new modules, which hold the layers

@@ -60,10 +60,16 @@ class MaskedLinear(MaskedLayer):
     def divergence(self, prior_logits: Tensor | float) -> Tensor:
         """KL of this layer's mask from that of a prior, in nats: a float64 scalar, differentiable.
 
-        Of ``self.prior_logits``, and under logits that have not changed since, it is the last forward's, once.
+        Where gradients are recorded, it is that of the last forward, once, if that was of ``self.prior_logits`` under
+        logits of the same version. A change through ``.data`` has no version: disable gradients to notice it.
         """
         formed, self._formed = self._formed, None
-        if formed is not None and prior_logits is self.prior_logits and formed[1] == self.mask_logits._version:
+        if (
+            torch.is_grad_enabled()
+            and formed is not None
+            and prior_logits is self.prior_logits
+            and formed[1] == self.mask_logits._version
+        ):
             return formed[0]
         return super().divergence(prior_logits)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from stochprune.nn.layer import MaskedLayer
+from stochprune.nn.mask_source import MaskSource
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
@@ -25,6 +26,17 @@ def layers_of(op: str, model: nn.Module) -> dict[str, MaskedLayer]:
     if not layers:
         raise ValueError(f"{op}: {type(model).__name__} has no masked layer: stochprune.convert makes them")
     return layers
+
+
+def sources_of(op: str, model: nn.Module) -> list[MaskSource]:
+    """Return all modules of a model that sample masks or dropout by an address, its masked layers among them.
+
+    Raises:
+        TypeError, ValueError: as for :func:`layers_of`.
+    """
+    if isinstance(model, nn.Module) and (found := [each for each in model.modules() if isinstance(each, MaskSource)]):
+        return found
+    return [*layers_of(op, model).values()]  # which raises
 
 
 def first_names(layers: Mapping[str, MaskedLayer], tensor: str = "mask_logits") -> dict[int, str]:

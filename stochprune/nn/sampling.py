@@ -1,4 +1,4 @@
-"""sampling: say whether the masked layers of a model sample masks or threshold, whatever their mode."""
+"""sampling: say whether the masks of a model are sampled or thresholded, whatever the mode of its layers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from stochprune.nn.members import layers_of
+from stochprune.nn.members import sources_of
 
 
 @contextlib.contextmanager
 def sampling(model: nn.Module, enabled: bool = True) -> Iterator[nn.Module]:
     """Make all masked layers sample masks (``enabled``) or threshold inside the context, in either mode.
 
+    So do the masks of :class:`stochprune.nn.InputDependentMask` and the dropout of :func:`stochprune.nn.add_lora`.
+
     Raises:
         TypeError: a model that is not a module, ``enabled`` that is not a bool.
-        ValueError: no masked layer.
+        ValueError: no masked layer, and nothing else that samples.
     """
     if not isinstance(enabled, bool):
         raise TypeError(f"sampling: enabled must be True or False, got {enabled!r}")
-    layers = list(layers_of("sampling", model).values())
-    before = [layer.sample for layer in layers]
-    for layer in layers:
-        layer.sample = enabled
+    sources = sources_of("sampling", model)
+    before = [source.sample for source in sources]
+    for source in sources:
+        source.sample = enabled
     try:
         yield model
     finally:
-        for layer, sample in zip(layers, before, strict=True):
-            layer.sample = sample
+        for source, sample in zip(sources, before, strict=True):
+            source.sample = sample

@@ -87,7 +87,9 @@ def warn_of_unmasked(
     )
 
 
-def warn_of_readers(model: nn.Module, masked: Mapping[str, nn.Module]) -> None:
+def warn_of_readers(
+    model: nn.Module, masked: Mapping[str, nn.Module], op: str = "convert", what: str = "masks"
+) -> None:
     """Warn once of modules whose forward reads the weight of a masked child itself, which runs past the mask.
 
     Read from the source of the forward, as in ``F.linear(x, self.qkv.weight)``; where there is none, nothing is said.
@@ -95,6 +97,8 @@ def warn_of_readers(model: nn.Module, masked: Mapping[str, nn.Module]) -> None:
     Args:
         model: the model before its layers are replaced.
         masked: the layers that get masks, by the names of their weights.
+        op: the public function that the message names.
+        what: the layers get: masks, or updates.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     for parent, names in weights_read_past(model, masked).items():
@@ -102,7 +106,7 @@ def warn_of_readers(model: nn.Module, masked: Mapping[str, nn.Module]) -> None:
     if found:
         listing = "; ".join(f"{', '.join(names)} of {kind}, such as {name}" for kind, (name, names) in found.items())
         warnings.warn(
-            f"convert: these modules read the weights of their children themselves, past the masks: {listing}. "
+            f"{op}: these modules read the weights of their children themselves, past the {what}: {listing}. "
             f"Register a masked module for each (stochprune.nn.register), or exclude these weights",
             UnmaskedWeightsWarning,
             stacklevel=4,

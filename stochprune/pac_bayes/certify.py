@@ -21,7 +21,7 @@ from stochprune.pac_bayes.loss import bounded_cross_entropy, zero_one
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.trial import Trial
 from stochprune.runs.checkpoint import Checkpoint
-from stochprune.runs.digests import json_digest
+from stochprune.runs.digests import json_digest, structure
 from stochprune.runs.files import CheckpointError, require
 from stochprune.runs.results import versions
 from stochprune.runs.run import open_run
@@ -94,7 +94,8 @@ def certify(
             raise ValueError(f"certify: {name} must be an integer of at least 1, got {count!r}: count all looked at")
     posterior.require_paid("certify")
     require_unseen(part, posterior.prior.seen)
-    kl = {name: value.item() for name, value in posterior.kl().items()}
+    with torch.no_grad():  # of the logits as they are now, see MaskedLinear.divergence
+        kl = {name: value.item() for name, value in posterior.kl().items()}
     if not math.isfinite(math.fsum(kl.values())):
         raise ValueError(f"certify: the KL from the prior is not finite: {kl}; use a lower learning rate")
     posterior.eval().estimate_by("straight_through")
@@ -124,7 +125,8 @@ def certify(
         versions={**versions(part.x.device), "threads": torch.get_num_threads(), "backend": _backend(posterior)},
     )
     with open_run(config, folder) as run:
-        origin = f"{certificate.prior} {certificate.model} {part.digest} {seed} {priors} {posteriors}"
+        network = f"{certificate.prior} {certificate.model} {structure(posterior.model)}"
+        origin = f"{network} {part.digest} {seed} {priors} {posteriors}"
         if (checkpoint := run.checkpoint(1, origin)) is not None:
             certificate.losses.extend(_former(checkpoint, certificate))
         trial = trial_of(posterior, part, certificate)

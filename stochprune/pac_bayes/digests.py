@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from stochprune.nn.mask_source import MaskSource
 from stochprune.runs.digests import tensor_digest
 
 ADDRESS = ("mask_seed", "mask_draw")
@@ -22,3 +23,9 @@ def tensor_digests(model: nn.Module) -> dict[str, str]:
     """Return the digest of dtype, shape and bytes of each tensor by name, without the addresses of draws."""
     tensors = sorted(tensors_of(model).items())
     return {name: tensor_digest(value) for name, value in tensors if name.rpartition(".")[2] not in ADDRESS}
+
+
+def settings_of(model: nn.Module) -> dict[str, str]:
+    """Return type and settings of each module that is not random itself, by name, as the module prints them."""
+    modules = {name: module for name, module in model.named_modules() if not isinstance(module, MaskSource)}
+    return {name: f"{type(module).__qualname__}({module.extra_repr()})" for name, module in modules.items()}

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stochprune import functional, rng
+from stochprune import rng
 from stochprune.arguments import checked
 from stochprune.nn import MaskedLinear, layer_kl, masked_layers
 from stochprune.nn.layer import MaskedLayer
 from stochprune.nn.local_reparameterisation import reparameterise_locally
-from stochprune.pac_bayes.digests import ADDRESS, tensors_of
+from stochprune.pac_bayes.digests import ADDRESS, settings_of, tensors_of
 from stochprune.pac_bayes.prior import Prior
 
 
@@ -44,25 +44,28 @@ class Posterior(nn.Module):
             layer.sample = True
 
     def require_paid(self, function: str) -> None:
-        """Raise if the posterior differs from its prior in a tensor that the KL does not count.
+        """Raise if the posterior differs from its prior in something that the KL does not count.
 
         Args:
             function: the caller, named in the message.
 
         Raises:
-            ValueError: a tensor that is not learnt and differs from the prior's, named; a prior that was edited.
+            ValueError: a tensor that is not learnt, or a module, that differs from the prior's, named; layers whose
+                masks are not independent; a prior that was edited.
         """
         self.prior.require_unedited(function)
+        _require_own_streams(self.layers)
         learnt = {id(tensor) for tensor, _ in self.curvatures()}
-        start = tensors_of(self.prior.model)
-        for name, value in tensors_of(self.model).items():
-            if id(value) in learnt or name.rpartition(".")[2] in ADDRESS:
+        start, now = tensors_of(self.prior.model), tensors_of(self.model)
+        for name in {**start, **now}:
+            if id(now.get(name)) in learnt or name.rpartition(".")[2] in ADDRESS:
                 continue
-            if name not in start or not _equal(value, start[name]):
-                raise ValueError(
-                    f"{function}: {name} differs from the prior's, and the KL does not count it. Learn the posterior "
-                    "with self_bound, or make a Prior of the changed network with the parts that it has seen"
-                )
+            if name not in start or name not in now or not _equal(now[name], start[name]):
+                raise _unpaid(function, name)
+        modules = settings_of(self.model)
+        for name in {**self.prior.settings, **modules}:
+            if modules.get(name) != self.prior.settings.get(name):
+                raise _unpaid(function, f"the module {name or 'itself'}")
 
     def train(self, mode: bool = True) -> Posterior:
         """Keep evaluation mode, whatever ``mode`` is."""
@@ -106,12 +109,9 @@ class Posterior(nn.Module):
 
     def kept(self, seed: int, draw: int) -> dict[str, tuple[int, int]]:
         """Return, by weight name, how many weights the mask of this seed and draw keeps, and of how many."""
-        found = {}
-        for name, layer in self.masks().items():
-            threshold = rng.threshold_from_logits(layer.mask_logits.flatten(1))
-            mask = functional.keep_mask(threshold, seed=seed, draw=draw, stream=layer.stream)
-            found[name] = (int(mask.sum()), mask.numel())
-        return found
+        self.at(seed, draw)
+        masks = {name: layer.mask(draw) for name, layer in self.masks().items()}
+        return {name: (int(mask.sum()), mask.numel()) for name, mask in masks.items()}
 
     def masks(self) -> dict[str, MaskedLayer]:
         """Return the layers that sample masks."""
@@ -156,6 +156,13 @@ class MaskPosterior(Posterior):
     def curvatures(self) -> list[tuple[Tensor, Tensor]]:
         start = {id(layer.mask_logits): self.start[name] for name, layer in self.layers.items()}
         return [(tensor, mask_curvature(tensor, start[id(tensor)])) for tensor in self.logits]
+
+
+def _unpaid(function: str, name: str) -> ValueError:
+    return ValueError(
+        f"{function}: {name} differs from the prior's, and the KL does not count it. Learn the posterior with "
+        "self_bound, or make a Prior of the changed network with the parts that it has seen"
+    )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

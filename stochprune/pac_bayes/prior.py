@@ -18,7 +18,7 @@ from stochprune.data.augment import augmented
 from stochprune.data.splits import Subset
 from stochprune.nn import convert, masked_layers, sampling
 from stochprune.pac_bayes.config import PriorConfig
-from stochprune.pac_bayes.digests import tensor_digests
+from stochprune.pac_bayes.digests import settings_of, tensor_digests
 from stochprune.runs.digests import json_digest
 from stochprune.training.config import WeightConfig
 from stochprune.training.weights import train_weights
@@ -38,6 +38,7 @@ class Prior:
             prior.
         sigma: standard deviation of the weights, for posteriors over weights.
         tensors: digest of each tensor of the model.
+        settings: types and settings of its modules, such as the slope of a leaky ReLU.
 
     Raises:
         ValueError: ``seen`` is not a sequence of parts, or ``sigma`` is not positive and finite.
@@ -47,6 +48,7 @@ class Prior:
     seen: tuple[Subset, ...]
     sigma: float = PriorConfig.sigma
     tensors: dict[str, str] = field(init=False, repr=False)
+    settings: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check("Prior", "model", nn.Module, self.model, TypeError)
@@ -60,6 +62,7 @@ class Prior:
             raise ValueError(f"Prior: sigma must be positive and finite, got {self.sigma!r}")
         object.__setattr__(self, "seen", tuple(self.seen))
         object.__setattr__(self, "tensors", tensor_digests(self.model))
+        object.__setattr__(self, "settings", settings_of(self.model))
 
     @property
     def digest(self) -> str:
@@ -73,11 +76,11 @@ class Prior:
             function: the caller, named in the message.
 
         Raises:
-            ValueError: a tensor differs; the message names the first one.
+            ValueError: a tensor or a module differs; the message names the first one.
         """
-        now = tensor_digests(self.model)
-        for name in {**self.tensors, **now}:
-            if now.get(name) != self.tensors.get(name):
+        before, now = {**self.tensors, **self.settings}, {**tensor_digests(self.model), **settings_of(self.model)}
+        for name in {**before, **now}:
+            if now.get(name) != before.get(name):
                 raise ValueError(
                     f"{function}: the prior was edited after it was made: {name} differs. If the change depends on no "
                     "certifying example, make a new Prior(model, seen, sigma) with the parts that it has seen"
@@ -101,7 +104,8 @@ def train_prior(
     representable as thresholds, so the distribution that is sampled is the one that the KL uses.
 
     Args:
-        model: a plain model with linear layers.
+        model: a plain model with linear layers, whose weights, if they were trained before, have seen none of the
+            certifying examples.
         part: the prior's part of the data. None gives a data-free prior: the initial weights times 1 / sqrt(keep), so
             that their variance under the mask is that of the initialisation (Ramanujan et al. 2020, "What's hidden in a
             randomly weighted neural network?", section 5).

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_VARYING = re.compile(r"\bkeep=[^,]*| at 0x[0-9a-f]+")
+"""What printed modules say of their weights and of the memory, besides their settings."""
 
 
 def tensor_digest(*tensors: Tensor) -> str:
@@ -24,6 +28,12 @@ def fingerprint(model: nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         _feed(content, f"{name} ", value)
     return content.hexdigest()
+
+
+def structure(model: nn.Module) -> str:
+    """Return a hexadecimal digest of the types of a model's modules and of the settings that they print, by name."""
+    named = model.named_modules()
+    return json_digest([[name, type(each).__qualname__, _VARYING.sub("", each.extra_repr())] for name, each in named])
 
 
 def json_digest(content: Any) -> str:

@@ -22,7 +22,7 @@ from torch import nn
 from stochprune.runs import ranks
 from stochprune.runs.checkpoint import Checkpoint
 from stochprune.runs.config import digest
-from stochprune.runs.digests import fingerprint
+from stochprune.runs.digests import fingerprint, structure
 from stochprune.runs.files import write_json
 from stochprune.runs.folder import claim
 from stochprune.runs.results import versions
@@ -49,11 +49,12 @@ class Run:
         """Return the checkpoint, which is written every ``every`` steps; None if nothing is written.
 
         Args:
-            start: the start of the run: models, of which every byte counts, and texts, such as digests of data.
+            start: the start of the run: models, of which every byte and the types and settings of all modules count,
+                and texts, such as digests of data.
         """
         if self.folder is None:
             return None
-        parts = (fingerprint(each) if isinstance(each, nn.Module) else each for each in start)
+        parts = (f"{fingerprint(each)} {structure(each)}" if isinstance(each, nn.Module) else each for each in start)
         return Checkpoint(self.folder, self.key, " ".join(filter(None, parts)), every)
 
     def write(self, found: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from stochprune.nn.fast_path import settle_fast_paths
 from stochprune.nn.gated_branch import GatedBranch
 from stochprune.nn.layer import MaskedLayer
 from stochprune.shards import is_split
@@ -86,6 +87,7 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
             if smaller is flow.model:
                 break
     close_attention(smaller, replaced, original)
+    settle_fast_paths(smaller)
     if not _equal(reference, found := _outputs(smaller, example_inputs)):
         raise RuntimeError(
             f"shrink: the outputs of the smaller {type(model).__name__} differ from those of the model by "

@@ -122,6 +122,16 @@ def code_length(weights: Weights, levels: int) -> float:
     return math.log(total + 1) + which + count * math.log(levels) + 64 * math.log(2) * len(weights)
 
 
+def scaling_length(x: Tensor) -> float:
+    """Return the nats of what scales inputs x [n, ...]: shift and scale of each channel, float64.
+
+    :func:`stochprune.data.splits.split` learns them from the examples on which the network is trained, so they are a
+    part of the network that a code must write.
+    """
+    channels = x.shape[1] if x.dim() == 4 else 1
+    return 2 * 64 * math.log(2) * channels
+
+
 def quantise(weights: Weights, levels: int) -> dict[str, Tensor]:
     """Round non-zero weights to the middles of ``levels`` equal parts of their layer's range; zeros stay 0.
 

@@ -168,7 +168,8 @@ def _counting(subject: Subject, scale: float, config: BoundsConfig) -> Bound:
 def _counted(subject: Subject, weights: Weights, levels: int, delta: float) -> tuple[float, float, float]:
     """The counting bound of weights once they are rounded; their training error, and the nats of their code."""
     coded = compression.quantise(weights, levels)
-    nats, error = compression.code_length(coded, levels), subject.train_error(coded)
+    nats = compression.code_length(coded, levels) + compression.scaling_length(subject.train.x)
+    error = subject.train_error(coded)
     return compression.counting_bound(error, nats, len(subject.train), delta), error, nats
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from stochprune.arguments import checked
 from stochprune.data.batch_loss import LossFunction
 from stochprune.data.labels import checked_loss
-from stochprune.nn import masked_layers, sampling
+from stochprune.nn import sampling
 from stochprune.nn.evaluation import evaluation
+from stochprune.nn.members import sources_of
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def stochastic_error(
 
 @contextlib.contextmanager
 def _hard_masks(model: nn.Module) -> Iterator[None]:
-    layers = list(masked_layers(model).values())
+    layers = sources_of("stochastic_error", model)
     before = [(layer.estimator, layer.mask_draw.clone()) for layer in layers]
     for layer in layers:
         layer.estimator = "straight_through"

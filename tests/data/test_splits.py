@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -111,6 +112,14 @@ def test_seen_examples_are_refused():
         require_unseen(one.certify, [one.prior, inner])
     with pytest.raises(ValueError, match=rf"{one.prior.dataset[:12]}.*data set"):
         require_unseen(split(x + x.square(), y, 0.5).certify, [one.prior])
+
+
+def test_no_example_of_a_part_counts_twice():
+    part = split(*problem(), 0.4).certify
+    with pytest.raises(ValueError, match=r"Subset: .*twice"):
+        dataclasses.replace(part, x=part.x[[0, 0]], y=part.y[[0, 0]], indices=part.indices[[0, 0]])
+    with pytest.raises(ValueError, match=r"Subset: .*\(30, 29, 30\)"):
+        dataclasses.replace(part, y=part.y[1:])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5])

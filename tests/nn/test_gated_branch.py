@@ -52,6 +52,15 @@ def test_gradient_of_the_logit_is_the_straight_through_one():
     assert gated.gate.weight.grad is None
 
 
+def test_a_branch_with_two_names_is_gated_and_dropped_under_both():
+    model = network(1)
+    model.append(Residual(model[0].branch))
+    gate_branches(model, "*.branch", keep=0.2)
+    assert isinstance(model[0].branch, GatedBranch) and model[1].branch is model[0].branch
+    assert drop_branches(model) == ["0.branch"]
+    assert isinstance(model[0].branch, Dropped) and model[1].branch is model[0].branch
+
+
 def test_evaluation_keeps_probable_branches():
     x = torch.ones(2, 6)
     branch = models.mlp((6, 6), seed=0)

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import stochprune as sp
-from stochprune.nn import MaskedLinear
+from stochprune.nn import MaskedLinear, add_lora, merge_lora
 from tests.nn.zoo import ZOO, make, numbers
 
 
@@ -42,6 +42,28 @@ def test_nothing_pruned_is_said_with_the_numbers():
         assert zeros(sp.harden(model)) == [0, 1, 0]
         sp.harden(network(), 0.0)  # as asked for
         sp.harden(network(), 0.5)
+
+
+def test_a_layer_without_weights_is_hardened():
+    with pytest.warns(UserWarning, match="0 of 0"):
+        assert sp.harden(MaskedLinear(0, 2)).weight.shape == (2, 0)
+
+
+class SharesItsBias(nn.Module):
+    """A head whose bias the model holds under a second name, as in BERT of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = (nn.utils.skip_init(nn.Linear, 4, 4) for _ in range(2))
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+        self.bias = self.tail.bias = self.head.bias
+
+
+@pytest.mark.parametrize("plain", [lambda m: sp.harden(sp.convert(m), 0.5), lambda m: merge_lora(add_lora(m, 2))])
+def test_a_bias_that_modules_share_stays_shared(plain):
+    model = plain(SharesItsBias())
+    assert model.bias is model.head.bias is model.tail.bias
 
 
 class ReadsTheWeight(nn.Module):

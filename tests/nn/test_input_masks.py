@@ -133,3 +133,14 @@ def test_the_weights_of_its_layer_can_be_masked_too(case):
     y.sum().backward()
     assert masked.mask_logits.grad.abs().max() > 0 and module.offset.grad.abs().max() > 0
     assert type(sp.harden(model, 0.5)[0].layer) in (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def test_sampling_and_its_errors_reach_the_masks():
+    module, x = make("linear")
+    plain, draw = module.eval()(x), int(module.mask_draw)
+    with sp.nn.sampling(module):
+        assert not torch.equal(module(x), plain) and int(module.mask_draw) == draw + 1
+    with sp.nn.sampling(module.train(), False):
+        assert torch.equal(module(x), plain)
+    sp.training.stochastic_error(module, x, torch.zeros(6, dtype=torch.int64), draws=3)
+    assert int(module.mask_draw) == draw + 1 and module.sample is None

@@ -181,6 +181,21 @@ def test_include_and_exclude():
     assert type(model[0]) is MaskedLinear and type(model[2]) is MaskedLoRALinear
 
 
+class ReadsTheWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.utils.skip_init(nn.Linear, 8, 4)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.inner.weight)
+
+
+def test_a_module_that_reads_a_weight_past_its_update_is_named():
+    with pytest.warns(UserWarning, match=r"add_lora: .*updates: inner\.weight of ReadsTheWeight") as caught:
+        sp.nn.add_lora(nn.Sequential(ReadsTheWeight()))
+    assert caught[0].filename == __file__
+
+
 def test_the_fast_path_of_an_encoder_layer_is_closed():
     """It reads the weights of its linear layers itself, without their updates."""
     with torch.device("meta"):

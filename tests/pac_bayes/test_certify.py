@@ -87,6 +87,17 @@ def test_the_bound_from_its_account(posterior, parts, monte_carlo):
     assert found.bound == pytest.approx(bounds.kl_inverse(found.empirical_risk, right), abs=1e-9)
 
 
+def test_the_kl_is_that_of_the_present_logits(posterior, parts):
+    """A forward that records gradients forms the KL too; a change through ``.data`` leaves no trace but the values."""
+    posterior(parts.certify.x[:4])
+    for tensor, _ in posterior.curvatures():
+        tensor.data.sub_(1)
+    found = certify(posterior, parts.certify, QUICK)
+    assert (
+        found.total_kl == pytest.approx(sum(value.item() for value in posterior.kl().values())) and found.total_kl > 1
+    )
+
+
 def test_draws_are_new_to_the_training(posterior, parts):
     seeds = {certify(posterior, parts.certify, QUICK, seed=seed).mask_seed for seed in range(4)}
     assert len(seeds) == 4 and not seeds & {0, 1, 2, 3}
@@ -108,6 +119,19 @@ def test_a_killed_run_goes_on(posterior, parts, tmp_path):
     assert calls.count(20) == TRIED + 30
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt.*another run"):
         certify(posterior, parts.certify, QUICK, folder=tmp_path, posteriors=2)
+
+
+def test_draws_of_a_network_with_another_activation_are_refused(parts, tmp_path):
+    def network(activation: nn.Module) -> nn.Module:
+        return convert(initialised(lambda: nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3)), 0))
+
+    for activation in (nn.ReLU(), nn.Tanh()):
+        posterior = make_posterior(Prior(network(activation), ()), "masks")
+        if isinstance(activation, nn.Tanh):
+            with pytest.raises(CheckpointError, match="another run"):
+                certify(posterior, parts.certify, QUICK, folder=tmp_path)
+        else:
+            certify(posterior, parts.certify, QUICK, folder=tmp_path)
 
 
 @pytest.mark.parametrize("family", ["masks", "gaussian", "spike_and_slab"])

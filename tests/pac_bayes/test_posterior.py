@@ -142,6 +142,13 @@ def test_kept_counts_the_sampled_masks(prior):
     assert make_posterior(prior, "gaussian").kept(5, 2) == {}
 
 
+@pytest.mark.parametrize(("pattern", "kept"), [("2:4", {32}), ("columns", {8 * k for k in range(9)})])
+def test_kept_counts_weights_under_patterns(pattern, kept):
+    network = convert(initialised(lambda: nn.Sequential(nn.Linear(8, 8)), 0), pattern=pattern, keep_kept=0.5)
+    count, of = make_posterior(Prior(network, ()), "masks").kept(5, 2)["0.weight"]
+    assert count in kept and of == 64
+
+
 def test_unknown_family(prior):
     with pytest.raises(ValueError, match=r"'laplace'.*masks, gaussian, spike_and_slab"):
         make_posterior(prior, "laplace")
@@ -164,6 +171,26 @@ def test_masks_that_the_kl_counts_otherwise_are_refused(family):
     model[1][0].stream, model[1][0].mask_logits = 7, model[0][0].mask_logits
     with pytest.raises(ValueError, match=r"share logits.*streams"):
         make_posterior(Prior(model, ()), family)
+
+    model[1][0].stream, model[1][0].mask_logits = 7, nn.Parameter(model[0][0].mask_logits.detach().clone())
+    posterior = make_posterior(Prior(model, ()), family)
+    posterior.layers["1.0.weight"].stream = posterior.layers["0.0.weight"].stream
+    with pytest.raises(ValueError, match=r"share.*stream.*logits"):
+        posterior.require_paid("certify")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_setting_may_not_change_after_the_prior(family):
+    """The change may depend on the examples that certify."""
+    prior = data_free(lambda: nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(0.1), nn.Linear(4, 2)))
+    posterior = make_posterior(prior, family)
+    posterior.require_paid("certify")
+    posterior.model[1].negative_slope = 0.2
+    with pytest.raises(ValueError, match=r"certify: the module 1 differs"):
+        posterior.require_paid("certify")
+    prior.model[1] = nn.ReLU()
+    with pytest.raises(ValueError, match=r"make_posterior: the prior was edited.*: 1 differs"):
+        make_posterior(prior, family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -151,6 +151,9 @@ def test_a_posterior_may_differ_from_its_prior_in_what_is_paid_for_alone(prior, 
     posterior.model.fc1.bias.data[0] += 1
     with pytest.raises(ValueError, match=r"certify: fc1\.bias"):
         certify(posterior, parts.certify, CertifyConfig(draws=2))
+    posterior.model.fc1.bias = None
+    with pytest.raises(ValueError, match=r"certify: fc1\.bias"):
+        certify(posterior, parts.certify, CertifyConfig(draws=2))
 
 
 def test_a_digest_of_what_a_prior_is(prior, parts):

@@ -234,6 +234,13 @@ def test_deep_results_are_cut():
     assert len(shown) == MOST_DEPTH and max(map(len, shown)) <= MOST_DEPTH * (MOST_CHARACTERS + 1)
 
 
+def test_a_page_does_not_replace_the_results_that_it_shows(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text('{"rows": []}')
+    result = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(path)])
+    assert result.exit_code == 1 and "--out" in result.stderr and path.read_text() == '{"rows": []}'
+
+
 def test_without_any_run_there_is_no_page(tmp_path):
     result = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(tmp_path / "page.html")])
     assert result.exit_code == 1 and str(tmp_path) in result.stderr and "Traceback" not in result.stderr

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import stochprune as sp
 from stochprune.runs import fingerprint, json_digest, tensor_digest
+from stochprune.runs.digests import structure
 
 
 def test_digests_are_those_of_files_that_exist():
@@ -37,3 +39,13 @@ def test_fingerprint_sees_names_values_and_dtypes():
     others = (model(2.0), model(dtype=torch.float64), model(dtype=torch.bfloat16), torch.nn.Sequential(model()))
     assert len({fingerprint(each) for each in (model(), *others)}) == 5
     assert fingerprint(model()) == fingerprint(model())
+
+
+def test_structure_sees_types_and_settings_but_no_values():
+    def network(*modules):
+        return torch.nn.Sequential(torch.nn.utils.skip_init(torch.nn.Linear, 2, 2), *modules)
+
+    others = [(), (torch.nn.ReLU(),), (torch.nn.Tanh(),), (torch.nn.LeakyReLU(0.1),), (torch.nn.LeakyReLU(0.2),)]
+    assert len({structure(network(*modules)) for modules in others}) == 5
+    low, high = (sp.nn.MaskedLinear(2, 2, keep=keep) for keep in (0.1, 0.9))
+    assert structure(low) == structure(high) != structure(sp.nn.MaskedLinear(2, 2, estimator="expected"))

@@ -16,8 +16,15 @@ class Small(Config):
     sizes: tuple[int, ...] = option((1, 2), "Sizes.")
 
 
-def model(value=1.0):
-    layer = torch.nn.utils.skip_init(torch.nn.Linear, 2, 2)
+class Tanhs(torch.nn.Linear):
+    """A layer with the tensors of another, and another forward."""
+
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+def model(value=1.0, kind=torch.nn.Linear):
+    layer = torch.nn.utils.skip_init(kind, 2, 2)
     torch.nn.init.constant_(layer.weight, value), torch.nn.init.zeros_(layer.bias)
     return layer
 
@@ -52,6 +59,7 @@ def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
         (Small(epochs=3), "", (model(), "data")),
         (Small(), "other", (model(), "data")),
         (Small(), "", (model(2.0), "data")),
+        (Small(), "", (model(kind=Tanhs), "data")),
         (Small(), "", (model(), "more")),
         (Small(), "", (model(),)),
     ],

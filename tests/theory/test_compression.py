@@ -96,6 +96,12 @@ def test_the_code_is_long_enough_for_all_networks():
     assert total <= 1 + 1e-12
 
 
+def test_the_code_writes_the_statistics_that_scale_the_inputs():
+    """With another prior part, and so other statistics, the same weights are another function of an input."""
+    assert compression.scaling_length(torch.zeros(5, 3, 2, 2)) == pytest.approx(3 * 128 * math.log(2))
+    assert compression.scaling_length(torch.zeros(5, 7)) == pytest.approx(128 * math.log(2))
+
+
 def test_quantised_weights_take_so_many_values(weights):
     pruned = compression.compress(weights, 1.0, seed=0)
     found = compression.quantise(pruned, 16)
