@@ -1,6 +1,7 @@
 // stochprune._C: the kernels for Python. Only the files named bindings and tensors use Python; no file uses torch's headers.
 #include "bindings.h"
 
+#include <cstdlib>
 #include <memory>
 
 #include "cpu/engine.h"
@@ -53,7 +54,7 @@ struct GivenKL {
 };
 
 int64_t examples_of(py::handle x) {  // M of [D, M, K] or [M, K]
-  const std::vector<int64_t> sizes = shape_of(x);
+  const auto sizes = shape_of(x);
   return sizes[sizes.size() - 2];
 }
 
@@ -76,7 +77,7 @@ struct Flat {
 
 void bind_masked(py::module_& m) {
   py::class_<MaskedTensors>(m, "Masked", py::module_local())
-      .def(py::init<object, object, object, object, object>(), arg("mask"), py::kw_only(), arg("weight") = py::none(),
+      .def(py::init<object, object, object, object, object>(), arg("mask"), arg("weight") = py::none(),
            arg("logits") = py::none(), arg("threshold") = py::none(), arg("rows") = py::none())
       .def_property_readonly("shape", [](const MaskedTensors& m) {
         const auto [rows, cols] = m.masked.shape;
@@ -104,8 +105,8 @@ void bind_masked(py::module_& m) {
       arg("masked"), arg("out"), arg("keep_bits"), arg("threads"), arg("part") = py::none());
   m.def(
       "weight_grad",
-      [](const MaskedTensors& m, const object& grad, const HeldBits* bits, const std::tuple<object, object>& to,
-         const object& kl, bool add, int threads, const Part& part) {
+      [](const MaskedTensors& m, const object& grad, const HeldBits* bits, const std::tuple<object, object>& to, int threads,
+         const object& kl, bool add, const Part& part) {
         const int64_t cols = m.masked.shape.cols;
         const auto& [dweight, dlogits] = to;
         const Dense g(grad, cols);
@@ -113,8 +114,8 @@ void bind_masked(py::module_& m) {
         const Gradients grads{result(dweight, cols), result(dlogits, cols), add};
         unlocked([&] { weight_grad(m.masked, rows_of(m, part), g, bits_of(bits), term, grads, threads); });
       },
-      arg("masked"), py::kw_only(), arg("grad"), arg("bits"), arg("to"), arg("kl") = py::none(), arg("add") = false,
-      arg("threads"), arg("part") = py::none());
+      arg("masked"), arg("grad"), arg("bits"), arg("to"), arg("threads"), arg("kl") = py::none(), arg("add") = false,
+      arg("part") = py::none());
   m.def("nm_masked_weight", [](const MaskedTensors& m, std::tuple<int, int> pattern, const object& out, int threads) {
     const auto [kept, group] = pattern;
     const Matrix to = result(out, m.masked.shape.cols);
@@ -195,7 +196,7 @@ void bind_gaussian(py::module_& m) {
 void bind_sparse(py::module_& m) {
   m.def("sparse_linear", [](const object& x, const object& values, const object& columns, const object& first,
                             const object& bias, const object& out, int threads) {
-    const std::vector<int64_t> sizes = shape_of(x);
+    const auto sizes = shape_of(x);
     const Dense from(x, sizes[1]);
     const SparseRows w{address<float>(values), address<uint16_t>(columns), address<int64_t>(first)};
     const Shape shape{shape_of(first)[0] - 1, sizes[1]};
@@ -230,11 +231,12 @@ void bind_kl(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  m.def("variable", [](const char* name) -> const char* { return std::getenv(name); });
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", &instruction_set);
   m.def("use_instruction_set", &use_instruction_set);
   m.def("thresholds", [](const object& logits, const object& out, int threads) {
-    const std::vector<int64_t> sizes = shape_of(logits);
+    const auto sizes = shape_of(logits);
     const int64_t cols = sizes.empty() ? 1 : sizes.back(), rows = cols ? count_of(logits) / cols : 0;
     const Dense l(logits, cols);
     const auto to = address<uint16_t>(out);

@@ -1,5 +1,6 @@
 // One test of a linear layer's arguments, in place of many calls of Python. It accepts what layers usually give. For all other
 // arguments the checks in stochprune.functional decide, and write the error messages.
+#include <algorithm>
 #include <cfloat>
 
 #include "tensors.h"
@@ -7,17 +8,17 @@
 namespace stochprune {
 namespace {
 
-bool is_dense(py::handle t) {
-  const Torch& names = torch();
+// The memory of a plain tensor on the CPU; none of any other tensor.
+std::optional<dlpack::Tensor> plain(py::handle t) {
   const py::handle type(reinterpret_cast<PyObject*>(Py_TYPE(t.ptr())));
-  return (type.is(names.tensor) || type.is(names.parameter)) && attribute(t, names.is_cpu).is(py::handle(Py_True)) &&
-         attribute(t, names.layout).is(names.strided);
+  if (!type.is(torch().tensor) && !type.is(torch().parameter)) return {};
+  const auto memory = find_memory(t);
+  return memory && memory->device == dlpack::kCpu ? memory : std::nullopt;
 }
 
-bool is_floating(py::handle t) {
-  const py::object dtype = attribute(t, torch().dtype);
-  return dtype.is(torch().float32) || dtype.is(torch().bfloat16);
-}
+bool is_floating(const dlpack::Tensor& t) { return t.dtype == dlpack::kFloat32 || t.dtype == dlpack::kBfloat16; }
+
+bool has_shape(const dlpack::Tensor& t, std::initializer_list<int64_t> sizes) { return std::ranges::equal(shape_of(t), sizes); }
 
 // An int of Python itself, 0 .. most.
 bool is_integer(py::handle number, long long most) {
@@ -28,10 +29,11 @@ bool is_integer(py::handle number, long long most) {
 }
 
 bool is_address(py::handle seed, py::handle draw) {
-  for (const py::handle t : {seed, draw})
-    if (!is_dense(t) || !attribute(t, torch().dtype).is(torch().int64) || shape_of(t) != std::vector<int64_t>{1}) return false;
+  const auto bits = plain(seed), count = plain(draw);
+  for (const auto& t : {bits, count})
+    if (!t || t->dtype != dlpack::kInt64 || !has_shape(*t, {1})) return false;
   if (call(draw, torch().is_neg).is(py::handle(Py_True))) return false;
-  const int64_t* value = address<int64_t>(draw);
+  const int64_t* value = address<int64_t>(*count);
   return value && 0 <= *value && *value <= UINT32_MAX;
 }
 
@@ -42,14 +44,15 @@ bool is_estimator(py::handle name, py::handle temperature) {
 }
 
 bool fits(py::handle x, py::handle weight, py::handle logits, py::handle bias) {
-  for (const py::handle t : {x, weight, logits})
-    if (!is_dense(t) || !is_floating(t)) return false;
-  const std::vector<int64_t> from = shape_of(x), sizes = shape_of(weight);
-  if (from.empty() || sizes.size() != 2 || from.back() != sizes[1] || shape_of(logits) != sizes) return false;
-  if (sizes[0] > int64_t{1} << 32 || sizes[1] > int64_t{1} << 34) return false;  // the limits of an address
+  const auto from = plain(x), w = plain(weight), l = plain(logits);
+  for (const auto& t : {from, w, l})
+    if (!t || !is_floating(*t)) return false;
+  if (from->dimensions < 1 || w->dimensions != 2 || !std::ranges::equal(shape_of(*l), shape_of(*w))) return false;
+  const int64_t rows = w->shape[0], cols = w->shape[1];
+  if (shape_of(*from).back() != cols || rows > int64_t{1} << 32 || cols > int64_t{1} << 34) return false;  // limits of an address
   if (bias.is_none()) return true;
-  return is_dense(bias) && attribute(bias, torch().dtype).is(attribute(x, torch().dtype)) &&
-         shape_of(bias) == std::vector<int64_t>{sizes[0]};
+  const auto b = plain(bias);
+  return b && b->dtype == from->dtype && has_shape(*b, {rows});
 }
 
 }  // namespace

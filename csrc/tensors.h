@@ -1,21 +1,24 @@
-// Reads torch's tensors by their Python methods, so that no torch header is needed. Needs the GIL.
+// Reads torch's tensors by DLPack's C functions and by Python methods, so that no torch header is needed. Needs the GIL.
 #pragma once
 #include <pybind11/gil_safe_call_once.h>
 
 #include <array>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "bindings.h"
 #include "cpu/kernels.h"
+#include "dlpack.h"
 
 namespace stochprune {
 
 // Attribute names, interned once, and objects of torch.
 struct Torch {
-  py::str data_ptr, shape, stride, dtype, contiguous, seed, draw, stream, row, col, estimator, temperature, prior_logits, grad;
-  py::str is_cpu, layout, is_neg, resolve_neg;
-  py::object float32, bfloat16, int64, strided, tensor, parameter, is_autocast_enabled, interpreter_stack;
+  py::str dtype, contiguous, is_neg, resolve_neg;
+  py::str seed, draw, stream, row, col, estimator, temperature, prior_logits, grad;
+  py::object tensor, parameter, is_autocast_enabled, interpreter_stack;
+  const dlpack::Exchange* exchange;
 };
 const Torch& torch();
 
@@ -31,14 +34,23 @@ inline py::object call(py::handle object, const py::str& method) {
   return py::reinterpret_steal<py::object>(result);
 }
 
+// What DLPack can tell of a tensor; none if that is nothing, as of a sparse or a meta tensor.
+std::optional<dlpack::Tensor> find_memory(py::handle tensor);
+dlpack::Tensor memory_of(py::handle tensor);  // throws torch's error if that is nothing
+
+inline std::span<const int64_t> shape_of(const dlpack::Tensor& t) { return {t.shape, size_t(t.dimensions)}; }
+inline std::span<const int64_t> shape_of(py::handle tensor) { return shape_of(memory_of(tensor)); }
+
 // The address of the tensor's first element; null for None.
 template <class T>
+T* address(const dlpack::Tensor& t) {
+  return reinterpret_cast<T*>(static_cast<char*>(t.data) + t.byte_offset);
+}
+template <class T>
 T* address(py::handle tensor) {
-  return tensor.is_none() ? nullptr : reinterpret_cast<T*>(PyLong_AsSize_t(call(tensor, torch().data_ptr).ptr()));
+  return tensor.is_none() ? nullptr : address<T>(memory_of(tensor));
 }
 
-DType dtype_of(py::handle tensor);  // throws TypeError if the CPU kernels do not support it
-std::vector<int64_t> shape_of(py::handle tensor);
 bool known_estimator(py::handle name);  // a str
 
 // A tensor that is read as a matrix: its first dimension is the rows, the others together are the columns. If a row is not

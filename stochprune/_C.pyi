@@ -9,6 +9,7 @@ from stochprune.address import KLTerm, Logits, Mask
 _Array: TypeAlias = tuple[int, int, int]  # address or 0, row stride, dtype
 _Size: TypeAlias = tuple[int, ...]  # rows, columns
 
+def variable(name: str) -> str | None: ...  # an environment variable
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
@@ -31,7 +32,6 @@ class Masked:  # a weight matrix under the masks of one or more draws
     def __init__(
         self,
         mask: Mask,
-        *,
         weight: Tensor | None = None,
         logits: Logits | None = None,
         threshold: Tensor | None = None,
@@ -51,13 +51,12 @@ def masked_weight(
 ) -> Bits | None: ...  # None if not wanted, or if the mask is soft
 def weight_grad(
     masked: Masked,
-    *,
     grad: Tensor,
     bits: Bits | None,
     to: tuple[Tensor | None, Tensor | None],  # dweight and dlogits
+    threads: int,
     kl: KLTerm | None = None,
     add: bool = False,
-    threads: int,
     part: tuple[int, int] | None = None,
 ) -> None: ...
 def has_tiles() -> bool: ...  # the instruction set has tile products: bfloat16 on AMX

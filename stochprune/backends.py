@@ -12,7 +12,7 @@ import importlib
 import operator
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
@@ -20,6 +20,14 @@ from torch import Tensor
 
 from stochprune.address import Grads2, Grads3, KLTerm, Logits, Mask, Masks, Memo, Needs2, Needs3, Rows
 from stochprune.sparse_rows import SparseRows
+
+_variable: Callable[[str], str | None]
+try:
+    from stochprune import _C
+
+    _variable = _C.variable  # os.environ.get raises and catches two errors if the variable is not set
+except ImportError:
+    _variable = os.environ.get
 
 MODULES = {
     "native": "stochprune.native",
@@ -208,8 +216,8 @@ def resolve(*tensors: Tensor) -> Backend:
         ValueError: the override names an unknown backend.
         RuntimeError: the override names a backend that is not installed, or that does not accept these tensors.
     """
-    # Cached by the arguments of `supports`, since an eager call asks twice.
-    key = (os.environ.get(OVERRIDE), tensors[0].device.type, *map(_dtype, tensors))
+    # Cached by the arguments of `supports`, since an eager call asks twice. A device takes longer to hash than True.
+    key = (_variable(OVERRIDE), tensors[0].is_cpu or tensors[0].device, *map(_dtype, tensors))
     backend = _serving.get(key)
     if backend is None:
         backend = _serving[key] = _choose(*tensors)

@@ -27,7 +27,7 @@ def masked(
         threshold = shared_thresholds(logits, mask, rows)
     if weight.dtype is torch.float8_e4m3fn:  # here, because a call takes time in every layer
         weight = readable(weight)
-    return _C.Masked(mask, weight=weight, logits=logits, threshold=threshold, rows=rows)
+    return _C.Masked(mask, weight, logits, threshold, rows)  # names of arguments would cost as much as the rest
 
 
 def shared_thresholds(logits: Logits, mask: Mask, rows: Tensor | None = None) -> Tensor | None:

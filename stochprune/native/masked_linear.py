@@ -37,13 +37,15 @@ def masked_linear_backward(
     """As :func:`stochprune.reference.masked_linear_backward`; with one draw, grad may be [M, N] and x [M, K]."""
     n, k = weight.shape
     step = workspace.draws(n, k, x.dtype)
+    on_tiles = x.dtype is torch.bfloat16 and tiles.take(x, weight)
+    if x.dim() == 2 and step and not on_tiles:
+        dtypes = weight.dtype, logits.dtype
+        return products.backward_of_one(masked(weight, logits, mask), grad, x, dtypes, needs, kl)
     dweight = fresh((n, k), weight.dtype) if needs[1] else None
     dlogits = fresh((n, k), logits.dtype) if needs[2] else None
     to = dweight, dlogits
-    if x.dtype is torch.bfloat16 and tiles.take(x, weight):
+    if on_tiles:
         return tiles.backward(masked(weight, logits, mask), grad, x, needs[0], to, kl), dweight, dlogits
-    if x.dim() == 2 and step:
-        return products.backward_of_one(masked(weight, logits, mask), grad, x, needs[0], to, kl), dweight, dlogits
     dx = x.new_empty(x.shape) if needs[0] else None
     if not step:
         for i, (g, x_one) in enumerate(zip(_each(grad), _each(x), strict=True)):

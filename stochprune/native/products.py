@@ -7,11 +7,13 @@ workspace, which takes panels of its rows in turn. ``layer`` holds weight and lo
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stochprune import _C
-from stochprune.address import KLTerm
+from stochprune.address import Grads3, KLTerm, Needs3
 from stochprune.native.masked import write_masked_weight
+from stochprune.native.results import fresh_like, fresh_product
 from stochprune.native.workspace import workspace
 
 Targets = tuple[Tensor | None, Tensor | None]
@@ -30,7 +32,7 @@ def forward(layer: _C.Masked, x: Tensor, bias: Tensor | None, y: Tensor) -> None
 def forward_of_one(layer: _C.Masked, x: Tensor, bias: Tensor | None) -> Tensor:
     """Return y [M, N] of x [M, K], as :func:`forward`: fewer calls, which are most of the time of a small layer."""
     w, _ = write_masked_weight(layer, layer.shape, x.dtype)
-    return torch.mm(x, w.mT) if bias is None else torch.addmm(bias, x, w.mT)
+    return F.linear(x, w, bias)
 
 
 def forward_by_panels(layer: _C.Masked, x: Tensor, bias: Tensor | None, y: Tensor) -> None:
@@ -66,24 +68,36 @@ def backward(
         g = target.unsqueeze(0) if direct else workspace.take(shape, x.dtype)
         torch.bmm(grad.mT, x, out=g)
         threads = torch.get_num_threads()
-        _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, add=add, threads=threads)
+        _C.weight_grad(layer, g, bits, to, threads, kl, add)
 
 
 def backward_of_one(
-    layer: _C.Masked, grad: Tensor, x: Tensor, need_x: bool, to: Targets, kl: KLTerm | None
-) -> Tensor | None:
-    """Return dx [M, K] of grad [M, N] and x [M, K], and write dweight and dlogits, as :func:`backward`."""
-    bits = dx = None
+    layer: _C.Masked, grad: Tensor, x: Tensor, dtypes: tuple[torch.dtype, torch.dtype], needs: Needs3, kl: KLTerm | None
+) -> Grads3:
+    """Return dx [M, K], dweight and dlogits [N, K] of grad [M, N] and x [M, K], as :func:`backward`, in fewer calls.
+
+    Args:
+        dtypes: of dweight and dlogits.
+    """
+    need_x, need_weight, need_logits = needs
+    bits = dx = dweight = dlogits = None
     if need_x:
-        w, bits = write_masked_weight(layer, layer.shape, x.dtype, to[0] is not None)
+        w, bits = write_masked_weight(layer, layer.shape, x.dtype, need_weight)
         dx = torch.mm(grad, w)
-    target = _target(to, x.dtype)
-    if target is not None:
-        g = target if target.dtype == x.dtype else workspace.take(layer.shape, x.dtype)
-        torch.mm(grad.mT, x, out=g)
-        threads = torch.get_num_threads()
-        _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, threads=threads)
-    return dx
+    if need_weight or need_logits:
+        # dL/d(z * weight) becomes a gradient of the same dtype; if there is none, it is in the workspace.
+        takes_weight = need_weight and dtypes[0] is x.dtype
+        takes_logits = need_logits and dtypes[1] is x.dtype and not takes_weight
+        if takes_weight or takes_logits:
+            g = fresh_product(grad.mT, x)
+        else:
+            g = torch.mm(grad.mT, x, out=workspace.take(layer.shape, x.dtype))
+        if need_weight:
+            dweight = g if takes_weight else fresh_like(g, dtypes[0])
+        if need_logits:
+            dlogits = g if takes_logits else fresh_like(g, dtypes[1])
+        _C.weight_grad(layer, g, bits, (dweight, dlogits), torch.get_num_threads(), kl)
+    return dx, dweight, dlogits
 
 
 def backward_by_panels(
@@ -101,7 +115,7 @@ def backward_by_panels(
             direct = target.dtype == x.dtype and not add
             g = target[rows] if direct else workspace.take((part[1], k), x.dtype)
             torch.mm(grad[:, rows].mT, x, out=g)
-            _C.weight_grad(layer, grad=g, bits=bits, to=to, kl=kl, add=add, threads=threads, part=part)
+            _C.weight_grad(layer, g, bits, to, threads, kl, add, part)
 
 
 def _target(to: Targets, dtype: torch.dtype) -> Tensor | None:

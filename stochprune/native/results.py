@@ -92,3 +92,18 @@ def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     storage = torch.from_numpy(owner).untyped_storage()
     return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)
+
+
+def fresh_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return :func:`fresh` memory of the shape of a contiguous tensor."""
+    if tensor.numel() * dtype.itemsize < LARGE:
+        return torch.empty_like(tensor, dtype=dtype)  # half the calls of torch.empty
+    return fresh(tuple(tensor.shape), dtype)
+
+
+def fresh_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the matrix ``a @ b`` in :func:`fresh` memory."""
+    rows, cols = a.shape[0], b.shape[1]
+    if rows * cols * b.dtype.itemsize < LARGE:
+        return torch.mm(a, b)
+    return torch.mm(a, b, out=fresh((rows, cols), b.dtype))

@@ -42,7 +42,7 @@ def weight_grad(
     if needs[1]:
         dlogits = spare if spare is not None and spare.dtype == logits.dtype else fresh(shape, logits.dtype)
     layer, bits = masked(weight, logits, mask, rows), memo[0] if memo else None
-    _C.weight_grad(layer, grad=grad, bits=bits, to=(dweight, dlogits), threads=torch.get_num_threads())
+    _C.weight_grad(layer, grad, bits, (dweight, dlogits), torch.get_num_threads())
     return dweight, dlogits
 
 

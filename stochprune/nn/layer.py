@@ -217,6 +217,16 @@ class MaskedLayer(UncastLogits):
             return self._masked_forward(x, *args, **kwargs, **at)
         return self._thresholded_forward(x, *args, **kwargs)
 
+    def _trained(self) -> tuple[Any, Any, Any]:
+        """Return weight, logits and bias.
+
+        nn.Module takes long to find an attribute, which only a parameter with a parametrisation needs.
+        """
+        held = self._parameters
+        if "weight" in held and "mask_logits" in held and "bias" in held:
+            return held["weight"], held["mask_logits"], held["bias"]
+        return self.weight, self.mask_logits, self.bias
+
     def _dense_forward(self, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run torch's own operator with this weight, which is already masked."""
         raise NotImplementedError(type(self).__name__)

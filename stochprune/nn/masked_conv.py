@@ -41,7 +41,7 @@ class _MaskedConvolution(MaskedLayer):
 
     def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
         x, geometry = self._placed(x, output_size)
-        return self.operator[1](x, self.weight, self.mask_logits, self.bias, **at, **geometry)
+        return self.operator[1](x, *self._trained(), **at, **geometry)
 
     def _placed(self, x: Tensor, output_size: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """x, padded where torch's operator does not pad it, and the arguments that follow the bias."""

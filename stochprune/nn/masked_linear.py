@@ -43,15 +43,12 @@ class MaskedLinear(MaskedLayer):
         return F.linear(x, weight, self.bias)
 
     def _masked_forward(self, x: Tensor, **at: Any) -> Tensor:
-        weights = (self.weight, self.mask_logits)
-        if (
-            self.prior_logits is None
-            or is_dtensor(self.weight)
-            or not (torch.is_grad_enabled() and self.mask_logits.requires_grad)
-        ):
-            return functional.masked_linear(x, *weights, self.bias, **at)
-        y, kl = functional.masked_linear_kl(x, *weights, self.prior_logits, self.bias, **at)
-        self._formed = (kl, self.mask_logits._version)
+        weight, logits, bias = self._trained()
+        prior_logits = self._buffers["prior_logits"]
+        if prior_logits is None or is_dtensor(weight) or not (torch.is_grad_enabled() and logits.requires_grad):
+            return functional.masked_linear(x, weight, logits, bias, **at)
+        y, kl = functional.masked_linear_kl(x, weight, logits, prior_logits, bias, **at)
+        self._formed = (kl, logits._version)
         return y
 
     def _local_forward(self, x: Tensor, **at: Any) -> Tensor:

@@ -17,7 +17,7 @@ pytest.importorskip("stochprune._C")
 
 import stochprune as sp
 from stochprune.native import results
-from stochprune.native.results import FreedMemory, fresh
+from stochprune.native.results import FreedMemory, fresh, fresh_like, fresh_product
 
 FLOAT = torch.float32
 
@@ -51,6 +51,22 @@ def test_freed_memory_is_used_again(freed):
     assert freed.nbytes == 4096
     assert fresh((32, 33), FLOAT).data_ptr() != where, "another size"
     assert fresh((64, 32), torch.bfloat16).data_ptr() == where, "another shape and dtype of this size"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_large_products_and_copies_of_a_shape_use_freed_memory(dtype, freed):
+    a, b = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).to(dtype).mT, torch.ones(3, 40, dtype=dtype)
+    for cols, large in ((2, False), (40, True)):
+        for make, expected in (
+            (lambda cols=cols: fresh_product(a, b[:, :cols]), (a.float() @ b[:, :cols].float()).to(dtype)),
+            (lambda cols=cols: fresh_like(torch.empty(40, cols), dtype), None),
+        ):
+            found = make()
+            assert found.shape == (40, cols) and found.dtype == dtype and found.is_contiguous()
+            assert expected is None or torch.equal(found, expected)
+            del found
+            assert freed.nbytes == (40 * cols * dtype.itemsize if large else 0)
+            freed.release()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ MOST = 34
 
 @pytest.mark.parametrize(
     "layer, shape, most",
-    [(sp.nn.MaskedLinear(64, 64), (32, 64), MOST), (sp.nn.MaskedConv2d(8, 8, 3, padding=1), (4, 8, 8, 8), 60)],
+    [(sp.nn.MaskedLinear(64, 64), (32, 64), MOST), (sp.nn.MaskedConv2d(8, 8, 3, padding=1), (4, 8, 8, 8), 61)],
     ids=["linear", "convolution"],
 )
 def test_python_calls_of_a_step(layer, shape, most):

@@ -29,6 +29,24 @@ def x(generator):
     return torch.randn(5, 70, generator=generator)
 
 
+@pytest.mark.parametrize("name", ["weight", "mask_logits", "bias"])
+def test_a_parametrisation_of_each_tensor_is_used(linear, x, name):
+    """The layer finds its parameters without nn.Module, which alone knows a parametrisation."""
+    layer = MaskedLinear.from_linear(linear, 0.5)
+    given = {"weight": layer.weight, "mask_logits": layer.mask_logits, "bias": layer.bias}
+    given[name] = given[name].detach() * -2
+    expected = sp.functional.masked_linear(
+        x, given["weight"], given["mask_logits"], given["bias"], seed=0, draw=0, stream=layer.stream
+    )
+
+    class MinusTwice(nn.Module):
+        def forward(self, tensor):
+            return tensor * -2
+
+    torch.nn.utils.parametrize.register_parametrization(layer, name, MinusTwice())
+    assert torch.equal(layer(x), expected)
+
+
 def test_forward_is_the_op_at_consecutive_draws(linear, x):
     layer = MaskedLinear.from_linear(linear, 0.5, seed=2**64 - 1, stream=8)
     for draw in range(3):
