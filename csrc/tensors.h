@@ -34,9 +34,9 @@ inline py::object call(py::handle object, const py::str& method) {
   return py::reinterpret_steal<py::object>(result);
 }
 
-// What DLPack can tell of a tensor; none if that is nothing, as of a sparse or a meta tensor.
+// The memory of a tensor as DLPack describes it; none where it cannot, as of a sparse or a meta tensor.
 std::optional<dlpack::Tensor> find_memory(py::handle tensor);
-dlpack::Tensor memory_of(py::handle tensor);  // throws torch's error if that is nothing
+dlpack::Tensor memory_of(py::handle tensor);  // throws torch's error where it cannot
 
 inline std::span<const int64_t> shape_of(const dlpack::Tensor& t) { return {t.shape, size_t(t.dimensions)}; }
 inline std::span<const int64_t> shape_of(py::handle tensor) { return shape_of(memory_of(tensor)); }
