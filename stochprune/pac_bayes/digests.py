@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stochprune.nn.mask_source import MaskSource
-from stochprune.runs.digests import tensor_digest
+from stochprune.runs.digests import printed, tensor_digest
 
 ADDRESS = ("mask_seed", "mask_draw")
 """Buffers that choose which network is sampled next; the distribution does not depend on them."""
@@ -27,5 +27,4 @@ def tensor_digests(model: nn.Module) -> dict[str, str]:
 
 def settings_of(model: nn.Module) -> dict[str, str]:
     """Return type and settings of each module that is not random itself, by name, as the module prints them."""
-    modules = {name: module for name, module in model.named_modules() if not isinstance(module, MaskSource)}
-    return {name: f"{type(module).__qualname__}({module.extra_repr()})" for name, module in modules.items()}
+    return {name: printed(module) for name, module in model.named_modules() if not isinstance(module, MaskSource)}

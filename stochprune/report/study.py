@@ -12,7 +12,7 @@ from stochprune.report.fraction import fractions_markdown
 from stochprune.report.methods import methods_markdown
 from stochprune.report.pivot import pivot, spread
 from stochprune.report.risks import risks_markdown
-from stochprune.report.summary import measured, unit
+from stochprune.report.summary import cell_name, measured, unit
 
 DISTANCES = {
     "wasserstein": "the kept weights",
@@ -65,11 +65,5 @@ def study_markdown(results: Mapping[str, Any]) -> str:
         failed = [row for row in results.get("failures", ()) if (row["data"], row["model"]) == (data, model)]
         if failed:
             parts.append("Cells that failed, whose missing errors the means leave out:")
-            parts.append("\n".join(f"- {_name(row)}: {row['reason']}" for row in failed))
+            parts.append("\n".join(f"- {cell_name(row)}: {row['reason']}" for row in failed))
     return "\n\n".join(parts) + "\n"
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    """Return the name of a row's cell."""
-    arm = [row["arm"]] if row["arm"] not in ("none", "") else []
-    return ", ".join([row["score"], *arm, f"{100 * row['sparsity']:g} %", f"seed {row['seed']}"])

@@ -85,25 +85,33 @@ def summarize(results: Mapping[str, Any]) -> list[Row]:
         groups.setdefault((cell["score"], cell["sparsity"]), []).append(cell["errors"])
     rows = []
     for (score, sparsity), errors in groups.items():
-        pairs = [(error["retrained"], error["finetuned"]) for error in errors]
-        gains = [base - tuned for base, tuned in pairs if base is not None and tuned is not None]
-        spreads = {arm: _spread([error[arm] for error in errors]) for arm in errors[0]}
+        gains = differences(errors, "retrained", "finetuned")
+        spreads = {arm: spread_of([error[arm] for error in errors]) for arm in errors[0]}
         base = spreads["retrained"]
         trains = base is not None and base.mean < (dense + guessing) / 2
-        gain = _spread(gains) if trains else None
+        gain = spread_of(gains) if trains else None
         rows.append(Row(score, sparsity, len(gains), spreads, gain, sum(gain > 0 for gain in gains)))
     return rows
 
 
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    there = [value for value in values if value is not None]
+def spread_of(values: Sequence[float | None]) -> Spread | None:
+    """Return the spread of the values that are there; None if none is."""
+    there = [float(value) for value in values if value is not None]
     return Spread.of(there) if there else None
+
+
+def differences(errors: Sequence[Mapping[str, float | None]], arm: str, other: str) -> list[float]:
+    """Return the error of ``arm`` minus that of ``other`` in each cell that has both."""
+    pairs = [(error[arm], error[other]) for error in errors]
+    return [float(one - two) for one, two in pairs if one is not None and two is not None]
+
+
+def cell_name(cell: Mapping[str, Any]) -> str:
+    """Return the name of a cell or of one of its rows: score, arm if it has one, sparsity and seed."""
+    arm = [cell["arm"]] if cell.get("arm", "none") not in ("none", "") else []
+    return ", ".join([cell["score"], *arm, f"{100 * cell['sparsity']:g} %", f"seed {cell['seed']}"])
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
     """Return a line for each cell of a study of fine-tuning that failed: its mask, and the reason."""
-    return [
-        f"{cell['score']}, {100 * cell['sparsity']:g} %, seed {cell['seed']}: {cell['failed']}"
-        for cell in results["cells"]
-        if cell.get("failed") is not None
-    ]
+    return [f"{cell_name(cell)}: {cell['failed']}" for cell in results["cells"] if cell.get("failed") is not None]

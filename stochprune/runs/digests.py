@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 _VARYING = re.compile(r"\bkeep=[^,]*| at 0x[0-9a-f]+")
-"""What printed modules say of their weights and of the memory, besides their settings."""
+"""The parts of a printed module that tell of its weights and of the memory, and not of its settings."""
 
 
 def tensor_digest(*tensors: Tensor) -> str:
@@ -30,10 +30,14 @@ def fingerprint(model: nn.Module) -> str:
     return content.hexdigest()
 
 
+def printed(module: nn.Module) -> str:
+    """Return the type of a module and its own settings, as it prints them."""
+    return f"{type(module).__qualname__}({module.extra_repr()})"
+
+
 def structure(model: nn.Module) -> str:
     """Return a hexadecimal digest of the types of a model's modules and of the settings that they print, by name."""
-    named = model.named_modules()
-    return json_digest([[name, type(each).__qualname__, _VARYING.sub("", each.extra_repr())] for name, each in named])
+    return json_digest([[name, _VARYING.sub("", printed(each))] for name, each in model.named_modules()])
 
 
 def json_digest(content: Any) -> str:

@@ -20,7 +20,7 @@ from stochprune.report.html.parts import (
     table_of,
 )
 from stochprune.report.html.sources import Source
-from stochprune.report.summary import Paired, Spread, failures
+from stochprune.report.summary import Paired, Spread, differences, failures, spread_of
 
 ARMS = {
     "retrained": "score's mask, weights trained",
@@ -77,8 +77,7 @@ def _gains(groups: Groups) -> Figure:
     records = []
     for key, cells in groups.items():
         for other, series in AGAINST.items():
-            errors = [(cell["errors"]["finetuned"], cell["errors"][other]) for cell in cells]
-            if not (gains := [float(ours - base) for ours, base in errors if ours is not None and base is not None]):
+            if not (gains := differences([cell["errors"] for cell in cells], "finetuned", other)):
                 continue
             paired = Paired.of(gains)
             records.append(charts.interval(_name(key), series, paired.mean, paired.half_width))
@@ -97,9 +96,8 @@ def _errors(groups: Groups, dense: float) -> Figure:
     rows: list[list[Any]] = []
     for (score, sparsity), cells in groups.items():
         for arm, label in ARMS.items():
-            if not (errors := [float(error) for cell in cells if (error := cell["errors"][arm]) is not None]):
+            if (spread := spread_of([cell["errors"][arm] for cell in cells])) is None:
                 continue
-            spread = Spread.of(errors)
             record = {"series": label, "x": 100 * sparsity, "y": spread.mean}
             scores.setdefault(score, []).append(record)
             rows.append([score, 100 * sparsity, label, spread.mean, spread.sd])
