@@ -40,7 +40,7 @@ def reduced() -> bool:
     Both ways to say so set what is read here: ``torch.set_float32_matmul_precision``, whose getter fails after the
     other way was used, and ``fp32_precision`` of ``torch.backends``, of its part ``mkldnn`` or of ``mkldnn.matmul``.
     """
-    return torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16")
+    return torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16")  # type: ignore[attr-defined]
 
 
 def forward(layer: _C.Masked, x: Tensor, bias: Tensor | None) -> Tensor | None:
