@@ -24,7 +24,7 @@ class Spread {
   }
 };
 
-// Records whether a number was infinite or NaN: with two parts an operand that is, or whose high part is, makes sums that are.
+// Records whether a sum is infinite or NaN. With two parts it is if an operand is, or if the high part of an operand is.
 class FiniteWatch {
   NanWatch largest_;
 
@@ -55,7 +55,6 @@ class MaskedProduct {
   using Layout = BlockTiles<Input, kParts>;
   static constexpr BlockOf kBlock = Layout::kBlock;
   static constexpr int64_t kOutputs = Input ? kBlock.cols : kBlock.rows, kSum = Input ? kBlock.rows : kBlock.cols;
-
   using Number = std::conditional_t<kParts == 1, uint16_t, float>;
 
   const TileProduct& p_;

@@ -2,7 +2,7 @@
 
 Activations in bfloat16, and in float32 where torch's setting for products of float32 on the CPU permits less than full
 precision: ``torch.set_float32_matmul_precision("high")`` or ``"medium"``. Then a float32 number is the sum of two
-bfloat16 numbers, of whose four products the smallest is left out. That of two numbers is off by at most 2^-15 of it.
+bfloat16 numbers, and the smallest of the four products is left out: a product is off by at most 2^-15 of its size.
 
 Results are rounded once, from float32 sums. Memory is the shared workspace: the packed activations, a few hundred
 kilobytes for each thread and, in the backward pass, hard masks as bits.
