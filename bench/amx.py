@@ -1,15 +1,18 @@
-"""Benchmark of bfloat16 linear layers on AMX: tiles, the masked copy that they replace, and the dense layer.
+"""Benchmark of linear layers on AMX: tiles, the masked copy that they replace, and the dense layer.
 
     python -m bench.amx               # on a processor with AMX; some minutes, all threads of torch
     python -m bench.amx --emulated    # small layers in software, to check this script; its times mean nothing
 
-The contenders take turns. The table shows the milliseconds of the dense layer and the ratios to it in the median round,
-beside the goals. Its last lines are the estimates of ``stochprune.native.tiles``, as measured.
+The contenders take turns. In float32, tiles run under the precision "high", the copy and the dense layer under
+"highest", and the dense layer once more under "high". The table shows the milliseconds of the dense layer and the
+ratios to it in the median round, beside the goals. The last lines are the estimates of ``stochprune.native.tiles``, as
+measured, and for float32 the batches from which tiles are faster than the dense layer.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -28,55 +31,70 @@ from stochprune.native import tiles
 SHAPES = ((4096, 4096), (1024, 4096), (512, 512), (256, 256), (128, 128))  # rows and columns of the weight
 BATCHES = (1, 16, 64, 128, 256, 512, 1024, 2048)
 PARTS = ("forward, cached thresholds", "forward", "step, joint", "step, mask-only")
-GOALS = {  # of the two large shapes, by part and batch: tiles / dense
-    **{(PARTS[0], batch): goal for batch, goal in ((16, 2.0), (128, 1.1), (512, 1.05))},
-    **{(PARTS[2], batch): goal for batch, goal in ((128, 1.5), (512, 1.2))},
-    **{(PARTS[3], batch): goal for batch, goal in ((128, 1.25), (512, 1.15))},
+DTYPES = (torch.bfloat16, torch.float32)
+GOALS = {  # of the two large shapes, by dtype, part and batch: tiles / dense
+    **{(torch.bfloat16, PARTS[0], batch): goal for batch, goal in ((16, 2.0), (128, 1.1), (512, 1.05))},
+    **{(torch.bfloat16, PARTS[2], batch): goal for batch, goal in ((128, 1.5), (512, 1.2))},
+    **{(torch.bfloat16, PARTS[3], batch): goal for batch, goal in ((128, 1.25), (512, 1.15))},
+    **{(torch.float32, part, batch): 1.0 for part in PARTS for batch in BATCHES if 64 <= batch <= 1024},
 }
 COPY = "copy"  # the masked copy: ours on the best instruction set without tiles
+HIGH = "dense, high"
+FULL, REDUCED = "ieee", "tf32"  # what torch calls the precisions "highest" and "high" of products on the CPU
 
 
 class Result(NamedTuple):
     """Times of one case: the dense layer's in milliseconds, and ratios to it."""
 
+    dtype: torch.dtype
     shape: tuple[int, int]
     batch: int
     part: str
     dense: float
     tiles: float
     copy: float
+    high: float  # the dense layer's under "high"; 1 for bfloat16, which the setting does not change
 
 
-def calls(shape: tuple[int, int], batch: int, part: str, tiled: str, plain: str) -> dict[str, Callable[[], object]]:
-    """Return the contenders of a case: each runs one forward pass or one step in bfloat16, with float32 logits.
+def calls(
+    dtype: torch.dtype, shape: tuple[int, int], batch: int, part: str, tiled: str, plain: str
+) -> dict[str, Callable[[], object]]:
+    """Return the contenders of a case: each runs one forward pass or one step, with float32 logits.
 
     Args:
-        shape, batch, part: the case.
+        dtype, shape, batch, part: the case.
         tiled, plain: the instruction sets of the two ways to run our layer.
     """
     rows, cols = shape
     generator = torch.Generator().manual_seed(0)
     make = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
     step = part.startswith("step")
-    x, grad, bias = (make(*size).bfloat16() for size in ((batch, cols), (batch, rows), (rows,)))
-    weight = (make(rows, cols) / cols**0.5).bfloat16().requires_grad_(step)
+    x, grad, bias = (make(*size).to(dtype) for size in ((batch, cols), (batch, rows), (rows,)))
+    weight = (make(rows, cols) / cols**0.5).to(dtype).requires_grad_(step)
     x.requires_grad_(step)
     logits = make(rows, cols).requires_grad_(step)
     masked = ours(weight if part != "step, mask-only" else weight.detach(), logits, bias)
 
-    def run(forward: Callable[[Tensor], Tensor], trained: Iterable[Tensor], instructions: str) -> None:
+    def run(
+        forward: Callable[[Tensor], Tensor], trained: Iterable[Tensor], instructions: str, precision: str = FULL
+    ) -> None:
         _C.use_instruction_set(instructions)
+        torch.backends.mkldnn.matmul.fp32_precision = precision  # type: ignore[attr-defined]
         native.cache.enabled = "cached" in part
         y = forward(x)
         if step:
             torch.autograd.grad(y, tuple(trained), grad)
 
+    dense = lambda x: F.linear(x, weight, bias)  # noqa: E731
     ours_trained = (x, logits) if part == "step, mask-only" else (x, weight, logits)
-    return {
-        "dense": lambda: run(lambda x: F.linear(x, weight, bias), (x, weight), plain),
-        "tiles": lambda: run(masked, ours_trained, tiled),
+    contenders = {
+        "dense": lambda: run(dense, (x, weight), plain),
+        "tiles": lambda: run(masked, ours_trained, tiled, REDUCED),
         COPY: lambda: run(masked, ours_trained, plain),
     }
+    if dtype is torch.float32:
+        contenders[HIGH] = lambda: run(dense, (x, weight), plain, REDUCED)
+    return contenders
 
 
 def measure(
@@ -84,20 +102,21 @@ def measure(
 ) -> list[Result]:
     """Return the times of all cases; ``tiled`` and ``plain`` as in :func:`calls`."""
     limits, before = (tiles.LARGEST_BATCH, tiles.SMALLEST_LAYER), _C.instruction_set()
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    precision = matmul.fp32_precision
     tiles.LARGEST_BATCH, tiles.SMALLEST_LAYER = 1 << 30, 1
     try:
         results = []
-        for shape in shapes:
-            for batch in batches:
-                for part in PARTS:
-                    times = take_turns(calls(shape, batch, part, tiled, plain), rounds, time.perf_counter)
-                    ratio = ratios(times, "dense")
-                    dense = medians(times, 1e3)["dense"]
-                    results.append(Result(shape, batch, part, dense, ratio["tiles"], ratio[COPY]))
+        for case in itertools.product(DTYPES, shapes, batches, PARTS):
+            times = take_turns(calls(*case, tiled, plain), rounds, time.perf_counter)
+            ratio = ratios(times, "dense")
+            dense = medians(times, 1e3)["dense"]
+            results.append(Result(*case, dense, ratio["tiles"], ratio[COPY], ratio.get(HIGH, 1.0)))
         return results
     finally:
         tiles.LARGEST_BATCH, tiles.SMALLEST_LAYER = limits
         _C.use_instruction_set(before)
+        matmul.fp32_precision = precision
         native.cache.enabled = False
         native.cache.clear()
 
@@ -120,16 +139,38 @@ def limits(results: list[Result]) -> tuple[int, int]:
     return largest[-1], next(size for size in sizes if wins(r for r in of_size[size] if r.batch == median))
 
 
+def faster_from(results: list[Result], part: str) -> int:
+    """Return the smallest batch from which tiles are faster than the dense layer, at both precisions and all shapes.
+
+    0 if they are not at the largest batch. Batches above the largest that is computed on tiles do not count.
+    """
+    found = 0
+    of_part = [r for r in results if r.part == part and r.batch <= tiles.LARGEST_BATCH]
+    for batch in sorted({r.batch for r in of_part}, reverse=True):
+        if any(r.tiles >= min(1.0, r.high) for r in of_part if r.batch == batch):
+            break
+        found = batch
+    return found
+
+
 def show(results: list[Result]) -> None:
-    """Print the table and the limits."""
-    table = Table("weight", "batch", "part", "dense, ms", "tiles / dense", "goal", "copy / dense")
+    """Print the table, the limits of each dtype, and where float32 pays."""
+    table = Table(
+        "dtype", "weight", "batch", "part", "dense, ms", "tiles / dense", "goal", "copy / dense", "dense, high / dense"
+    )
+    name = lambda dtype: str(dtype).removeprefix("torch.")  # noqa: E731
     for r in results:
-        goal = GOALS.get((r.part, r.batch)) if r.shape in SHAPES[:2] else None
+        goal = GOALS.get((r.dtype, r.part, r.batch)) if r.shape in SHAPES[:2] else None
         cells = (f"{r.shape[0]} x {r.shape[1]}", str(r.batch), r.part, f"{r.dense:.2f}", f"{r.tiles:.2f}")
-        table.add_row(*cells, "" if goal is None else f"{goal:.2f}", f"{r.copy:.2f}")
+        high = f"{r.high:.2f}" if r.dtype is torch.float32 else ""
+        table.add_row(name(r.dtype), *cells, "" if goal is None else f"{goal:.2f}", f"{r.copy:.2f}", high)
     Console().print(table)
-    batch, weights = limits(results)
-    print(f"LARGEST_BATCH = {batch}\nSMALLEST_LAYER = {weights}")
+    for dtype in DTYPES:
+        batch, weights = limits([r for r in results if r.dtype is dtype])
+        print(f"{name(dtype)}: LARGEST_BATCH = {batch}, SMALLEST_LAYER = {weights}")
+    large = [r for r in results if r.dtype is torch.float32 and r.shape in SHAPES[:2]]
+    for part in PARTS if large else ():
+        print(f"float32, {part}: faster than the dense layer from batch {faster_from(large, part) or 'none'} on")
 
 
 def main() -> None:

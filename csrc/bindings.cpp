@@ -131,31 +131,41 @@ void bind_masked(py::module_& m) {
   });
 }
 
+// Runs a tile kernel. Returns False if a product of float32 is not finite.
+template <class F>
+bool finite(F&& kernel) {
+  const Found found = unlocked(kernel);
+  if (found.nan_logit) throw py::value_error("logits contain NaN");
+  return !found.not_finite;
+}
+
 void bind_tiles(py::module_& m) {
   m.def("has_tiles", [] { return tile_kernels() != nullptr; });
-  m.def("tile_bytes",
-        [](const MaskedTensors& m, int64_t examples, int threads) { return tile_bytes(m.masked, examples, threads); });
+  m.def("tile_bytes", [](const MaskedTensors& m, const object& x, int threads) {
+    return tile_bytes(m.masked, examples_of(x), result(x, m.masked.shape.cols).dtype, threads);
+  });
   m.def("tile_forward", [](const MaskedTensors& m, const object& x, const object& bias, const object& y, const object& memory,
                            int threads) {
     const Dense from(x, m.masked.shape.cols), b(bias, m.masked.shape.rows);
-    const Activations in{static_cast<const uint16_t*>(from.matrix.data), examples_of(x)};
-    const auto out = address<uint16_t>(y);
+    const Activations in{from.matrix.data, examples_of(x), from.matrix.dtype};
+    void* const out = result(y, m.masked.shape.rows).data;
     const auto scratch = address<char>(memory);
-    checked([&] { return tile_forward(m.masked, in, b, out, scratch, threads); });
+    return finite([&] { return tile_forward(m.masked, in, b, out, scratch, threads); });
   });
   m.def("tile_backward", [](const MaskedTensors& m, const object& x, const object& grad, const object& dx,
                             const std::tuple<object, object>& to, const object& kl, const object& memory, int threads) {
     const int64_t cols = m.masked.shape.cols;
     const auto& [dweight, dlogits] = to;
     const Dense from(x, cols), g(grad, m.masked.shape.rows);
-    if (g.matrix.dtype != DType::bf16) throw py::type_error("tile_backward: grad must be bfloat16, as x is");
+    const DType dtype = from.matrix.dtype;
+    if (g.matrix.dtype != dtype) throw py::type_error("tile_backward: grad must have the dtype of x");
     const int64_t examples = examples_of(x);
     const GivenKL term(kl);
     const Gradients grads{result(dweight, cols), result(dlogits, cols), false};
-    const auto out = address<uint16_t>(dx);
+    void* const out = result(dx, cols).data;
     const auto scratch = address<char>(memory);
-    const auto halves = [&](const Dense& d) { return Activations{static_cast<const uint16_t*>(d.matrix.data), examples}; };
-    checked([&] { return tile_backward(m.masked, halves(from), halves(g), out, term, grads, scratch, threads); });
+    const auto given = [&](const Dense& d) { return Activations{d.matrix.data, examples, dtype}; };
+    return finite([&] { return tile_backward(m.masked, given(from), given(g), out, term, grads, scratch, threads); });
   });
 }
 

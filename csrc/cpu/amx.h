@@ -3,6 +3,9 @@
 // A tile is 16 rows of 16 words of 32 bits. As an operand, a word is a pair of bfloat16 that are neighbours in the dimension
 // that is summed over; as a result, a word is a float. A masked weight is sampled into a block of tiles that stays in the
 // first-level cache, and is multiplied there.
+//
+// A bfloat16 operand has one part. A float32 operand has two, both bfloat16: the high part is the rounded number, the low part
+// the rounded rest. Of the four products of parts, the three with a high part are summed.
 #pragma once
 #include "kernels.h"
 
@@ -22,15 +25,19 @@ static inline bool has_hard_mask(const Masked& m) {
 struct Tiles {  // activations [draws, examples, features] as tiles
   uint32_t* data;
   int64_t draws, across, down;  // tiles along the features and along the examples
+  int64_t parts;                // of a number; the low parts of a column of tiles follow the high ones
 
   uint32_t* at(int64_t draw, int64_t column, int64_t row) const {
-    return data + ((draw * across + column) * down + row) * kTileWords;
+    return data + (draw * across + column) * column_words() + row * kTileWords;
   }
+  int64_t part_words() const { return down * kTileWords; }  // from a tile to the next part of its numbers
+  int64_t column_words() const { return parts * part_words(); }
+  int64_t number_bytes() const { return 2 * parts; }
 };
 
 // How activations become tiles. Outside the matrix they are zero.
 struct Packing {
-  const uint16_t* from;  // bfloat16 [draws, examples, features]
+  const void* from;  // [draws, examples, features], bfloat16 if the tiles have one part, float32 if they have two
   int64_t examples, features;
   int64_t lead;            // features that are missing before the first, so that tiles start at groups of the contract
   bool pairs_of_examples;  // a tile is 32 examples x 16 features; otherwise 16 examples x 32 features, in pairs of features
@@ -38,11 +45,13 @@ struct Packing {
   Tiles to;
 };
 
-// Blocks of the masked weight. Forward: 32 rows, summed over 256 columns. dx: 128 columns, summed over 128 rows.
+// Blocks of the masked weight. Forward: 32 rows, summed over 256 columns. dx: 128 columns, summed over 128 rows. With two parts
+// the sum over a block is half as long, so that the bytes are the same.
 struct BlockOf {
   int64_t rows, cols;
 };
-constexpr BlockOf kForward = {32, 256}, kInput = {128, 128};
+constexpr BlockOf forward_block(int64_t parts) { return {32, 256 / parts}; }
+constexpr BlockOf input_block(int64_t parts) { return {128 / parts, 128}; }
 constexpr BlockOf kGradient = {32, 128};  // of the gradient of the masked weight
 
 struct TileProduct {  // out [draws, examples, N] = x (z * weight)^T + bias, or out [draws, examples, K] = grad (z * weight)
@@ -52,7 +61,7 @@ struct TileProduct {  // out [draws, examples, N] = x (z * weight)^T + bias, or 
   Tiles activations;
   int64_t examples;
   ConstMatrix bias;  // one row, may be null
-  uint16_t* out;  // bfloat16
+  void* out;  // of the dtype of the activations
   int64_t panel;  // how many blocks accumulate their results at a time
 };
 
@@ -75,15 +84,26 @@ static inline constexpr int64_t accumulator_bytes(int64_t outputs, int64_t examp
   return outputs * ceil_div(examples, kDeep) * kDeep * 4;
 }
 
+struct Found {
+  bool nan_logit = false;
+  bool not_finite = false;  // a product with two parts is infinite or NaN
+
+  Found& operator|=(Found other) {
+    nan_logit |= other.nan_logit;
+    not_finite |= other.not_finite;
+    return *this;
+  }
+};
+
 struct TileKernels {
   const char* name;
   // Packs the tile columns first .. last, counted over all draws.
   void (*pack)(const Packing&, int64_t first, int64_t last);
-  // The blocks first .. last of the outputs, in one thread's scratch memory. Both return whether a logit is NaN.
-  bool (*forward)(const Kernels&, const TileProduct&, int64_t first, int64_t last, char* scratch);
-  bool (*input_grad)(const Kernels&, const TileProduct&, int64_t first, int64_t last, char* scratch);
+  // The blocks first .. last of the outputs, in one thread's scratch memory.
+  Found (*forward)(const Kernels&, const TileProduct&, int64_t first, int64_t last, char* scratch);
+  Found (*input_grad)(const Kernels&, const TileProduct&, int64_t first, int64_t last, char* scratch);
   // The blocks first .. last of the weight's rows.
-  void (*weight_grad)(const Kernels&, const TileGrad&, int64_t first, int64_t last, char* scratch);
+  Found (*weight_grad)(const Kernels&, const TileGrad&, int64_t first, int64_t last, char* scratch);
 };
 
 // The kernels compiled into this binary; null if the compiler or the target lacks the instructions.

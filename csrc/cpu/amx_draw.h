@@ -1,12 +1,13 @@
 // Samples a block of the masked weight as tiles; part of amx_impl.h.
 //
-// A unit is 4 rows x 64 columns: one group of the contract in four rows. Whole units of bfloat16 weights under hard masks are
-// sampled here with AVX-512, other units by the kernels of the instruction set.
+// A unit is 4 rows x 64 columns: one group of the contract in four rows. Whole units under hard masks, of weights with the dtype
+// of the activations, are sampled here with AVX-512, other units by the kernels of the instruction set.
 #pragma once
 #include <type_traits>
 #include <utility>
 
 #include "amx.h"
+#include "amx_parts.h"
 #include "amx_uniforms.h"
 #include "decide.h"
 
@@ -52,27 +53,32 @@ struct Columns {
   int64_t count() const { return end - begin; }
 };
 
-// Where a unit lies in a block of 256 values in each row: forward, row by row; for dx, two rows of the weight become one row of
-// pairs.
-template <bool Pairs>
-inline uint16_t* unit_in(uint16_t* block, int64_t unit) {
-  constexpr int64_t groups = Pairs ? 2 : 4;
-  const int64_t quad = unit / groups, group = unit % groups;
-  return block + (Pairs ? 2 * quad * 256 + 128 * group : 4 * quad * 256 + 64 * group);
-}
+// A block of the masked weight in tiles. Forward, it lies row by row; for dx, two rows of the weight become one row of pairs.
+template <bool Pairs, int kParts>
+struct BlockTiles {
+  static constexpr BlockOf kBlock = Pairs ? input_block(kParts) : forward_block(kParts);
+  static constexpr int64_t kGroups = kBlock.cols / kGroup, kUnits = kBlock.rows / kUnitRows * kGroups;
+  static constexpr int64_t kWide = Pairs ? 2 * kBlock.cols : kBlock.cols;  // values in a row
+  static constexpr int64_t kLow = kBlock.rows * kBlock.cols;               // values before the low parts
 
-template <bool Pairs>
-inline void place(const uint16_t (&values)[kUnitRows][kGroup], uint16_t* to) {
-  if constexpr (Pairs) {
-    for (int pair = 0; pair < kUnitRows / 2; ++pair)
-      for (int i = 0; i < kGroup; ++i) {
-        to[pair * 256 + 2 * i] = values[2 * pair][i];
-        to[pair * 256 + 2 * i + 1] = values[2 * pair + 1][i];
-      }
-  } else {
-    for (int r = 0; r < kUnitRows; ++r) std::memcpy(to + r * 256, values[r], sizeof values[r]);
+  static uint16_t* unit(uint16_t* block, int64_t unit) {
+    const int64_t quad = unit / kGroups, group = unit % kGroups;
+    return block + (Pairs ? 2 * quad * kWide + 2 * kGroup * group : 4 * quad * kWide + kGroup * group);
   }
-}
+
+  // Writes one part of a unit.
+  static void place(const uint16_t (&values)[kUnitRows][kGroup], uint16_t* to) {
+    if constexpr (Pairs) {
+      for (int pair = 0; pair < kUnitRows / 2; ++pair)
+        for (int i = 0; i < kGroup; ++i) {
+          to[pair * kWide + 2 * i] = values[2 * pair][i];
+          to[pair * kWide + 2 * i + 1] = values[2 * pair + 1][i];
+        }
+    } else {
+      for (int r = 0; r < kUnitRows; ++r) std::memcpy(to + r * kWide, values[r], sizeof values[r]);
+    }
+  }
+};
 
 #if defined(__AVX512BW__)
 
@@ -92,31 +98,65 @@ inline void interleave(__m512i a, __m512i b, uint16_t* to, std::integer_sequence
   return kept_by_logits(read(m.logits, Block{row, col, 0, kGroup, 0}, copy), uniforms.v, nan);
 }
 
-// A whole unit of bfloat16 weights under the hard mask of one draw, at a row and a column of the weight. Its thresholds and its
-// bits are given by their first row.
+// Writes row r of a unit, masked by its bits, as bfloat16; as pairs, once both of their rows are there.
 template <bool Pairs>
+STOCHPRUNE_INLINE void write_half(const uint16_t* weights, uint64_t bits, int r, __m512i (&w)[kUnitRows][2], uint16_t* to) {
+  constexpr int64_t kWide = BlockTiles<Pairs, 1>::kWide;
+  for (int h = 0; h < 2; ++h) {
+    w[r][h] = _mm512_maskz_loadu_epi16(__mmask32(bits >> (32 * h)), weights + 32 * h);
+    if constexpr (!Pairs) _mm512_storeu_si512(to + r * kWide + 32 * h, w[r][h]);
+  }
+  if (Pairs && r % 2 == 1)
+    for (int h = 0; h < 2; ++h)
+      interleave(w[r - 1][h], w[r][h], to + r / 2 * kWide + 64 * h, std::make_integer_sequence<int, 32>{});
+}
+
+// The same of floats, in two parts.
+template <bool Pairs>
+STOCHPRUNE_INLINE void write_parts(const float* weights, uint64_t bits, int r, Parts (&w)[kUnitRows][4], uint16_t* to) {
+  using Layout = BlockTiles<Pairs, 2>;
+  for (int q = 0; q < 4; ++q)
+    w[r][q] = parts_of(f32v(_mm512_maskz_loadu_ps(__mmask16(bits >> (16 * q)), weights + 16 * q)));
+  if constexpr (!Pairs) {
+    const std::make_integer_sequence<int, 32> lanes{};
+    for (int h = 0; h < 2; ++h) {
+      uint16_t* const at = to + r * Layout::kWide + 32 * h;
+      store(at, halves_of(w[r][2 * h].high, w[r][2 * h + 1].high, lanes));
+      store(at + Layout::kLow, halves_of(w[r][2 * h].low, w[r][2 * h + 1].low, lanes));
+    }
+  } else if (r % 2 == 1) {
+    for (int q = 0; q < 4; ++q) {
+      uint16_t* const at = to + r / 2 * Layout::kWide + 32 * q;
+      store(at, pairs_of(w[r - 1][q].high, w[r][q].high));
+      store(at + Layout::kLow, pairs_of(w[r - 1][q].low, w[r][q].low));
+    }
+  }
+}
+
+// A whole unit of weights under the hard mask of one draw, at a row and a column of the weight. Its thresholds and its bits are
+// given by their first row.
+template <bool Pairs, int kParts>
 inline void draw_whole(const Masked& m, const RoundKeys& key, const Item& item, int64_t row, int64_t col, Thresholds levels,
                        Bits kept, uint16_t* to, NanWatch& nan) {
-  __m512i u[kUnitRows][2], w[kUnitRows][2];
+  using Number = std::conditional_t<kParts == 1, uint16_t, float>;
+  __m512i u[kUnitRows][2];
   const uint64_t group = (m.col + uint64_t(col)) / kGroup;
   uniforms_of_rows(key, uint32_t(m.draw[item.draw]), m.stream, uint32_t(m.row + uint64_t(row)), group, u);
   const __m512i low = _mm512_set1_epi16(0x7FFF);
-  const uint16_t* weights = static_cast<const uint16_t*>(m.weight.data) + row * m.weight.stride + col;
+  const Number* weights = static_cast<const Number*>(m.weight.data) + row * m.weight.stride + col;
+  [[maybe_unused]] __m512i halves[kUnitRows][2];
+  [[maybe_unused]] Parts parts[kUnitRows][4];
   for (int r = 0; r < kUnitRows; ++r) {
     const auto under = [&](int h) {
       const __m512i t = _mm512_loadu_si512(levels.data + r * levels.stride + 32 * h);
       return uint64_t(_mm512_cmplt_epu16_mask(_mm512_and_si512(u[r][h], low), t)) << (32 * h);
     };
     const uint64_t bits = levels.data ? under(0) | under(1) : kept_by_logits(m, row + r, col, u[r], nan);
-    for (int h = 0; h < 2; ++h) {
-      w[r][h] = _mm512_maskz_loadu_epi16(__mmask32(bits >> (32 * h)), weights + r * m.weight.stride + 32 * h);
-      if constexpr (!Pairs) _mm512_storeu_si512(to + r * 256 + 32 * h, w[r][h]);
-    }
     if (kept.data) kept.data[r * kept.stride] = bits;
-    if constexpr (Pairs) {
-      if (r % 2 == 0) continue;
-      for (int h = 0; h < 2; ++h)
-        interleave(w[r - 1][h], w[r][h], to + r / 2 * 256 + 64 * h, std::make_integer_sequence<int, 32>{});
+    if constexpr (kParts == 1) {
+      write_half<Pairs>(weights + r * m.weight.stride, bits, r, halves, to);
+    } else {
+      write_parts<Pairs>(weights + r * m.weight.stride, bits, r, parts, to);
     }
   }
 }
@@ -124,10 +164,12 @@ inline void draw_whole(const Masked& m, const RoundKeys& key, const Item& item, 
 #endif
 
 // Samples the units of blocks one after the other.
-template <bool Pairs>
+template <bool Pairs, int kParts>
 class Drawing {
-  static constexpr BlockOf kBlock = Pairs ? kInput : kForward;
-  static constexpr int64_t kGroups = kBlock.cols / kGroup;
+  using Layout = BlockTiles<Pairs, kParts>;
+  static constexpr BlockOf kBlock = Layout::kBlock;
+  static constexpr int64_t kGroups = Layout::kGroups;
+  static constexpr DType kDType = kParts == 1 ? DType::bf16 : DType::f32;  // of the activations
 
   const Kernels& kernels_;
   const TileProduct& p_;
@@ -149,25 +191,32 @@ class Drawing {
     const Masked& m = p_.masked;
     const int64_t rows = smaller(kUnitRows, m.shape.rows - row), first = group * kGroup;
     const Columns columns(m, p_.lead, first, kGroup);
-    uint16_t values[kUnitRows][kGroup] = {};
+    std::conditional_t<kParts == 1, uint16_t, float> values[kUnitRows][kGroup] = {};
     if (rows > 0 && columns.count() > 0) {
       Masked part = part_of(m, item.draw, row, first + columns.begin - p_.lead, {rows, columns.count()});
       if (form_once_) {
         if (item.draw == 0) nan_ |= kernels_.thresholds(part.shape, part.logits, formed);
         part.thresholds = {formed, columns.count()};
       }
-      nan_ |= kernels_.masked_weight(part, {&values[0][columns.begin], kGroup, DType::bf16}, kept(item, row, group));
+      nan_ |= kernels_.masked_weight(part, {&values[0][columns.begin], kGroup, kDType}, kept(item, row, group));
     }
-    place<Pairs>(values, to);
+    if constexpr (kParts == 1) {
+      Layout::place(values, to);
+    } else {
+      uint16_t parts[kParts][kUnitRows][kGroup];
+      for (int r = 0; r < kUnitRows; ++r)
+        for (int i = 0; i < kGroup; i += kLanes) store_parts(load<f32v>(values[r] + i), parts[0][r] + i, parts[1][r] + i);
+      for (int part = 0; part < kParts; ++part) Layout::place(parts[part], to + part * Layout::kLow);
+    }
   }
 
  public:
-  static constexpr int64_t kUnits = kBlock.rows / kUnitRows * kGroups;
+  static constexpr int64_t kUnits = Layout::kUnits;
 
   Drawing(const Kernels& kernels, const TileProduct& p, char* levels)
       : kernels_(kernels), p_(p), key_(uint64_t(*p.masked.seed)),
         form_once_(has_hard_mask(p.masked) && p.masked.draws > 1 && !p.masked.thresholds.data),
-        fast_(has_hard_mask(p.masked) && p.masked.weight.dtype == DType::bf16), levels_(reinterpret_cast<uint16_t*>(levels)) {}
+        fast_(has_hard_mask(p.masked) && p.masked.weight.dtype == kDType), levels_(reinterpret_cast<uint16_t*>(levels)) {}
 
   bool found_nan() const { return nan_ || watch_.found(); }
 
@@ -175,7 +224,7 @@ class Drawing {
   [[gnu::noinline]] void unit(const Item& item, int64_t unit, uint16_t* block) {
     const int64_t row = (Pairs ? item.depth : item.block) * kBlock.rows + unit / kGroups * kUnitRows;
     const int64_t group = (Pairs ? item.block : item.depth) * kGroups + unit % kGroups;
-    uint16_t* const to = unit_in<Pairs>(block, unit);
+    uint16_t* const to = Layout::unit(block, unit);
     uint16_t* const formed = levels_ + unit * kUnitRows * kGroup;
 #if defined(__AVX512BW__)
     const Masked& m = p_.masked;
@@ -186,7 +235,7 @@ class Drawing {
         if (item.draw == 0) nan_ |= kernels_.thresholds({kUnitRows, kGroup}, moved(m.logits, row, col), formed);
         levels = {formed, kGroup};
       }
-      return draw_whole<Pairs>(m, key_, item, row, col, levels, kept(item, row, group), to, watch_);
+      return draw_whole<Pairs, kParts>(m, key_, item, row, col, levels, kept(item, row, group), to, watch_);
     }
 #endif
     draw_part(item, row, group, formed, to);

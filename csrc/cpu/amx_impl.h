@@ -24,6 +24,15 @@ class Spread {
   }
 };
 
+// Records whether a sum is infinite or NaN. With two parts it is if an operand is, or if the high part of an operand is.
+class FiniteWatch {
+  NanWatch largest_;
+
+ public:
+  void see(f32v x) { largest_.see(x); }
+  bool failed() const { return lane_bits(largest_.largest >= 0x7F800000) != 0; }
+};
+
 // The order of the blocks: all draws of one block, all blocks of a panel, all steps along the sum, all panels.
 struct Walk {
   int64_t draws, panel, last, depths;
@@ -41,17 +50,19 @@ struct Walk {
 };
 
 // A product whose masked operand is A, with the outputs as rows (forward), or B, with the outputs as columns (dx).
-template <bool Input>
+template <bool Input, int kParts>
 class MaskedProduct {
-  static constexpr BlockOf kBlock = Input ? kInput : kForward;
+  using Layout = BlockTiles<Input, kParts>;
+  static constexpr BlockOf kBlock = Layout::kBlock;
   static constexpr int64_t kOutputs = Input ? kBlock.cols : kBlock.rows, kSum = Input ? kBlock.rows : kBlock.cols;
-  static constexpr int64_t kWide = 256;  // values in a row of a block
+  using Number = std::conditional_t<kParts == 1, uint16_t, float>;
 
   const TileProduct& p_;
   const int64_t outputs_, sum_;                // sizes of the whole product, with the lead
   const int64_t pairs_ = ceil_div(p_.examples, kDeep);  // of tiles of examples
   char* scratch_;
-  Drawing<Input> drawing_;
+  Drawing<Input, kParts> drawing_;
+  FiniteWatch finite_;
   TileUnit tiles_;
 
   uint16_t* block(int which) { return reinterpret_cast<uint16_t*>(scratch_ + which * kBlockBytes); }
@@ -69,37 +80,24 @@ class MaskedProduct {
   template <class F>
   void multiply(const Item& item, const uint16_t* masked, F& spread) {
     const int64_t depth = depth_tiles(item), first = item.depth * (kSum / kDeep);
+    const int64_t low = 4 * p_.activations.part_words(), column = p_.activations.column_words();
     for (int64_t e = 0; e < pairs_; ++e)
       for (int64_t o = 0; o < output_pairs(item); ++o) {
         float* sums = accumulator(item, o, e);
         item.depth == 0 ? zero_sums(tiles_) : load_sums(tiles_, sums);
         // A tile of the block is 16 rows of 32 values; the next output's lies below (A) or beside (B).
-        constexpr int64_t below = kTile * kWide, beside = kDeep;
+        constexpr int64_t below = kTile * Layout::kWide, beside = kDeep;
         const uint16_t* weights = masked + o * 2 * (Input ? beside : below);
         const uint32_t* x = p_.activations.at(item.draw, first, 2 * e);
-        for (int64_t t = 0; t < depth; ++t, weights += Input ? below : beside, x += p_.activations.down * kTileWords) {
-          tiles_.load<4>(weights, 2 * kWide);
-          tiles_.load<6>(x, 64);
-          tiles_.load<5>(weights + (Input ? beside : below), 2 * kWide);
-          tiles_.load<7>(x + kTileWords, 64);
-          if constexpr (Input) {
-            tiles_.dot<0, 6, 4>();
-            tiles_.dot<1, 7, 4>();
-            tiles_.dot<2, 6, 5>();
-            tiles_.dot<3, 7, 5>();
-          } else {
-            tiles_.dot<0, 4, 6>();
-            tiles_.dot<1, 4, 7>();
-            tiles_.dot<2, 5, 6>();
-            tiles_.dot<3, 5, 7>();
-          }
-          spread.step();
+        for (int64_t t = 0; t < depth; ++t, weights += Input ? below : beside, x += column) {
+          const TwoTiles a{weights, 2 * Layout::kWide, 2 * (Input ? beside : below), 2 * Layout::kLow};
+          add_products<kParts, Input>(tiles_, a, TwoTiles{x, 64, 4 * kTileWords, low}, [&] { spread.step(); });
         }
         store_sums(tiles_, sums);
       }
   }
 
-  // Rounds the sums of a block to bfloat16, after adding the bias.
+  // Writes the sums of a block, after adding the bias.
   void finish(const Item& item) {
     const int64_t width = outputs_ - p_.lead * Input, lead = Input ? p_.lead : 0;
     for (int64_t o = 0; o < 2 * output_pairs(item); ++o) {
@@ -115,15 +113,21 @@ class MaskedProduct {
           sums = values;
         }
         for (int64_t r = 0; r < smaller(kTile, p_.examples - e * kTile); ++r) {
-          uint16_t rounded[kTile];
-          for (int64_t i = 0; i < kTile; i += kLanes)
-            store(rounded + i, float_to_bf16(load<f32v>(sums + r * kTile + i) + load<f32v>(bias + i)));
-          uint16_t* to = p_.out + (item.draw * p_.examples + e * kTile + r) * width + first + begin;
-          std::memcpy(to, rounded + begin, size_t(end - begin) * 2);
+          Number row[kTile];
+          for (int64_t i = 0; i < kTile; i += kLanes) {
+            const f32v sum = load<f32v>(sums + r * kTile + i);
+            if constexpr (kParts == 2) finite_.see(sum);
+            write_number(row + i, sum + load<f32v>(bias + i));
+          }
+          Number* to = static_cast<Number*>(p_.out) + (item.draw * p_.examples + e * kTile + r) * width + first + begin;
+          std::memcpy(to, row + begin, size_t(end - begin) * sizeof(Number));
         }
       }
     }
   }
+
+  static void write_number(uint16_t* to, f32v x) { store(to, float_to_bf16(x)); }
+  static void write_number(float* to, f32v x) { store(to, x); }
 
   static float value_of(ConstMatrix m, int64_t i) {
     if (m.dtype == DType::f32) return static_cast<const float*>(m.data)[i];
@@ -139,7 +143,7 @@ class MaskedProduct {
         sum_(Input ? p.masked.shape.rows : p.masked.shape.cols + p.lead), scratch_(scratch),
         drawing_(kernels, p, scratch + 2 * kBlockBytes) {}
 
-  bool run(int64_t first, int64_t last) {
+  Found run(int64_t first, int64_t last) {
     const Walk walk{p_.masked.draws, p_.panel, last, ceil_div(sum_, kSum)};
     Item now{first, 0, first, 0};
     for (int64_t u = 0; u < drawing_.kUnits; ++u) drawing_.unit(now, u, block(0));
@@ -148,28 +152,29 @@ class MaskedProduct {
       Item next = now;
       more = walk.advance(next);
       const auto draw = [&, to = block(turn ^ 1)](int64_t u) { drawing_.unit(next, u, to); };
-      Spread spread(more ? drawing_.kUnits : 0, pairs_ * output_pairs(now) * depth_tiles(now), draw);
+      const int64_t steps = pairs_ * output_pairs(now) * depth_tiles(now) * products_of(kParts);
+      Spread spread(more ? drawing_.kUnits : 0, steps, draw);
       multiply(now, block(turn), spread);
       if (now.depth == walk.depths - 1) finish(now);
       now = next;
     }
-    return drawing_.found_nan();
+    return {drawing_.found_nan(), finite_.failed()};
   }
 };
 
-bool forward(const Kernels& k, const TileProduct& p, int64_t first, int64_t last, char* scratch) {
-  return MaskedProduct<false>(k, p, scratch).run(first, last);
-}
-
-bool input_grad(const Kernels& k, const TileProduct& p, int64_t first, int64_t last, char* scratch) {
-  return MaskedProduct<true>(k, p, scratch).run(first, last);
+template <bool Input>
+Found masked_product(const Kernels& k, const TileProduct& p, int64_t first, int64_t last, char* scratch) {
+  return p.activations.parts == 1 ? MaskedProduct<Input, 1>(k, p, scratch).run(first, last)
+                                  : MaskedProduct<Input, 2>(k, p, scratch).run(first, last);
 }
 
 // grad^T x in blocks of float, which the kernel of the instruction set turns into the gradients of weight and logits.
+template <int kParts>
 class WeightGrad {
   const Kernels& kernels_;
   const TileGrad& p_;
   char* scratch_;
+  FiniteWatch finite_;
   TileUnit tiles_;
 
   float* block(int which) { return reinterpret_cast<float*>(scratch_ + which * kBlockBytes); }
@@ -180,20 +185,15 @@ class WeightGrad {
 
   template <class F>
   void multiply(const Item& item, float* to, F& spread) {
+    const int64_t rows = 4 * p_.grad.column_words(), low_of_grad = 4 * p_.grad.part_words();
+    const int64_t columns = 4 * p_.x.column_words(), low_of_x = 4 * p_.x.part_words();
     for (int64_t c = 0; c < pairs_of_columns(item); ++c) {
       const uint32_t* g = p_.grad.at(item.draw, 2 * item.depth, 0);
       const uint32_t* x = p_.x.at(item.draw, item.block * (kGradient.cols / kTile) + 2 * c, 0);
       zero_sums(tiles_);
       for (int64_t t = 0; t < p_.x.down; ++t, g += kTileWords, x += kTileWords) {
-        tiles_.load<4>(g, 64);
-        tiles_.load<6>(x, 64);
-        tiles_.load<5>(g + p_.grad.down * kTileWords, 64);
-        tiles_.load<7>(x + p_.x.down * kTileWords, 64);
-        tiles_.dot<0, 4, 6>();
-        tiles_.dot<1, 4, 7>();
-        tiles_.dot<2, 5, 6>();
-        tiles_.dot<3, 5, 7>();
-        spread.step();
+        const TwoTiles a{g, 64, rows, low_of_grad}, b{x, 64, columns, low_of_x};
+        add_products<kParts, false>(tiles_, a, b, [&] { spread.step(); });
       }
       constexpr int64_t row = kGradient.cols * 4;
       float* at = to + 2 * kTile * c;
@@ -204,8 +204,8 @@ class WeightGrad {
     }
   }
 
-  // The gradients of four rows of a block.
-  void finish(const Item& item, int64_t quad, const float* block) {
+  // The gradients of four rows of a block. Not inlined, so that the loop around the products keeps its registers.
+  [[gnu::noinline]] void finish(const Item& item, int64_t quad, const float* block) {
     const Masked& m = p_.masked;
     const int64_t row = item.depth * kGradient.rows + quad * kUnitRows, first = item.block * kGradient.cols;
     const int64_t rows = smaller(kUnitRows, m.shape.rows - row);
@@ -213,6 +213,10 @@ class WeightGrad {
     if (rows <= 0 || columns.count() <= 0) return;
     const int64_t col = first + columns.begin - p_.lead;
     const ConstMatrix grad{block + quad * kUnitRows * kGradient.cols + columns.begin, kGradient.cols, DType::f32};
+    if constexpr (kParts == 2)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t i = 0; i < kDeep * pairs_of_columns(item); i += kLanes)
+          finite_.see(load<f32v>(block + (quad * kUnitRows + r) * kGradient.cols + i));
     Bits kept = p_.kept;
     if (kept.data) kept.data += (item.draw * m.shape.rows + row) * kept.stride + (first + columns.begin) / kGroup;
     const Divergence kl = item.draw ? Divergence{} : Divergence{moved(p_.kl.prior, row, col), p_.kl.scale};
@@ -224,7 +228,7 @@ class WeightGrad {
  public:
   WeightGrad(const Kernels& kernels, const TileGrad& p, char* scratch) : kernels_(kernels), p_(p), scratch_(scratch) {}
 
-  void run(int64_t first, int64_t last) {
+  Found run(int64_t first, int64_t last) {
     constexpr int64_t quads = kGradient.rows / kUnitRows;
     const int64_t blocks = ceil_div(p_.masked.shape.cols + p_.lead, kGradient.cols);
     const Walk walk{p_.masked.draws, p_.panel, blocks, last - first};
@@ -233,21 +237,24 @@ class WeightGrad {
     int turn = 0;
     for (bool more = true, any = false; more; turn ^= 1, any = true) {
       const auto part = [&, from = block(turn ^ 1)](int64_t q) { finish(shifted(before), q, from); };
-      Spread spread(any ? quads : 0, pairs_of_columns(now) * p_.x.down, part);
+      Spread spread(any ? quads : 0, pairs_of_columns(now) * p_.x.down * products_of(kParts), part);
       multiply(shifted(now), block(turn), spread);
       before = now;
       more = walk.advance(now);
     }
     for (int64_t q = 0; q < quads; ++q) finish(shifted(before), q, block(turn ^ 1));
     stream_fence();
+    return {false, finite_.failed()};
   }
 };
 
-void tile_weight_grad(const Kernels& k, const TileGrad& p, int64_t first, int64_t last, char* scratch) {
-  WeightGrad(k, p, scratch).run(first, last);
+Found tile_weight_grad(const Kernels& k, const TileGrad& p, int64_t first, int64_t last, char* scratch) {
+  return p.x.parts == 1 ? WeightGrad<1>(k, p, scratch).run(first, last) : WeightGrad<2>(k, p, scratch).run(first, last);
 }
 
-constexpr TileKernels tile_kernels(const char* name) { return {name, pack, forward, input_grad, tile_weight_grad}; }
+constexpr TileKernels tile_kernels(const char* name) {
+  return {name, pack, masked_product<false>, masked_product<true>, tile_weight_grad};
+}
 
 }  // namespace
 }  // namespace stochprune

@@ -119,5 +119,49 @@ inline void store_sums(TileUnit& t, float* to) {
   t.store<3>(to + 3 * kTileWords, 64);
 }
 
+// Two tiles of an operand, and the low parts of both.
+struct TwoTiles {
+  const void* first;
+  int64_t row, second, low;  // bytes from a row to the next one, from a tile to the other one, and from a part to the other one
+
+  const void* tile(int64_t which, int64_t part) const { return static_cast<const char*>(first) + which * second + part * low; }
+};
+
+// Adds the products of 2 x 2 tiles to their sums; `a` goes through the tiles 4 and 5, `b` through 6 and 7. With kSwapped, `b` is
+// the left operand. Calls between() after each four products.
+template <int kParts, bool kSwapped, class F>
+inline void add_products(TileUnit& t, const TwoTiles& a, const TwoTiles& b, F&& between) {
+  const auto products = [&]() __attribute__((always_inline)) {
+    if constexpr (kSwapped) {
+      t.dot<0, 6, 4>();
+      t.dot<1, 7, 4>();
+      t.dot<2, 6, 5>();
+      t.dot<3, 7, 5>();
+    } else {
+      t.dot<0, 4, 6>();
+      t.dot<1, 4, 7>();
+      t.dot<2, 5, 6>();
+      t.dot<3, 5, 7>();
+    }
+    between();
+  };
+  constexpr int64_t low = kParts - 1;  // the part of `b` that is multiplied first
+  t.load<4>(a.tile(0, 0), a.row);
+  t.load<6>(b.tile(0, low), b.row);
+  t.load<5>(a.tile(1, 0), a.row);
+  t.load<7>(b.tile(1, low), b.row);
+  products();
+  if constexpr (kParts == 2) {
+    t.load<6>(b.tile(0, 0), b.row);
+    t.load<7>(b.tile(1, 0), b.row);
+    products();
+    t.load<4>(a.tile(0, 1), a.row);
+    t.load<5>(a.tile(1, 1), a.row);
+    products();
+  }
+}
+
+constexpr int64_t products_of(int64_t parts) { return 2 * parts - 1; }
+
 }  // namespace
 }  // namespace stochprune

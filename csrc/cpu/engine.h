@@ -41,18 +41,19 @@ void moments_grad(Shape, ConstMatrix dmean, ConstMatrix dvariance, ConstMatrix w
 // any batch.
 void sparse_linear(Shape, const SparseRows&, int64_t batch, const float* x, const float* bias, float* y, int threads);
 
-struct Activations {  // bfloat16 [draws, examples, features]
-  const uint16_t* data;
+struct Activations {  // [draws, examples, features], bfloat16 or float32
+  const void* data;
   int64_t examples;
+  DType dtype;
 };
 
 // Masked linear layers on tiles: y [draws, M, N] = x [draws, M, K] (z * weight)^T + bias, and the gradients of x, weight and
-// logits from grad [draws, M, N]; dx and the matrices of Gradients may be null. Return whether a logit is NaN. Sums are the same
-// on any number of threads. `memory` holds tile_bytes() bytes, on a boundary of 64.
-int64_t tile_bytes(const Masked&, int64_t examples, int threads);
-bool tile_forward(const Masked&, Activations x, ConstMatrix bias, uint16_t* y, char* memory, int threads);
-bool tile_backward(const Masked&, Activations x, Activations grad, uint16_t* dx, Divergence, Gradients, char* memory,
-                   int threads);
+// logits from grad [draws, M, N]; dx and the matrices of Gradients may be null. grad, y and dx have the dtype of x. If Found
+// says that a product of float32 is not finite, the results are not those of float32. Sums are the same on any number of
+// threads. `memory` holds tile_bytes() bytes, on a boundary of 64.
+int64_t tile_bytes(const Masked&, int64_t examples, DType, int threads);
+Found tile_forward(const Masked&, Activations x, ConstMatrix bias, void* y, char* memory, int threads);
+Found tile_backward(const Masked&, Activations x, Activations grad, void* dx, Divergence, Gradients, char* memory, int threads);
 
 // For `count` weights in one row. Sums do not depend on the number of threads.
 double bernoulli_kl(int64_t count, ConstMatrix logits, ConstMatrix prior, int threads);

@@ -1,9 +1,10 @@
 """The C++ backend of the CPU, a module with the functions of :mod:`stochprune.reference`.
 
-It samples masks and writes masked weights to one workspace, which all layers share. Linear layers in bfloat16 on a
-processor with AMX need no masked weights. The environment variable STOCHPRUNE_CPU names the instruction set: amx,
-avx512, avx2 or scalar; the default is the best one of the processor. ``amx-emulated`` is slow and for tests: it takes
-the path of AMX on any processor, with its tile instructions in software.
+It samples masks and writes masked weights to one workspace, which all layers share. Linear layers on a processor with
+AMX need no masked weights in bfloat16, nor in float32 where torch's setting permits products of parts. The environment
+variable STOCHPRUNE_CPU names the instruction set: amx, avx512, avx2 or scalar; the default is the best one of the
+processor. ``amx-emulated`` is slow and for tests: it takes the path of AMX on any processor, with its tile instructions
+in software.
 """
 
 import os
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from stochprune import _C
 from stochprune.materialised import compute_dtype
+from stochprune.native import tiles
 from stochprune.native.gaussian import gaussian_grad, gaussian_weight, normal
 from stochprune.native.keep_mask import keep_mask
 from stochprune.native.kl import bernoulli_kl, bernoulli_kl_backward, gaussian_kl, gaussian_kl_backward
@@ -50,8 +52,9 @@ def supports(*tensors: Tensor) -> bool:
 
 
 def describe() -> str:
-    """Return the instruction set in use, and whether linear layers in bfloat16 are computed on tiles."""
-    return _C.instruction_set() + (": bfloat16 linear layers on tiles" if _C.has_tiles() else "")
+    """Return the instruction set in use, and the dtypes of linear layers that are now computed on tiles."""
+    dtypes = "bfloat16 and float32" if tiles.reduced() else "bfloat16"
+    return _C.instruction_set() + (f": {dtypes} linear layers on tiles" if _C.has_tiles() else "")
 
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from stochprune import _C
 from stochprune.address import KLTerm, Logits, Mask, Needs3
 from stochprune.native import products, tiles
 from stochprune.native.masked import masked, shared_thresholds
@@ -14,8 +14,10 @@ from stochprune.native.workspace import workspace
 
 def masked_linear(x: Tensor, weight: Tensor, logits: Logits, bias: Tensor | None, *, mask: Mask) -> Tensor:
     """As :func:`stochprune.reference.masked_linear`; with one draw, x may be [M, K] and the result is then [M, N]."""
-    if x.dtype is torch.bfloat16 and tiles.take(x, weight):
-        return tiles.forward(masked(weight, logits, mask), x, bias)
+    if _C.has_tiles() and tiles.take(x, weight):
+        y = tiles.forward(masked(weight, logits, mask), x, bias)
+        if y is not None:
+            return y
     n, k = weight.shape
     step = workspace.draws(n, k, x.dtype)
     if x.dim() == 2 and step:
@@ -35,17 +37,18 @@ def masked_linear_backward(
     grad: Tensor, x: Tensor, weight: Tensor, logits: Logits, *, mask: Mask, needs: Needs3, kl: KLTerm | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`stochprune.reference.masked_linear_backward`; with one draw, grad may be [M, N] and x [M, K]."""
+    dtypes = weight.dtype, logits.dtype
+    if _C.has_tiles() and tiles.take(x, weight):
+        grads = tiles.backward(masked(weight, logits, mask), grad, x, dtypes, needs, kl)
+        if grads is not None:
+            return grads
     n, k = weight.shape
     step = workspace.draws(n, k, x.dtype)
-    on_tiles = x.dtype is torch.bfloat16 and tiles.take(x, weight)
-    if x.dim() == 2 and step and not on_tiles:
-        dtypes = weight.dtype, logits.dtype
+    if x.dim() == 2 and step:
         return products.backward_of_one(masked(weight, logits, mask), grad, x, dtypes, needs, kl)
-    dweight = fresh((n, k), weight.dtype) if needs[1] else None
-    dlogits = fresh((n, k), logits.dtype) if needs[2] else None
+    dweight = fresh((n, k), dtypes[0]) if needs[1] else None
+    dlogits = fresh((n, k), dtypes[1]) if needs[2] else None
     to = dweight, dlogits
-    if on_tiles:
-        return tiles.backward(masked(weight, logits, mask), grad, x, needs[0], to, kl), dweight, dlogits
     dx = x.new_empty(x.shape) if needs[0] else None
     if not step:
         for i, (g, x_one) in enumerate(zip(_each(grad), _each(x), strict=True)):
