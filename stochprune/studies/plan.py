@@ -25,8 +25,8 @@ from stochprune.studies.methods import Arm, ArmBlock, ImageMethodsConfig, Method
 
 MAX_CELLS = 100_000
 SHIPPED = (
-    *("immune", "prospr", "finetune", "methods", "methods-test"),
-    *("immune-cifar10", "prospr-cifar10", "finetune-cifar10", "methods-cifar10"),
+    *("immune", "prospr", "finetune", "methods", "methods-test", "methods-structured"),
+    *("immune-cifar10", "prospr-cifar10", "finetune-cifar10", "methods-cifar10", "methods-structured-cifar10"),
     *("pruning-fraction", "language-models", "language-models-10m", "certificates", "certificates-data-free"),
 )
 SETTINGS = {

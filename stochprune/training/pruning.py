@@ -28,6 +28,8 @@ class PruningConfig(WeightConfig):
 
 
 PATTERN = "N:M pattern, such as 2:4, at a sparsity of 1 - N / M; without one, single weights."
+GROUPED_PATTERN = "Pattern of the masks, such as 2:4 or rows; empty for single weights."
+SCOPE = "The weights that are ranked together."
 GROUPS = re.compile(r"rows|columns|\d+x\d+", re.ASCII)
 EXCLUDE = "Shell pattern on weight names, such as lm_head.*: these weights stay dense."
 
@@ -49,8 +51,8 @@ class ChoiceConfig(Config):
     """The fields of methods that start from a score: which weights they prune, and in which pattern."""
 
     score: str = option("magnitude", f"Pruning score of the first mask: {', '.join(scores.NAMES)}.")
-    scope: Literal["global", "layer", "row"] = option("global", "The weights that are ranked together.")
-    pattern: str = option("", "Pattern of the masks, such as 2:4 or rows; empty for single weights.")
+    scope: Literal["global", "layer", "row"] = option("global", SCOPE)
+    pattern: str = option("", GROUPED_PATTERN)
     exclude: str = option("", EXCLUDE)
     calibration: int = option(0, "Batches of the first epoch that the score sees; 0 means all.", at_least(0))
 

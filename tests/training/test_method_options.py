@@ -21,7 +21,7 @@ SCHEDULED = LoopOptions(schedule=lambda optimizer, steps: lr_scheduler.LinearLR(
 
 
 @pytest.mark.parametrize("pattern", ["rows", "2x2", "2-4"])
-@pytest.mark.parametrize("name", ["gradual_magnitude", "layer_wise", "maskllm"])
+@pytest.mark.parametrize("name", ["layer_wise", "maskllm"])
 def test_methods_of_n_of_m_alone_refuse_other_patterns(name, pattern):
     with pytest.raises(ValueError, match=rf"Config: pattern is written n:m, such as 2:4, got '{pattern}'"):
         make_config(name, {"sparsity": 0.5, "pattern": pattern})
