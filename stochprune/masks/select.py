@@ -102,6 +102,11 @@ def _with_pattern(
         if m and not math.isclose(sparsity, 1 - n / m):
             raise ValueError(f"from_scores: pattern {pattern} prunes {1 - n / m:g} of the weights, got {sparsity}")
         return n_of_m(scores, n, m)
+    if pattern == "rows" and scope == "row":
+        raise ValueError(
+            "from_scores: scope 'row' would rank each group of pattern 'rows' alone, and so keep all or none; "
+            "use scope 'layer' or 'global'"
+        )
 
     def grouped(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: group_scores("from_scores", name, gathered(value), pattern) for name, value in values.items()}
