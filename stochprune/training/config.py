@@ -92,6 +92,6 @@ class FinetuneConfig(Config):
         if not self.cuts and self.budget_schedule == "constant" and self.sparsity != 0:
             raise ValueError(
                 f"{type(self).__name__}: sparsity is the end of a cubic budget, and a constant one stays at its start, "
-                f"got sparsity {self.sparsity}: give budget_schedule='cubic', or leave sparsity out and start from masks "
-                "of this sparsity"
+                f"got sparsity {self.sparsity}: give budget_schedule='cubic', or leave sparsity out and start from "
+                "masks of this sparsity"
             )
