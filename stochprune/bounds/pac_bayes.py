@@ -72,7 +72,8 @@ def quadratic(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 
     """
     risk, kl, m, delta, choices = check("quadratic", risk=risk, kl=kl, m=m, delta=delta, choices=choices)
     half = _complexity(kl, m, delta, choices) / 2
-    return ((risk + half) ** 0.5 + half**0.5) ** 2
+    root = (risk + half) ** 0.5 + half**0.5
+    return root * root  # ** 2 raises an error where the result is beyond float64
 
 
 def tolstikhin_seldin(risk: Number, kl: Number, m: int, delta: float, *, choices: int = 1) -> Number:
@@ -83,7 +84,7 @@ def tolstikhin_seldin(risk: Number, kl: Number, m: int, delta: float, *, choices
     """
     risk, kl, m, delta, choices = check("tolstikhin_seldin", risk=risk, kl=kl, m=m, delta=delta, choices=choices)
     b = _complexity(kl, m, delta, choices)
-    return risk + (2 * risk * b) ** 0.5 + 2 * b
+    return risk + (2 * risk * b if b < math.inf else b) ** 0.5 + 2 * b  # not 0 times infinity
 
 
 def lam(risk: Number, kl: Number, m: int, delta: float, lam: float, *, choices: int = 1) -> Number:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ def report(
     for path in runs:
         try:
             source = read_source(path)
-            if out.resolve() == source.path.resolve():
+            if os.path.realpath(out) == os.path.realpath(source.path):  # a loop of links is an OSError below
                 raise ValueError(f"report: --out {out} is the file of a run, which the page would replace")
             views.append(view_of(source))
             suites += [source.path] if source.content.get("kind") == KIND else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ def export(model: Any, folder: str | Path, *, pattern: str | None = None, tokeni
     Raises:
         MissingExtraError: transformers is not installed.
         TypeError: not a model of transformers.
-        ValueError: masked layers in the model, no zeros, weights without the pattern, or a folder with other files.
+        ValueError: masked layers in the model, no zeros, weights without the pattern, a folder with other files, or
+            the current folder.
     """
     with extra("hf", "export"):
         from transformers import PreTrainedModel
@@ -75,7 +77,9 @@ def export(model: Any, folder: str | Path, *, pattern: str | None = None, tokeni
             "by stochprune.nn.merge_lora"
         )
     layers = _layers(model, pattern)
-    folder = Path(folder)
+    given, folder = Path(folder), Path(os.path.realpath(folder))  # a link cannot be replaced, what it names can
+    if folder == Path.cwd():
+        raise ValueError(f"export: folder {given} is the current one, which would be replaced: name another")
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / SIDECAR).is_file())):
         raise ValueError(f"export: folder {folder} holds other files: choose a new one")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,7 @@ def export(model: Any, folder: str | Path, *, pattern: str | None = None, tokeni
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
-    return folder
+    return given
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:

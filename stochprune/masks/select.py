@@ -19,7 +19,13 @@ SCOPES = ("global", "layer", "row")
 
 
 class EmptyLayerError(ValueError):
-    """A cut that would leave a layer without weights; in a study of many cells it ends one of them."""
+    """A cut that would leave a layer without weights; in a study of many cells it ends one of them.
+
+    Attributes:
+        reason: the message without its advice, which names arguments that the caller of a study does not have.
+    """
+
+    reason: str = ""
 
 
 def from_scores(
@@ -84,8 +90,7 @@ def from_scores(
         }
     empty = emptied(masks)
     if empty and not allow_empty:
-        reason = why_empty("score", scores, empty, sparsity, scope)
-        raise EmptyLayerError(f"from_scores: {reason}; allow_empty=True keeps such a mask")
+        raise empty_layers("from_scores", "score", scores, empty, sparsity, scope)
     return masks
 
 
@@ -102,6 +107,11 @@ def _with_pattern(
         if m and not math.isclose(sparsity, 1 - n / m):
             raise ValueError(f"from_scores: pattern {pattern} prunes {1 - n / m:g} of the weights, got {sparsity}")
         return n_of_m(scores, n, m)
+    if pattern == "rows" and scope == "row":
+        raise ValueError(
+            "from_scores: scope 'row' would rank each group of pattern 'rows' alone, and so keep all or none; "
+            "use scope 'layer' or 'global'"
+        )
 
     def grouped(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: group_scores("from_scores", name, gathered(value), pattern) for name, value in values.items()}
@@ -130,20 +140,28 @@ def count_true(mask: Tensor) -> int:
     return int(reduced(local_shard(mask).tensor.count_nonzero(), mask))
 
 
-def why_empty(what: str, scores: Mapping[str, Tensor], empty: Sequence[str], sparsity: float, scope: str) -> str:
-    """Explain why a cut left these tensors without a weight and what to do; ``what`` is the user's name of a score."""
+def empty_layers(
+    op: str, what: str, scores: Mapping[str, Tensor], empty: Sequence[str], sparsity: float, scope: str
+) -> EmptyLayerError:
+    """Return the error of a cut that left these tensors without a weight; ``what`` is the user's name of a score."""
     names = ", ".join(empty)
     if scope == "global":
         best = max(float(gathered(scores[name]).max()) for name in empty)
-        return (
+        reason = (
             f"sparsity {sparsity} of all weights together leaves no weight in {names}, whose highest {what}, "
-            f"{best:.4g}, is below the cut: use scope='layer', which cuts each tensor separately, or a lower sparsity"
+            f"{best:.4g}, is below the cut"
         )
-    count = min(scores[name].numel() if scope == "layer" else scores[name][:1].numel() for name in empty)
-    return (
-        f"sparsity {sparsity} leaves no weight in {names}: of the {count} weights of a {scope} it keeps "
-        f"{count - round(sparsity * count)}; choose a lower sparsity, or leave small layers out"
-    )
+        advice = "use scope='layer', which cuts each tensor separately, or a lower sparsity"
+    else:
+        count = min(scores[name].numel() if scope == "layer" else scores[name][:1].numel() for name in empty)
+        reason = (
+            f"sparsity {sparsity} leaves no weight in {names}: of the {count} weights of a {scope} it keeps "
+            f"{count - round(sparsity * count)}"
+        )
+        advice = "choose a lower sparsity, or leave small layers out"
+    error = EmptyLayerError(f"{op}: {reason}: {advice}")
+    error.reason = reason
+    return error
 
 
 def _from_global_ranking(

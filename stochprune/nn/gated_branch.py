@@ -31,12 +31,18 @@ class GatedBranch(nn.Module):
         branch: the module; its output is a floating tensor.
         keep: the initial probability of keeping the branch, in (0, 1).
         options: ``estimator``, ``temperature``, ``seed`` and ``stream`` of the gate.
+
+    Raises:
+        TypeError: ``branch`` is not a module.
+        ValueError: ``branch`` is itself a gated branch, or a value outside its range.
     """
 
     def __init__(self, branch: nn.Module, keep: float = 0.9, **options: Any) -> None:
         super().__init__()
         if not isinstance(branch, nn.Module):
             raise TypeError(f"GatedBranch: branch must be a torch.nn.Module, got {type(branch).__name__}")
+        if isinstance(branch, GatedBranch):  # both gates would have one stream, so one mask
+            raise ValueError("GatedBranch: branch must not be a GatedBranch: one gate decides about a branch")
         device = next((tensor.device for tensor in branch.parameters()), None)
         one = nn.utils.skip_init(nn.Linear, 1, 1, bias=False, device=device or "cpu")
         nn.init.ones_(one.weight).requires_grad_(False)
@@ -89,7 +95,7 @@ def gate_branches(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a pattern that fits no module, a probability outside (0, 1).
+        ValueError: a pattern that fits no module, a branch that has a gate, a probability outside (0, 1).
     """
     _check_module("gate_branches", model)
     patterns = [names] if isinstance(names, str) else names
@@ -108,6 +114,9 @@ def gate_branches(
             )
     fitting = [module for module in known if any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns)]
     chosen = [module for module in fitting if not any(module.startswith(f"{other}.") for other in fitting)]
+    gated = {part for each in gated_branches(model).values() for part in (each, each.branch, each.gate)}
+    if twice := [branch for branch in chosen if model.get_submodule(branch) in gated]:
+        raise ValueError(f"gate_branches: {twice[0]} has a gate already: leave it out")
     prefix = f"{name}." if name else ""
     streams = rng.streams(f"{prefix}{branch}.gate.weight" for branch in chosen)
     gates: dict[nn.Module, nn.Module] = {}

@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from stochprune.masks.probabilities import expected_kept
-from stochprune.masks.select import EmptyLayerError, check_cut, count_true, emptied, from_scores, why_empty
+from stochprune.masks.select import check_cut, count_true, emptied, empty_layers, from_scores
 from stochprune.nn.convert import _replace
 from stochprune.nn.gated_branch import gated_branches
 from stochprune.nn.layer import MaskedLayer
@@ -153,7 +153,7 @@ def _of_sparsity(
     kept = from_scores(logits, sparsity, scope, ties=ties, allow_empty=True)
     masks = {name: layers[name].from_rows(mask) if scope == "row" else mask for name, mask in kept.items()}
     if not allow_empty and (empty := emptied(masks)):
-        raise EmptyLayerError(f"harden: {why_empty('logit', logits, empty, sparsity, scope)}")
+        raise empty_layers("harden", "logit", logits, empty, sparsity, scope)
     if sparsity > 0 and all(count_true(mask) == mask.numel() for mask in masks.values()):
         warnings.warn(
             f"harden: nothing is pruned: a sparsity of {sparsity} rounds to no weight of a {scope}; give a larger one",

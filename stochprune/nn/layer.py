@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stochprune import functional, rng
 from stochprune.functional._address import check_estimator
-from stochprune.functional._checks import FLOATING
+from stochprune.functional._checks import FLOATING, check_floating
 from stochprune.masks.select import count_true
 from stochprune.nn.hooks import move_hooks
 from stochprune.nn.uncast import UncastLogits
@@ -299,7 +299,9 @@ class MaskedLayer(UncastLogits):
 
     def unmasked_weight(self) -> Tensor:
         """Return the weight that the mask multiplies, differentiable; a layer type may add to its ``weight``."""
-        return dequantised(self.weight)
+        if (weight := dequantised(self.weight)).dtype not in FLOATING:  # given after the layer was made
+            check_floating(type(self).__name__, weight=weight)
+        return weight
 
     def thresholded_weight(self) -> Tensor:
         """Return the weight of the evaluation mode, masked by :meth:`gate`; NaN where the logit is NaN.

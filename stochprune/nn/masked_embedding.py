@@ -43,7 +43,8 @@ class MaskedEmbedding(MaskedLayer):
         """Look the rows up first: a table may have many more than a batch asks for."""
         if is_dtensor(self.weight):  # rows that are looked up in parts do not combine before they are added
             return super()._thresholded_forward(x)
-        return self._thresholded(self._dense_forward(x, self.weight), F.embedding(x, self.mask_logits.detach()))
+        rows = self._dense_forward(x, self.unmasked_weight())
+        return self._thresholded(rows, F.embedding(x, self.mask_logits.detach()))
 
     @classmethod
     def from_embedding(cls: type[Layer], embedding: nn.Embedding, keep: float | Tensor = 0.95, **options: Any) -> Layer:

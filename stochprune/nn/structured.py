@@ -21,7 +21,8 @@ class _Structured(MaskedLayer):
 
     def thresholded_weight(self) -> Tensor:
         logits = self.mask_logits.detach()
-        return self.weight * self.of_weight(self._thresholded(torch.ones_like(logits), logits)).to(self.weight.dtype)
+        gate = self.of_weight(self._thresholded(torch.ones_like(logits), logits))
+        return self.unmasked_weight() * gate.to(self.weight.dtype)
 
     def hardened_weight(self, mask: Tensor | None = None) -> Tensor:
         """Return the weight, exactly 0 where ``mask`` prunes; bool, of the weight's shape or of the logits' shape."""
@@ -99,7 +100,7 @@ class _FilterMasked(_Structured, _MaskedConv):
     def _masked_forward(self, x: Tensor, output_size: Sequence[int] | None = None, **at: Any) -> Tensor:
         x, geometry = self._placed(x, output_size)
         inner = self.weight.dim() - 1
-        y = self.operator[0](x.reshape(-1, *x.shape[-inner:]), self.weight, None, **geometry)
+        y = self.operator[0](x.reshape(-1, *x.shape[-inner:]), self.unmasked_weight(), None, **geometry)
         y = y.reshape(*x.shape[:-inner], *y.shape[1:])
         ones = [1] * (inner - 1)
         z = functional.mask(self.mask_logits, **at).squeeze(-1).to(y.dtype)  # [N], or [D, N] with D draws

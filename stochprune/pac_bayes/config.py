@@ -11,6 +11,15 @@ from stochprune.models import HELP as MODELS
 from stochprune.runs.config import FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY, Config, at_least, at_most, option
 from stochprune.training.config import WeightConfig
 
+POSTERIORS = ("masks", "gaussian", "spike_and_slab")
+"""Names of the posteriors; :mod:`stochprune.pac_bayes.families` has their types."""
+
+
+def check_family(family: str) -> None:
+    """Raise ValueError if there is no posterior of this name."""
+    if family not in POSTERIORS:
+        raise ValueError(f"unknown posterior {family!r}; known are: {', '.join(POSTERIORS)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class PriorConfig(Config):
@@ -110,7 +119,7 @@ class RunConfig(Config):
     data: str = option("digits", DATA)
     model: str = option("lenet_300_100", MODELS)
     posteriors: tuple[str, ...] = option(
-        ("masks", "gaussian", "spike_and_slab"),
+        POSTERIORS,
         "What is random, separated by commas: masks, gaussian (weights), spike_and_slab (both).",
     )
     objectives: tuple[str, ...] = option(
@@ -130,5 +139,7 @@ class RunConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for family in self.posteriors:
+            check_family(family)
         for objective in self.objectives:
             dataclasses.replace(self.self_bound, objective=objective)  # type: ignore[arg-type]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from stochprune.arguments import checked
+from stochprune.pac_bayes.config import POSTERIORS, check_family
 from stochprune.pac_bayes.posterior import MaskPosterior, Posterior
 from stochprune.pac_bayes.prior import Prior
 from stochprune.pac_bayes.weights import SpikeAndSlabPosterior, WeightPosterior
 
-FAMILIES: dict[str, type[Posterior]] = {
-    "masks": MaskPosterior,
-    "gaussian": WeightPosterior,
-    "spike_and_slab": SpikeAndSlabPosterior,
-}
+TYPES = MaskPosterior, WeightPosterior, SpikeAndSlabPosterior
+FAMILIES: dict[str, type[Posterior]] = dict(zip(POSTERIORS, TYPES, strict=True))
 
 
 @checked
@@ -23,9 +21,3 @@ def make_posterior(prior: Prior, family: str) -> Posterior:
     """
     check_family(family)
     return FAMILIES[family](prior)
-
-
-def check_family(family: str) -> None:
-    """Raise ValueError if the family is unknown."""
-    if family not in FAMILIES:
-        raise ValueError(f"unknown posterior {family!r}; known are: {', '.join(FAMILIES)}")

@@ -16,7 +16,7 @@ from stochprune.data.splits import split
 from stochprune.pac_bayes.certificate import Certificate
 from stochprune.pac_bayes.certify import certify, mean_loss
 from stochprune.pac_bayes.config import RunConfig
-from stochprune.pac_bayes.families import check_family, make_posterior
+from stochprune.pac_bayes.families import make_posterior
 from stochprune.pac_bayes.posterior import Posterior
 from stochprune.pac_bayes.prior import Prior, train_prior
 from stochprune.pac_bayes.self_bound import self_bound
@@ -107,8 +107,6 @@ class CertifyRun:
 
     def __init__(self, config: RunConfig, data_dir: Path | None, device: str | torch.device) -> None:
         self.config, self.device = config, device_of(device)
-        for family in config.posteriors:
-            check_family(family)
         dataset = data.load(config.data, data_dir, standardised=False)
         self.model = models.build(config.model, dataset.shape, dataset.num_classes, config.seed).to(self.device)
         parts = split(dataset.train_x, dataset.train_y, config.prior.prior_fraction, config.seed)

@@ -11,6 +11,7 @@ from stochprune.runs.files import CheckpointError, load_tensors, save_tensors
 from stochprune.runs.folder import make_folder
 
 FORMAT = "stochprune-checkpoint-2"
+DATA = "data or loss"
 
 
 class Checkpoint:
@@ -21,12 +22,13 @@ class Checkpoint:
         config: the digest of the run's configuration.
         start: the fingerprint of the model before the first step.
         every: number of optimiser steps between checkpoints.
+        reads: a text that differs for other data or another loss, as far as texts tell; "" if it is not known.
     """
 
-    def __init__(self, folder: Path, config: str, start: str, every: int) -> None:
+    def __init__(self, folder: Path, config: str, start: str, every: int, reads: str = "") -> None:
         ranks.from_first(lambda: make_folder(folder))
         self.path = folder / "checkpoint.pt"
-        self.identity = {"configuration": config, "model, starting weights or examples": start}
+        self.identity = {"configuration": config, "model, starting weights or examples": start, DATA: reads}
         self.every = every
 
     def save(self, payload: dict[str, Any]) -> None:
@@ -49,6 +51,8 @@ class Checkpoint:
         if not isinstance(payload, dict) or payload.get("format") != FORMAT:
             raise CheckpointError(f"{self.path} is not a checkpoint of this program (format {FORMAT})")
         identity = payload.get("identity")
+        if isinstance(identity, dict):
+            identity.setdefault(DATA, self.identity[DATA])  # early checkpoints of version 0.1 lack it
         for what, value in self.identity.items():
             if not isinstance(identity, dict) or identity.get(what) != value:
                 raise CheckpointError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stochprune.arguments import checked
+from stochprune.arguments import checked, shown
 from stochprune.data.batch_loss import BatchLoss, Found, count_examples, kind_of_batch
 from stochprune.nn.selection import Selectors
 from stochprune.scores._common import (
@@ -86,9 +86,17 @@ class _Softened(BatchLoss):
     """A loss of outputs that are divided by a temperature."""
 
     def __init__(self, loss: BatchLoss, temperature: float) -> None:
-        soft = None if (given := loss.loss_fn) is None else lambda outputs, y: given(outputs / temperature, y)
+        soft = None if (given := loss.loss_fn) is None else lambda outputs, y: given(self._softer(outputs), y)
         super().__init__(soft, loss.hook, loss.dtype, loss.argument)
         self.temperature = temperature
+
+    def _softer(self, outputs: Any) -> Tensor:
+        if not isinstance(outputs, Tensor):
+            raise ValueError(
+                f"{self.argument}: temperature {self.temperature:g} divides the outputs before the loss, but the model "
+                f"returns {shown(outputs)}: pass temperature=1"
+            )
+        return outputs / self.temperature
 
     def __call__(self, model: nn.Module, batch: Any, number: int) -> Found:
         found = super().__call__(model, batch, number)

@@ -77,7 +77,7 @@ def synflow(
 
         def of_flow(model: nn.Module) -> tuple[Tensor, ...]:
             outputs = model(*args, **kwargs)
-            return differentiate((outputs if isinstance(outputs, Tensor) else outputs[0]).sum(), weights.values())
+            return differentiate(_first(outputs).sum(), weights.values())
 
         with torch.enable_grad():
             grads = with_values(model, {**values, **at}, of_flow)
@@ -85,6 +85,17 @@ def synflow(
 
     with evaluation(model):
         return all_finite("synflow", in_rounds(score, sparsity, rounds))
+
+
+def _first(outputs: Any) -> Tensor:
+    """Return the outputs, or the first of several that is not a single number, as a loss is."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    several = outputs.values() if isinstance(outputs, Mapping) else outputs
+    for each in several if isinstance(outputs, Mapping | tuple | list) else ():
+        if isinstance(each, Tensor) and each.dim():
+            return each
+    raise TypeError(f"synflow: the model must return a tensor, or a tuple or mapping of them, got {shown(outputs)}")
 
 
 def _inputs(batches: Data) -> dict[int | str, Tensor]:

@@ -26,6 +26,11 @@ FAILURES = (FloatingPointError, EmptyLayerError)
 """Errors that are results of a cell, and do not end its study: a training that diverged, a layer without weights."""
 
 
+def why_failed(problem: Exception) -> str:
+    """Return the reason of one of the :data:`FAILURES`."""
+    return problem.reason if isinstance(problem, EmptyLayerError) else str(problem)
+
+
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig(Config):
     """Changes of the training images, see :class:`stochprune.data.Augmented`."""

@@ -42,7 +42,7 @@ from stochprune.runs.run import open_run, run_folder
 from stochprune.runs.store import Kept, remember, say_reused
 from stochprune.scores import NAMES as SCORES
 from stochprune.seeding import generator
-from stochprune.studies.bench import FAILURES, Bench
+from stochprune.studies.bench import FAILURES, Bench, why_failed
 from stochprune.studies.threads import few_threads
 from stochprune.training.batch_norm import recompute_statistics
 from stochprune.training.config import FinetuneConfig, WeightConfig
@@ -247,7 +247,7 @@ class Study(Bench):
         try:
             return self._measured(wanted, folder, dense, errors)
         except FAILURES as problem:
-            return Outcome(errors, None, {}, [], str(problem))
+            return Outcome(errors, None, {}, [], why_failed(problem))
 
     def _measured(self, wanted: Mask, folder: Path, dense: nn.Module, errors: dict[str, float | None]) -> Outcome:
         """Return the results of a mask; each error is in ``errors`` as soon as it is known."""

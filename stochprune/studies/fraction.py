@@ -23,7 +23,7 @@ from stochprune.pac_bayes.config import CertifyConfig
 from stochprune.runs.config import PROBABILITY, at_least, digest, option
 from stochprune.runs.progress import ProgressBar
 from stochprune.runs.store import Kept, remember
-from stochprune.studies.bench import FAILURES, Bench
+from stochprune.studies.bench import FAILURES, Bench, why_failed
 from stochprune.studies.finetune import hold_out
 from stochprune.studies.methods import DenseCell, MethodCell, MethodsConfig
 from stochprune.studies.rows import FractionRow, Key, SheddingRow
@@ -140,7 +140,7 @@ class Fractions:
                 after = checkpoints / "trained"
                 history = bench.train(found.model, after, cell.title, cell.seed, again, found.masks, look)
         except FAILURES as problem:
-            return FractionResult(diverged=str(problem))
+            return FractionResult(diverged=why_failed(problem))
         return self._measured(cell, found.model, history, checkpoints)
 
     def _measured(self, cell: MethodCell, model: nn.Module, history: History, folder: Path) -> FractionResult:

@@ -22,7 +22,7 @@ from torch import nn
 from stochprune import masks
 from stochprune.runs.config import FRACTION, Config, at_least, digest, option
 from stochprune.runs.store import Kept, remember
-from stochprune.studies.bench import FAILURES, AugmentConfig, Bench
+from stochprune.studies.bench import FAILURES, AugmentConfig, Bench, why_failed
 from stochprune.studies.processor_time import ProcessorTime
 from stochprune.studies.rows import Key, MethodRow
 from stochprune.training.config import WeightConfig
@@ -243,7 +243,7 @@ class Methods:
                 trained = bench.error(found.model)
             self.keep(cell, found, folder)
         except self.failures as problem:
-            trained, diverged = None, str(problem)
+            trained, diverged = None, why_failed(problem)
         return MethodResult(cut, trained, sparsity, round(clock.seconds, 2), diverged, history)
 
 

@@ -36,7 +36,12 @@ class FinetuneConfig(Config):
     ``sparsity``, which :func:`stochprune.finetune` needs then, and which a constant budget refuses; ``prune_finetune``
     and studies set it themselves. They also set the keep probabilities of ``start``; ``finetune`` takes those of its
     model.
+
+    Attributes:
+        cuts: True for a method that also cuts to ``sparsity``, which a constant budget then allows.
     """
+
+    cuts = False
 
     epochs: int = option(12, "Epochs of mask fine-tuning.", at_least(0))
     mode: Literal["joint", "frozen"] = option(
@@ -82,12 +87,11 @@ class FinetuneConfig(Config):
         super().__post_init__()
         if self.budget_schedule == "cubic" and self.budget not in ("shift", "penalty"):
             raise ValueError(
-                f"FinetuneConfig: budget_schedule cubic needs budget shift or penalty, got budget {self.budget}"
+                f"{type(self).__name__}: budget_schedule cubic needs budget shift or penalty, got budget {self.budget}"
             )
-        # A subclass uses its sparsity for the cut too.
-        if type(self) is FinetuneConfig and self.budget_schedule == "constant" and self.sparsity != 0:
+        if not self.cuts and self.budget_schedule == "constant" and self.sparsity != 0:
             raise ValueError(
-                "FinetuneConfig: sparsity is the end of a cubic budget, and a constant one stays at its start, got "
-                f"sparsity {self.sparsity}: give budget_schedule='cubic', or leave sparsity out and start from masks "
-                "of this sparsity"
+                f"{type(self).__name__}: sparsity is the end of a cubic budget, and a constant one stays at its start, "
+                f"got sparsity {self.sparsity}: give budget_schedule='cubic', or leave sparsity out and start from "
+                "masks of this sparsity"
             )

@@ -22,6 +22,7 @@ from stochprune.training.budget import Budget
 from stochprune.training.config import FinetuneConfig
 from stochprune.training.freezing import frozen
 from stochprune.training.groups import parameter_groups
+from stochprune.training.identity import identity
 from stochprune.training.loop import Loader, fit
 from stochprune.training.options import LoopOptions
 from stochprune.training.sharpening import Sharpening
@@ -71,7 +72,8 @@ def finetune(
         loss_fn: a function of (model(x), y) that returns a scalar.
         out: if given, the folder ``out/finetune-<digest of config>`` stores the results and a checkpoint. After a kill
             the same call continues from the checkpoint bit for bit; pass the model as it was at the start. A model
-            that uses torch's own generator (dropout) is not resumed bit for bit.
+            that uses torch's own generator (dropout) is not resumed bit for bit. Other data and another loss are
+            refused as far as :mod:`stochprune.training.identity` tells them apart: give them another folder.
         callbacks: objects with the optional methods of :func:`stochprune.training.loop.fit`; for example
             :class:`stochprune.training.ProgressBar`, :class:`stochprune.training.Validation`,
             :class:`stochprune.training.EarlyStopping`, :class:`stochprune.training.EMA`,
@@ -104,7 +106,8 @@ def finetune(
     folder = None if out is None else run_folder(out, "finetune", config)
     training = model.training
     with open_run(config, folder) as run:
-        checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity())
+        reads = identity(train_loader, loss_fn, options.forward_loss)
+        checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity(), reads=reads)
         model.train()
         trained = model.parameters() if config.mode == "joint" else mask_logits(model)
         with sampling(model), frozen(model, trained):

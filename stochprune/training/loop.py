@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from stochprune.data.batch_loss import LossFunction
 from stochprune.runs.checkpoint import Checkpoint
 from stochprune.training.constraint import Constraint
+from stochprune.training.identity import length_of
 from stochprune.training.options import LoopOptions
 from stochprune.training.saving import Stateful, restore, save
 from stochprune.training.state import State
@@ -66,7 +67,7 @@ def fit(
         CheckpointError: see :func:`stochprune.training.saving.restore`.
     """
     options = options or LoopOptions()
-    batches = len(loader) if isinstance(loader, Sized) else None
+    batches = length_of(loader)
     state = State(
         model=model,
         epochs=epochs,

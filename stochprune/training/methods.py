@@ -54,6 +54,8 @@ from stochprune.training.training import Training
 class MaskFinetuningConfig(ChoiceConfig, FinetuneConfig):
     """Mask fine-tuning of a scored model and the cut of the mask, without the weight training that may follow."""
 
+    cuts = True
+
     keep: float = option(0.95, "Keep probability at the start; of start score that of the median weight.", PROBABILITY)
     schedule: Literal["constant", "linear", "cosine"] = option("constant", "Schedule of the weights' learning rate.")
     low_memory: bool = option(

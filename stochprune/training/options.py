@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from stochprune.arguments import check_fields, shown
 from stochprune.data.batch_loss import BatchLoss, ForwardLoss, LossFunction
+from stochprune.training.identity import length_of
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,9 +67,9 @@ class LoopOptions:
         Raises:
             ValueError: a loader of unknown length.
         """
-        if not isinstance(loader, Sized):
+        if (batches := length_of(loader)) is None:
             raise ValueError(f"{what} needs a train_loader of known length, got {shown(loader)}")
-        return epochs * -(-len(loader) // self.accumulate)
+        return epochs * -(-batches // self.accumulate)
 
     def batch_loss(self, loss_fn: LossFunction) -> BatchLoss:
         """Return the loss of a model on a batch, on the model's device."""

@@ -19,6 +19,7 @@ from stochprune.nn.unmasked import silent_about_unmasked
 from stochprune.runs.run import open_run
 from stochprune.training.config import WeightConfig
 from stochprune.training.constraint import Constraint
+from stochprune.training.identity import identity
 from stochprune.training.loop import Loader, fit, set_epoch
 from stochprune.training.options import LoopOptions
 from stochprune.training.schedules import SCHEDULES, Schedule, follow
@@ -103,7 +104,9 @@ class Training:
             follow(optimizer, schedule or SCHEDULES[config.schedule], steps)
         stateful = hasattr(constraint, "state_dict")
         with open_run(config, self.folder) as run:
-            checkpoint = run.checkpoint(config.checkpoint_every, model, self.options.identity(self.identity))
+            reads = identity(loader, self.loss_fn, self.options.forward_loss)
+            start = self.options.identity(self.identity)
+            checkpoint = run.checkpoint(config.checkpoint_every, model, start, reads=reads)
             model.train()
             return fit(
                 model,

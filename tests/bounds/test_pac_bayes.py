@@ -50,6 +50,15 @@ def test_catoni_from_its_own_inequality(risk, kl, m):
     assert -math.log(1 - (1 - math.exp(-beta)) * value) == pytest.approx(right)
 
 
+@pytest.mark.parametrize("number", [float, lambda value: torch.tensor(value, dtype=torch.float64)])
+@pytest.mark.parametrize("kl", [1e308, math.inf])
+def test_a_huge_kl_gives_a_vacuous_bound(kl, number):
+    """Neither NaN, 0 times infinity, nor an OverflowError."""
+    for name in ("mcallester", "quadratic", "tolstikhin_seldin"):
+        for risk in (0.0, 0.5, 1.0):
+            assert getattr(bounds, name)(number(risk), number(kl), 1, 0.05) > 1e153, (name, risk)
+
+
 def test_chernoff_needs_no_union_over_posteriors():
     assert bounds.chernoff(0.02, 1000, 0.05) < bounds.maurer(0.02, 0.0, 1000, 0.05)
     assert bounds.chernoff(0.0, 1000, 0.05) == pytest.approx(1 - 0.05 ** (1 / 1000))  # the binomial tail, exactly

@@ -139,3 +139,28 @@ def test_compiled(generator):
     assert torch.equal(y, expected)
     grads = [torch.autograd.grad(out.sum(), logits)[0] for out in (y, expected)]
     assert torch.equal(*grads)
+
+
+IN_LAYERS = {
+    "linear": (lambda: sp.nn.MaskedLinear(8, 8), torch.ones(3, 8)),
+    "embedding": (lambda: sp.nn.MaskedEmbedding(8, 8), torch.tensor([1, 2])),
+    "rows": (lambda: sp.nn.StructuredMaskedLinear(8, 8), torch.ones(3, 8)),
+    "filters": (lambda: sp.nn.FilterMaskedConv2d(2, 2, 3), torch.ones(1, 2, 5, 5)),
+    "2:4": (lambda: sp.nn.NMMaskedLinear(8, 8), torch.ones(3, 8)),
+}
+
+
+@pytest.mark.parametrize("dtype", [E4M3, torch.float8_e5m2])
+@pytest.mark.parametrize("name", IN_LAYERS)
+def test_a_weight_that_is_put_into_a_layer_is_refused_by_name(name, dtype):
+    make, x = IN_LAYERS[name]
+    layer = make()
+    layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+    named = f"weight must be floating, got {dtype}"
+    with pytest.raises(TypeError, match=named):
+        layer.eval()(x)
+    with pytest.raises(TypeError, match=named):
+        sp.harden(nn.Sequential(layer))
+    if dtype is not E4M3 or name != "linear":  # whose op reads it
+        with pytest.raises(TypeError, match=named):
+            layer.train()(x)

@@ -71,6 +71,20 @@ def test_an_export_replaces_an_export_and_nothing_else(model, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 
 
+def test_a_link_keeps_its_folder_and_the_current_folder_stays(model, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there")
+    for _ in range(2):
+        assert sp.export(pruned(copy.deepcopy(model)), link) == link and link.is_symlink()
+    assert (tmp_path / "there" / "sparsity.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "link"}
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"export: folder \. is the current one"):
+        sp.export(pruned(model), ".")
+
+
 def test_what_cannot_be_exported_is_named(model, tmp_path):
     with pytest.raises(ValueError, match="no weight of the model is zero"):
         sp.export(model, tmp_path / "out")

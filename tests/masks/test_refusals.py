@@ -119,6 +119,7 @@ TABLE = {
         ((score(), 0.5), {"pattern": "3x2"}, ValueError, "a: .*3x2 .*2x4"),
         ((score(b=torch.zeros(4)), 0.5), {"pattern": "rows"}, ValueError, r"'rows' .*b is \(4,\)"),
         ((score(), 0.9), {"pattern": "2:4"}, ValueError, "2:4 .*0.5.* 0.9"),
+        *[((score(), s, "row"), {"pattern": "rows"}, ValueError, "scope 'row' .*'rows'") for s in (0.4, 0.6)],
         ((score(), 0.5), {"ties": [1.0]}, TypeError, "ties .* list"),
         ((score(), 0.5), {"ties": {"b": torch.ones(2, 4)}}, ValueError, "ties .*a, b"),
         ((score(), 0.5), {"ties": {"a": torch.ones(4, 2)}}, ValueError, "ties .*a"),

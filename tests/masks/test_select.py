@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -147,8 +148,10 @@ def test_bad_scores_are_named() -> None:
 
 def test_the_remedy_fits_the_cause() -> None:
     scores = {"a": torch.ones(10), "b": torch.zeros(10)}
-    with pytest.raises(ValueError, match=r"\bb\b.*\b0\b.*scope='layer'.*allow_empty"):
+    with pytest.raises(ValueError, match=r"\bb\b.*\b0\b.*scope='layer'") as found:
         masks.from_scores(scores, 0.5)
+    assert "scope" not in found.value.reason and found.value.reason in str(found.value)
+    assert pickle.loads(pickle.dumps(found.value)).reason == found.value.reason  # errors travel between processes
     with pytest.raises(ValueError, match=r"a, b.* 10 weights of a layer .*sparsity"):
         masks.from_scores(scores, 0.99, "layer")
     with pytest.raises(ValueError, match="2 weights of a row"):

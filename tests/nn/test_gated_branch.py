@@ -154,3 +154,19 @@ def test_a_shortcut_is_added_in_place_to_a_dropped_normalisation(norm):
     model, x = gate_branches(Block(), "norm", keep=0.4).eval(), torch.ones(3, 2, 4, 4)
     before = model(x)
     assert drop_branches(model) == ["norm"] and torch.equal(model(x), before)
+
+
+def test_a_second_gate_around_a_gate_is_refused():
+    """Both would have the stream of one name, and drop_branches would leave one of them."""
+    model = gate_branches(network(2), "*.branch")
+    before = repr(model)
+    for names in ("*.branch", "0.branch", "0.branch.branch", "1.branch.gate"):
+        with pytest.raises(ValueError, match=r"gate_branches: [01]\.branch.* has a gate"):
+            gate_branches(model, names)
+    with pytest.raises(ValueError, match="GatedBranch: branch"):
+        GatedBranch(model[0].branch)
+    with pytest.raises(ValueError, match="branch has a gate"):
+        gate_branches(GatedBranch(models.mlp((2, 2), seed=0)), "branch")
+    assert repr(model) == before
+    gate_branches(model, "0")  # a block may have a gate, and its branch too
+    assert drop_branches(model) == [] and not gated_branches(model)

@@ -184,6 +184,7 @@ def test_a_run_on_idx_files(tmp_path):
     ("options", "message"),
     [
         ({"posteriors": ()}, "posteriors.*got none"),
+        ({"posteriors": ("masks", "laplace")}, "'laplace'.*gaussian"),
         ({"objectives": ("kl", "kl")}, "objectives.*got kl, kl"),
         ({"objectives": ("best",)}, "objective.*got 'best'"),
         ({"tried_priors": -1}, "tried_priors.*got -1"),

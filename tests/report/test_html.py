@@ -241,6 +241,13 @@ def test_a_page_does_not_replace_the_results_that_it_shows(tmp_path):
     assert result.exit_code == 1 and "--out" in result.stderr and path.read_text() == '{"rows": []}'
 
 
+def test_a_loop_of_links_as_the_page_is_one_line(runs, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    result = CliRunner().invoke(app, ["report", str(runs[-1]), "--out", str(loop)])
+    assert result.exit_code == 1 and str(loop) in result.stderr and isinstance(result.exception, SystemExit)
+
+
 def test_without_any_run_there_is_no_page(tmp_path):
     result = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(tmp_path / "page.html")])
     assert result.exit_code == 1 and str(tmp_path) in result.stderr and "Traceback" not in result.stderr

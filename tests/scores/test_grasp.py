@@ -63,3 +63,23 @@ def test_bad_input_is_named(mlp):
         scores.grasp(model)
     with pytest.raises(ValueError, match=r"temperature.*got 0\.0"):
         scores.grasp(model, F.cross_entropy, batches, temperature=0.0)
+
+
+def test_outputs_that_the_temperature_cannot_divide_are_named(mlp):
+    class Named(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return {"logits": self.inner(x)}
+
+    def loss(outputs, y):
+        return F.cross_entropy(outputs["logits"], y)
+
+    model, batches = mlp
+    with pytest.raises(ValueError, match=r"grasp: batches: temperature 200 .*logits.*temperature=1"):
+        scores.grasp(Named(model), loss, batches)
+    found = scores.grasp(Named(model), loss, batches, temperature=1)
+    plain = scores.grasp(model, F.cross_entropy, batches, temperature=1)
+    assert all(torch.equal(found[f"inner.{name}"], plain[name]) for name in plain)

@@ -85,3 +85,35 @@ def test_bad_input_is_named(options, message):
 def test_integer_inputs_are_refused():
     with pytest.raises(ValueError, match=r"synflow.*torch\.int64"):
         scores.synflow(models.mlp((2, 2), seed=0), None, [(torch.zeros(1, 2, dtype=torch.int64), None)])
+
+
+class Returning(nn.Module):
+    """A network whose forward wraps its outputs."""
+
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.inner, self.wrap = models.mlp((4, 5, 3), seed=1), wrap
+
+    def forward(self, x):
+        return self.wrap(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: {"logits": y},
+        lambda y: {"loss": y.mean(), "logits": y},
+        lambda y: {"loss": None, "logits": y, "hidden": y * 0},
+        lambda y: (y, None),
+        lambda y: [None, y],
+    ],
+)
+def test_outputs_in_mappings_and_tuples(wrap):
+    plain, wrapped = (scores.synflow(Returning(w), input_shape=(4,)) for w in (lambda y: y, wrap))
+    assert all(torch.equal(plain[name], wrapped[name]) for name in plain)
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {}, lambda y: object(), lambda y: (None,)])
+def test_outputs_without_a_tensor_are_named(wrap):
+    with pytest.raises(TypeError, match="synflow: the model must return a tensor"):
+        scores.synflow(Returning(wrap), input_shape=(4,))

@@ -111,6 +111,7 @@ def test_a_mask_without_a_weight_in_a_layer_is_a_result(tmp_path):
     _, results = run_study(config, out=tmp_path)
     empty, other = results["cells"]
     assert "sparsity 0.9995" in empty["failed"] and "fc2.weight" in empty["failed"]
+    assert "scope" not in empty["failed"]  # which a study of this job does not have
     assert set(empty["errors"].values()) == {None}
     assert other["failed"] is None and None not in other["errors"].values()
 

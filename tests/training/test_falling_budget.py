@@ -14,6 +14,7 @@ import stochprune as sp
 from stochprune.masks.probabilities import expected_kept
 from stochprune.nn import masked_layers, sampling
 from stochprune.training import FinetuneConfig, LoopOptions, StuckMaskWarning, WeightConfig, finetune
+from stochprune.training.methods import MaskFinetuningConfig
 from stochprune.training.starts import start_masks
 
 pytestmark = pytest.mark.filterwarnings("ignore::stochprune.training.StuckMaskWarning")
@@ -252,6 +253,22 @@ def test_a_constant_budget_ignores_the_other_fields(masked, loader):
 def test_bad_configurations(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+class OwnConfig(FinetuneConfig):
+    """A user's configuration; that of a method that cuts may have a sparsity."""
+
+
+class OwnCutConfig(MaskFinetuningConfig):
+    pass
+
+
+def test_checks_hold_for_subclasses():
+    with pytest.raises(ValueError, match=r"OwnConfig: sparsity .*0\.9"):
+        OwnConfig(sparsity=0.9)
+    with pytest.raises(ValueError, match=r"OwnConfig: budget_schedule cubic .*kl"):
+        OwnConfig(budget_schedule="cubic", budget="kl")
+    assert OwnCutConfig(sparsity=0.9).sparsity == 0.9
 
 
 def test_a_cubic_budget_needs_a_sparsity_and_a_length(masked, loader):

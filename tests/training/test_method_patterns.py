@@ -43,6 +43,13 @@ def test_patterns_that_do_not_fit_are_refused(name, wrong):
         make_config(name, {"sparsity": 0.5, **wrong})
 
 
+@pytest.mark.parametrize("scope", ["layer", "row"])
+def test_a_scope_that_n_of_m_ignores_is_refused(scope):
+    make_config("one_shot", {"sparsity": 0.5, "scope": scope})
+    with pytest.raises(ValueError, match=f"OneShotConfig: scope .*2:4.*{scope}"):
+        make_config("one_shot", {"sparsity": 0.5, "pattern": "2:4", "scope": scope})
+
+
 def test_gradual_n_of_m_follows_the_cubic(dense, loader, recorder):
     """A group of two keeps both weights until the cubic, rounded up, asks for one: in step T = 8."""
     model, watch = dense, recorder(lambda: float((dense[0].weight == 0).float().mean()))
