@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,12 @@ from stochprune.data.batches import Batches
 from stochprune.runs.digests import json_digest, tensor_digest
 
 MOST = 64
-"""The most examples of a tensor, and items of a list, that are read: the first, the last and some between."""
+"""The most rows of a tensor, and items of a list, that are read: the first, the last and some between.
+
+Items of a list share this number, so that nested lists cost little more.
+"""
+FIELDS = 8
+"""The fields of an example, or items of any inner list, that are read at least."""
 PARTS: dict[type, tuple[str, ...]] = {
     Batches: ("x", "y", "batch_size", "seed", "shuffle", "drop_last"),
     Augmented: ("batches", "pixels", "flip"),
@@ -33,60 +39,93 @@ def identity(loader: Iterable[Any], *losses: object) -> str:
 
     Of data in memory (see :data:`PARTS`, and lists of batches) some examples count, of other loaders and data sets
     their types and lengths: to read them could use up an iterator, or random numbers. Of losses the names count, of
-    lambdas their names and constants, and of modules of ``torch.nn`` their settings.
+    lambdas their names and constants, and of modules of ``torch.nn`` their settings. What cannot be described, such as
+    an object that raises, counts by the name of its type.
     """
-    return json_digest([_data(loader), *map(_loss, losses)])
+    return json_digest([_data(loader, MOST), *map(_loss, losses)])
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
     """Return the number of batches, None if unknown; a DataLoader may have ``__len__`` that raises TypeError."""
     try:
         return len(loader)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 
-def _data(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return _data(torch.as_tensor(value.astype(value.dtype.newbyteorder("="))))
+def _data(value: Any, most: int) -> Any:
+    try:
+        return _described(value, most)
+    except Exception:  # objects of users may raise anything, and no training should end because of its description
+        return _name(type(value))
+
+
+def _described(value: Any, most: int) -> Any:
     if isinstance(value, Tensor):
-        described = [str(value.dtype), *value.shape]
-        if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.is_meta:
-            return described
-        return [*described, tensor_digest(value.detach()[_some(len(value))] if value.dim() else value)]
-    if type(value) in (list, tuple):
-        return [len(value), *(_data(value[each]) for each in _some(len(value)))]
-    if isinstance(value, Mapping):
-        return {str(name): _data(each) for name, each in value.items()}
+        return _tensor(value, most)
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), *value.shape, _rows(value, most)]
     if value is None or isinstance(value, bool | int | str):
         return value
+    if isinstance(value, float | np.generic):
+        return repr(value)
+    if type(value) in (list, tuple, range):
+        chosen = _some(len(value), max(most, FIELDS))
+        return [len(value), *_each([value[index] for index in chosen], most)]
+    if type(value) is dict:
+        names = list(value)
+        chosen = [names[index] for index in _some(len(names), max(most, FIELDS))]
+        return [len(names), *map(repr, chosen), *_each([value[name] for name in chosen], most)]
     own = next((names for kind, names in PARTS.items() if isinstance(value, kind)), ())
-    return [_name(type(value)), length_of(value), *(_data(getattr(value, name)) for name in own)]
+    return [_name(type(value)), _size(value), *(_data(getattr(value, name, None), most) for name in own)]
 
 
-def _some(count: int) -> list[int]:
-    """Return at most :data:`MOST` positions of ``count``, evenly spaced, with the first and the last."""
-    return sorted({round(each) for each in np.linspace(0, count - 1, min(count, MOST))})
+def _tensor(value: Tensor, most: int) -> list[Any]:
+    described = [str(value.dtype), *map(int, value.shape)]
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.is_meta:
+        return described
+    rows = value.detach()[_some(len(value), most)] if value.dim() else value.detach()
+    return [*described, tensor_digest(rows.resolve_conj().resolve_neg())]
+
+
+def _rows(value: np.ndarray, most: int) -> str:
+    rows = value[_some(len(value), most)] if value.ndim else value  # before any copy: the array may lie on disk
+    return tensor_digest(torch.as_tensor(rows.astype(rows.dtype.newbyteorder("="))))
+
+
+def _each(items: Sequence[Any], most: int) -> list[Any]:
+    return [_data(item, max(1, most // len(items))) for item in items]
+
+
+def _size(value: Any) -> int | None:
+    try:
+        return len(value)
+    except Exception:  # a length that cannot be told is none
+        return None
+
+
+def _some(count: int, most: int) -> list[int]:
+    """Return at most ``most`` positions of ``count``, evenly spaced, with the first and, if there are two, the last."""
+    return sorted({round(each) for each in np.linspace(0, count - 1, min(count, most))})
 
 
 def _loss(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return [_loss(value.func), *map(_setting, value.args), {n: _setting(v) for n, v in value.keywords.items()}]
-    if getattr(value, "__name__", "") == "<lambda>":  # all of them have one name
+    if isinstance(value, types.FunctionType) and value.__name__ == "<lambda>":  # all of them have one name
         code = value.__code__
         return [_name(value), *code.co_names, *map(_setting, (*code.co_consts, *(value.__defaults__ or ())))]
     kind = type(value)
     if isinstance(value, nn.Module) and kind.__module__.startswith("torch.nn."):
-        settings = vars(value) | dict(value.named_buffers())
-        return [_name(kind), {name: _setting(each) for name, each in settings.items()}]
+        settings = {name: each for name, each in vars(value).items() if name[0] != "_" and name != "training"}
+        return [_name(kind), {name: _setting(each) for name, each in (settings | dict(value.named_buffers())).items()}]
     return _name(value) if hasattr(value, "__qualname__") else _name(kind)
 
 
 def _setting(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _data(value)
-    return repr(value) if isinstance(value, bool | int | float | str) else _name(type(value))
+    known = Tensor | np.ndarray | np.generic | bool | int | float | str | list | tuple | dict
+    return _data(value, MOST) if isinstance(value, known) else _name(type(value))
 
 
 def _name(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
+    return str(value.__qualname__)  # without its module, which differs if a script becomes a module

@@ -104,7 +104,7 @@ class Training:
             follow(optimizer, schedule or SCHEDULES[config.schedule], steps)
         stateful = hasattr(constraint, "state_dict")
         with open_run(config, self.folder) as run:
-            reads = identity(loader, self.loss_fn, self.options.forward_loss)
+            reads = identity(loader, self.loss_fn, self.options.forward_loss) if self.folder else ""
             start = self.options.identity(self.identity)
             checkpoint = run.checkpoint(config.checkpoint_every, model, start, reads=reads)
             model.train()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
+import tracemalloc
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from stochprune.data import Batches
 from stochprune.runs import CheckpointError
 from stochprune.training import FinetuneConfig, LoopOptions, WeightConfig, finetune, train_weights
-from stochprune.training.identity import identity
+from stochprune.training.identity import FIELDS, MOST, identity
 
 X = torch.arange(600.0).reshape(100, 6) / 600
 Y = torch.arange(100) % 3
@@ -52,6 +54,36 @@ class Own:
         return self.scale * F.cross_entropy(outputs, targets)
 
 
+class Lazy(Mapping):
+    """Reads its items when they are asked for."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __iter__(self):
+        return iter(range(20))
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.rand(6)
+
+
+class Unfinished(DataLoader):
+    def __init__(self) -> None:
+        pass
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class Labelled:
+    """A class with the name of a lambda, as functools.update_wrapper makes."""
+
+    __name__ = "<lambda>"
+
+    def __call__(self, outputs, targets):
+        return F.cross_entropy(outputs, targets)
+
+
 DATA = {
     "Batches": lambda x: Batches(x, Y, 10),
     "DataLoader": lambda x: DataLoader(TensorDataset(x, Y), 10, shuffle=True),
@@ -60,7 +92,12 @@ DATA = {
     "list of pairs": lambda x: [*zip(x.split(10), Y.split(10), strict=True)],
     "list of mappings": lambda x: [{"x": part} for part in x.split(10)],
     "bfloat16": lambda x: Batches(x.bfloat16(), Y, 10),
-    "numbers of numpy": lambda x: [(part.numpy(), 0) for part in x.split(10)],
+    "arrays": lambda x: [(part.numpy(), 0) for part in x.split(10)],
+    "arrays of another byte order": lambda x: [part.numpy().astype(">f4") for part in x.split(10)],
+    "numbers of numpy": lambda x: DataLoader([(X, number) for number in x[:, 0].numpy()], 10),
+    "floats": lambda x: DataLoader([(X, number) for number in x[:, 0].tolist()], 10),
+    "range": lambda x: DataLoader(Subset(TensorDataset(X, Y), range(50) if x is OTHER else range(50, 100)), 10),
+    "conjugated": lambda x: [torch.complex(x, x).conj()],
 }
 
 
@@ -80,7 +117,13 @@ def test_other_batches_and_lengths_differ():
 def test_nothing_is_drawn():
     source = iter([(X, Y)])
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    for loader in (DataLoader(Drawn(20), shuffle=True), DataLoader(Stream()), source, map(str, [1])):
+    for loader in (
+        DataLoader(Drawn(20), shuffle=True),
+        DataLoader(Stream()),
+        source,
+        map(str, [1]),
+        DataLoader(Lazy()),
+    ):
         identity(loader)
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert np.array_equal(np.random.get_state()[1], states[2])
@@ -102,6 +145,52 @@ def test_losses():
     first = identity([], counted)
     counted.calls = 3  # its own state may change
     assert identity([], counted) == first
+    loss = nn.CrossEntropyLoss()
+    assert identity([], loss) == identity([], nn.CrossEntropyLoss().eval())
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        *(Unfinished(), [Unfinished()], [np.ones(2, np.longdouble)], [torch.tensor(1j).conj()], {1: X, "x": object()}),
+        [torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)],
+        [torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)],
+    ],
+)
+def test_what_cannot_be_described_counts_by_its_type(loader):
+    assert identity(loader) == identity(loader) != identity([])
+
+
+def test_losses_of_unusual_types():
+    losses = [
+        torch.Tensor.dist,
+        functools.cache(lambda o, y: 0),
+        np.vectorize(lambda o, y: 0),
+        Labelled(),
+        Own(1.0).__call__,
+    ]
+    assert len({identity([], loss) for loss in losses}) == len(losses)
+
+
+def test_an_array_on_disk_is_not_read_whole(tmp_path):
+    path = tmp_path / "x.bin"
+    data = np.memmap(path, np.float32, "w+", shape=(1 << 16, 256))  # 64 MiB
+    tracemalloc.start()
+    identity([data])
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_lists_share_the_rows_that_are_read():
+    read = []
+
+    class Counted(np.ndarray):
+        def __getitem__(self, index):
+            read.append(len(index))
+            return np.asarray(self)[index]
+
+    identity([[np.zeros((100, 2)).view(Counted) for _ in range(80)] for _ in range(80)])
+    assert sum(read) == MOST * FIELDS
 
 
 def tune(model, loader, folder, loss=F.cross_entropy, options=None):
