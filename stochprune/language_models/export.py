@@ -78,7 +78,7 @@ def export(model: Any, folder: str | Path, *, pattern: str | None = None, tokeni
         )
     layers = _layers(model, pattern)
     given, folder = Path(folder), Path(os.path.realpath(folder))  # a link cannot be replaced, what it names can
-    if folder == Path.cwd():
+    if folder.exists() and folder.samefile("."):
         raise ValueError(f"export: folder {given} is the current one, which would be replaced: name another")
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / SIDECAR).is_file())):
         raise ValueError(f"export: folder {folder} holds other files: choose a new one")

@@ -21,14 +21,6 @@ from stochprune.training.weights import FixedMasks, make_optimizer
 class OneShotConfig(ChoiceConfig, PruningConfig):
     """One-shot pruning by a score, such as magnitude, then weight training."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if ":" in self.pattern and self.scope != "global":
-            raise ValueError(
-                f"{type(self).__name__}: scope has no effect with pattern {self.pattern}, which ranks each group "
-                f"alone, got scope {self.scope}: leave it out"
-            )
-
 
 @dataclass(frozen=True)
 class LayerWiseConfig(PruningConfig):

@@ -35,8 +35,18 @@ EXCLUDE = "Shell pattern on weight names, such as lm_head.*: these weights stay 
 
 
 def check_pattern(config: Any, *, groups: bool = False) -> None:
-    """Raise ``ValueError`` unless the ``pattern`` is empty or N:M, of the sparsity; ``groups`` allows rows and such."""
+    """Raise ``ValueError`` unless the ``pattern`` is empty or N:M, of the sparsity.
+
+    ``groups`` allows rows and such, of a configuration with a ``scope``, which must have an effect.
+    """
     kind = type(config).__name__
+    if groups and ":" in config.pattern and config.scope != "global":
+        raise ValueError(
+            f"{kind}: scope has no effect with pattern {config.pattern}, which ranks each group alone, got scope "
+            f"{config.scope}: leave it out"
+        )
+    if groups and config.pattern == "rows" and config.scope == "row":
+        raise ValueError(f"{kind}: scope row would rank each group of pattern rows alone: use scope layer or global")
     if config.pattern and not (groups and GROUPS.fullmatch(config.pattern)):
         n, m = patterns.parse(config.pattern, kind)
         patterns.check(kind, n, m, m)

@@ -43,11 +43,12 @@ def test_patterns_that_do_not_fit_are_refused(name, wrong):
         make_config(name, {"sparsity": 0.5, **wrong})
 
 
-@pytest.mark.parametrize("scope", ["layer", "row"])
-def test_a_scope_that_n_of_m_ignores_is_refused(scope):
-    make_config("one_shot", {"sparsity": 0.5, "scope": scope})
-    with pytest.raises(ValueError, match=f"OneShotConfig: scope .*2:4.*{scope}"):
-        make_config("one_shot", {"sparsity": 0.5, "pattern": "2:4", "scope": scope})
+@pytest.mark.parametrize("method", ["one_shot", "gradual_magnitude", "mask_finetuning"])
+@pytest.mark.parametrize("scope, pattern", [("layer", "2:4"), ("row", "2:4"), ("row", "rows")])
+def test_a_scope_without_effect_is_refused(method, scope, pattern):
+    make_config(method, {"sparsity": 0.5, "scope": scope})
+    with pytest.raises(ValueError, match=rf"Config: scope .*{pattern}.*"):
+        make_config(method, {"sparsity": 0.5, "pattern": pattern, "scope": scope})
 
 
 def test_gradual_n_of_m_follows_the_cubic(dense, loader, recorder):
