@@ -133,7 +133,7 @@ def test_an_arm_whose_start_empties_a_layer_is_a_result(tmp_path):
     assert lost["score"] == "falling" and "sparsity 0.9995" in lost["reason"]
     errors = {(row["score"], row["arm"]): row["error"] for row in results["rows"]}
     assert [name for name, error in errors.items() if error is None] == [("falling", "cut"), ("falling", "trained")]
-    assert "- falling, 99.95 %, seed 0: from_scores" in (folder / "tables.md").read_text()
+    assert "- falling, 99.95 %, seed 0: sparsity 0.9995 of all" in (folder / "tables.md").read_text()
 
 
 def test_the_interval_is_student_s():
