@@ -28,6 +28,7 @@ def start_masks(
     """Return the ``masks`` of :func:`stochprune.convert` for the start of a configuration.
 
     Args:
+        scope: of the cut. If the cut or the budget is that of each layer or row, scores are standardised in each layer.
         keep: the probability of the weights that the mask keeps, of all, or of a weight of median score.
 
     Raises:
@@ -45,7 +46,8 @@ def start_masks(
         return {
             name: torch.full(kept.shape, keep, dtype=torch.float64, device=kept.device) for name, kept in mask.items()
         }
-    return keep_probabilities(scores, keep, pattern=pattern)
+    together = scope == "global" and config.budget_scope == "global"
+    return keep_probabilities(scores, keep, pattern=pattern, scope="global" if together else "layer")
 
 
 def refuse_certain_emptiness(

@@ -24,6 +24,14 @@ def test_logits_are_shifted_by_the_standardised_score():
     assert found["a"].shape == (1, 3) and shift.max() == 1.5
 
 
+def test_scope_layer_standardises_each_tensor():
+    found = sp.masks.keep_probabilities(SCORES, 0.9, scope="layer")
+    for name, scores in SCORES.items():
+        assert torch.equal(found[name], sp.masks.keep_probabilities({name: scores}, 0.9)[name])
+    assert found["b"][1] - found["b"][0] > 0.05  # over all weights, 5.0 makes them nearly equal
+    assert torch.diff(sp.masks.keep_probabilities(SCORES, 0.9)["b"]).item() < 0.01
+
+
 def test_equal_scores_give_one_probability():
     assert sp.masks.keep_probabilities({"a": torch.ones(4)})["a"].tolist() == pytest.approx([0.95] * 4)
 

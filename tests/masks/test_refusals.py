@@ -102,6 +102,7 @@ TABLE = {
         ((score(b=torch.arange(4)),), {}, TypeError, "b .*int64"),
         (({},), {}, ValueError, "no scores"),
         ((score(),), {"pattern": "diagonals"}, ValueError, "a: .*'diagonals'"),
+        ((score(),), {"scope": "row"}, ValueError, "scope .*'row'"),
     ],
     "from_scores": [
         (([1.0], 0.5), {}, TypeError, "scores .* list"),

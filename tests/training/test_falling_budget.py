@@ -126,6 +126,14 @@ def test_resume_is_bit_for_bit(dense, loader, recorder, stop, tmp_path, pattern,
     assert expected.history[-1]["mean_keep"] == pytest.approx(0.2, rel=2e-6)
 
 
+@pytest.mark.parametrize("cut, budget", [("layer", "global"), ("row", "global"), ("global", "layer")])
+def test_a_budget_of_each_layer_starts_from_scores_of_the_layer(dense, cut, budget):
+    scores = sp.scores.magnitude(dense)
+    found = start_masks(scores, 0.5, FinetuneConfig(start="score", budget_scope=budget), scope=cut)
+    for name, score in scores.items():
+        assert torch.equal(found[name], sp.masks.keep_probabilities({name: score})[name])
+
+
 @pytest.mark.parametrize("start", ["mask", "dense", "score"])
 def test_starts(dense, start):
     scores = sp.scores.magnitude(dense)

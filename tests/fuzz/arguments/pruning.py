@@ -72,7 +72,7 @@ def arguments() -> dict[str, Callable[[], dict[str, Any]]]:
         "masks.expand": lambda: {"model": dense(), "masks": masks()},
         "masks.from_scores": lambda: {"scores": scores(), "sparsity": 0.5, "scope": "global", "allow_empty": False},
         "masks.invert": lambda: {"scores": scores()},
-        "masks.keep_probabilities": lambda: {"scores": scores(), "keep": 0.9, "clamp": 2.0},
+        "masks.keep_probabilities": lambda: {"scores": scores(), "keep": 0.9, "clamp": 2.0, "scope": "layer"},
         "masks.kept_weights": lambda: {"model": dense(), "masks": masks()},
         "masks.layer_statistics": lambda: {
             "model": dense(),
