@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,8 +47,12 @@ def start_masks(
         return {
             name: torch.full(kept.shape, keep, dtype=torch.float64, device=kept.device) for name, kept in mask.items()
         }
-    together = scope == "global" and config.budget_scope == "global"
-    return keep_probabilities(scores, keep, pattern=pattern, scope="global" if together else "layer")
+    return keep_probabilities(scores, keep, pattern=pattern, scope=held_scope(config, scope))
+
+
+def held_scope(config: FinetuneConfig, scope: str) -> Literal["global", "layer"]:
+    """Return where the budget is held under a cut: in each layer, if the cut prunes each layer, or row, alike."""
+    return config.budget_scope if scope == "global" else "layer"
 
 
 def refuse_certain_emptiness(
@@ -59,11 +64,7 @@ def refuse_certain_emptiness(
 
 
 def at_cut(config: FinetuneConfig, sparsity: float, scope: str = "global") -> FinetuneConfig:
-    """Return the configuration whose cubic budget reaches the sparsity of a cut; a constant budget needs none.
-
-    If the cut prunes each layer, or each row, to the same sparsity, the budget is held in each layer.
-    """
+    """Return the configuration whose cubic budget reaches the sparsity of a cut; a constant budget needs none."""
     if config.budget_schedule == "constant":
         return config
-    held = config.budget_scope if scope == "global" else "layer"
-    return dataclasses.replace(config, sparsity=sparsity, budget_scope=held)
+    return dataclasses.replace(config, sparsity=sparsity, budget_scope=held_scope(config, scope))
