@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +45,20 @@ class Run:
     folder: Path | None
     key: str
 
-    def checkpoint(self, every: int, *start: nn.Module | str, reads: str = "") -> Checkpoint | None:
+    def checkpoint(
+        self, every: int, *start: nn.Module | str, reads: Callable[[], str] | None = None
+    ) -> Checkpoint | None:
         """Return the checkpoint, which is written every ``every`` steps; None if nothing is written.
 
         Args:
             start: the start of the run: models, of which every byte and the types and settings of all modules count,
                 and texts, such as digests of data.
-            reads: see :class:`stochprune.runs.Checkpoint`.
+            reads: returns that of :class:`stochprune.runs.Checkpoint`; called only if something is written.
         """
         if self.folder is None:
             return None
         parts = (f"{fingerprint(each)} {structure(each)}" if isinstance(each, nn.Module) else each for each in start)
-        return Checkpoint(self.folder, self.key, " ".join(filter(None, parts)), every, reads)
+        return Checkpoint(self.folder, self.key, " ".join(filter(None, parts)), every, reads() if reads else "")
 
     def write(self, found: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Any]:
         """Write ``results.json`` with configuration, versions and results.

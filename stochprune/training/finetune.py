@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def finetune(
     folder = None if out is None else run_folder(out, "finetune", config)
     training = model.training
     with open_run(config, folder) as run:
-        reads = identity(train_loader, loss_fn, options.forward_loss) if folder else ""
+        reads = functools.partial(identity, train_loader, loss_fn, options.forward_loss)
         checkpoint = run.checkpoint(config.checkpoint_every, model, options.identity(), reads=reads)
         model.train()
         trained = model.parameters() if config.mode == "joint" else mask_logits(model)

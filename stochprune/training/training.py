@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +105,7 @@ class Training:
             follow(optimizer, schedule or SCHEDULES[config.schedule], steps)
         stateful = hasattr(constraint, "state_dict")
         with open_run(config, self.folder) as run:
-            reads = identity(loader, self.loss_fn, self.options.forward_loss) if self.folder else ""
+            reads = functools.partial(identity, loader, self.loss_fn, self.options.forward_loss)
             start = self.options.identity(self.identity)
             checkpoint = run.checkpoint(config.checkpoint_every, model, start, reads=reads)
             model.train()
