@@ -6,14 +6,12 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 
 import stochprune as sp
 from stochprune.masks.select import EmptyLayerError
 from stochprune.training import GradualMagnitudeConfig, prune
-from tests.training.by_hand import WEIGHTS, batches_of, by_name, close
+from tests.training.by_hand import WEIGHTS, by_name, close, masked_steps
 
 ROWS = {"epochs": 4, "lr": 0.02, "ramp": 0.6, "every": 4, "pattern": "rows", "checkpoint_every": 3}
 
@@ -34,14 +32,8 @@ def test_rows_by_hand(dense, loader, scope):
         dense[2].weight.mul_(torch.tensor([[0.2], [1.5], [1.5]]))
     sparsity = 0.5
     params = by_name(dense)
-    optimizer = torch.optim.Adam(params.values(), lr=0.02)
     masks = {name: torch.ones_like(params[name], dtype=torch.bool) for name in WEIGHTS}
-    for step, (x, y) in enumerate(batches_of(loader, 4), 1):
-        optimizer.zero_grad()
-        F.cross_entropy(functional_call(dense, params, (x,)), y).backward()
-        for name in WEIGHTS:
-            params[name].grad *= masks[name]
-        optimizer.step()
+    for step in masked_steps(dense, loader, params, masks):
         if step in (4, 8, 10):
             share = sparsity * (1 - (1 - step / 10) ** 3)
             rows = [
@@ -53,9 +45,6 @@ def test_rows_by_hand(dense, loader, scope):
             for part in parts:
                 for _, name, row in sorted(part)[: round(share * len(part))]:
                     masks[name][row] = False
-        with torch.no_grad():
-            for name in WEIGHTS:
-                params[name] *= masks[name]
     assert kept_rows(masks) == ({WEIGHTS[0]: 5, WEIGHTS[1]: 2} if scope == "global" else {WEIGHTS[0]: 5, WEIGHTS[1]: 1})
     found = prune(dense, loader, GradualMagnitudeConfig(**ROWS, sparsity=sparsity, scope=scope))
     assert all(torch.equal(found.masks[name], masks[name]) for name in WEIGHTS)

@@ -25,7 +25,7 @@ from stochprune.training import (
     prune,
 )
 from stochprune.training.methods import METHODS, make_config
-from tests.training.by_hand import WEIGHTS, batches_of, by_name, close, largest
+from tests.training.by_hand import WEIGHTS, batches_of, by_name, close, largest, masked_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::stochprune.training.StuckMaskWarning")
 OWN = {
@@ -107,20 +107,11 @@ def test_a_supermask_with_a_loss_that_is_nan_can_be_run_again(dense, loader):
 def test_gradual_magnitude_by_hand(dense, loader):
     """Zhu and Gupta, equation 1: after steps 4, 8 and 10 = T the smallest weights that are left become 0."""
     params = by_name(dense)
-    optimizer = torch.optim.Adam(params.values(), lr=0.02)
     masks = {name: torch.ones_like(params[name]) for name in WEIGHTS}
-    for step, (x, y) in enumerate(batches_of(loader, 4), 1):
-        optimizer.zero_grad()
-        F.cross_entropy(functional_call(dense, params, (x,)), y).backward()
-        for name in WEIGHTS:
-            params[name].grad *= masks[name]
-        optimizer.step()
+    for step in masked_steps(dense, loader, params, masks):
         if step in (4, 8, 10):
             kept = 90 - round(90 * 0.8 * (1 - (1 - step / 10) ** 3))
-            masks = largest({name: (params[name].detach() * masks[name]).abs() for name in WEIGHTS}, kept)
-        with torch.no_grad():
-            for name in WEIGHTS:
-                params[name] *= masks[name]
+            masks |= largest({name: (params[name].detach() * masks[name]).abs() for name in WEIGHTS}, kept)
     config = GradualMagnitudeConfig(epochs=4, lr=0.02, sparsity=0.8, ramp=0.6, every=4)
     found = prune(dense, loader, config)
     assert all(torch.equal(found.masks[name], masks[name]) for name in WEIGHTS)
